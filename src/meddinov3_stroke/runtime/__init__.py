@@ -1,0 +1,1 @@
+"""Ground floor: devices, progress, statistics, seeds, digests and atomic files."""

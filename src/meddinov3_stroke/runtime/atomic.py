@@ -1,0 +1,101 @@
+"""The one door through which artefacts reach the disk: temporary file, fsync, rename.
+
+A reader sees the old file or the whole new one, whenever the writer is killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from meddinov3_stroke.errors import MachineError, StorageError
+
+TEMPORARY_SUFFIX = ".tmp"
+"""Ending of files not yet renamed; a killed writer leaves at most one, which no reader opens."""
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary handle whose bytes become `path` when the block ends well; otherwise `path` stays as it was.
+
+    Raises:
+        StorageError: the folder cannot be written, the disk is full, or an I/O error.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        commit(temporary, path)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def commit(temporary: Path, path: Path) -> None:
+    """Rename a finished file into place and make the rename durable. `temporary` must be in the same folder."""
+    temporary.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def storage_error(path: Path, error: OSError) -> MachineError:
+    """The `StorageError` for a failed write of `path`."""
+    reason = error.strerror or type(error).__name__
+    return StorageError(f"cannot write {path}: {reason}; free space or choose a writable folder, then run again")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` as `path`, atomically."""
+    with atomic_file(path) as handle:
+        handle.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` in UTF-8 as `path`, atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a JSON document, atomically; numpy scalars and arrays become numbers and lists.
+
+    Raises:
+        ValueError: the document holds NaN or infinity, which JSON has no word for.
+    """
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Write an array in NumPy's `.npy` format (no pickles), atomically."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_bytes(path, buffer.getvalue())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -1,0 +1,82 @@
+"""Progress bars with rate and ETA, on standard error only."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+LOGGER = logging.getLogger("meddinov3_stroke")
+
+
+class Advance(Protocol):
+    """Called with the number of units just finished."""
+
+    def __call__(self, n: int = 1) -> None: ...
+
+
+@contextmanager
+def progress_bar(description: str, total: int, unit: str, enabled: bool = True) -> Iterator[Advance]:
+    """A function that advances a bar showing done, rate (`unit`/s), elapsed time and ETA.
+
+    Where standard error is no terminal, a line every tenth of the way is logged instead.
+    """
+    if not enabled or total <= 0:
+        yield lambda n=1: None
+    elif sys.stderr.isatty():
+        with _rich_bar(description, total, unit) as advance:
+            yield advance
+    else:
+        yield _logged_tenths(description, total, unit)
+
+
+@contextmanager
+def _rich_bar(description: str, total: int, unit: str) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit + " {task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task_id = progress.add_task(description, total=total, rate="")
+
+        def advance(n: int = 1) -> None:
+            progress.advance(task_id, n)
+            speed = progress.tasks[0].speed
+            progress.update(task_id, rate=f"{speed:.1f}/s" if speed else "")
+
+        yield advance
+
+
+def _logged_tenths(description: str, total: int, unit: str) -> Advance:
+    import time
+
+    start, done, told = time.perf_counter(), 0, 0
+
+    def advance(n: int = 1) -> None:
+        nonlocal done, told
+        done += n
+        tenth = 10 * done // total
+        if tenth > told:
+            told = tenth
+            rate = done / max(time.perf_counter() - start, 1e-9)
+            eta = (total - done) / rate
+            LOGGER.info("%s: %d/%d %s, %.1f %s/s, ETA %.0f s", description, done, total, unit, rate, unit, eta)
+
+    return advance

@@ -1,0 +1,35 @@
+"""What every output says of its origin."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+DISCLAIMER = "research use only, not for clinical diagnosis"
+"""Stands in every output."""
+
+SCHEMA_VERSION = 1
+"""Version of the JSON documents this package writes; raised when a key changes its meaning."""
+
+_PACKAGES = ("meddinov3-stroke", "torch", "numpy", "nibabel", "scikit-learn", "safetensors")
+
+
+def provenance() -> dict[str, Any]:
+    """The keys every JSON output begins with: `schema_version`, `disclaimer`, `package_versions`."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "disclaimer": DISCLAIMER,
+        "package_versions": package_versions(),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

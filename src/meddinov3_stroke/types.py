@@ -1,0 +1,216 @@
+"""The frozen dataclasses that cross the walls between rooms, and the six labels.
+
+`path -> Volume -> SliceTokens -> SliceEmbeddings -> HeadOutput -> CaseFindings -> JSON / PNG`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64, Int64, Real
+
+LABELS: tuple[str, ...] = (
+    "any",
+    "epidural",
+    "intraparenchymal",
+    "intraventricular",
+    "subarachnoid",
+    "subdural",
+)
+"""The six labels of the RSNA 2019 intracranial haemorrhage challenge, always in this order."""
+
+AIR_HU = -1000.0
+"""HU given to padding and to voxels without a finite value."""
+
+PADDING_BELOW_HU = -1024.0
+"""Values below this are scanner padding (-1500, -2000, -3024 occur), not tissue."""
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeSource:
+    """Where a volume came from, without any patient attribute."""
+
+    path: Path
+    format: str
+    """`nifti`; other readers add their own."""
+    sha256: str
+    """Digest of the file's bytes as stored."""
+    pixels_sha256: str
+    """Digest of the stored voxels in canonical orientation, with dtype, shape, slope and intercept; equal pixels under
+    two names share it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A head CT in canonical orientation: slices inferior -> superior, rows anterior -> posterior, columns patient
+    right -> left (radiological display; FACTS: the patient's right at the image's left).
+
+    Voxels stay in their stored dtype; `hu` and `hu_slices` give float32 Hounsfield units with padding as air.
+    Coordinates are RAS+ millimetres as in NIfTI.
+    """
+
+    stored: Real[np.ndarray, "slice row col"]
+    slope: float
+    intercept: float
+    affine: Float64[np.ndarray, "4 4"]
+    """Maps the canonical index (slice, row, col, 1) to RAS+ mm."""
+    slice_positions_mm: Float64[np.ndarray, "slice 3"]
+    """RAS+ mm of the centre of voxel (row 0, col 0) of each slice."""
+    spacing_mm: tuple[float, float, float]
+    """(slice, row, column): nominal distance between slice centres along the slice axis, then pixel spacing."""
+    source: VolumeSource
+    n_padding_voxels: int = 0
+    """Voxels below `PADDING_BELOW_HU` that read as `AIR_HU`."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def n_slices(self) -> int:
+        """Number of slices."""
+        return int(self.stored.shape[0])
+
+    def hu_slices(self, slice_indices: Sequence[int] | Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n row col"]:
+        """Float32 HU of the given canonical slices; padding and non-finite voxels read as air."""
+        picked = np.asarray(self.stored[np.asarray(slice_indices, dtype=np.int64)])
+        hu = picked.astype(np.float32)
+        if self.slope != 1.0:
+            hu *= np.float32(self.slope)
+        if self.intercept != 0.0:
+            hu += np.float32(self.intercept)
+        hu[~np.isfinite(hu) | (hu < PADDING_BELOW_HU)] = AIR_HU
+        return hu
+
+    @cached_property
+    def hu(self) -> Float32[np.ndarray, "slice row col"]:
+        """Float32 HU of the whole volume (computed once)."""
+        return self.hu_slices(np.arange(self.n_slices))
+
+
+@dataclass(frozen=True, eq=False)
+class SliceTokens:
+    """What a backbone says of some slices: the class token of each and, on request, its patch tokens (both after the
+    final norm)."""
+
+    cls: Float32[np.ndarray, "n dim"]
+    patches: Float32[np.ndarray, "n patch dim"] | None
+    grid: tuple[int, int]
+    """(rows, columns) of the patch grid."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the weights expect of a slice; belongs to the weights, never to a user's configuration."""
+
+    hu_min: float
+    hu_max: float
+    mean: float
+    std: float
+    version: str
+    """Name of the recipe: order of steps and interpolation."""
+
+
+@dataclass(frozen=True)
+class BackboneIdentity:
+    """Everything that decides what a backbone computes; part of every cache key, checkpoint and output."""
+
+    name: str
+    """`demo`, or the file's name; for people. `weights_sha256` is what counts."""
+    weights_sha256: str
+    """Digest of the canonical tensors: a .pth and our safetensors of the same weights share it."""
+    embed_dim: int
+    patch_size: int
+    rope_dtype: str
+    preprocessing: Preprocessing
+    engine: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class SliceSelection:
+    """Which slices of a volume are embedded: every `stride`-th, then at most `max_slices` evenly spaced (0: all)."""
+
+    stride: int = 1
+    max_slices: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class SliceEmbeddings:
+    """The class tokens of a volume's chosen slices and all that is needed to know where they came from."""
+
+    cls: Float32[np.ndarray, "n dim"]
+    slice_indices: Int64[np.ndarray, " n"]
+    n_slices: int
+    """Slices in the whole volume."""
+    resize: int
+    selection: SliceSelection
+    backbone: BackboneIdentity
+    source: VolumeSource
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class HeadOutput:
+    """A head's answer for rows of embeddings."""
+
+    logits: Float[np.ndarray, "n label"]
+    labels: tuple[str, ...]
+
+    @cached_property
+    def probabilities(self) -> Float64[np.ndarray, "n label"]:
+        """Sigmoid of the logits, in float64."""
+        from scipy.special import expit
+
+        return np.asarray(expit(self.logits.astype(np.float64)))
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A decision threshold on a probability, and where it came from."""
+
+    value: float
+    origin: str
+    """Such as `validation Youden (12 positive of 60)`, or `default 0.5: <reason>`."""
+
+
+@dataclass(frozen=True)
+class TopSlice:
+    """A slice that the head ranks as suspicious."""
+
+    slice_index: int
+    """0-based in the canonical volume, inferior -> superior."""
+    score: float
+    """P(any), or without `any` the maximum over labels."""
+    position_mm: tuple[float, float, float]
+    """RAS+ mm of the slice's first voxel centre."""
+    probabilities: Mapping[str, float]
+    reference_patch: tuple[int, int] | None = None
+    """(row, column) in the patch grid of the similarity map's reference patch, where one was drawn."""
+
+
+@dataclass(frozen=True, eq=False)
+class CaseFindings:
+    """All that is said about one case."""
+
+    probabilities: Mapping[str, float]
+    thresholds: Mapping[str, Threshold]
+    decisions: Mapping[str, bool]
+    top_slices: tuple[TopSlice, ...]
+    embeddings: SliceEmbeddings
+    slice_probabilities: Float64[np.ndarray, "n label"] | None
+    """Per embedded slice; None where the head's input is no slice embedding."""
+    similarity: Float32[np.ndarray, "shown row col"]
+    """Patch similarity of each of `top_slices`."""
+    top_hu: Float32[np.ndarray, "shown row col"]
+    """HU of each of `top_slices`, for the picture."""
+    spacing_mm: tuple[float, float, float]
+    ranking: str
+    """How the slices were ranked, in words."""
+    head: Mapping[str, Any]
+    """Identity of the head: sha256, pool mode, labels, training backbone."""
+    device: str
+    elapsed_s: float
+    warnings: tuple[str, ...] = field(default=())
