@@ -32,7 +32,7 @@ def load_torch_file(path: Path) -> Any:
     foreign = foreign_globals(path)
     if foreign:
         raise UnsafeWeights(
-            f"{path} holds more than tensors: {', '.join(foreign[:8])}; nothing of it was run; if you trust its origin, "
+            f"{path} holds more than tensors: {', '.join(foreign[:8])}; nothing of it was run; if you trust it, "
             f"convert it once in isolation: meddinov3-stroke convert-weights --input {path.name} --output "
             f"{path.with_suffix('.safetensors').name}"
         )
