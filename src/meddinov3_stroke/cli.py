@@ -1,0 +1,64 @@
+"""`meddinov3-stroke <verb>`: finds the stage of a verb and runs it. Stages are imported only when asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from meddinov3_stroke.runtime.provenance import DISCLAIMER
+
+PROG = "meddinov3-stroke"
+
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "make a phantom cohort and run the whole pipeline on it, with no weights and no network"),
+    "predict": ("ich_infer", "haemorrhage probabilities, suspicious slices and heat-maps of one head CT"),
+    "embed": ("meddinov3_infer", "slice embeddings and a patch-similarity map of one head CT"),
+    "train-rsna": ("rsna_train", "series CSV -> split, cached features, trained and tested head"),
+    "split": ("rsna_split", "series CSV -> train, validation and test by patient"),
+    "train-head": ("head_train", "train a head on embeddings and labels in .npy files"),
+    "test-head": ("head_eval", "evaluate a head on embeddings and labels in .npy files"),
+    "phantom": ("make_phantoms", "synthetic head CT with haemorrhages, masks and a series CSV"),
+    "download": ("download_models", "fetch the MedDINOv3 weights, or ask their size"),
+    "convert-weights": ("convert_weights", "turn a pickled weights file into safetensors without running its code"),
+}
+"""Verb -> (module of the stage, what it does in one line)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of the verb named first in `argv` (by default the command line)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(_version_line())
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        print(f"E-USAGE: no verb {verb!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    stage = importlib.import_module(f"meddinov3_stroke.{VERBS[verb][0]}")
+    return int(stage.main(rest, prog=f"{PROG} {verb}"))
+
+
+def overview() -> str:
+    """What `--help` prints: every verb with a line of its own."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()]
+    return "\n".join(
+        [
+            f"usage: {PROG} <verb> [flags]     ({PROG} <verb> --help lists the flags of a verb)",
+            "",
+            "Intracranial haemorrhage on non-contrast head CT by a frozen MedDINOv3 and a light head.",
+            f"{DISCLAIMER[0].upper()}{DISCLAIMER[1:]}.",
+            "",
+            *lines,
+        ]
+    )
+
+
+def _version_line() -> str:
+    from meddinov3_stroke import __version__
+
+    return f"{PROG} {__version__}"
