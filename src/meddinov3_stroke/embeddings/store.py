@@ -96,7 +96,7 @@ class EmbeddingStore:
                 raise NonFiniteEmbedding(f"array {name!r} of entry {key[:12]} holds NaN or infinity; it was not stored")
         write_bytes(self.path(key), _encode(key, entry))
 
-    def keys(self) -> Iterator[str]:
+    def stored_keys(self) -> Iterator[str]:
         """Keys of the entries on disk, in ascending order; their digests are checked only by `get`."""
         for path in sorted(self.folder.glob(f"??/*{SUFFIX}")):
             yield path.stem
