@@ -12,21 +12,23 @@ from pathlib import Path
 
 import pytest
 import tyro
+
 from meddinov3_stroke.cli import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = ("README.md", "README.zh-CN.md")
+COMMON = "--output-dir --device --batch --resize --backbone"
+HEAD = "--lr --weight-decay --hidden-dim --dropout --epochs"
+RATIOS = "--series-csv --output-dir --train-ratio --val-ratio --test-ratio --seed"
 CONTRACT_FLAGS = {
     "download_models.py": "--package --check-size",
-    "run_meddinov3_infer.py": "--input --output-dir --max-slices --stride --batch --resize --device --sim-slice --sim-patch",
-    "train_meddinov3_head.py": "--train-embeddings --train-labels --val-embeddings --val-labels --epochs --batch-size --lr "
-    "--weight-decay --hidden-dim --dropout --output-dir",
+    "run_meddinov3_infer.py": f"{COMMON} --input --max-slices --stride --sim-slice --sim-patch",
+    "train_meddinov3_head.py": f"{HEAD} --train-embeddings --train-labels --val-embeddings --val-labels --batch-size --output-dir",
     "test_meddinov3_head.py": "--embeddings --labels --checkpoint --output-json --output-probs",
-    "prepare_rsna_splits.py": "--series-csv --output-dir --train-ratio --val-ratio --test-ratio --seed",
-    "train_meddinov3_rsna.py": "--series-csv --output-dir --cache-dir --checkpoints-dir --train-ratio --val-ratio --test-ratio "
-    "--pool-mode --batch --resize --epochs --train-batch-size --skip-invalid-nifti --device --lr --weight-decay --hidden-dim "
-    "--dropout --seed --stride --max-slices --max-invalid --backbone",
-    "infer_meddinov3_ich.py": "--input --checkpoint --output-dir --device --batch --resize --top-k --backbone",
+    "prepare_rsna_splits.py": RATIOS,
+    "train_meddinov3_rsna.py": f"{COMMON} {HEAD} {RATIOS} --cache-dir --checkpoints-dir --pool-mode --train-batch-size "
+    "--skip-invalid-nifti --max-invalid --stride --max-slices",
+    "infer_meddinov3_ich.py": f"{COMMON} --input --checkpoint --top-k",
 }
 """Script -> the flags it promises."""
 
@@ -87,7 +89,8 @@ def test_every_verb_of_the_console_command_is_in_the_readme(readme: str) -> None
 def test_help_of_every_verb_answers_without_torch(verb: str) -> None:
     probe = (
         "import sys\nfrom meddinov3_stroke.cli import main\n"
-        f"try:\n    main([{verb!r}, '--help'])\nexcept SystemExit as stop:\n    assert stop.code in (0, None), stop.code\n"
+        f"try:\n    main([{verb!r}, '--help'])\n"
+        "except SystemExit as stop:\n    assert stop.code in (0, None), stop.code\n"
         "sys.exit(40 if 'torch' in sys.modules else 0)"
     )
     result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=False)
