@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int64, Real
+from jaxtyping import Float, Float32, Float64, Int8, Int64, Real
 
 LABELS: tuple[str, ...] = (
     "any",
@@ -29,6 +29,17 @@ AIR_HU = -1000.0
 
 PADDING_BELOW_HU = -1024.0
 """Values below this are scanner padding (-1500, -2000, -3024 occur), not tissue."""
+
+
+def scaled_hu(stored: Real[np.ndarray, "*shape"], slope: float, intercept: float) -> Float32[np.ndarray, "*shape"]:
+    """`stored * slope + intercept` in float32; values beyond its range become infinite, nothing is mapped to air."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        hu = stored.astype(np.float32)
+        if slope != 1.0:
+            hu *= np.float32(slope)
+        if intercept != 0.0:
+            hu += np.float32(intercept)
+    return hu
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +87,7 @@ class Volume:
     def hu_slices(self, slice_indices: Sequence[int] | Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n row col"]:
         """Float32 HU of the given canonical slices; padding and non-finite voxels read as air."""
         picked = np.asarray(self.stored[np.asarray(slice_indices, dtype=np.int64)])
-        hu = picked.astype(np.float32)
-        if self.slope != 1.0:
-            hu *= np.float32(self.slope)
-        if self.intercept != 0.0:
-            hu += np.float32(self.intercept)
+        hu = scaled_hu(picked, self.slope, self.intercept)
         hu[~np.isfinite(hu) | (hu < PADDING_BELOW_HU)] = AIR_HU
         return hu
 
@@ -174,6 +181,49 @@ class Threshold:
     value: float
     origin: str
     """Such as `validation Youden (12 positive of 60)`, or `default 0.5: <reason>`."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeadData:
+    """What a head learns from or is tested on: rows of embeddings and their labels."""
+
+    embeddings: Float32[np.ndarray, "n dim"]
+    labels: Int8[np.ndarray, "n label"]
+    """0 or 1."""
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """How a head is trained."""
+
+    epochs: int
+    batch_size: int
+    """Rows in a step."""
+    lr: float
+    weight_decay: float
+    hidden_dim: int
+    """Width of the hidden layer; 0 or less is a single linear layer."""
+    dropout: float
+    """In [0, 1)."""
+    seed: int
+    patience: int
+    """Epochs without a better validation metric before training stops; 0 trains to the end."""
+
+
+@dataclass(frozen=True)
+class HeadContext:
+    """Where a head's embeddings came from; goes into its checkpoint."""
+
+    pool_mode: str
+    """slice, mean, max, mean_max or unknown."""
+    resize: int | None
+    """Side in pixels of the square the backbone saw; None is unknown."""
+    backbone: Mapping[str, Any] | None
+    """`dataclasses.asdict` of a `BackboneIdentity`; None is unknown."""
+    label_names: tuple[str, ...]
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Where the arrays were read from, for the summary."""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,5 @@
+"""From a file to a head CT in canonical orientation whose container has proved itself."""
+
+from meddinov3_stroke.volume.reader import read_volume
+
+__all__ = ["read_volume"]
