@@ -1,0 +1,176 @@
+"""Everything that decides one synthetic head, drawn from a seed.
+
+Head coordinates are RAS+ millimetres of an upright head: x to the patient's right, y anterior, z superior, the origin
+near the middle of the brain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from meddinov3_stroke.errors import UsageError
+from meddinov3_stroke.phantom.sites import VOLUME_RANGE_ML, LesionSpec, draw_lesion
+from meddinov3_stroke.types import LABELS
+
+MAX_TILT_DEGREES = 18.0
+"""Largest angle drawn between the slices and the head's own axial plane; gantries tilt by about as much."""
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """The anatomy of one invented head; two studies of a patient share it."""
+
+    seed: int
+    """Decides what no field below names: the pattern of sulci, the unevenness of the skull."""
+    half_width_mm: float
+    """Of the intracranial cavity, at its widest."""
+    half_length_mm: float
+    height_mm: float
+    """From the origin to the vertex of the cavity."""
+    egg: float
+    """How much narrower the front is than the back."""
+    squareness: float
+    skew: float
+    """Plagiocephaly: opposite corners drawn out."""
+    skull_mm: float
+    scalp_mm: float
+    csf_rim_mm: float
+    sulcus_mm: float
+    """Width of a sulcus at the surface."""
+    sulcus_depth_mm: float
+    ventricle_scale: float
+    grey_hu: float
+    white_hu: float
+    csf_hu: float
+    cupping_hu: float
+    """Residual beam hardening: rise towards the inner table."""
+    calcified_pineal: bool
+    calcified_choroid: bool
+
+
+@dataclass(frozen=True)
+class PhantomSpec:
+    """Everything that decides one volume: the head, the acquisition and the haemorrhages."""
+
+    seed: int
+    shape: tuple[int, int, int]
+    """(slices, rows, columns)."""
+    spacing_mm: tuple[float, float, float]
+    """(slice, row, column)."""
+    tilt_degrees: float
+    """Rotation of the slices about the left-right axis; positive raises their front."""
+    rotation_degrees: float
+    """The head turned in the plane of the slice."""
+    roll_degrees: float
+    """The head leaning to a shoulder."""
+    centre_mm: tuple[float, float, float]
+    """Head coordinates of the middle of the volume."""
+    noise_hu: float
+    head_holder: bool
+    head: HeadSpec
+    lesions: tuple[LesionSpec, ...]
+
+
+def draw_spec(
+    seed: int,
+    lesions: Sequence[str] | None = None,
+    *,
+    volumes_ml: Sequence[float] | None = None,
+    shape: tuple[int, int, int] | None = None,
+    tilt_degrees: float | None = None,
+    head_seed: int | None = None,
+) -> PhantomSpec:
+    """The specification of one head CT; the same arguments give the same one.
+
+    Args:
+        seed: Decides the acquisition and the noise, and the head too unless `head_seed` is given.
+        lesions: Labels to put in, any of the five types, repeats allowed; empty for none, None to draw them.
+        volumes_ml: Target volume of each of `lesions`; None to draw them (log-uniform).
+        shape: (slices, rows, columns), the spacing follows; None to draw it.
+        tilt_degrees: Gantry tilt; None to draw it.
+        head_seed: Decides anatomy and places of the haemorrhages; a patient's studies share it.
+
+    Raises:
+        UsageError: a negative seed, an unknown label, or volumes that do not match the lesions.
+    """
+    if seed < 0 or (head_seed or 0) < 0:
+        raise UsageError(f"phantom seed {seed}, head seed {head_seed}: expected whole numbers from 0")
+    head = _draw_head(seed if head_seed is None else head_seed)
+    random = np.random.default_rng([seed, 1])
+    grid_shape, spacing_mm = _draw_grid(random, shape)
+    drawn_tilt = float(random.choice([0.0, random.uniform(-MAX_TILT_DEGREES, MAX_TILT_DEGREES)], p=[0.4, 0.6]))
+    return PhantomSpec(
+        seed=seed,
+        shape=grid_shape,
+        spacing_mm=spacing_mm,
+        tilt_degrees=drawn_tilt if tilt_degrees is None else tilt_degrees,
+        rotation_degrees=float(random.normal(0, 3.5)),
+        roll_degrees=float(random.normal(0, 2.0)),
+        centre_mm=(float(random.normal(0, 3)), float(random.normal(1, 4)), float(random.uniform(6, 12))),
+        noise_hu=float(random.uniform(2.0, 5.0)),
+        head_holder=bool(random.random() < 0.6),
+        head=head,
+        lesions=_draw_lesions(head.seed, lesions, volumes_ml),
+    )
+
+
+def _draw_head(seed: int) -> HeadSpec:
+    random = np.random.default_rng([seed, 0])
+    size = random.normal(1.0, 0.03)
+    atrophy = random.beta(1.6, 2.0)  # one latent age, so that wide sulci go with wide ventricles
+    return HeadSpec(
+        seed=seed,
+        half_width_mm=float(size * random.normal(67, 2.0)),
+        half_length_mm=float(size * random.normal(83, 2.5)),
+        height_mm=float(size * random.normal(70, 2.0)),
+        egg=float(random.uniform(0.05, 0.13)),
+        squareness=float(random.uniform(0.1, 0.5)),
+        skew=float(random.normal(0, 0.02)),
+        skull_mm=float(random.uniform(5.0, 8.0)),
+        scalp_mm=float(random.uniform(4.0, 7.0)),
+        csf_rim_mm=float(0.8 + 2.4 * atrophy),
+        sulcus_mm=float(0.8 + 2.2 * atrophy),
+        sulcus_depth_mm=float(random.uniform(11, 17)),
+        ventricle_scale=float(0.75 + 0.6 * atrophy + random.normal(0, 0.05)),
+        grey_hu=float(random.normal(37.5, 0.8)),
+        white_hu=float(random.normal(29, 0.8)),
+        csf_hu=float(random.normal(8, 1.5)),
+        cupping_hu=float(random.uniform(1.0, 6.0)),
+        calcified_pineal=bool(random.random() < 0.5),
+        calcified_choroid=bool(random.random() < 0.4),
+    )
+
+
+def _draw_grid(
+    random: np.random.Generator, shape: tuple[int, int, int] | None
+) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    covered_mm = random.uniform(136, 148)
+    thickness_mm = random.uniform(4.2, 7.0)
+    field_of_view_mm = random.uniform(208, 232)
+    matrix = int(random.choice([144, 160, 176, 192]))
+    if shape is None:
+        n_slices = int(np.clip(round(covered_mm / thickness_mm), 18, 34))
+        shape = (n_slices, matrix, matrix)
+    pixel_mm = round(field_of_view_mm / max(shape[1:]), 4)
+    return shape, (round(covered_mm / shape[0], 3), pixel_mm, pixel_mm)
+
+
+def _draw_lesions(
+    seed: int, labels: Sequence[str] | None, volumes_ml: Sequence[float] | None
+) -> tuple[LesionSpec, ...]:
+    random = np.random.default_rng([seed, 2])
+    if labels is None:
+        n_types = int(random.choice([0, 1, 2, 3], p=[0.5, 0.25, 0.15, 0.1]))
+        labels = [str(label) for label in random.permutation(LABELS[1:])[:n_types]]
+    unknown = sorted(set(labels) - set(LABELS[1:]))
+    if unknown:
+        raise UsageError(f"phantom lesions {unknown}: not haemorrhage types; expected any of {list(LABELS[1:])}")
+    if volumes_ml is None:
+        volumes_ml = [float(np.exp(random.uniform(*np.log(VOLUME_RANGE_ML[label])))) for label in labels]
+    if len(volumes_ml) != len(labels) or not all(volume > 0 for volume in volumes_ml):
+        raise UsageError(f"phantom volumes_ml {list(volumes_ml)}: expected one positive volume for each of {labels}")
+    streams = random.spawn(len(labels))
+    return tuple(draw_lesion(*lesion) for lesion in zip(streams, labels, volumes_ml, strict=True))
