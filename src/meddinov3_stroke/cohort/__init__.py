@@ -2,14 +2,12 @@
 
 from meddinov3_stroke.cohort.audit import SeriesDigests, audit_pixels, require_disjoint
 from meddinov3_stroke.cohort.columns import parse_column_mapping
-from meddinov3_stroke.cohort.labels import LabelPolicy
 from meddinov3_stroke.cohort.split_files import split_document, split_frame, write_splits
 from meddinov3_stroke.cohort.splits import SPLITS, Splits, check_ratios, split_by_patient, split_statistics
 from meddinov3_stroke.cohort.table import SeriesTable, read_series_table
 
 __all__ = [
     "SPLITS",
-    "LabelPolicy",
     "SeriesDigests",
     "SeriesTable",
     "Splits",

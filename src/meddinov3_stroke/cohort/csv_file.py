@@ -43,13 +43,6 @@ def read_csv_file(path: Path) -> CsvFile:
     return CsvFile(cells=cells, sha256=sha256_of_bytes(content), warnings=warnings)
 
 
-def rows_phrase(rows: list[int], most: int = 8) -> str:
-    """`row 3`, or `rows 3, 5 and 9`, or the first `most` of them `and 12 more`; rows count from the header, row 1."""
-    shown = ", ".join(str(row) for row in rows[:most])
-    more = f" and {len(rows) - most} more" if len(rows) > most else ""
-    return f"{'row' if len(rows) == 1 else 'rows'} {shown}{more}"
-
-
 def _decode(path: Path, content: bytes) -> tuple[str, tuple[str, ...]]:
     if content.startswith(_UTF16_MARKS):
         raise SeriesTableError(f"{path} is encoded in UTF-16; expected UTF-8; save it as CSV UTF-8")

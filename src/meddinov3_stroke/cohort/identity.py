@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 
 import pandas as pd
 
-from meddinov3_stroke.cohort.csv_file import rows_phrase
 from meddinov3_stroke.errors import SeriesTableError
+from meddinov3_stroke.labels import name_rows
 
 _SERIES_FILE = re.compile(r"_(?P<series>[^/]+?)\.nii(\.gz)?", re.IGNORECASE)
 
@@ -62,7 +62,7 @@ def _require_study(cells: pd.DataFrame, resolved: pd.DataFrame, where: str) -> N
     rows = [int(row) for row in cells.index[resolved["study_uid"] == ""]]
     if rows:
         raise SeriesTableError(
-            f"{where}: no study_uid in {rows_phrase(rows)}, and the path has not the form "
+            f"{where}: no study_uid in {name_rows(rows, counted=False)}, and the path has not the form "
             "<patient>/<study>/_<series>.nii.gz; fill the column, or name it with --columns study_uid=..."
         )
 
@@ -74,8 +74,8 @@ def _spread_patients(resolved: pd.DataFrame, where: str) -> None:
     if len(twice):
         rows = [int(row) for row in resolved.index[resolved["study_uid"] == twice[0]]]
         raise SeriesTableError(
-            f"{where}: study {twice[0]} belongs to more than one patient ({rows_phrase(rows)}; {len(twice)} such "
-            "studies); a study has one patient; correct patient_id or study_uid"
+            f"{where}: study {twice[0]} belongs to more than one patient ({name_rows(rows, counted=False)}); "
+            f"{len(twice)} such studies; a study has one patient; correct patient_id or study_uid"
         )
     unknown = resolved["patient_id"] == ""
     resolved.loc[unknown, "patient_id"] = resolved.loc[unknown, "study_uid"].map(known.first()).fillna("")

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -183,7 +184,7 @@ def _warnings(table: SeriesTable, parts: Sequence[SeriesTable]) -> tuple[str, ..
     return tuple(warnings)
 
 
-def split_statistics(table: SeriesTable) -> dict[str, object]:
+def split_statistics(table: SeriesTable) -> dict[str, Any]:
     """Counts of one split: patients (studies where unknown), studies, series, positive series of each label."""
     frame: pd.DataFrame = table.frame
     return {

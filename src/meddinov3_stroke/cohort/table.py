@@ -11,10 +11,11 @@ import pandas as pd
 from jaxtyping import Int8, Integer
 
 from meddinov3_stroke.cohort.columns import find_columns
-from meddinov3_stroke.cohort.csv_file import read_csv_file, rows_phrase
+from meddinov3_stroke.cohort.csv_file import read_csv_file
 from meddinov3_stroke.cohort.identity import resolve_identities
-from meddinov3_stroke.cohort.labels import LabelPolicy, parse_labels, reconcile_any
+from meddinov3_stroke.cohort.labels import parse_labels
 from meddinov3_stroke.errors import SeriesTableError
+from meddinov3_stroke.labels import LabelPolicy, name_rows, settle_any
 from meddinov3_stroke.types import LABELS
 
 IDENTITY_COLUMNS = ("patient_id", "study_uid", "series_uid")
@@ -111,13 +112,14 @@ def read_series_table(
 
 def _checked_frame(cells: pd.DataFrame, where: str, policy: LabelPolicy) -> tuple[pd.DataFrame, tuple[str, ...]]:
     rows = [int(row) for row in cells.index]
-    labels, warnings = reconcile_any(parse_labels(cells, where).to_numpy(dtype=np.int8), rows, policy, where)
+    given = parse_labels(cells, where).to_numpy(dtype=np.int8)
+    labels, warnings = settle_any(given, LABELS, policy, where, row_names=rows)
     frame = resolve_identities(cells, where)
     frame.insert(0, "source_row", rows)
     frame.insert(1, "nifti_path", cells["nifti_path"])
     for k, label in enumerate(LABELS):
         frame[label] = labels[:, k]
-    return frame, warnings
+    return frame, tuple(warnings)
 
 
 def _resolve(text: str, csv_folder: Path, datasets_dir: Path | None) -> Path | None:
@@ -153,14 +155,15 @@ def _without_repeats(
     _refuse_conflicting_series(frame.iloc[kept], where)
     if not repeated:
         return kept, ()
-    return kept, (f"{rows_phrase(repeated)} repeat an earlier row and were taken once",)
+    return kept, (f"{name_rows(repeated, counted=False)} repeat an earlier row and were taken once",)
 
 
 def _refuse_conflicting_series(frame: pd.DataFrame, where: str) -> None:
-    named = frame[frame["series_uid"] != ""]
-    for _, same in named.groupby(["study_uid", "series_uid"], sort=False):
-        if len(same) > 1 and len(same[list(LABELS)].drop_duplicates()) > 1:
-            raise SeriesTableError(
-                f"{where}: {rows_phrase([int(row) for row in same['source_row']])} are of the same study and series "
-                "and have different labels; keep the one that is right"
-            )
+    series = frame[frame["series_uid"] != ""].groupby(["study_uid", "series_uid"], sort=False)
+    different = series[list(LABELS)].transform("nunique").max(axis=1) > 1
+    rows = list(frame.loc[different.index[different], "source_row"])
+    if rows:
+        raise SeriesTableError(
+            f"{where}: {name_rows(rows, counted=False)} are of the same study and series as another row and have other "
+            "labels; keep the one that is right"
+        )

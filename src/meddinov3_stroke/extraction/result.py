@@ -1,0 +1,34 @@
+"""What became of one volume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from meddinov3_stroke.errors import MedDINOError
+from meddinov3_stroke.types import SliceEmbeddings
+
+Status = Literal["done", "rejected", "refused", "failed"]
+"""Every input ends in exactly one: embedded; corrupt or unsupported; out of scope; not read this time (retryable)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Extraction:
+    """One line of the ledger: `embeddings` are there exactly if `status` is `done`, `error` exactly if it is not."""
+
+    path: Path | None
+    status: Status
+    embeddings: SliceEmbeddings | None = None
+    error: MedDINOError | None = None
+    from_cache: bool = False
+
+    @property
+    def code(self) -> str:
+        """Code of the error, empty when done."""
+        return self.error.code if self.error else ""
+
+    @property
+    def message(self) -> str:
+        """What was wrong, empty when done."""
+        return str(self.error) if self.error else ""

@@ -1,0 +1,95 @@
+"""Stage `split`: series CSV -> train, validation and test by patient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meddinov3_stroke import config
+from meddinov3_stroke.labels import LabelPolicy
+from meddinov3_stroke.options import OutputDir
+from meddinov3_stroke.runtime.command import ConsoleOptions, run_command
+from meddinov3_stroke.runtime.provenance import DISCLAIMER
+
+if TYPE_CHECKING:
+    from meddinov3_stroke.cohort import Splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(ConsoleOptions):
+    """Split a series CSV into train, validation and test: by patient, stratified on the six labels."""
+
+    series_csv: Path
+    """CSV with nifti_path, study_uid and the six labels; patient_id and series_uid where known."""
+    output_dir: OutputDir = config.SPLITS_DIR
+    """Folder for train.csv, val.csv, test.csv and split_summary.json."""
+    train_ratio: float = config.TRAIN_RATIO
+    """Share of patients (never of series) in the training split."""
+    val_ratio: float = config.VAL_RATIO
+    """Share of patients in the validation split."""
+    test_ratio: float = config.TEST_RATIO
+    """Share of patients in the test split; the three sum to 1."""
+    seed: int = config.SEED
+    """The same CSV, ratios and seed give the same split."""
+    columns: str | None = None
+    """Names of the CSV's columns where they differ, such as nifti_path=path,patient_id=PatientID."""
+    label_policy: LabelPolicy = "strict"
+    """Where any is not the OR of the five types: stop, set any to the OR, or take the row as it stands."""
+
+
+def run(args: Args) -> Splits:
+    """The splits, written to `args.output_dir`.
+
+    Raises:
+        UsageError: ratios or column names that cannot be used.
+        DatasetError: the table or its labels, or no split that meets the rules.
+    """
+    import logging
+
+    from meddinov3_stroke.cohort import (
+        check_ratios,
+        parse_column_mapping,
+        read_series_table,
+        split_by_patient,
+        write_splits,
+    )
+
+    ratios = check_ratios((args.train_ratio, args.val_ratio, args.test_ratio))
+    table = read_series_table(
+        args.series_csv,
+        columns=parse_column_mapping(args.columns),
+        datasets_dir=config.load_settings().datasets_dir,
+        label_policy=args.label_policy,
+    )
+    splits = split_by_patient(table, ratios, args.seed)
+    for warning in splits.warnings:
+        logging.getLogger("meddinov3_stroke").warning(warning)
+    write_splits(splits, args.output_dir)
+    _print(splits, args.output_dir)
+    return splits
+
+
+def _print(splits: Splits, folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from meddinov3_stroke.cohort import split_statistics
+    from meddinov3_stroke.types import LABELS
+
+    counts = {name: split_statistics(table) for name, table in splits.items()}
+    shown = Table("", *counts, title="Split by patient", title_justify="left")
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for what in ("patients", "studies", "series"):
+        shown.add_row(what, *(str(of[f"n_{what}"]) for of in counts.values()))
+    for label in LABELS:
+        shown.add_row(f"{label} (series)", *(str(of["n_positive"][label]) for of in counts.values()))
+    Console().print(shown)
+    print(f"{folder / 'train.csv'}\n{folder / 'val.csv'}\n{folder / 'test.csv'}\n{DISCLAIMER}")
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Exit code of the command."""
+    return run_command(Args, run, argv, prog=prog)
