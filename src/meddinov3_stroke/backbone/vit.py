@@ -63,7 +63,7 @@ class VisionTransformer(nn.Module):
 
         def block() -> Block:
             attention = SelfAttention(embed_dim, num_heads, qkv_bias, proj_bias, mask_k_bias, device)
-            mlp = Mlp(embed_dim, int(embed_dim * ffn_ratio), ffn_bias, device)
+            mlp = Mlp(embed_dim, round(embed_dim * ffn_ratio), ffn_bias, device)
             return Block(embed_dim, attention, mlp, norm_eps, layerscale_init, drop_path_rate, device)
 
         self.blocks = nn.ModuleList(block() for _ in range(depth))
@@ -93,9 +93,10 @@ class VisionTransformer(nn.Module):
         grid = self.patch_grid(x)
         patches = self.patch_embed(x).flatten(2).transpose(1, 2)  # [n, d, h, w] -> [n, h*w, d]
         if masks is not None:
-            patches = torch.where(masks[..., None], self.mask_token.to(patches.dtype), patches)
+            patches = torch.where(masks[..., None], self.mask_token, patches)
         prefix = [self.cls_token] + ([self.storage_tokens] if self.n_storage_tokens > 0 else [])
-        expanded = [token.to(patches.dtype).expand(len(x), -1, -1) for token in prefix]
+        expanded = [token.expand(len(x), -1, -1) for token in prefix]
+        # Under autocast the patches are bf16 and the prefix float32: the cat promotes, the stream stays float32.
         return torch.cat([*expanded, patches], dim=1), self.rope_embed(grid)
 
     def forward_features(

@@ -6,11 +6,12 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
 
+@runtime_checkable
 class Advance(Protocol):
     """Called with the number of units just finished."""
 

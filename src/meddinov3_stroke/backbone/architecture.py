@@ -1,0 +1,166 @@
+"""Which transformer a set of tensors belongs to: shapes show most of it, metadata states the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from meddinov3_stroke.backbone.rope import ROPE_BASE, ROPE_DTYPES
+from meddinov3_stroke.backbone.vit import NORM_EPS, VisionTransformer
+from meddinov3_stroke.errors import WeightsMismatch
+
+HEAD_DIM = 64
+"""Width of a head in every ViT of the DINOv3 family (arXiv 2508.10104), unless metadata names the number of heads."""
+
+HIDDEN_FIELDS = ("num_heads", "norm_layer", "rope_base", "rope_dtype")
+"""What shapes do not show; metadata may state these."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What it takes to build the module that a state dict fits; the defaults are MedDINOv3's published ones."""
+
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    patch_size: int = 16
+    in_chans: int = 3
+    ffn_dim: int = 3072
+    n_storage_tokens: int = 4
+    qkv_bias: bool = False
+    mask_k_bias: bool = False
+    """Whether a stored mask holds the key bias at zero; says nothing without a qkv bias."""
+    proj_bias: bool = True
+    ffn_bias: bool = True
+    layerscale: bool = True
+    norm_layer: str = "layernorm"
+    rope_base: float = ROPE_BASE
+    rope_dtype: str = "bf16"
+
+    def build(self, device: str = "meta") -> VisionTransformer:
+        """The module, by default without memory of its own."""
+        return VisionTransformer(
+            embed_dim=self.embed_dim,
+            depth=self.depth,
+            num_heads=self.num_heads,
+            patch_size=self.patch_size,
+            in_chans=self.in_chans,
+            ffn_ratio=self.ffn_dim / self.embed_dim,
+            qkv_bias=self.qkv_bias,
+            proj_bias=self.proj_bias,
+            ffn_bias=self.ffn_bias,
+            mask_k_bias=self.mask_k_bias,
+            n_storage_tokens=self.n_storage_tokens,
+            layerscale_init=1.0 if self.layerscale else None,
+            norm_layer=self.norm_layer,
+            pos_embed_rope_base=self.rope_base,
+            pos_embed_rope_dtype=self.rope_dtype,
+            device=device,
+        )
+
+
+def architecture_of(
+    state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, where: str = "weights"
+) -> Architecture:
+    """The architecture of a state dict under the published names.
+
+    Shapes decide what they show; `metadata` (a safetensors header) states the rest, under `architecture` as JSON or
+    under the field's own name. Without it heads are 64 wide, and a masked qkv bias means Meta's own hub weights, with
+    float32 RoPE and an epsilon of 1e-5. A tensor that is missing leaves the published value, so that the strict
+    comparison can name it. `where` is what messages call the weights.
+
+    Raises:
+        WeightsMismatch: metadata contradicts the tensors, or cannot be honoured.
+    """
+    visible = _visible_fields(state)
+    stated = _stated_fields(metadata or {}, where)
+    for name in stated.keys() & visible.keys():
+        if stated[name] != visible[name]:
+            raise WeightsMismatch(
+                f"{where}: metadata states {name} {stated[name]!r}, the tensors show {visible[name]!r}; convert again"
+            )
+    hidden = {name: stated[name] for name in HIDDEN_FIELDS if name in stated}
+    if visible["mask_k_bias"]:
+        hidden = {"norm_layer": "layernormbf16", "rope_dtype": "fp32"} | hidden
+    heads = {"num_heads": max(1, visible["embed_dim"] // HEAD_DIM)}
+    return _checked(Architecture(**(heads | visible | hidden)), where)
+
+
+def architecture_of_module(vit: VisionTransformer) -> Architecture:
+    """The architecture of a built module."""
+    hidden = {
+        "num_heads": vit.num_heads,
+        "norm_layer": next(name for name, eps in NORM_EPS.items() if eps == vit.norm.eps),
+        "rope_base": vit.rope_embed.base,
+        "rope_dtype": vit.pos_embed_rope_dtype,
+    }
+    return Architecture(**(_visible_fields(vit.state_dict()) | hidden))
+
+
+def architecture_metadata(architecture: Architecture, name: str) -> dict[str, str]:
+    """The header of our safetensors: a name for people and the architecture as JSON."""
+    return {"name": name, "architecture": json.dumps(dataclasses.asdict(architecture), sort_keys=True)}
+
+
+def _visible_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    published = Architecture()
+    dim = _axis(state, "norm.weight", 0) or _axis(state, "cls_token", -1) or published.embed_dim
+    blocks = {match.group(1) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
+    first = f"blocks.{min(blocks, key=int, default='0')}"
+    has_blocks = bool(blocks)
+    return {
+        "embed_dim": dim,
+        "depth": len(blocks) or published.depth,  # a gap in the numbers shows as missing and unexpected tensors
+        "patch_size": _axis(state, "patch_embed.proj.weight", 2) or published.patch_size,
+        "in_chans": _axis(state, "patch_embed.proj.weight", 1) or published.in_chans,
+        "ffn_dim": _axis(state, f"{first}.mlp.fc1.weight", 0) or 4 * dim,
+        "n_storage_tokens": _axis(state, "storage_tokens", 1) or 0,
+        "qkv_bias": f"{first}.attn.qkv.bias" in state,
+        "mask_k_bias": f"{first}.attn.qkv.bias_mask" in state,
+        "proj_bias": not has_blocks or f"{first}.attn.proj.bias" in state,
+        "ffn_bias": not has_blocks or f"{first}.mlp.fc1.bias" in state,
+        "layerscale": not has_blocks or f"{first}.ls1.gamma" in state,
+    }
+
+
+def _axis(state: Mapping[str, Tensor], name: str, axis: int) -> int | None:
+    shape = state[name].shape if name in state else ()
+    return int(shape[axis]) if -len(shape) <= axis < len(shape) else None
+
+
+def _stated_fields(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
+    known = {field.name: field.type for field in dataclasses.fields(Architecture)}
+    try:
+        flat = {name: _parsed(metadata[name], str(known[name])) for name in known.keys() & metadata.keys()}
+        stated = {**flat, **json.loads(metadata.get("architecture", "{}"))}
+    except (ValueError, TypeError) as error:
+        raise WeightsMismatch(f"{where}: metadata is no readable architecture: {error}; convert again") from error
+    unknown = sorted(stated.keys() - known.keys())
+    if unknown:
+        raise WeightsMismatch(f"{where}: metadata states unknown fields {', '.join(unknown[:8])}; update the package")
+    return stated
+
+
+def _parsed(text: str, kind: str) -> Any:
+    return text if kind == "str" else json.loads(text.lower())
+
+
+def _checked(architecture: Architecture, where: str) -> Architecture:
+    dim, heads = architecture.embed_dim, architecture.num_heads
+    if not isinstance(heads, int) or heads < 1 or dim % heads or (dim // heads) % 4:
+        raise WeightsMismatch(
+            f"{where}: {dim} channels do not divide into {heads} heads of a width divisible by 4; state num_heads in "
+            "the metadata of a safetensors file"
+        )
+    if architecture.rope_dtype not in ROPE_DTYPES or architecture.norm_layer not in NORM_EPS:
+        raise WeightsMismatch(
+            f"{where}: metadata states rope_dtype {architecture.rope_dtype!r}, norm_layer {architecture.norm_layer!r}; "
+            f"expected one of {', '.join(ROPE_DTYPES)} and one of {', '.join(NORM_EPS)}"
+        )
+    return architecture
