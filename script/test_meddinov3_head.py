@@ -1,0 +1,6 @@
+"""Test a trained head on embeddings and labels in .npy files."""
+
+from meddinov3_stroke.head_eval import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

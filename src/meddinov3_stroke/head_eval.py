@@ -1,0 +1,180 @@
+"""Stage `test-head`: a head, embeddings and labels in `.npy` files -> loss, AUROC and probabilities."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from meddinov3_stroke import config
+from meddinov3_stroke.labels import LabelPolicy, label_names
+from meddinov3_stroke.options import DeviceName
+from meddinov3_stroke.runtime.command import ConsoleOptions, run_command
+from meddinov3_stroke.runtime.provenance import DISCLAIMER, provenance
+from meddinov3_stroke.types import HeadData
+
+if TYPE_CHECKING:
+    from meddinov3_stroke.heads import EmbeddingOrigin, HeadCheckpoint
+
+LOGGER = logging.getLogger("meddinov3_stroke")
+
+__all__ = ["Args", "evaluate_head", "main", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(ConsoleOptions):
+    """Test a trained head on embeddings and labels it has not seen."""
+
+    embeddings: Path
+    """.npy, float [rows, columns]: test embeddings."""
+    labels: Path
+    """.npy, 0 or 1 [rows, labels]: their labels."""
+    checkpoint: Path
+    """best.pt or last.pt of a head."""
+    output_json: Path = config.METRICS_JSON
+    """Where the metrics go."""
+    output_probs: Path = config.PROBS_NPY
+    """Where the probabilities go, float64 [rows, labels]."""
+    label_policy: LabelPolicy = "strict"
+    """Where `any` is not the OR of the five subtypes: stop, set it to the OR, or take it as it stands."""
+    device: DeviceName = config.DEVICE
+    """Where to compute; a head is small, cpu will do."""
+
+
+def run(args: Args) -> dict[str, Any]:
+    """The metrics, as written to `args.output_json`.
+
+    Raises:
+        DatasetError: arrays that are missing, damaged or contradict each other.
+        WeightsError: a checkpoint that is missing, damaged, or of other embeddings or labels.
+    """
+    from meddinov3_stroke.heads import load_checkpoint, load_head_data, read_origin
+    from meddinov3_stroke.runtime.atomic import write_json, write_npy
+    from meddinov3_stroke.runtime.device import resolve_device, use_available_cpus
+
+    device = str(resolve_device(args.device))
+    use_available_cpus()
+    checkpoint = load_checkpoint(args.checkpoint)
+    data, warnings = load_head_data(args.embeddings, args.labels, args.label_policy)
+    origin = read_origin(args.embeddings, data.embeddings.shape[1])
+    warnings += [*origin.warnings, *_check_origin(checkpoint, origin)]
+    metrics, probabilities = evaluate_head(checkpoint, data, device=device)
+    document = {**provenance(), **_about_inputs(args, checkpoint, device), **metrics}
+    document["warnings"] = [*warnings, *metrics["warnings"]]
+    for warning in document["warnings"]:
+        LOGGER.warning("%s", warning)
+    write_npy(args.output_probs, probabilities)
+    write_json(args.output_json, document)
+    print(_report(document, args))
+    return document
+
+
+def evaluate_head(
+    checkpoint: HeadCheckpoint,
+    data: HeadData,
+    groups: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+    device: str = "cpu",
+) -> tuple[dict[str, Any], Float64[np.ndarray, "n label"]]:
+    """Metrics and probabilities of a head on rows it has not seen.
+
+    `groups` names the patient of each row and adds `macro_auroc_interval`. `labels` names the columns; by default six
+    columns are the six labels, and any other number takes the checkpoint's names. The loss weighs positives as
+    training did.
+
+    Raises:
+        CheckpointError: the embedding's size or the labels are not the checkpoint's; lists expected and found.
+        DatasetError: NaN, empty, or counts that differ.
+    """
+    from meddinov3_stroke.evaluation import auroc_report, binary_cross_entropy, bootstrap_macro_auroc, operating_points
+    from meddinov3_stroke.heads import check_columns, check_head_data, predict_logits
+
+    check_head_data(data, "test")
+    names = tuple(labels) if labels is not None else _column_names(checkpoint, data.labels.shape[1])
+    check_columns(checkpoint, data.embeddings.shape[1], names)
+    output = predict_logits(checkpoint, data.embeddings, names, device)
+    report = auroc_report(data.labels, output.probabilities, names)
+    weights = np.array([checkpoint.pos_weight[name] for name in names])
+    metrics: dict[str, Any] = {
+        "loss": binary_cross_entropy(data.labels, output.logits, weights),
+        "loss_name": "binary cross-entropy, positives weighted as in training (pos_weight)",
+        "pos_weight": dict(checkpoint.pos_weight),
+        "macro_auroc": report.macro,
+        "n_classes_in_macro": report.n_classes,
+        "per_class_auroc": report.per_class,
+        "per_class_auroc_reasons": report.reasons,
+        "n_samples": len(data.labels),
+        "n_positive": dict(zip(names, data.labels.sum(axis=0, dtype=int).tolist(), strict=True)),
+        "operating_points": operating_points(data.labels, output.probabilities, checkpoint.thresholds),
+        "warnings": [f"AUROC of {name} is undefined (null): {reason}" for name, reason in report.reasons.items()],
+    }
+    if groups is not None:
+        interval = bootstrap_macro_auroc(data.labels, output.probabilities, groups, seed=checkpoint.seed)
+        metrics["macro_auroc_interval"] = interval.document()
+    return metrics, output.probabilities
+
+
+def _column_names(checkpoint: HeadCheckpoint, n_labels: int) -> tuple[str, ...]:
+    names = label_names(n_labels)
+    is_unnamed = names[0] == "class_0" and n_labels == len(checkpoint.labels)
+    return checkpoint.labels if is_unnamed else names
+
+
+def _check_origin(checkpoint: HeadCheckpoint, origin: EmbeddingOrigin) -> list[str]:
+    from meddinov3_stroke.heads import check_backbone
+
+    if origin.identity is None:
+        return []
+    resize = origin.resize if origin.resize is not None else checkpoint.resize
+    warnings = check_backbone(checkpoint, origin.identity, resize) if resize is not None else []
+    if "unknown" not in (checkpoint.pool_mode, origin.pool_mode) and checkpoint.pool_mode != origin.pool_mode:
+        warnings.append(
+            f"the head was trained on embeddings pooled by {checkpoint.pool_mode}, these are {origin.pool_mode}"
+        )
+    return warnings
+
+
+def _about_inputs(args: Args, checkpoint: HeadCheckpoint, device: str) -> dict[str, Any]:
+    from meddinov3_stroke.runtime.digest import sha256_of_file
+
+    return {
+        "inputs": {
+            name: {"path": str(path), "sha256": sha256_of_file(path)}
+            for name, path in (("embeddings", args.embeddings), ("labels", args.labels))
+        },
+        "checkpoint": {"path": str(args.checkpoint), "sha256": checkpoint.sha256, "epoch": checkpoint.epoch},
+        "pool_mode": checkpoint.pool_mode,
+        "resize": checkpoint.resize,
+        "backbone": checkpoint.backbone,
+        "seeds": {"training": checkpoint.seed},
+        "device": device,
+    }
+
+
+def _report(metrics: Mapping[str, Any], args: Args) -> str:
+    lines = [
+        f"{metrics['n_samples']} rows; macro AUROC {_figure(metrics['macro_auroc'])} over "
+        f"{metrics['n_classes_in_macro']} of {len(metrics['per_class_auroc'])} labels; loss {metrics['loss']:.4f}",
+        f"{'label':<18}{'positive':>9}{'AUROC':>9}{'threshold':>11}{'sensitivity':>13}{'specificity':>13}",
+    ]
+    for label, auroc in metrics["per_class_auroc"].items():
+        point = metrics["operating_points"][label]
+        lines.append(
+            f"{label:<18}{metrics['n_positive'][label]:>9}{_figure(auroc):>9}{point['threshold']:>11.4f}"
+            f"{_figure(point['sensitivity']):>13}{_figure(point['specificity']):>13}"
+        )
+    return "\n".join([*lines, f"wrote {args.output_json}", f"wrote {args.output_probs}", DISCLAIMER])
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Exit code of the command."""
+    return run_command(Args, run, argv, prog=prog)

@@ -1,0 +1,34 @@
+"""The head, its AUROC and its data checks under one name; nothing inside the package imports this."""
+
+from __future__ import annotations
+
+from meddinov3_stroke.evaluation import AurocReport, auroc_report, bootstrap_macro_auroc, youden_thresholds
+from meddinov3_stroke.heads import (
+    HeadCheckpoint,
+    MLPHead,
+    build_head,
+    check_backbone,
+    check_head_data,
+    load_checkpoint,
+    load_head_data,
+    predict_logits,
+    save_checkpoint,
+)
+from meddinov3_stroke.types import HeadData
+
+__all__ = [
+    "AurocReport",
+    "HeadCheckpoint",
+    "HeadData",
+    "MLPHead",
+    "auroc_report",
+    "bootstrap_macro_auroc",
+    "build_head",
+    "check_backbone",
+    "check_head_data",
+    "load_checkpoint",
+    "load_head_data",
+    "predict_logits",
+    "save_checkpoint",
+    "youden_thresholds",
+]

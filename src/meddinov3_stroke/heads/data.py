@@ -1,0 +1,220 @@
+"""Embeddings and labels given as `.npy` files: read, checked, and traced to the backbone that made them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from meddinov3_stroke.errors import DatasetError, LabelError
+from meddinov3_stroke.heads.checkpoint import INPUTS_PER_DIM
+from meddinov3_stroke.heads.compatibility import identity_from_document
+from meddinov3_stroke.labels import LabelPolicy, label_matrix, label_names, name_rows, settle_any
+from meddinov3_stroke.types import BackboneIdentity, HeadData
+
+SUMMARY_NAME = "summary.json"
+"""Beside embeddings: says which backbone made them and how."""
+
+
+@dataclass(frozen=True)
+class EmbeddingOrigin:
+    """What the summary beside embeddings says of them; None and `unknown` where it says nothing."""
+
+    pool_mode: str = "unknown"
+    resize: int | None = None
+    identity: BackboneIdentity | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+
+def load_head_data(
+    embeddings_path: Path, labels_path: Path, label_policy: LabelPolicy = "strict"
+) -> tuple[HeadData, list[str]]:
+    """The checked arrays and warnings about them.
+
+    Raises:
+        DatasetError: a file that is missing, damaged, pickled or of the wrong form; rows with NaN; counts that differ.
+        LabelError: values other than 0 and 1; `any` against the subtypes unless `label_policy` allows.
+    """
+    embeddings = embedding_matrix(read_array(embeddings_path), str(embeddings_path))
+    labels = label_matrix(read_array(labels_path), str(labels_path))
+    names = label_names(labels.shape[1])
+    labels, warnings = settle_any(labels, names, label_policy, str(labels_path))
+    if len(embeddings) != len(labels):
+        raise DatasetError(
+            f"{embeddings_path} has {len(embeddings)} rows and {labels_path} has {len(labels)}; "
+            "expected as many labels as embeddings, in the same order"
+        )
+    return HeadData(embeddings, labels), warnings
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The array of a `.npy` file; pickled objects are refused and none is run.
+
+    Raises:
+        DatasetError: no file, no `.npy` file, a truncated one, or one that holds Python objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = "a directory" if path.is_dir() else "nothing"
+        raise DatasetError(f"no array at {path}; found {found}, expected a .npy file")
+    try:
+        with path.open("rb") as handle:
+            np.lib.format.read_magic(handle)  # before np.load, which would take a .npz or a pickle for an array
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # a header that claims too much fails here
+    except (ValueError, EOFError, OSError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise DatasetError(
+            f"{path} is no readable .npy file of numbers ({reason}); write it with numpy.save"
+        ) from error
+    return np.array(mapped)
+
+
+def embedding_matrix(values: np.ndarray, where: str) -> Float32[np.ndarray, "n dim"]:
+    """The embeddings as float32 [n, dim].
+
+    Raises:
+        DatasetError: not real numbers, not two-dimensional, empty, or rows with NaN or infinity (named).
+    """
+    if values.dtype.kind not in "iuf":
+        raise DatasetError(f"{where}: embeddings of type {values.dtype}; expected real numbers, best float32")
+    if values.ndim != 2 or 0 in values.shape:
+        raise DatasetError(f"{where}: embeddings of shape {values.shape}; expected [rows, columns], one row or more")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is named below
+        embeddings = values.astype(np.float32)
+    bad = np.nonzero(~np.isfinite(embeddings).all(axis=1))[0]
+    if bad.size:
+        raise DatasetError(
+            f"{where}: NaN or infinity in {name_rows(bad)}; {bad.size} of {len(embeddings)} rows; "
+            "extract these rows again or leave them out with their labels"
+        )
+    return embeddings
+
+
+def check_head_data(data: HeadData, where: str) -> None:
+    """Nothing, where the arrays are fit for training or testing a head (for arrays that no file check has seen).
+
+    Raises:
+        DatasetError: NaN, empty, or counts that differ.
+        LabelError: values other than 0 and 1.
+    """
+    embedding_matrix(data.embeddings, where)
+    label_matrix(data.labels, where)
+    if len(data.embeddings) != len(data.labels):
+        raise DatasetError(
+            f"{where}: {len(data.embeddings)} embeddings and {len(data.labels)} labels; expected as many of each"
+        )
+
+
+def check_train_and_val(train: HeadData, val: HeadData, names: tuple[str, ...]) -> list[str]:
+    """Warnings about labels that validation cannot judge.
+
+    Raises:
+        DatasetError: training and validation differ in columns.
+        LabelError: a label without a positive or without a negative in training; counts are given.
+    """
+    for what, n_train, n_val in (
+        ("embeddings", train.embeddings.shape[1], val.embeddings.shape[1]),
+        ("labels", train.labels.shape[1], val.labels.shape[1]),
+    ):
+        if n_train != n_val:
+            raise DatasetError(
+                f"{what} have {n_train} columns in training and {n_val} in validation; expected the same"
+            )
+    if len(names) != train.labels.shape[1]:
+        raise DatasetError(
+            f"{len(names)} label names for {train.labels.shape[1]} columns of labels: {', '.join(names)}"
+        )
+    _require_both_classes(train, names)
+    return [
+        f"label {name} has {int(column.sum())} positive of {len(column)} rows in validation: its AUROC is undefined "
+        "(null) and its threshold is 0.5"
+        for name, column in zip(names, val.labels.T, strict=True)
+        if column.min() == column.max()
+    ]
+
+
+def _require_both_classes(train: HeadData, names: tuple[str, ...]) -> None:
+    n, n_positive = len(train.labels), train.labels.sum(axis=0, dtype=np.int64)
+    if ((n_positive > 0) & (n_positive < n)).all():
+        return
+    counts = ", ".join(f"{name} {count}" for name, count in zip(names, n_positive, strict=True))
+    raise LabelError(
+        f"training: a label without positives or without negatives cannot be learnt; positives of {n} rows: {counts}; "
+        "expected at least one positive and one negative of each; add rows or leave the label out"
+    )
+
+
+def read_origin(embeddings_path: Path, n_columns: int) -> EmbeddingOrigin:
+    """What `summary.json` beside the embeddings says of them; unknown, with a warning, where there is none of use.
+
+    Raises:
+        DatasetError: the summary speaks of embeddings of another size.
+    """
+    path = Path(embeddings_path).with_name(SUMMARY_NAME)
+    if not path.is_file():
+        return _unknown_origin(f"no {SUMMARY_NAME} beside {embeddings_path}")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        identity = identity_from_document(document["backbone"])
+        origin = EmbeddingOrigin(_pool_mode(document), _whole_number(document.get("resize")), identity)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return _unknown_origin(f"{path} does not say which backbone made the embeddings ({error})")
+    _check_size(origin, n_columns, embeddings_path, path)
+    return origin
+
+
+def same_origin(train: EmbeddingOrigin, val: EmbeddingOrigin) -> list[str]:
+    """Warnings where training and validation embeddings come from another engine or precision.
+
+    Raises:
+        DatasetError: they come from other weights, preprocessing, resize or pooling; lists both.
+    """
+    if train.identity is None or val.identity is None:
+        return []
+    pairs: Mapping[str, tuple[Any, Any]] = {
+        "weights_sha256": (train.identity.weights_sha256, val.identity.weights_sha256),
+        "preprocessing": (train.identity.preprocessing, val.identity.preprocessing),
+        "resize": (train.resize, val.resize),
+        "pool_mode": (train.pool_mode, val.pool_mode),
+    }
+    different = [f"{name}: training {a}, validation {b}" for name, (a, b) in pairs.items() if a != b]
+    if different:
+        raise DatasetError(
+            f"training and validation embeddings were made differently: {'; '.join(different)}; "
+            "extract both with the same backbone and flags"
+        )
+    engines = [(side.engine, side.precision) for side in (train.identity, val.identity)]
+    return [] if engines[0] == engines[1] else [f"training embeddings by {engines[0]}, validation by {engines[1]}"]
+
+
+def _unknown_origin(reason: str) -> EmbeddingOrigin:
+    return EmbeddingOrigin(warnings=(f"{reason}: backbone, pooling and resize of the embeddings are unknown",))
+
+
+def _pool_mode(document: Mapping[str, Any]) -> str:
+    mode = document.get("pool_mode", "unknown")
+    if mode not in (*INPUTS_PER_DIM, "unknown"):
+        raise ValueError(f"pool_mode {mode!r}")
+    return str(mode)
+
+
+def _whole_number(value: Any) -> int | None:
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise ValueError(f"resize {value!r}")
+    return value
+
+
+def _check_size(origin: EmbeddingOrigin, n_columns: int, embeddings_path: Path, summary_path: Path) -> None:
+    if origin.identity is None or origin.pool_mode == "unknown":
+        return
+    expected = INPUTS_PER_DIM[origin.pool_mode] * origin.identity.embed_dim
+    if n_columns != expected:
+        raise DatasetError(
+            f"{embeddings_path} has {n_columns} columns but {summary_path} speaks of {expected} "
+            f"(pool mode {origin.pool_mode}); keep each summary beside its own embeddings"
+        )

@@ -1,0 +1,29 @@
+"""The light heads: one linear layer, or LayerNorm and a hidden layer of GELU units."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+
+
+class MLPHead(nn.Sequential):
+    """LayerNorm(D) -> Linear(D, hidden) -> GELU -> Dropout -> Linear(hidden, C); float32 [n, D] -> logits [n, C]."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, n_labels: int, dropout: float) -> None:
+        super().__init__(
+            OrderedDict(
+                norm=nn.LayerNorm(input_dim),
+                hidden=nn.Linear(input_dim, hidden_dim),
+                activation=nn.GELU(),
+                dropout=nn.Dropout(dropout),
+                output=nn.Linear(hidden_dim, n_labels),
+            )
+        )
+
+
+def build_head(input_dim: int, hidden_dim: int, n_labels: int, dropout: float) -> nn.Module:
+    """A head with fresh weights from torch's generator; exactly `nn.Linear(D, C)` where `hidden_dim` is 0 or less."""
+    if hidden_dim <= 0:
+        return nn.Linear(input_dim, n_labels)
+    return MLPHead(input_dim, hidden_dim, n_labels, dropout)
