@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 DEVICE = "auto"
 """auto, cpu, gpu, cuda:N or mps."""
-ENGINE = "auto"
+ENGINE: Final = "auto"
 """auto or torch."""
-PRECISION = "auto"
+PRECISION: Final = "auto"
 """auto, fp32 or bf16."""
 BATCH = 8
 """Slices in a forward pass."""
@@ -28,7 +29,7 @@ SIM_PATCH = "center"
 """Reference patch of the similarity map: center or row,column."""
 TOP_K = 5
 """Suspicious slices listed for a case."""
-POOL_MODE = "mean"
+POOL_MODE: Final = "mean"
 """How slice embeddings become one vector per volume: mean, max or mean_max."""
 MAX_INVALID = 0.05
 """Largest share of unreadable volumes that --skip-invalid-nifti may skip."""
@@ -70,6 +71,9 @@ DEMO_PATIENTS = 170
 DEMO_TRAIN_RATIO = 0.45
 DEMO_VAL_RATIO = 0.15
 DEMO_TEST_RATIO = 0.40
+DEMO_EPOCHS = 60
+DEMO_TRAIN_BATCH_SIZE = 16
+DEMO_BACKBONE = "demo"
 PHANTOM_PATIENTS = 8
 """Patients that `phantom` makes unless told otherwise."""
 

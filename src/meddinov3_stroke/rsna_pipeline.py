@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 
 from meddinov3_stroke.cohort import (
     SPLITS,
@@ -25,7 +25,7 @@ from meddinov3_stroke.cohort import (
 )
 from meddinov3_stroke.embeddings import EmbeddingStore, PoolMode, pool_slices
 from meddinov3_stroke.errors import SplitError, TooManyInvalid, UsageError
-from meddinov3_stroke.extraction import Extraction, Extractor, extract_series
+from meddinov3_stroke.extraction import Extraction, Extractor, Status, extract_series
 from meddinov3_stroke.labels import name_rows
 from meddinov3_stroke.runtime.atomic import write_json, write_npy
 from meddinov3_stroke.runtime.interrupt import finish_on_interrupt
@@ -39,15 +39,17 @@ __all__ = [
     "Splits",
     "audit_extractions",
     "check_max_invalid",
+    "class_balance",
     "extract_splits",
     "invalid_report",
+    "ledger_of",
     "pool_split",
     "read_series_table",
     "require_within_cap",
+    "skip_warnings",
     "split_by_patient",
     "split_document",
     "split_statistics",
-    "weighted_log_loss",
     "write_features",
     "write_splits",
 ]
@@ -57,6 +59,10 @@ EXAMPLES = 20
 
 Extractions = Mapping[str, list[Extraction]]
 """Name of the split -> what became of its series, row for row."""
+
+
+STATUSES: tuple[Status, ...] = get_args(Status)
+"""The four ends of a volume."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +118,19 @@ def invalid_report(splits: Splits, extractions: Extractions) -> dict[str, Any]:
     }
 
 
+def ledger_of(extractions: Extractions) -> dict[str, int]:
+    """Counts that add up: n_total = done + rejected + refused + failed, and done = n_from_cache + n_computed."""
+    ledger = [found for of_split in extractions.values() for found in of_split]
+    counts = Counter(found.status for found in ledger)
+    n_from_cache = sum(found.from_cache for found in ledger)
+    return {
+        "n_total": len(ledger),
+        **{status: counts[status] for status in STATUSES},
+        "n_from_cache": n_from_cache,
+        "n_computed": counts["done"] - n_from_cache,
+    }
+
+
 def check_max_invalid(max_invalid: float) -> None:
     """Nothing, where the cap is a share.
 
@@ -120,6 +139,17 @@ def check_max_invalid(max_invalid: float) -> None:
     """
     if not 0 <= max_invalid <= 1:
         raise UsageError(f"--max-invalid {max_invalid:g}: expected a share from 0 to 1, such as 0.05")
+
+
+def skip_warnings(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """What to say of skipped volumes; nothing where there is none."""
+    if not report["n_invalid"]:
+        return ()
+    return (f"{report['n_invalid']} of {report['n_total']} volumes were skipped: {_reasons(report)}",)
+
+
+def _reasons(report: Mapping[str, Any]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in report["by_reason"].items())
 
 
 def require_within_cap(report: Mapping[str, Any], max_invalid: float) -> None:
@@ -131,12 +161,11 @@ def require_within_cap(report: Mapping[str, Any], max_invalid: float) -> None:
     n_invalid, n_total = report["n_invalid"], report["n_total"]
     if n_invalid <= max_invalid * n_total:
         return
-    reasons = ", ".join(f"{reason} {count}" for reason, count in report["by_reason"].items())
     rows = name_rows([one["row"] for one in report["examples"]], counted=False)
     raise TooManyInvalid(
         f"{n_invalid} of {n_total} volumes ({n_invalid / n_total:.1%}) cannot be used, more than --max-invalid "
-        f"{max_invalid:g}: {reasons}; first {rows}; no head was trained, what was extracted stays cached; mend the "
-        "rows or raise --max-invalid"
+        f"{max_invalid:g}: {_reasons(report)}; first {rows}; no head was trained, what was extracted stays "
+        "cached; mend the rows or raise --max-invalid"
     )
 
 
@@ -166,6 +195,14 @@ def pool_split(name: str, table: SeriesTable, extractions: list[Extraction], mod
     rows = [pool_slices(found.embeddings.cls, mode) for found in extractions if found.embeddings is not None]
     left = table.take(kept)
     return SplitFeatures(HeadData(np.stack(rows), left.labels), left)
+
+
+def class_balance(splits: Splits, features: Mapping[str, SplitFeatures]) -> dict[str, Any]:
+    """{split: {before, after}}: patients, studies, series and positives before and after unreadable volumes left."""
+    return {
+        name: {"before": split_statistics(table), "after": split_statistics(features[name].table)}
+        for name, table in splits.items()
+    }
 
 
 def write_features(
@@ -199,14 +236,3 @@ def write_features(
 
 def _source_rows(table: SeriesTable) -> Int64[np.ndarray, " n"]:
     return np.asarray(table.rows, dtype=np.int64)
-
-
-def weighted_log_loss(labels: np.ndarray, probabilities: Float[np.ndarray, "n label"]) -> float:
-    """(2 any + the five types) / 7 of the binary log loss in nats, as the RSNA 2019 challenge scored slices.
-
-    Here rows are series, and the figure is not comparable with the challenge's. Probabilities are kept from 0 and 1
-    by 1e-15.
-    """
-    clipped = np.clip(probabilities.astype(np.float64), 1e-15, 1 - 1e-15)
-    losses = -np.where(labels == 1, np.log(clipped), np.log1p(-clipped)).mean(axis=0)
-    return float(np.average(losses, weights=[2.0 if label == "any" else 1.0 for label in LABELS]))

@@ -103,9 +103,10 @@ class EmbeddingStore:
 
 
 def _encode(key: str, entry: Entry) -> bytes:
-    document = json.dumps(dict(entry.metadata), sort_keys=True, allow_nan=False)
+    # One metadata value only: safetensors writes several in random order, and equal entries must be equal bytes.
+    document = json.dumps({"key": key, "metadata": dict(entry.metadata)}, sort_keys=True, allow_nan=False)
     arrays = {name: np.ascontiguousarray(array) for name, array in entry.arrays.items()}
-    payload = payload_of(arrays, metadata={"key": key, "entry": document})
+    payload = payload_of(arrays, metadata={"entry": document})
     return MAGIC + hashlib.sha256(payload).digest() + payload
 
 
@@ -117,14 +118,15 @@ def _decode(content: bytes, key: str) -> Entry:
     if hashlib.sha256(payload).digest() != content[len(MAGIC) : start]:
         raise _DamagedEntryError("the content does not match its sha256")
     try:
-        header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])["__metadata__"]
+        header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
+        document = json.loads(header["__metadata__"]["entry"])
+        stored_key, metadata = document["key"], document["metadata"]
         arrays = tensors_of(payload)
-        stored_key, document = header["key"], json.loads(header["entry"])
     except (SafetensorError, ValueError, KeyError) as error:
         raise _DamagedEntryError(f"sound bytes of another layout ({error})") from error
     if stored_key != key:
         raise _DamagedEntryError(f"it was written under the key {stored_key[:12]}")
-    return Entry(arrays=arrays, metadata=document)
+    return Entry(arrays=arrays, metadata=metadata)
 
 
 def _set_aside(path: Path, reason: str) -> None:

@@ -1,0 +1,293 @@
+"""Stage `train-rsna`: series CSV -> split, cached features, trained and tested head, one summary."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from meddinov3_stroke import config
+from meddinov3_stroke.labels import LabelPolicy
+from meddinov3_stroke.options import BackboneOptions, OutputDir
+from meddinov3_stroke.runtime.command import run_command
+from meddinov3_stroke.runtime.provenance import DISCLAIMER, provenance
+from meddinov3_stroke.types import LABELS, HeadContext, HeadOptions
+
+if TYPE_CHECKING:
+    from meddinov3_stroke.feature_extractor import FeatureExtractor
+    from meddinov3_stroke.rsna_pipeline import Extractions, SplitFeatures, Splits
+
+LOGGER = logging.getLogger("meddinov3_stroke")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(BackboneOptions):
+    """Split a series CSV by patient, embed and cache every volume, train a head and test it."""
+
+    series_csv: Path
+    """CSV with nifti_path, study_uid and the six labels; patient_id and series_uid where known."""
+    output_dir: OutputDir = config.RSNA_OUTPUT_DIR
+    """Folder for splits/, features/, test_metrics.json and pipeline_summary.json."""
+    cache_dir: Path = config.RSNA_CACHE_DIR
+    """Folder of cached embeddings; may be shared by runs and by processes."""
+    checkpoints_dir: Path = config.RSNA_CHECKPOINTS_DIR
+    """Folder for best.pt, last.pt, train_summary.json and training_curve.png."""
+    train_ratio: float = config.TRAIN_RATIO
+    """Share of patients (never of series) in the training split."""
+    val_ratio: float = config.VAL_RATIO
+    """Share of patients in the validation split."""
+    test_ratio: float = config.TEST_RATIO
+    """Share of patients in the test split; the three sum to 1."""
+    columns: str | None = None
+    """Names of the CSV's columns where they differ, such as nifti_path=path,patient_id=PatientID."""
+    label_policy: LabelPolicy = "strict"
+    """Where any is not the OR of the five types: stop, set any to the OR, or take the row as it stands."""
+    pool_mode: Literal["mean", "max", "mean_max"] = config.POOL_MODE
+    """How the embeddings of slices become one row per series."""
+    resize: int = config.RESIZE
+    """Side in pixels of the square the backbone sees; a multiple of 16."""
+    stride: int = config.STRIDE
+    """Embed every stride-th slice."""
+    max_slices: int = config.MAX_SLICES
+    """At most this many slices of a volume, evenly spaced; 0 is no limit."""
+    epochs: int = config.RSNA_EPOCHS
+    """Passes over the training rows, at least 1."""
+    train_batch_size: int = config.TRAIN_BATCH_SIZE
+    """Series in a step of the head's training."""
+    lr: float = config.LR
+    """Learning rate of AdamW."""
+    weight_decay: float = config.WEIGHT_DECAY
+    """Weight decay of AdamW."""
+    hidden_dim: int = config.HIDDEN_DIM
+    """Width of the head's hidden layer; 0 or less: a single linear layer."""
+    dropout: float = config.DROPOUT
+    """Share of hidden units dropped in training, in [0, 1)."""
+    patience: int = config.PATIENCE
+    """Epochs without a better validation macro AUROC before training stops; 0 trains to the end."""
+    seed: int = config.SEED
+    """Seed of the split and of the head's training."""
+    skip_invalid_nifti: bool = False
+    """Go on without volumes that cannot be read or are out of scope, up to --max-invalid, and report them."""
+    max_invalid: float = config.MAX_INVALID
+    """Largest share of volumes that may be skipped, 0 to 1; above it no head is trained (exit 8)."""
+
+    @property
+    def head_options(self) -> HeadOptions:
+        """The flags that the head's training needs."""
+        values = {field.name: getattr(self, field.name) for field in fields(HeadOptions) if field.name != "batch_size"}
+        return HeadOptions(**values, batch_size=self.train_batch_size)
+
+
+def run(args: Args) -> dict[str, Any]:
+    """The document written as `pipeline_summary.json`.
+
+    Raises:
+        UsageError: a flag out of range.
+        DatasetError: the table, its labels, its split, or the same pixels in two splits.
+        InputError, OutOfScope: the first volume that cannot be used, without --skip-invalid-nifti.
+        TooManyInvalid: more of them than --max-invalid.
+        WeightsError: no backbone, or one that gives NaN.
+        KeyboardInterrupt: SIGINT; what is finished is kept and not computed again.
+    """
+    from meddinov3_stroke import rsna_pipeline as rsna
+    from meddinov3_stroke.runtime.atomic import write_json
+    from meddinov3_stroke.runtime.statistics import Stopwatch, memory_statistics
+
+    watch = Stopwatch()
+    splits = _split(args)
+    rsna.write_splits(splits, args.output_dir / "splits")
+    extractor = _extractor(args)
+    extractions, extraction = _extract(args, splits, extractor)
+    report = rsna.invalid_report(splits, extractions)
+    origin = {**provenance(), **_origin(args, splits, extractor)}
+    write_json(args.output_dir / "invalid_nifti_report.json", {**origin, **report})
+    rsna.require_within_cap(report, args.max_invalid)
+    warnings = [*splits.warnings, *_tell(rsna.skip_warnings(report), rsna.audit_extractions(splits, extractions))]
+    features = _features(args, splits, extractions, extractor)
+    train = _train(args, features, extractor)
+    test = _test(args, features)
+    origin["head_sha256"] = test["head_sha256"]
+    write_json(args.output_dir / "test_metrics.json", {**origin, **test})
+    summary = {
+        **origin,
+        "config": {field.name: getattr(args, field.name) for field in fields(args)},
+        "split": rsna.split_document(splits),
+        "extraction": extraction,
+        "train": {**train, "invalid_nifti_report": report, "class_balance": rsna.class_balance(splits, features)},
+        "test": test,
+        "files": _files(args),
+        "warnings": warnings,
+        "elapsed_s": round(watch.elapsed_s, 3),
+        "memory": memory_statistics(extractor.backbone.device),
+    }
+    write_json(args.output_dir / "pipeline_summary.json", summary)
+    _print(args, summary)
+    return summary
+
+
+def _split(args: Args) -> Splits:
+    from meddinov3_stroke.cohort import check_ratios, parse_column_mapping
+    from meddinov3_stroke.heads import check_options
+    from meddinov3_stroke.rsna_pipeline import check_max_invalid, read_series_table, split_by_patient
+
+    ratios = check_ratios((args.train_ratio, args.val_ratio, args.test_ratio))
+    check_max_invalid(args.max_invalid)
+    check_options(args.head_options)
+    table = read_series_table(
+        args.series_csv,
+        columns=parse_column_mapping(args.columns),
+        datasets_dir=config.load_settings().datasets_dir,
+        label_policy=args.label_policy,
+    )
+    splits = split_by_patient(table, ratios, args.seed)
+    _tell(splits.warnings)
+    return splits
+
+
+def _extractor(args: Args) -> FeatureExtractor:
+    from meddinov3_stroke.feature_extractor import FeatureExtractor
+    from meddinov3_stroke.types import SliceSelection
+
+    selection = SliceSelection(stride=args.stride, max_slices=args.max_slices)
+    return FeatureExtractor(args.load_backbone(), resize=args.resize, batch=args.batch, selection=selection)
+
+
+def _extract(args: Args, splits: Splits, extractor: FeatureExtractor) -> tuple[Extractions, dict[str, Any]]:
+    from meddinov3_stroke.embeddings import EmbeddingStore
+    from meddinov3_stroke.rsna_pipeline import extract_splits, ledger_of
+    from meddinov3_stroke.runtime.statistics import Stopwatch
+
+    watch = Stopwatch()
+    extractions = extract_splits(
+        splits,
+        extractor,
+        EmbeddingStore(args.cache_dir),
+        skip_invalid=args.skip_invalid_nifti,
+        show_progress=args.show_progress,
+    )
+    counts = ledger_of(extractions)
+    LOGGER.info("%(n_total)d volumes: %(n_from_cache)d from the cache, %(n_computed)d embedded now", counts)
+    return extractions, {**counts, "elapsed_s": round(watch.elapsed_s, 3), "cache_dir": str(args.cache_dir)}
+
+
+def _features(
+    args: Args, splits: Splits, extractions: Extractions, extractor: FeatureExtractor
+) -> dict[str, SplitFeatures]:
+    from meddinov3_stroke.rsna_pipeline import pool_split, write_features
+
+    features = {name: pool_split(name, table, extractions[name], args.pool_mode) for name, table in splits.items()}
+    write_features(features, args.output_dir / "features", args.pool_mode, extractor)
+    return features
+
+
+def _train(args: Args, features: Mapping[str, SplitFeatures], extractor: FeatureExtractor) -> dict[str, Any]:
+    from meddinov3_stroke.head_train import train_head
+    from meddinov3_stroke.runtime.device import use_available_cpus
+
+    use_available_cpus()
+    folder = args.output_dir / "features"
+    context = HeadContext(
+        pool_mode=args.pool_mode,
+        resize=args.resize,
+        backbone=asdict(extractor.backbone.identity),
+        label_names=LABELS,
+        sources={
+            f"{name}_{what}": str(folder / f"{name}_{what}.npy")
+            for name in ("train", "val")
+            for what in ("embeddings", "labels")
+        },
+    )
+    train, val = features["train"].data, features["val"].data
+    return train_head(train, val, args.head_options, context, args.checkpoints_dir, args.show_progress)
+
+
+def _test(args: Args, features: Mapping[str, SplitFeatures]) -> dict[str, Any]:
+    from meddinov3_stroke.evaluation import weighted_log_loss
+    from meddinov3_stroke.head_eval import evaluate_head
+    from meddinov3_stroke.heads import load_checkpoint
+    from meddinov3_stroke.runtime.atomic import write_npy
+
+    test = features["test"]
+    checkpoint = load_checkpoint(args.checkpoints_dir / "best.pt")
+    metrics, probabilities = evaluate_head(checkpoint, test.data, test.table.groups)
+    metrics["weighted_log_loss"] = weighted_log_loss(test.data.labels, probabilities, LABELS)
+    metrics["checkpoint"] = str(args.checkpoints_dir / "best.pt")
+    metrics["head_sha256"] = checkpoint.sha256
+    write_npy(args.output_dir / "test_probs.npy", probabilities)
+    return metrics
+
+
+def _origin(args: Args, splits: Splits, extractor: FeatureExtractor) -> dict[str, Any]:
+    identity = extractor.backbone.identity
+    return {
+        "input": str(args.series_csv),
+        "input_sha256": splits.train.sha256,
+        "backbone": asdict(identity),
+        "weights_sha256": identity.weights_sha256,
+        "engine": identity.engine,
+        "precision": identity.precision,
+        "device": extractor.backbone.device,
+        "seed": args.seed,
+        "pool_mode": args.pool_mode,
+        "resize": args.resize,
+        "selection": asdict(extractor.selection),
+    }
+
+
+def _tell(*warnings: Sequence[str]) -> list[str]:
+    told = [warning for some in warnings for warning in some]
+    for warning in told:
+        LOGGER.warning("%s", warning)
+    return told
+
+
+def _files(args: Args) -> dict[str, str]:
+    paths = {
+        "splits": args.output_dir / "splits",
+        "features": args.output_dir / "features",
+        "best": args.checkpoints_dir / "best.pt",
+        "last": args.checkpoints_dir / "last.pt",
+        "train_summary": args.checkpoints_dir / "train_summary.json",
+        "training_curve": args.checkpoints_dir / "training_curve.png",
+        "test_metrics": args.output_dir / "test_metrics.json",
+        "test_probs": args.output_dir / "test_probs.npy",
+        "invalid_nifti_report": args.output_dir / "invalid_nifti_report.json",
+        "pipeline_summary": args.output_dir / "pipeline_summary.json",
+    }
+    return {name: str(path) for name, path in paths.items()}
+
+
+def _print(args: Args, summary: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    test, balance = summary["test"], summary["train"]["class_balance"]["test"]["after"]
+    shown = Table("label", "test AUROC", "positive / series", title="Held-out test", title_justify="left")
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for label in LABELS:
+        auroc = test["per_class_auroc"][label]
+        value = "undefined" if auroc is None else f"{auroc:.3f}"
+        shown.add_row(label, value, f"{balance['n_positive'][label]} / {balance['n_series']}")
+    shown.add_section()
+    shown.add_row("macro", _macro(test), f"{balance['n_patients']} patients")
+    Console().print(shown)
+    print("\n".join(_files(args).values()))
+    print(DISCLAIMER)
+
+
+def _macro(test: Mapping[str, Any]) -> str:
+    if test["macro_auroc"] is None:
+        return "undefined"
+    interval = test.get("macro_auroc_interval") or {}
+    text = f"{test['macro_auroc']:.3f}"
+    if interval.get("low") is not None:
+        text += f" ({interval['low']:.3f} to {interval['high']:.3f})"
+    return text
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Exit code of the command."""
+    return run_command(Args, run, argv, prog=prog)

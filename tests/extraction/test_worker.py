@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from meddinov3_stroke.embeddings import EmbeddingStore
+from meddinov3_stroke.errors import InputError, NonFiniteEmbedding, OutOfScope, StorageError
+from meddinov3_stroke.extraction import extract_series
+from meddinov3_stroke.types import SliceSelection
+
+Scan = Callable[[str, str], Path]
+Store = EmbeddingStore
+
+
+def test_a_second_run_decodes_and_embeds_nothing(
+    scan: Scan, extractor: Any, reader: Any, store: EmbeddingStore
+) -> None:
+    paths = [scan(f"{k}.nii.gz", str(k + 2)) for k in range(4)]
+    first = list(extract_series(paths, extractor, store, reader))
+    second = list(extract_series(paths, extractor, store, reader))
+    assert (extractor.calls, len(reader.calls)) == (4, 4)
+    assert [found.from_cache for found in first + second] == [False] * 4 + [True] * 4
+
+
+def test_what_comes_from_the_cache_equals_what_was_computed(
+    scan: Scan, extractor: Any, reader: Any, store: EmbeddingStore
+) -> None:
+    path = scan("a.nii", "9")
+    (computed,) = extract_series([path], extractor, store, reader)
+    (cached,) = extract_series([path], extractor, store, reader)
+    assert computed.embeddings is not None
+    assert cached.embeddings is not None
+    np.testing.assert_array_equal(cached.embeddings.cls, computed.embeddings.cls)
+    np.testing.assert_array_equal(cached.embeddings.slice_indices, computed.embeddings.slice_indices)
+    for name in ("n_slices", "resize", "selection", "backbone", "warnings"):
+        assert getattr(cached.embeddings, name) == getattr(computed.embeddings, name)
+    for name in ("path", "format", "sha256", "pixels_sha256"):
+        assert getattr(cached.embeddings.source, name) == getattr(computed.embeddings.source, name)
+
+
+def test_the_same_bytes_under_another_name_are_a_hit(
+    scan: Scan, extractor: Any, reader: Any, store: EmbeddingStore
+) -> None:
+    list(extract_series([scan("a.nii.gz", "5")], extractor, store, reader))
+    (again,) = extract_series([scan("b.nii.gz", "5")], extractor, store, reader)
+    assert again.from_cache
+    assert again.embeddings is not None
+    assert again.embeddings.source.path.name == "b.nii.gz"
+
+
+def test_a_changed_file_is_a_miss(scan: Scan, extractor: Any, reader: Any, store: Store) -> None:
+    list(extract_series([scan("a.nii.gz", "5")], extractor, store, reader))
+    (again,) = extract_series([scan("a.nii.gz", "6")], extractor, store, reader)
+    assert not again.from_cache
+
+
+@pytest.mark.parametrize("change", ["weights", "precision", "selection", "resize"])
+def test_another_backbone_selection_or_side_is_a_miss(
+    scan: Scan, extractor: Any, reader: Any, store: Store, change: str
+) -> None:
+    path = scan("a.nii.gz", "5")
+    list(extract_series([path], extractor, store, reader))
+    identity = extractor.backbone.identity
+    if change == "weights":
+        extractor.backbone.identity = replace(identity, weights_sha256="cd" * 32)
+    elif change == "precision":
+        extractor.backbone.identity = replace(identity, precision="bf16")
+    elif change == "selection":
+        extractor.selection = SliceSelection(stride=2)
+    else:
+        extractor.resize = 240
+    (again,) = extract_series([path], extractor, store, reader)
+    assert not again.from_cache
+
+
+def test_every_path_ends_in_one_state_and_totals_add_up(
+    scan: Scan, extractor: Any, reader: Any, store: Store, tmp_path: Path
+) -> None:
+    paths = [
+        scan("good.nii.gz", "4"),
+        scan("bad.nii.gz", "corrupt"),
+        scan("oblique.nii", "oblique"),
+        scan("unreadable.nii", "unreadable"),
+        scan("text.txt", "4"),
+        tmp_path,
+        tmp_path / "absent.nii.gz",
+        None,
+        scan("good2.nii.gz", "7"),
+    ]
+    ledger = list(extract_series(paths, extractor, store, reader))
+    assert [found.path for found in ledger] == paths
+    assert Counter(found.status for found in ledger) == {"done": 2, "rejected": 5, "refused": 1, "failed": 1}
+    for found in ledger:
+        assert (found.status == "done") == (found.embeddings is not None) == (found.error is None)
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "error"),
+    [
+        ("corrupt", "rejected", InputError),
+        ("oblique", "refused", OutOfScope),
+        ("unreadable", "failed", StorageError),
+    ],
+)
+def test_each_fault_has_its_status_and_code(
+    scan: Scan, extractor: Any, reader: Any, store: Store, text: str, status: str, error: type
+) -> None:
+    (found,) = extract_series([scan("a.nii", text)], extractor, store, reader)
+    assert found.status == status
+    assert isinstance(found.error, error)
+    assert found.code == found.error.code
+    assert "a.nii" in found.message
+
+
+@pytest.mark.parametrize("what", ["directory", "empty", "absent", "suffix"])
+def test_a_path_that_is_no_nifti_file_says_what_it_is(
+    scan: Scan, extractor: Any, reader: Any, store: Store, tmp_path: Path, what: str
+) -> None:
+    path, words = {
+        "directory": (tmp_path, "is a directory"),
+        "empty": (None, "nifti_path is empty"),
+        "absent": (tmp_path / "x.nii", "no such file"),
+        "suffix": (scan("x.dcm", "3"), "no .nii or .nii.gz"),
+    }[what]
+    (found,) = extract_series([path], extractor, store, reader)
+    assert found.status == "rejected"
+    assert words in found.message
+
+
+def test_bytes_in_the_cache_do_not_excuse_another_ending(
+    scan: Scan, extractor: Any, reader: Any, store: EmbeddingStore
+) -> None:
+    list(extract_series([scan("a.nii", "5")], extractor, store, reader))
+    (found,) = extract_series([scan("a.dcm", "5")], extractor, store, reader)
+    assert found.status == "rejected"
+
+
+def test_an_unreadable_volume_is_tried_again_by_the_next_run(
+    scan: Scan, extractor: Any, reader: Any, store: EmbeddingStore
+) -> None:
+    path = scan("a.nii", "unreadable")
+    list(extract_series([path], extractor, store, reader))
+    scan("a.nii", "8")
+    (found,) = extract_series([path], extractor, store, reader)
+    assert found.status == "done"
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_stored(
+    scan: Scan, extractor: Any, reader: Any, store: EmbeddingStore
+) -> None:
+    path = scan("a.nii", "5")
+
+    def changing(asked: Path) -> Any:
+        scan("a.nii", "6")
+        return reader(asked)
+
+    (found,) = extract_series([path], extractor, store, changing)
+    assert found.status == "failed"
+    assert list(store.stored_keys()) == []
+
+
+def test_a_nan_embedding_stops_the_run_and_names_the_volume(
+    scan: Scan, extractor: Any, reader: Any, store: EmbeddingStore
+) -> None:
+    paths = [scan("good.nii", "4"), scan("nan.nii", "13"), scan("later.nii", "5")]
+    with pytest.raises(NonFiniteEmbedding, match=r"nan\.nii"):
+        list(extract_series(paths, extractor, store, reader))
+    assert len(list(store.stored_keys())) == 1
+
+
+def test_a_corrupted_entry_is_computed_again_once(
+    scan: Scan, extractor: Any, reader: Any, store: EmbeddingStore
+) -> None:
+    path = scan("a.nii", "5")
+    list(extract_series([path], extractor, store, reader))
+    (key,) = store.stored_keys()
+    entry = store.path(key)
+    entry.write_bytes(entry.read_bytes()[:-1] + b"\x00\x01")
+    runs = [next(iter(extract_series([path], extractor, store, reader))) for _ in range(2)]
+    assert [found.from_cache for found in runs] == [False, True]
+    assert extractor.calls == 2
+
+
+def test_a_volume_is_stored_before_it_is_yielded(
+    scan: Scan, extractor: Any, reader: Any, store: EmbeddingStore
+) -> None:
+    paths = [scan(f"{k}.nii", str(k + 2)) for k in range(3)]
+    for n_done, _ in enumerate(extract_series(paths, extractor, store, reader), start=1):
+        assert len(list(store.stored_keys())) == n_done
+
+
+def test_entries_hold_no_path(scan: Scan, extractor: Any, reader: Any, store: Store) -> None:
+    list(extract_series([scan("Canary-Patient.nii", "5")], extractor, store, reader))
+    (key,) = store.stored_keys()
+    assert b"Canary" not in store.path(key).read_bytes()
+
+
+def test_two_halves_give_the_same_store_as_one_run(scan: Scan, extractor: Any, reader: Any, tmp_path: Path) -> None:
+    paths = [scan(f"{k}.nii", str(k + 2)) for k in range(6)]
+    one, two = EmbeddingStore(tmp_path / "one"), EmbeddingStore(tmp_path / "two")
+    list(extract_series(paths, extractor, one, reader))
+    for part in (paths[::2], paths[1::2]):
+        list(extract_series(part, extractor, two, reader))
+    assert list(one.stored_keys()) == list(two.stored_keys())
+    for key in one.stored_keys():
+        assert one.path(key).read_bytes() == two.path(key).read_bytes()
