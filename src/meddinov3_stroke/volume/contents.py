@@ -25,7 +25,7 @@ _FETCH = "fetch the file itself again"
 
 _SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (128, b"DICM", "a DICOM file", _DCM2NIIX),
-    (0, b"\x1f\x8b", "a gzip stream", "give it its own name, ending in .nii.gz"),
+    (0, b"\x1f\x8b", "a gzip stream", "rename it to end in .nii.gz"),
     (0, b"PK\x03\x04", "a zip archive", f"unpack it; if it holds DICOM, {_DCM2NIIX}"),
     (0, b"PK\x05\x06", "an empty zip archive", _FETCH),
     (0, b"version https://git-lfs", "a Git-LFS pointer", "run git lfs pull, or download the file itself"),
@@ -66,6 +66,8 @@ class Content:
 
 def recognise(head: bytes) -> Content | None:
     """What a file that begins with `head` (up to `HEAD_BYTES` bytes) is; None for bytes of no known kind."""
+    if nifti := _recognise_nifti(head):
+        return nifti
     for offset, magic, name, remedy in _SIGNATURES:
         if head[offset:].startswith(magic):
             return Content(name, remedy, is_gzip=magic == b"\x1f\x8b")
@@ -73,16 +75,16 @@ def recognise(head: bytes) -> Content | None:
     for magic, name, remedy in _TEXT_SIGNATURES:
         if text.startswith(magic):
             return Content(name, remedy)
-    return _recognise_nifti(head)
+    return None
 
 
 def _recognise_nifti(head: bytes) -> Content | None:
     """NIfTI-1, NIfTI-2 and their older relatives, told by `sizeof_hdr` in either byte order and the magic."""
     sizes = {int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")}
     if 540 in sizes and head[4:7] == b"n+2":
-        return Content("an uncompressed NIfTI-2 file", "give it its own name, ending in .nii", is_nifti=True)
+        return Content("an uncompressed NIfTI-2 file", "rename it to end in .nii", is_nifti=True)
     if 348 in sizes and head[344:348] == b"n+1\0":
-        return Content("an uncompressed NIfTI-1 file", "give it its own name, ending in .nii", is_nifti=True)
+        return Content("an uncompressed NIfTI-1 file", "rename it to end in .nii", is_nifti=True)
     if (348 in sizes and head[344:347] == b"ni1") or (540 in sizes and head[4:7] == b"ni2"):
         return Content("the header of a NIfTI .hdr/.img pair", "save the volume as one .nii.gz file")
     if 348 in sizes and head[344:348] in (b"\0\0\0\0", b"    "):
@@ -90,17 +92,16 @@ def _recognise_nifti(head: bytes) -> Content | None:
     return None
 
 
-def require_nifti(path: Path) -> Path:
-    """`path`, once it is known to be a regular file whose first bytes are what its .nii or .nii.gz name says.
+def require_nifti(path: Path) -> None:
+    """Nothing, where `path` is a regular file whose first bytes are what its .nii or .nii.gz name says.
 
     Raises:
         MissingInput: no such file, an empty one, or a directory.
         CorruptInput: a .nii or .nii.gz of no known content.
         UnsupportedInput: something else, named for what was found.
-        MachineError: the file cannot be opened.
     """
     _require_regular_file(path)
-    with machine_errors(path), path.open("rb") as handle:
+    with path.open("rb") as handle:
         head = handle.read(HEAD_BYTES)
     if not head:
         raise MissingInput(f"{path} is empty (0 bytes); expected a NIfTI volume; {_FETCH}")
@@ -111,7 +112,6 @@ def require_nifti(path: Path) -> Path:
     if not ((is_nii and found.is_nifti) or (is_nii_gz and found.is_gzip)):
         expected = "gzip-compressed NIfTI" if is_nii_gz else "an uncompressed NIfTI" if is_nii else ".nii or .nii.gz"
         raise UnsupportedInput(f"{path} is {found.name}; expected {expected}; {found.remedy}")
-    return path
 
 
 def _unknown_content(path: Path, head: bytes, *, named_nifti: bool) -> CorruptInput | UnsupportedInput:
@@ -125,8 +125,7 @@ def _unknown_content(path: Path, head: bytes, *, named_nifti: bool) -> CorruptIn
 
 def _require_regular_file(path: Path) -> None:
     try:
-        with machine_errors(path):
-            mode = path.stat().st_mode
+        mode = path.stat().st_mode
     except ValueError as error:  # a NUL byte in the name
         raise MissingInput(f"{str(path)!r} cannot be a path: {error}; check the path") from error
     if stat.S_ISDIR(mode):
@@ -137,10 +136,9 @@ def _require_regular_file(path: Path) -> None:
 
 
 def _directory_error(path: Path) -> MissingInput | UnsupportedInput:
-    with machine_errors(path):
-        entries = [Path(entry.path) for entry in islice(os.scandir(path), DIRECTORY_PROBES) if entry.is_file()]
-        has_dicom = any(_begins_as_dicom(entry) for entry in entries)
-    if has_dicom:
+    with os.scandir(path) as entries:
+        files = [Path(entry.path) for entry in islice(entries, DIRECTORY_PROBES) if entry.is_file()]
+    if any(_begins_as_dicom(file) for file in files):
         return UnsupportedInput(f"{path} is a folder of DICOM files; expected a .nii or .nii.gz file; {_DCM2NIIX}")
     return MissingInput(f"{path} is a directory; expected a .nii or .nii.gz file; name the file inside it")
 

@@ -34,6 +34,9 @@ SPACING_AGREEMENT = 0.01
 MAX_TILT_DEGREES = 45.0
 """Slices whose axis or plane is further off axial are refused."""
 
+TIE = 1e-5
+"""Relative difference below which float32 header fields are equal."""
+
 MAX_SPACING_RATIO = 2.0
 """Another axis with a spacing this many times the slice axis's: the volume was acquired along that axis."""
 
@@ -85,7 +88,7 @@ def read_affine(
         if qform is None:
             raise CorruptInput(f"{path}: the qform's quaternion is no rotation, and there is no sform; fetch it again")
         return _require_affine(qform, "qform", path), ()
-    sform = _require_affine(np.asarray(cast(Any, fields).get_sform(), dtype=np.float64), "sform", path)
+    sform = _require_affine(np.asarray(cast("Any", fields).get_sform(), dtype=np.float64), "sform", path)
     return sform, _disagreements(sform, qform, qform_code, fields, shape)
 
 
@@ -94,7 +97,7 @@ def _qform(fields: Nifti1Header) -> Float64[np.ndarray, "4 4"] | None:
     names = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
     if not np.isfinite([float(fields[name]) for name in names]).all():
         return None
-    sane = cast(Any, fields).copy()
+    sane = cast("Any", fields).copy()
     sane["pixdim"][0] = -1.0 if float(fields["pixdim"][0]) < 0 else 1.0
     try:
         return np.asarray(sane.get_qform(), dtype=np.float64)
@@ -172,10 +175,7 @@ def canonical_orientation(affine: Float64[np.ndarray, "4 4"], path: Path) -> Ori
     """
     units = affine[:3, :3] / voxel_sides(affine)
     slice_axis = int(np.argmax(np.abs(units[2])))
-    first, second = (axis for axis in range(3) if axis != slice_axis)
-    straight = abs(units[1, first]) + abs(units[0, second])
-    crossed = abs(units[1, second]) + abs(units[0, first])
-    row_axis, col_axis = (first, second) if straight >= crossed else (second, first)
+    row_axis, col_axis = _row_and_column_axis(units, *(axis for axis in range(3) if axis != slice_axis))
     orientation = Orientation(
         axes=(slice_axis, row_axis, col_axis),
         flips=(bool(units[2, slice_axis] < 0), bool(units[1, row_axis] > 0), bool(units[0, col_axis] > 0)),
@@ -184,19 +184,28 @@ def canonical_orientation(affine: Float64[np.ndarray, "4 4"], path: Path) -> Ori
     return orientation
 
 
+def _row_and_column_axis(units: Float64[np.ndarray, "3 3"], first: int, second: int) -> tuple[int, int]:
+    """Of two index axes the one nearer to the anterior-posterior and the one nearer to the right-left direction."""
+    straight = abs(units[1, first]) + abs(units[0, second])
+    crossed = abs(units[1, second]) + abs(units[0, first])
+    if abs(straight - crossed) < TIE:  # turned by 45 degrees: decide by what no order or flip of the axes changes
+        return (first, second) if units[0, first] * units[1, first] > 0 else (second, first)
+    return (first, second) if straight > crossed else (second, first)
+
+
 def _require_axial(affine: Float64[np.ndarray, "4 4"], axes: tuple[int, int, int], path: Path) -> None:
     sides_mm = voxel_sides(affine)
     slice_axis, row_axis, col_axis = (affine[:3, axis] / sides_mm[axis] for axis in axes)
     normal = np.cross(row_axis, col_axis)
     cosine = min(abs(slice_axis[2]), abs(normal[2]) / np.linalg.norm(normal))
     angle = float(np.degrees(np.arccos(min(cosine, 1.0))))
-    if angle > MAX_TILT_DEGREES + 1e-4:
+    if angle > MAX_TILT_DEGREES * (1 - TIE):  # at 45 degrees two axes are equally near to superior
         raise OutOfScope(
             f"{path}: slices stand {angle:.0f} degrees off axial; at most {MAX_TILT_DEGREES:g} are taken; give the "
             "axial series"
         )
     slice_mm, in_plane_mm = float(sides_mm[axes[0]]), float(max(sides_mm[axes[1]], sides_mm[axes[2]]))
-    if in_plane_mm >= MAX_SPACING_RATIO * slice_mm * (1 - 1e-5):
+    if in_plane_mm >= MAX_SPACING_RATIO * slice_mm * (1 - TIE):
         raise OutOfScope(
             f"{path}: spacing is {slice_mm:.3g} mm from bottom to top but {in_plane_mm:.3g} mm along another axis, so "
             "the slices are not axial (sagittal or coronal?); give the axial series"

@@ -20,11 +20,12 @@ def read_nifti(path: Path, *, max_voxels: int, allow_single_slice: bool) -> Volu
     """The volume in the .nii or .nii.gz file at `path`; the order is header, geometry, voxels, end of file.
 
     Raises:
-        CorruptInput, UnsupportedInput, OutOfScope, MachineError: as `read_volume` says.
+        CorruptInput, UnsupportedInput, OutOfScope: as `read_volume` says; the system's own errors pass through.
     """
     with open_stream(path, compressed=path.name.lower().endswith(".gz")) as stream:
         header = read_header(stream, max_voxels)
-        affine, geometry_warnings = read_affine(header.fields, header.shape, path)
+        with np.errstate(invalid="ignore"):  # a signalling NaN in a damaged header is judged, not warned of
+            affine, geometry_warnings = read_affine(header.fields, header.shape, path)
         orientation = canonical_orientation(affine, path)
         n_slices = header.shape[orientation.axes[0]]
         if n_slices == 1 and not allow_single_slice:

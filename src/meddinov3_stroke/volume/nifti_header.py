@@ -56,8 +56,8 @@ OTHER_DATATYPES: dict[int, str] = {
 }
 """NIfTI `datatype` codes that this package does not read."""
 
-SLOPE_RANGE = (1e-6, 1e6)
-"""`scl_slope` outside this range is damage, not a scale."""
+SLOPE_RANGE = (float(np.float32(1e-6)), 1e6)
+"""`scl_slope` outside this range is damage, not a scale. NIfTI-1 stores it in float32."""
 
 MAX_INTERCEPT = 1e6
 """`scl_inter` of a larger size is damage."""
@@ -66,7 +66,7 @@ SPATIAL_UNIT_MASK, UNIT_UNKNOWN, UNIT_MM = 0x07, 0, 2
 """Spatial part of `xyzt_units`; unknown is read as mm, as every reader does."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NiftiHeader:
     """What the header says of the voxels; nothing of it contradicts itself."""
 
@@ -240,6 +240,6 @@ def _require_room(header: NiftiHeader, stream: ByteStream) -> None:
         )
     if not stream.compressed and declared != stream.stored_bytes:
         raise CorruptInput(
-            f"{stream.path}: the header declares {declared} bytes, the file has {stream.stored_bytes}; it is truncated, "
-            "or something was appended; fetch it again"
+            f"{stream.path}: the header declares {declared} bytes, the file has {stream.stored_bytes}; it is "
+            "truncated, or something was appended; fetch it again"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from meddinov3_stroke.types import Volume
-from meddinov3_stroke.volume.contents import require_nifti
+from meddinov3_stroke.volume.contents import machine_errors, require_nifti
 from meddinov3_stroke.volume.nifti import read_nifti
 
 MAX_VOXELS = 2**28
@@ -24,9 +24,12 @@ def read_volume(path: Path | str, *, max_voxels: int = MAX_VOXELS, allow_single_
 
     Raises:
         MissingInput: no such file, an empty one, or a directory.
-        CorruptInput: truncated, changed, or contradicting itself; or too many voxels that are no number.
+        CorruptInput: truncated, changed, or contradicting itself; too many voxels that are no number.
         UnsupportedInput: a sound file of another kind (named), or a NIfTI that is no 3-D scalar volume in mm.
         OutOfScope: a single slice, or slices more than 45 degrees off axial.
         MachineError: the file cannot be opened or read for the machine's own reasons.
     """
-    return read_nifti(require_nifti(Path(path)), max_voxels=max_voxels, allow_single_slice=allow_single_slice)
+    path = Path(path)
+    with machine_errors(path):
+        require_nifti(path)
+        return read_nifti(path, max_voxels=max_voxels, allow_single_slice=allow_single_slice)

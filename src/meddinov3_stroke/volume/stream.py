@@ -6,16 +6,15 @@ the end, and nothing else may follow. nibabel and SimpleITK never look at the tr
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from meddinov3_stroke.errors import CorruptInput
-from meddinov3_stroke.volume.contents import machine_errors
 
 READ_BYTES = 1 << 16
 """Stored bytes read at a time."""
@@ -38,8 +37,8 @@ class ByteStream:
         self.compressed = compressed
         self.stored_bytes = os.fstat(handle.fileno()).st_size
         """Size of the file on disk."""
-        self._digest = hashlib.sha256()
-        stored = _stored_pieces(handle, self._digest)
+        self._digest = sha256()
+        stored = _stored_pieces(handle, self._digest.update)
         self._pieces = _inflate(stored, path) if compressed else stored
         self._rest = memoryview(b"")
 
@@ -101,18 +100,14 @@ class ByteStream:
 
 @contextmanager
 def open_stream(path: Path, *, compressed: bool) -> Iterator[ByteStream]:
-    """The content of the file at `path`, inflated if `compressed`.
-
-    Raises:
-        MachineError: the system cannot open or read it.
-    """
-    with machine_errors(path), path.open("rb", buffering=0) as handle:
+    """The content of the file at `path`, inflated if `compressed`; the system's own errors pass through."""
+    with path.open("rb", buffering=0) as handle:
         yield ByteStream(path, handle, compressed=compressed)
 
 
-def _stored_pieces(handle: IO[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
+def _stored_pieces(handle: IO[bytes], take_note: Callable[[bytes], None]) -> Iterator[bytes]:
     while piece := handle.read(READ_BYTES):
-        digest.update(piece)
+        take_note(piece)
         yield piece
 
 
@@ -133,12 +128,13 @@ def _inflate(stored: Iterator[bytes], path: Path) -> Iterator[bytes]:
         raise CorruptInput(f"{path} ends inside its gzip stream (no trailer); it is truncated; fetch it again")
 
 
-def _decoded(decoder: zlib._Decompress, rest: bytes, path: Path, n_members: int) -> bytes:
+def _decoded(decoder: Any, rest: bytes, path: Path, n_members: int) -> bytes:
     try:
-        return decoder.decompress(rest, PIECE_BYTES)
+        piece: bytes = decoder.decompress(rest, PIECE_BYTES)
     except zlib.error as error:
         where = f" after {n_members} sound gzip member(s)" if n_members else ""
         raise CorruptInput(
             f"{path} fails its gzip check{where} ({str(error).split(': ')[-1]}); bytes were changed, lost or appended; "
             "fetch it again"
         ) from error
+    return piece
