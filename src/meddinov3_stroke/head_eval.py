@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,7 @@ def run(args: Args) -> dict[str, Any]:
         WeightsError: a checkpoint that is missing, damaged, or of other embeddings or labels.
     """
     from meddinov3_stroke.heads import load_checkpoint, load_head_data, read_origin
+    from meddinov3_stroke.report.training import metrics_table
     from meddinov3_stroke.runtime.atomic import write_json, write_npy
     from meddinov3_stroke.runtime.device import resolve_device, use_available_cpus
 
@@ -70,7 +71,7 @@ def run(args: Args) -> dict[str, Any]:
         LOGGER.warning("%s", warning)
     write_npy(args.output_probs, probabilities)
     write_json(args.output_json, document)
-    print(_report(document, args))
+    print("\n".join([metrics_table(document), f"wrote {args.output_json}", f"wrote {args.output_probs}", DISCLAIMER]))
     return document
 
 
@@ -130,8 +131,7 @@ def _check_origin(checkpoint: HeadCheckpoint, origin: EmbeddingOrigin) -> list[s
 
     if origin.identity is None:
         return []
-    resize = origin.resize if origin.resize is not None else checkpoint.resize
-    warnings = check_backbone(checkpoint, origin.identity, resize) if resize is not None else []
+    warnings = check_backbone(checkpoint, origin.identity, origin.resize)
     if "unknown" not in (checkpoint.pool_mode, origin.pool_mode) and checkpoint.pool_mode != origin.pool_mode:
         warnings.append(
             f"the head was trained on embeddings pooled by {checkpoint.pool_mode}, these are {origin.pool_mode}"
@@ -154,25 +154,6 @@ def _about_inputs(args: Args, checkpoint: HeadCheckpoint, device: str) -> dict[s
         "seeds": {"training": checkpoint.seed},
         "device": device,
     }
-
-
-def _report(metrics: Mapping[str, Any], args: Args) -> str:
-    lines = [
-        f"{metrics['n_samples']} rows; macro AUROC {_figure(metrics['macro_auroc'])} over "
-        f"{metrics['n_classes_in_macro']} of {len(metrics['per_class_auroc'])} labels; loss {metrics['loss']:.4f}",
-        f"{'label':<18}{'positive':>9}{'AUROC':>9}{'threshold':>11}{'sensitivity':>13}{'specificity':>13}",
-    ]
-    for label, auroc in metrics["per_class_auroc"].items():
-        point = metrics["operating_points"][label]
-        lines.append(
-            f"{label:<18}{metrics['n_positive'][label]:>9}{_figure(auroc):>9}{point['threshold']:>11.4f}"
-            f"{_figure(point['sensitivity']):>13}{_figure(point['specificity']):>13}"
-        )
-    return "\n".join([*lines, f"wrote {args.output_json}", f"wrote {args.output_probs}", DISCLAIMER])
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

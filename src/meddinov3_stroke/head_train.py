@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from meddinov3_stroke import config
 from meddinov3_stroke.labels import LabelPolicy, label_names
 from meddinov3_stroke.options import DeviceName, OutputDir
 from meddinov3_stroke.runtime.command import ConsoleOptions, run_command
-from meddinov3_stroke.runtime.provenance import DISCLAIMER, provenance
+from meddinov3_stroke.runtime.provenance import provenance
 from meddinov3_stroke.types import HeadContext, HeadData, HeadOptions, HeadOutput
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def run(args: Args) -> dict[str, Any]:
         DatasetError: arrays that are missing, damaged or contradict each other.
     """
     from meddinov3_stroke.heads import check_options, load_head_data, read_origin, same_origin
+    from meddinov3_stroke.report.training import training_table
     from meddinov3_stroke.runtime.device import resolve_device, use_available_cpus
 
     check_options(args.options)
@@ -106,7 +107,7 @@ def run(args: Args) -> dict[str, Any]:
         warnings=(*origin.warnings, *val_origin.warnings, *origin_warnings, *train_warnings, *val_warnings),
     )
     summary = train_head(train, val, args.options, context, args.output_dir, args.show_progress, device)
-    print(_report(summary))
+    print(training_table(summary))
     return summary
 
 
@@ -236,6 +237,8 @@ class _Training:
         return summary
 
     def _about_data(self) -> dict[str, Any]:
+        from meddinov3_stroke.report.training import about_rows
+
         context = self.context
         return {
             "config": {
@@ -251,8 +254,8 @@ class _Training:
             "pool_mode": context.pool_mode,
             "resize": context.resize,
             "backbone": context.backbone,
-            "train": _about_rows(self.train, context.label_names),
-            "val": _about_rows(self.val, context.label_names),
+            "train": about_rows(self.train, context.label_names),
+            "val": about_rows(self.val, context.label_names),
         }
 
     def _about_result(self, best: HeadCheckpoint, stopped: str) -> dict[str, Any]:
@@ -270,6 +273,7 @@ class _Training:
             "threshold_origins": {label: threshold.origin for label, threshold in best.thresholds.items()},
             "checkpoints": {name: str(self.output_dir / f"{name}.pt") for name in self.sha256},
             "checkpoint_sha256": self.sha256,
+            "files": {"summary": str(self.output_dir / SUMMARY_NAME), "curve": str(self.output_dir / CURVE_NAME)},
             "elapsed_s": round(self.watch.elapsed_s, 3),
             "memory": memory_statistics(self.device),
         }
@@ -279,35 +283,6 @@ def _why_stopped(training: _Training, interrupted: bool) -> str:
     if interrupted:
         return "interrupted"
     return "all epochs" if len(training.history) == training.options.epochs else "patience"
-
-
-def _about_rows(data: HeadData, names: Sequence[str]) -> dict[str, Any]:
-    from meddinov3_stroke.runtime.digest import sha256_of_array
-
-    n_positive = data.labels.sum(axis=0, dtype=int).tolist()
-    return {
-        "n_samples": len(data.labels),
-        "n_positive": dict(zip(names, n_positive, strict=True)),
-        "embeddings_sha256": sha256_of_array(data.embeddings),
-        "labels_sha256": sha256_of_array(data.labels),
-    }
-
-
-def _report(summary: Mapping[str, Any]) -> str:
-    best = summary["history"][summary["best_epoch"] - 1]
-    lines = [
-        f"trained on {summary['train']['n_samples']} rows, validated on {summary['val']['n_samples']}; "
-        f"best of {len(summary['history'])} epochs: {summary['best_epoch']} "
-        f"({summary['metric_name']} {summary['best_metric']:.4f})",
-        f"{'label':<18}{'val AUROC':>10}{'threshold':>11}",
-    ]
-    for label, auroc in best["val_per_class_auroc"].items():
-        lines.append(f"{label:<18}{'-' if auroc is None else f'{auroc:.4f}':>10}{summary['thresholds'][label]:>11.4f}")
-    folder = Path(summary["config"]["output_dir"])
-    lines += [
-        f"wrote {path}" for path in (*summary["checkpoints"].values(), folder / SUMMARY_NAME, folder / CURVE_NAME)
-    ]
-    return "\n".join([*lines, DISCLAIMER])
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

@@ -17,14 +17,14 @@ WARNED_FIELDS = ("engine", "precision")
 """Fields whose difference changes the embeddings little: a warning (INTERFACES 1b)."""
 
 
-def check_backbone(checkpoint: HeadCheckpoint, identity: BackboneIdentity, resize: int) -> list[str]:
-    """Warnings about a head that is used with a backbone; empty where all agrees.
+def check_backbone(checkpoint: HeadCheckpoint, identity: BackboneIdentity, resize: int | None) -> list[str]:
+    """Warnings about a head that is used with a backbone at `resize` pixels (None: unknown); empty where all agrees.
 
     Raises:
         CheckpointError: other weights, preprocessing, resize or input size; lists expected and found.
     """
     faults = [*_input_dim_faults(checkpoint, identity.embed_dim)]
-    if checkpoint.resize is not None and checkpoint.resize != resize:
+    if None not in (checkpoint.resize, resize) and checkpoint.resize != resize:
         faults.append(f"resize: expected {checkpoint.resize}, found {resize}")
     found = asdict(identity)
     if checkpoint.backbone is not None:
@@ -34,7 +34,8 @@ def check_backbone(checkpoint: HeadCheckpoint, identity: BackboneIdentity, resiz
             f"the head was trained on other embeddings than backbone {identity.name} gives: {'; '.join(faults)}; "
             "use the backbone and --resize the head was trained with, or train a head on this backbone"
         )
-    return _warnings(checkpoint, found)
+    unknown = ["the --resize of these embeddings is not known"] if resize is None else []
+    return [*_warnings(checkpoint, found), *unknown]
 
 
 def identity_from_document(document: Mapping[str, Any]) -> BackboneIdentity:

@@ -159,10 +159,8 @@ def read_origin(embeddings_path: Path, n_columns: int) -> EmbeddingOrigin:
     if not path.is_file():
         return _unknown_origin(f"no {SUMMARY_NAME} beside {embeddings_path}")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        identity = identity_from_document(document["backbone"])
-        origin = EmbeddingOrigin(_pool_mode(document), _whole_number(document.get("resize")), identity)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        origin = _origin_of(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, OSError) as error:
         return _unknown_origin(f"{path} does not say which backbone made the embeddings ({error})")
     _check_size(origin, n_columns, embeddings_path, path)
     return origin
@@ -192,6 +190,15 @@ def same_origin(train: EmbeddingOrigin, val: EmbeddingOrigin) -> list[str]:
     return [] if engines[0] == engines[1] else [f"training embeddings by {engines[0]}, validation by {engines[1]}"]
 
 
+def _origin_of(document: Any) -> EmbeddingOrigin:
+    backbone = document.get("backbone") if isinstance(document, dict) else None
+    if not isinstance(backbone, dict):
+        raise ValueError("it has no backbone")
+    return EmbeddingOrigin(
+        _pool_mode(document), _whole_number(document.get("resize")), identity_from_document(backbone)
+    )
+
+
 def _unknown_origin(reason: str) -> EmbeddingOrigin:
     return EmbeddingOrigin(warnings=(f"{reason}: backbone, pooling and resize of the embeddings are unknown",))
 
@@ -204,9 +211,9 @@ def _pool_mode(document: Mapping[str, Any]) -> str:
 
 
 def _whole_number(value: Any) -> int | None:
-    if value is not None and (not isinstance(value, int) or value < 1):
-        raise ValueError(f"resize {value!r}")
-    return value
+    if value is None or (isinstance(value, int) and value >= 1):
+        return value
+    raise ValueError(f"resize {value!r}")
 
 
 def _check_size(origin: EmbeddingOrigin, n_columns: int, embeddings_path: Path, summary_path: Path) -> None:

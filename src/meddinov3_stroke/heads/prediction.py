@@ -14,7 +14,7 @@ from meddinov3_stroke.heads.checkpoint import HeadCheckpoint
 from meddinov3_stroke.types import HeadOutput
 
 ROWS_PER_BATCH = 16384
-"""Rows sent through the head at a time; bounds memory, changes no result."""
+"""Rows sent through the head at a time; bounds memory."""
 
 
 def predict_logits(
@@ -23,28 +23,31 @@ def predict_logits(
     labels: Sequence[str] | None = None,
     device: torch.device | str = "cpu",
 ) -> HeadOutput:
-    """Logits [n, label] of the rows; a module is used in the mode it is in, `labels` name its outputs.
+    """Logits [n, label] of the rows.
+
+    A checkpoint computes on `device`; a bare module where its weights are and in the mode it is in, and `labels` name
+    its outputs.
 
     Raises:
         CheckpointError: the embedding's size or the labels are not the checkpoint's; lists expected and found.
         NonFiniteEmbedding: a row gives NaN or infinity.
     """
     if isinstance(head, HeadCheckpoint):
-        check_columns(head, embeddings.shape[1], head.labels if labels is None else labels)
-        labels, head = head.labels, head.head()
+        labels = head.labels if labels is None else labels
+        check_columns(head, embeddings.shape[1], labels)
+        head = head.head().to(device)
     if labels is None:
-        raise CheckpointError("a bare head needs the names of its labels; pass labels=")
-    logits = head_logits(head.to(device), embeddings, device)
+        raise CheckpointError("a bare head does not name its labels; found none, expected one name for each output")
+    logits = head_logits(head, embeddings)
     bad = np.nonzero(~np.isfinite(logits).all(axis=1))[0]
     if bad.size:
         raise NonFiniteEmbedding(f"the head gives NaN or infinity for {bad.size} of {len(logits)} rows, first {bad[0]}")
     return HeadOutput(logits, tuple(labels))
 
 
-def head_logits(
-    head: nn.Module, embeddings: Float32[np.ndarray, "n dim"], device: torch.device | str
-) -> Float32[np.ndarray, "n label"]:
+def head_logits(head: nn.Module, embeddings: Float32[np.ndarray, "n dim"]) -> Float32[np.ndarray, "n label"]:
     """Logits of the rows, without gradients, `ROWS_PER_BATCH` at a time."""
+    device = next(head.parameters()).device
     with torch.no_grad():
         parts = [
             head(torch.tensor(embeddings[start : start + ROWS_PER_BATCH], device=device)).cpu().numpy()

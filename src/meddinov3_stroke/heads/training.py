@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +61,7 @@ def train_epochs(
     pos_weight: Float64[np.ndarray, " label"],
     device: torch.device | str = "cpu",
 ) -> Iterator[EpochResult]:
-    """Yields after each epoch; the same seed, data and thread count give bit-identical weights on the CPU.
+    """Yields after each epoch; the same seed and data give bit-identical weights on a CPU.
 
     Raises:
         NonFiniteLoss: a NaN or infinite loss; names epoch and batch.
@@ -75,12 +76,25 @@ def train_epochs(
     val_targets = torch.tensor(val.labels, dtype=torch.float32, device=device)
     for epoch in range(1, options.epochs + 1):
         batches = torch.split(torch.randperm(len(rows), generator=order).to(device), options.batch_size)
-        train_loss = _train_once(head, optimizer, loss_function, rows, targets, batches, epoch)
-        head.eval()
-        logits = head_logits(head, val.embeddings, device)
-        val_loss = float(loss_function(torch.tensor(logits, device=device), val_targets))
+        with one_thread():
+            train_loss = _train_once(head, optimizer, loss_function, rows, targets, batches, epoch)
+            head.eval()
+            logits = head_logits(head, val.embeddings)
+            val_loss = float(loss_function(torch.tensor(logits, device=device), val_targets))
         _require_finite(val_loss, f"validation of epoch {epoch}", options.lr)
         yield EpochResult(epoch, train_loss, val_loss, logits, head)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one CPU thread: a head's matrices are too small to share, above all on a busy machine, and sums in one
+    order make the result independent of the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _train_once(

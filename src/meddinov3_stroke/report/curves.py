@@ -11,6 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from meddinov3_stroke.runtime.provenance import DISCLAIMER
+
 TRAIN_COLOUR = "#7a7a7a"
 VAL_COLOUR = "#0b5fa5"
 CLASS_COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1")
@@ -22,8 +24,9 @@ def training_curve_png(history: Sequence[Mapping[str, Any]], best_epoch: int) ->
 
     `history` is that of `train_summary.json`: epoch, train_loss, val_loss, val_macro_auroc, val_per_class_auroc.
     """
-    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(11, 4), dpi=120, layout="constrained")
     losses, aurocs = figure.subplots(1, 2)
+    figure.supxlabel(DISCLAIMER, fontsize=7, color=TRAIN_COLOUR)
     epochs = [row["epoch"] for row in history]
     _draw_losses(losses, epochs, history)
     _draw_aurocs(aurocs, epochs, history)
@@ -62,4 +65,4 @@ def _finish(axes: Axes, best_epoch: int) -> None:
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -1,0 +1,56 @@
+"""What a training and a test say to a reader: facts of the rows, and tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from meddinov3_stroke.runtime.digest import sha256_of_array
+from meddinov3_stroke.runtime.provenance import DISCLAIMER
+from meddinov3_stroke.types import HeadData
+
+
+def about_rows(data: HeadData, names: Sequence[str]) -> dict[str, Any]:
+    """Count, positives per label and digests of the rows, as JSON."""
+    n_positive = data.labels.sum(axis=0, dtype=int).tolist()
+    return {
+        "n_samples": len(data.labels),
+        "n_positive": dict(zip(names, n_positive, strict=True)),
+        "embeddings_sha256": sha256_of_array(data.embeddings),
+        "labels_sha256": sha256_of_array(data.labels),
+    }
+
+
+def training_table(summary: Mapping[str, Any]) -> str:
+    """What `train_summary.json` says, in lines: best epoch, AUROC and threshold per label, files, disclaimer."""
+    best = summary["history"][summary["best_epoch"] - 1]
+    lines = [
+        f"trained on {summary['train']['n_samples']} rows, validated on {summary['val']['n_samples']}; best of "
+        f"{len(summary['history'])} epochs: {summary['best_epoch']} "
+        f"({summary['metric_name']} {summary['best_metric']:.4f})",
+        f"{'label':<18}{'val AUROC':>11}{'threshold':>11}",
+    ]
+    for label, auroc in best["val_per_class_auroc"].items():
+        lines.append(f"{label:<18}{_figure(auroc):>11}{summary['thresholds'][label]:>11.4f}")
+    files = [summary["checkpoints"]["best"], summary["checkpoints"]["last"], *summary["files"].values()]
+    return "\n".join([*lines, *(f"wrote {path}" for path in files), DISCLAIMER])
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> str:
+    """What `metrics.json` says, in lines: macro AUROC, then AUROC, threshold, sensitivity and specificity per label."""
+    lines = [
+        f"{metrics['n_samples']} rows; macro AUROC {_figure(metrics['macro_auroc'])} over "
+        f"{metrics['n_classes_in_macro']} of {len(metrics['per_class_auroc'])} labels; loss {metrics['loss']:.4f}",
+        f"{'label':<18}{'positive':>9}{'AUROC':>9}{'threshold':>11}{'sensitivity':>13}{'specificity':>13}",
+    ]
+    for label, auroc in metrics["per_class_auroc"].items():
+        point = metrics["operating_points"][label]
+        lines.append(
+            f"{label:<18}{metrics['n_positive'][label]:>9}{_figure(auroc):>9}{point['threshold']:>11.4f}"
+            f"{_figure(point['sensitivity']):>13}{_figure(point['specificity']):>13}"
+        )
+    return "\n".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
