@@ -40,11 +40,12 @@ class PatientSpec:
     studies: tuple[StudySpec, ...]
 
 
-def draw_cohort(n_patients: int, seed: int) -> tuple[PatientSpec, ...]:
+def draw_cohort(n_patients: int, seed: int, *, shape: tuple[int, int, int] | None = None) -> tuple[PatientSpec, ...]:
     """The patients of a cohort; the same arguments give the same ones.
 
     About half have no haemorrhage; the types are drawn evenly and mixed, the volumes log-uniformly. A follow-up shows
-    the same head and haemorrhages, somewhat larger or smaller, in another acquisition.
+    the same head and haemorrhages, somewhat larger or smaller, in another acquisition. `shape` (slices, rows,
+    columns) is drawn for each study unless given.
 
     Raises:
         UsageError: fewer than one patient, or a negative seed.
@@ -56,7 +57,7 @@ def draw_cohort(n_patients: int, seed: int) -> tuple[PatientSpec, ...]:
     volumes = _draw_volumes(random, types)
     n_studies = 1 + (random.permutation(n_patients) < round(SECOND_STUDY_SHARE * n_patients))
     return tuple(
-        _patient(seed, index, types[index], volumes[index], int(n_studies[index]), random)
+        _patient(seed, index, types[index], volumes[index], int(n_studies[index]), random, shape)
         for index in range(n_patients)
     )
 
@@ -92,16 +93,21 @@ def _draw_volumes(random: np.random.Generator, types: list[list[str]]) -> list[l
 
 
 def _patient(
-    seed: int, index: int, labels: list[str], volumes_ml: list[float], n_studies: int, random: np.random.Generator
+    seed: int,
+    index: int,
+    labels: list[str],
+    volumes_ml: list[float],
+    n_studies: int,
+    random: np.random.Generator,
+    shape: tuple[int, int, int] | None,
 ) -> PatientSpec:
     digest = hashlib.blake2s(f"phantom {seed} {index}".encode()).hexdigest()
     head_seed = int(digest[:12], 16)
     studies = []
     for number in range(n_studies):
         grown = 1.0 if number == 0 else float(random.uniform(0.6, 1.3))
-        spec = draw_spec(
-            head_seed + number, labels, volumes_ml=[volume * grown for volume in volumes_ml], head_seed=head_seed
-        )
+        grown_ml = [volume * grown for volume in volumes_ml]
+        spec = draw_spec(head_seed + number, labels, volumes_ml=grown_ml, head_seed=head_seed, shape=shape)
         series_uid = str(1_000_000_000 + int(digest[20:28], 16) + number)
         studies.append(StudySpec(f"ST_{digest[12:20]}{number}", series_uid, spec))
     return PatientSpec(f"PH_{digest[:10]}", tuple(studies))

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int8, Int16, UInt8
 
 from meddinov3_stroke.phantom.brain import build_brain, paint_brain
+from meddinov3_stroke.phantom.displacement import displace
 from meddinov3_stroke.phantom.geometry import affine_of, head_points
 from meddinov3_stroke.phantom.lesions import paint_lesions
 from meddinov3_stroke.phantom.skull import AIR_HU, paint_holder, paint_outside, shell_of, vault_gauge
@@ -16,6 +17,9 @@ from meddinov3_stroke.phantom.solids import Points
 from meddinov3_stroke.phantom.spec import PhantomSpec
 from meddinov3_stroke.types import LABELS
 
+MAX_BLEED_HU = 9.0
+"""Most that a voxel takes from its neighbour through the point spread: scanners correct the edge of the skull, and
+blood beside it keeps its CT number."""
 OUTSIDE_MM = 32.0
 """Beyond this distance from the inner table of the vault there is air (the tip of the nose excepted)."""
 
@@ -89,9 +93,10 @@ def _head(
     to_table = np.float32(1) / gauge[cavity]
     above = np.where(inside.z > 0, to_table, np.float32(1))
     surface = Points(inside.x * to_table, inside.y * to_table, inside.z * above)
-    brain = build_brain(inside, depth_mm[cavity], surface, head)
+    moved = displace(inside, vault_mm[cavity], head, spec.lesions)
+    brain = build_brain(inside, depth_mm[cavity], vault_mm[cavity], surface, moved, head)
     tissue = np.empty_like(inside.x)
-    paint_brain(tissue, brain, head)
+    paint_brain(tissue, brain, moved, head)
     voxel_ml = float(np.prod(spec.spacing_mm)) / 1000
     lesion_mask = paint_lesions(tissue, brain, head, spec.lesions, voxel_ml)
     share = np.clip(brain.depth_mm + np.float32(0.5), 0, 1)
@@ -107,6 +112,7 @@ def _blur(volume: Float32[np.ndarray, "slice row col"], share: float) -> Float32
         ahead, behind = [slice(None)] * 3, [slice(None)] * 3
         ahead[axis], behind[axis] = slice(1, None), slice(None, -1)
         step = (volume[tuple(ahead)] - volume[tuple(behind)]) * np.float32(share)
+        np.clip(step, -MAX_BLEED_HU, MAX_BLEED_HU, out=step)
         volume = volume.copy()
         volume[tuple(behind)] += step
         volume[tuple(ahead)] -= step

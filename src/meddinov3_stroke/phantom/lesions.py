@@ -12,14 +12,16 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from meddinov3_stroke.phantom.brain import Brain
+from meddinov3_stroke.phantom.outline import along_table, middle_on_table, outline_of
 from meddinov3_stroke.phantom.sites import LesionSpec
-from meddinov3_stroke.phantom.skull import vault_gauge
 from meddinov3_stroke.phantom.solids import Points, plane_waves, ramp
 from meddinov3_stroke.phantom.spec import HeadSpec
 from meddinov3_stroke.types import LABELS
 
 MIN_RISE_HU = 8.0
 """A voxel is in the mask only where the blood raised it by at least this much."""
+CLEAR_OF_BONE_MM = 0.5
+"""Nearer to the skull a voxel is partly bone."""
 OEDEMA_HU = 21.0
 """CT number of the oedema around an intraparenchymal haemorrhage."""
 
@@ -38,7 +40,7 @@ def paint_lesions(
     for index, lesion in enumerate(lesions):
         random = np.random.default_rng([head.seed, 6, index])
         rank, allowed = RANKINGS[lesion.label](lesion, brain, head, random)
-        allowed &= mask == 0
+        allowed &= (mask == 0) & (brain.depth_mm > CLEAR_OF_BONE_MM)
         wanted = max(1, round(lesion.volume_ml / voxel_ml))
         _fill(hu, mask, lesion, rank, allowed, wanted, random, brain)
     return mask
@@ -54,7 +56,7 @@ def _fill(
     random: np.random.Generator,
     brain: Brain,
 ) -> None:
-    allowed &= hu < lesion.hu - MIN_RISE_HU - 8
+    allowed &= hu < lesion.hu - MIN_RISE_HU
     candidates = rank[allowed]
     if candidates.size == 0:
         return
@@ -74,11 +76,10 @@ def _fill(
 
 
 def _rank_epidural(lesion: LesionSpec, brain: Brain, head: HeadSpec, random: np.random.Generator) -> Ranking:
-    # a lens: half-length 1.6 times the thickness, volume = pi/2 * length^2 * thickness
-    thickness = (lesion.volume_ml * 1000 / (np.pi / 2 * 1.6**2)) ** (1 / 3)
-    along = _along_table(lesion, brain, head, 1.72 * thickness, 1.49 * thickness)
-    profile = np.float32(1) - along
-    return brain.depth_mm / np.maximum(profile, 1e-3), (profile > 0) & (brain.depth_mm > 0)
+    outline = outline_of(lesion)
+    assert outline is not None
+    profile = np.float32(1) - along_table(brain.surface, middle_on_table(lesion, head), outline)
+    return brain.vault_mm / np.maximum(profile, 1e-3), (profile > 0)
 
 
 def _rank_subdural(lesion: LesionSpec, brain: Brain, head: HeadSpec, random: np.random.Generator) -> Ranking:
@@ -86,26 +87,12 @@ def _rank_subdural(lesion: LesionSpec, brain: Brain, head: HeadSpec, random: np.
         return _rank_falx(lesion, brain)
     if lesion.site == "tentorium":
         return _rank_tentorium(lesion, brain)
-    # a crescent: thin and long, nearly even in thickness until its ends
-    thickness = float(np.clip(2.8 + 0.16 * lesion.volume_ml, 3, 14))
-    area = lesion.volume_ml * 1000 / (0.6 * thickness)
-    height = np.sqrt(area / np.pi / 1.9)
-    along = _along_table(lesion, brain, head, 1.9 * height, height)
+    outline = outline_of(lesion)
+    assert outline is not None
+    along = along_table(brain.surface, middle_on_table(lesion, head), outline)
     profile = np.sqrt(np.maximum(np.float32(1) - along, 1e-6))
-    own_side = brain.points.x * np.float32(np.sign(lesion.centre_mm[0])) > 3
-    return brain.depth_mm / profile, (along < 1) & (brain.depth_mm > 0) & own_side & (brain.tentorium_mm > 0)
-
-
-def _along_table(
-    lesion: LesionSpec, brain: Brain, head: HeadSpec, half_length_mm: float, half_height_mm: float
-) -> Float32[np.ndarray, " n"]:
-    """Square of the distance along the inner table from the lesion's middle, 1 at its outline."""
-    x, y, z = (np.array([c], dtype=np.float32) for c in lesion.centre_mm)
-    gauge, _ = vault_gauge(head, x, y, z)
-    height = float(z[0] / gauge[0]) if z[0] > 0 else float(z[0])
-    squared = np.square(brain.surface.x - x / gauge) + np.square(brain.surface.y - y / gauge)
-    squared = squared * np.float32(1 / half_length_mm**2)
-    return np.asarray(squared + np.square((brain.surface.z - np.float32(height)) * np.float32(1 / half_height_mm)))
+    own_side = brain.midline_mm * np.float32(np.sign(lesion.centre_mm[0])) > 3
+    return brain.vault_mm / profile, (along < 1) & own_side & (brain.tentorium_mm > 0)
 
 
 def _rank_falx(lesion: LesionSpec, brain: Brain) -> Ranking:
@@ -113,13 +100,13 @@ def _rank_falx(lesion: LesionSpec, brain: Brain) -> Ranking:
     reach = 1.3 * np.sqrt(area / np.pi)
     points = brain.points
     side = np.float32(1 if lesion.centre_mm[0] >= 0 else -1)
-    beside = points.x * side
+    beside = brain.midline_mm * side
     squared = np.square(points.y - np.float32(lesion.centre_mm[1])) + np.square(
         points.z - np.float32(lesion.centre_mm[2])
     )
     profile = np.sqrt(np.maximum(np.float32(1) - squared * np.float32(1 / reach**2), 1e-6))
     on_falx = brain.falx_mm + beside > 0
-    return beside / profile, on_falx & (beside > -0.5) & (profile > 0.05) & (beside < 12) & (brain.depth_mm > 0)
+    return beside / profile, on_falx & (beside > -0.5) & (profile > 0.05) & (beside < 12)
 
 
 def _rank_tentorium(lesion: LesionSpec, brain: Brain) -> Ranking:
@@ -130,13 +117,13 @@ def _rank_tentorium(lesion: LesionSpec, brain: Brain) -> Ranking:
     )
     profile = np.sqrt(np.maximum(np.float32(1) - squared * np.float32(1 / reach**2), 1e-6))
     above = brain.tentorium_mm
-    return above / profile, (above > 0) & (above < 12) & (profile > 0.05) & (points.y < -16) & (brain.depth_mm > 0)
+    return above / profile, (above > 0) & (above < 12) & (profile > 0.05) & (points.y < -16)
 
 
 def _rank_subarachnoid(lesion: LesionSpec, brain: Brain, head: HeadSpec, random: np.random.Generator) -> Ranking:
     uneven = np.float32(1) + np.float32(0.15) * plane_waves(brain.points, random, 30.0, 4)
     rank = _distance(brain.points, lesion) * uneven
-    return rank, (brain.sulcal_mm > -0.2) & (brain.depth_mm > 0.5) & (brain.ventricle_mm < 0) & (brain.falx_mm < 0.3)
+    return rank, (brain.sulcal_mm > -0.2) & (brain.ventricle_mm < 0) & (brain.falx_mm < 0.3)
 
 
 def _rank_intraventricular(lesion: LesionSpec, brain: Brain, head: HeadSpec, random: np.random.Generator) -> Ranking:

@@ -83,3 +83,11 @@ def plane_waves(
         phase = np.float32(random.uniform(0, 2 * np.pi))
         field += np.sin(points.x * wave[0] + points.y * wave[1] + points.z * wave[2] + phase)
     return field * np.float32(np.sqrt(2 / n_waves))
+
+
+def smooth_union(
+    first_mm: Float32[np.ndarray, " n"], second_mm: Float32[np.ndarray, " n"], blend_mm: Number
+) -> Float32[np.ndarray, " n"]:
+    """Distance into two solids that flow into each other over `blend_mm`."""
+    overlap = np.maximum(np.float32(blend_mm) - np.abs(first_mm - second_mm), 0)
+    return np.asarray(np.maximum(first_mm, second_mm) + overlap * overlap * np.float32(0.25 / blend_mm))

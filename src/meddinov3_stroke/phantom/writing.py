@@ -67,6 +67,7 @@ def write_cohort(
     *,
     workers: int = 1,
     on_progress: Callable[[int], None] | None = None,
+    shape: tuple[int, int, int] | None = None,
 ) -> CohortManifest:
     """The manifest of a cohort written under `folder`; the same arguments give the same bytes, however many workers.
 
@@ -78,7 +79,8 @@ def write_cohort(
         n_patients: Patients; about a fifth have two studies.
         seed: Decides everything.
         workers: Volumes made at a time.
-        on_progress: Called with 1 after each volume.
+        on_progress: Called with 1 after each volume, in order.
+        shape: (slices, rows, columns) of every volume; drawn for each unless given.
 
     Raises:
         UsageError: fewer than one patient or worker, or a negative seed.
@@ -86,9 +88,10 @@ def write_cohort(
     """
     if workers < 1:
         raise UsageError(f"phantom workers {workers}: expected at least 1")
-    jobs = [(patient, study) for patient in draw_cohort(n_patients, seed) for study in patient.studies]
+    folder = Path(folder)
+    cohort = draw_cohort(n_patients, seed, shape=shape)
     records = []
-    for record in _write_all(Path(folder), jobs, workers):
+    for record in _write_all(folder, [(patient, study) for patient in cohort for study in patient.studies], workers):
         records.append(record)
         if on_progress is not None:
             on_progress(1)
@@ -100,8 +103,11 @@ def write_cohort(
 
 def _write_all(folder: Path, jobs: list[tuple[PatientSpec, StudySpec]], workers: int) -> Iterator[SeriesRecord]:
     # threads, for NumPy and zlib work outside the interpreter lock, and nothing has to be started or pickled
-    with ThreadPoolExecutor(max_workers=workers) as pool:
+    pool = ThreadPoolExecutor(max_workers=workers)
+    try:
         yield from pool.map(lambda job: _write_series(folder, *job), jobs)
+    finally:
+        pool.shutdown(cancel_futures=True)  # an error or an interrupt does not wait for the rest
 
 
 def _write_series(folder: Path, patient: PatientSpec, study: StudySpec) -> SeriesRecord:
