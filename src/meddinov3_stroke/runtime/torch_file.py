@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,10 @@ def load_torch_file(path: Path) -> Any:
             f"{path.with_suffix('.safetensors').name}"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Said of any file that is not of protocol 2; what matters follows: it loads whole, or it is refused.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, *PICKLE_ERRORS) as error:
         raise damaged(path, error) from error
 
