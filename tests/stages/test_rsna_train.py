@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import json
+import logging
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from meddinov3_stroke import rsna_train
+from meddinov3_stroke.embeddings import EmbeddingStore, select_slices
+from meddinov3_stroke.errors import CorruptInput, MissingInput, SplitError, TooManyInvalid, UsageError
+from meddinov3_stroke.heads import load_checkpoint
+from meddinov3_stroke.types import LABELS, BackboneIdentity, Preprocessing, SliceEmbeddings, SliceSelection, Volume
+
+N_PATIENTS = 60
+IDENTITY = BackboneIdentity(
+    "fake", "ab" * 32, 8, 16, "bf16", Preprocessing(-1000.0, 1000.0, 65.0, 178.0, "fake-1"), "torch", "fp32"
+)
+
+
+@dataclass
+class FakeBackbone:
+    identity: BackboneIdentity = IDENTITY
+    device: str = "cpu"
+
+
+@dataclass
+class FakeExtractor:
+    """Eight numbers a slice: the HU of the voxels in which the cohort below writes its labels."""
+
+    backbone: FakeBackbone = field(default_factory=FakeBackbone)
+    resize: int = 224
+    selection: SliceSelection = field(default_factory=SliceSelection)
+    calls: int = 0
+    after_call: Callable[[int], Any] = lambda calls: None
+
+    def embed(self, volume: Volume, on_batch: Any = None) -> SliceEmbeddings:
+        self.calls += 1
+        indices = select_slices(volume.n_slices, self.selection)
+        cls = (volume.hu[indices].reshape(len(indices), -1)[:, :8] / 100).astype(np.float32)
+        self.after_call(self.calls)
+        return SliceEmbeddings(
+            cls, indices, volume.n_slices, self.resize, self.selection, self.backbone.identity, volume.source
+        )
+
+
+def write_volume(path: Path, labels: list[int], seed: int) -> None:
+    """A NIfTI whose first voxels (in canonical order) hold the labels, in noise that makes every file its own."""
+    generator = np.random.default_rng(seed)
+    canonical = generator.normal(30, 20, size=(6, 12, 12)).astype(np.int16)
+    canonical[:, 0, : len(labels)] += np.asarray(labels, dtype=np.int16) * 150
+    data = canonical.transpose(2, 1, 0)  # canonical columns run to the left, rows to the back, slices up: L P S
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(data, np.diag([-1.0, -1.0, 5.0, 1.0]))
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A series CSV and its volumes; every type in every fifth patient or more."""
+    folder, generator, rows = tmp_path_factory.mktemp("cohort"), np.random.default_rng(0), []
+    for patient in range(N_PATIENTS):
+        types = [int(patient % 5 == k or generator.random() < 0.25) for k in range(5)] if patient % 3 else [0] * 5
+        for study in range(1 + (patient % 7 == 0)):
+            labels = [max(types), *types]
+            path = f"ID_p{patient}/ID_s{patient}{study}/_{patient}{study}.nii.gz"
+            write_volume(folder / path, labels, seed=10 * patient + study)
+            rows.append([path, f"ID_s{patient}{study}", *labels])
+    csv = folder / "series.csv"
+    pd.DataFrame(rows, columns=["nifti_path", "study_uid", *LABELS]).to_csv(csv, index=False)
+    return csv
+
+
+@pytest.fixture
+def extractor(monkeypatch: pytest.MonkeyPatch) -> FakeExtractor:
+    fake = FakeExtractor()
+    monkeypatch.setattr(rsna_train, "_extractor", lambda args: fake)
+    return fake
+
+
+@pytest.fixture
+def args(cohort: Path, tmp_path: Path) -> rsna_train.Args:
+    return rsna_train.Args(
+        series_csv=cohort,
+        output_dir=tmp_path / "out",
+        cache_dir=tmp_path / "cache",
+        checkpoints_dir=tmp_path / "checkpoints",
+        train_ratio=0.6,
+        val_ratio=0.2,
+        test_ratio=0.2,
+        epochs=15,
+        train_batch_size=8,
+        lr=0.1,
+        hidden_dim=0,
+        quiet=True,
+    )
+
+
+def changed_csv(cohort: Path, change: Callable[[pd.DataFrame], None]) -> Path:
+    table = pd.read_csv(cohort, dtype=str)
+    change(table)
+    path = cohort.with_name(f"changed_{np.random.default_rng().integers(1 << 40)}.csv")
+    table.to_csv(path, index=False)
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_it_writes_every_promised_file(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+    rsna_train.run(args)
+    promised = ["splits/train.csv", "splits/val.csv", "splits/test.csv", "test_metrics.json", "pipeline_summary.json"]
+    promised += [f"features/{s}_{what}.npy" for s in ("train", "val", "test") for what in ("embeddings", "labels")]
+    assert [name for name in promised if not (args.output_dir / name).is_file()] == []
+    assert {"best.pt", "last.pt", "train_summary.json"} <= {path.name for path in args.checkpoints_dir.iterdir()}
+
+
+def test_it_learns_labels_that_stand_in_the_features(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+    assert rsna_train.run(args)["test"]["macro_auroc"] > 0.9
+
+
+def test_the_summary_holds_the_promised_keys(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+    summary = rsna_train.run(args)
+    assert read(args.output_dir / "pipeline_summary.json") == json.loads(json.dumps(summary, default=str))
+    assert {"split", "train", "test", "schema_version", "disclaimer", "warnings"} <= set(summary)
+    assert summary["weights_sha256"] == IDENTITY.weights_sha256
+    report = summary["train"]["invalid_nifti_report"]
+    assert {key: report[key] for key in ("n_total", "n_invalid", "by_reason", "examples")} == {
+        "n_total": summary["extraction"]["n_total"],
+        "n_invalid": 0,
+        "by_reason": {},
+        "examples": [],
+    }
+    metrics = read(args.output_dir / "test_metrics.json")
+    assert set(metrics["per_class_auroc"]) == set(LABELS)
+    assert metrics["macro_auroc_interval"]["low"] <= metrics["macro_auroc"] <= metrics["macro_auroc_interval"]["high"]
+    assert metrics["head_sha256"] == load_checkpoint(args.checkpoints_dir / "best.pt").sha256
+
+
+def test_features_are_rows_of_the_split_in_its_order(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+    rsna_train.run(args)
+    for name in ("train", "val", "test"):
+        table = pd.read_csv(args.output_dir / "splits" / f"{name}.csv")
+        labels = np.load(args.output_dir / "features" / f"{name}_labels.npy")
+        embeddings = np.load(args.output_dir / "features" / f"{name}_embeddings.npy")
+        np.testing.assert_array_equal(labels, table[list(LABELS)].to_numpy())
+        for row, path in zip(embeddings, table["nifti_path"], strict=True):
+            stored = nib.load(args.series_csv.parent / path).get_fdata()[:8, 0, :]
+            np.testing.assert_allclose(row, stored.mean(axis=1) / 100, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("mode", "width"), [("mean", 8), ("max", 8), ("mean_max", 16)])
+def test_the_pool_mode_decides_the_width_and_is_recorded(
+    args: rsna_train.Args, extractor: FakeExtractor, mode: Any, width: int
+) -> None:
+    rsna_train.run(replace(args, pool_mode=mode, epochs=1))
+    assert np.load(args.output_dir / "features" / "train_embeddings.npy").shape[1] == width
+    assert read(args.output_dir / "features" / "summary.json")["pool_mode"] == mode
+    assert load_checkpoint(args.checkpoints_dir / "best.pt").pool_mode == mode
+
+
+def test_a_second_run_embeds_nothing_and_gives_the_same_head(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+    first = rsna_train.run(args)
+    tensors = load_checkpoint(args.checkpoints_dir / "best.pt").state_dict
+    calls = extractor.calls
+    second = rsna_train.run(args)
+    assert extractor.calls == calls == first["extraction"]["n_computed"]
+    assert second["extraction"]["n_from_cache"] == calls
+    assert second["extraction"]["n_computed"] == 0
+    again = load_checkpoint(args.checkpoints_dir / "best.pt").state_dict
+    assert all((tensors[name] == again[name]).all() for name in tensors)
+
+
+def test_an_interrupted_run_keeps_finished_volumes_and_resumes(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+    extractor.after_call = lambda calls: signal.raise_signal(signal.SIGINT) if calls == 5 else None
+    with pytest.raises(KeyboardInterrupt):
+        rsna_train.run(args)
+    assert extractor.calls == len(list(EmbeddingStore(args.cache_dir).stored_keys())) == 5
+    assert not args.checkpoints_dir.exists()
+    extractor.after_call = lambda calls: None
+    summary = rsna_train.run(args)
+    assert summary["extraction"]["n_from_cache"] == 5
+    assert extractor.calls == summary["extraction"]["n_total"]
+
+
+def test_a_second_interrupt_stops_at_once(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+    def twice(calls: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    extractor.after_call = twice
+    with pytest.raises(KeyboardInterrupt):
+        rsna_train.run(args)
+    assert list(EmbeddingStore(args.cache_dir).stored_keys()) == []
+
+
+def test_the_command_exits_130_when_interrupted(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+    extractor.after_call = lambda calls: signal.raise_signal(signal.SIGINT)
+    assert rsna_train.main(["--series-csv", str(args.series_csv), "--cache-dir", str(args.cache_dir), "--quiet",
+                            "--output-dir", str(args.output_dir)]) == 130  # fmt: skip
+
+
+def test_the_first_bad_volume_ends_the_run_with_its_row(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+    def break_one(table: pd.DataFrame) -> None:
+        table.loc[7, "nifti_path"] = ""
+
+    csv = changed_csv(args.series_csv, break_one)
+    with pytest.raises(MissingInput, match=r"row 9: .*--skip-invalid-nifti"):
+        rsna_train.run(replace(args, series_csv=csv))
+    assert not args.checkpoints_dir.exists()
+
+
+def test_a_truncated_volume_ends_the_run_with_its_row(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+    def truncate_one(table: pd.DataFrame) -> None:
+        whole = args.series_csv.parent / table.loc[4, "nifti_path"]
+        half = whole.with_name("_half.nii.gz")
+        half.write_bytes(whole.read_bytes()[:-40])
+        table.loc[4, "nifti_path"] = str(half.relative_to(args.series_csv.parent))
+
+    with pytest.raises(CorruptInput, match="row 6"):
+        rsna_train.run(replace(args, series_csv=changed_csv(args.series_csv, truncate_one)))
+
+
+def test_bad_volumes_within_the_cap_are_skipped_and_reported(
+    args: rsna_train.Args, extractor: FakeExtractor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("meddinov3_stroke"), "propagate", True)
+
+    def break_two(table: pd.DataFrame) -> None:
+        table.loc[1, "nifti_path"] = ""
+        table.loc[2, "nifti_path"] = "ID_p1/ID_s10"
+
+    csv = changed_csv(args.series_csv, break_two)
+    summary = rsna_train.run(replace(args, series_csv=csv, skip_invalid_nifti=True, epochs=1))
+    report = summary["train"]["invalid_nifti_report"]
+    assert report["n_invalid"] == 2
+    assert report["by_reason"] == {"E-INPUT-MISSING": 2}
+    assert sorted(example["row"] for example in report["examples"]) == [3, 4]
+    counts = [summary["train"]["class_balance"][name] for name in ("train", "val", "test")]
+    assert sum(one["before"]["n_series"] - one["after"]["n_series"] for one in counts) == 2
+    rows = [len(np.load(args.output_dir / "features" / f"{name}_labels.npy")) for name in ("train", "val", "test")]
+    assert rows == [one["after"]["n_series"] for one in counts]
+    assert "2 of" in caplog.text
+
+
+def test_more_bad_volumes_than_the_cap_stop_the_run_before_training(
+    args: rsna_train.Args, extractor: FakeExtractor
+) -> None:
+    def break_many(table: pd.DataFrame) -> None:
+        table.loc[:5, "nifti_path"] = ""
+
+    csv = changed_csv(args.series_csv, break_many)
+    with pytest.raises(TooManyInvalid, match=r"6 of \d+ .* rows 2, 3"):
+        rsna_train.run(replace(args, series_csv=csv, skip_invalid_nifti=True))
+    assert not args.checkpoints_dir.exists()
+    assert read(args.output_dir / "invalid_nifti_report.json")["n_invalid"] == 6
+    n_cached = len(list(EmbeddingStore(args.cache_dir).stored_keys()))
+    assert n_cached == extractor.calls > 0
+
+
+def test_the_same_volume_under_two_patients_stops_the_run(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+    def copy_one(table: pd.DataFrame) -> None:
+        source = args.series_csv.parent / table.loc[0, "nifti_path"]
+        copy = args.series_csv.parent / "ID_twin/ID_twin0/_1.nii.gz"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(source.read_bytes())
+        table.loc[len(table)] = ["ID_twin/ID_twin0/_1.nii.gz", "ID_twin0", *table.loc[0, list(LABELS)]]
+
+    csv = changed_csv(args.series_csv, copy_one)
+    with pytest.raises(SplitError, match=r"same pixels .* rows 2 \(.*\) and \d+"):
+        rsna_train.run(replace(args, series_csv=csv))
+    assert not args.checkpoints_dir.exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"train_ratio": 0.9}, {"max_invalid": 1.5}, {"epochs": 0}, {"lr": -1.0}],
+    ids=lambda flags: next(iter(flags)),
+)
+def test_flags_out_of_range_are_found_before_any_volume_is_read(
+    args: rsna_train.Args, extractor: FakeExtractor, flags: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError):
+        rsna_train.run(replace(args, **flags))
+    assert extractor.calls == 0
+
+
+def test_it_splits_as_prepare_rsna_splits_does(args: rsna_train.Args, extractor: FakeExtractor, tmp_path: Path) -> None:
+    from meddinov3_stroke import rsna_split
+
+    rsna_train.run(replace(args, epochs=1))
+    rsna_split.run(
+        rsna_split.Args(
+            series_csv=args.series_csv, output_dir=tmp_path / "alone", train_ratio=0.6, val_ratio=0.2, test_ratio=0.2
+        )
+    )
+    for name in ("train.csv", "val.csv", "test.csv"):
+        assert (tmp_path / "alone" / name).read_bytes() == (args.output_dir / "splits" / name).read_bytes()
+
+
+def test_standard_output_shows_figures_paths_and_the_disclaimer(
+    args: rsna_train.Args, extractor: FakeExtractor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rsna_train.run(replace(args, epochs=1))
+    shown = capsys.readouterr().out
+    for expected in ("epidural", "macro", "pipeline_summary.json", "research use only"):
+        assert expected in shown
