@@ -1,0 +1,39 @@
+"""Why a head says what it says: similarity of patches, suspicious slices, and their pictures."""
+
+from meddinov3_stroke.explain.case_picture import case_picture
+from meddinov3_stroke.explain.notices import DEMO_NOTICE, demo_warnings, is_demo
+from meddinov3_stroke.explain.similarity import parse_patch, patch_similarity
+from meddinov3_stroke.explain.slice_picture import slice_picture
+from meddinov3_stroke.explain.style import WINDOW_CENTER, WINDOW_WIDTH
+from meddinov3_stroke.explain.suspicion import (
+    REFERENCE_RULE,
+    HeadInput,
+    case_text,
+    head_rows,
+    rank,
+    ranking_text,
+    reference_patch,
+    soft_tissue_patches,
+    suspicion,
+)
+
+__all__ = [
+    "DEMO_NOTICE",
+    "REFERENCE_RULE",
+    "WINDOW_CENTER",
+    "WINDOW_WIDTH",
+    "HeadInput",
+    "case_picture",
+    "case_text",
+    "demo_warnings",
+    "head_rows",
+    "is_demo",
+    "parse_patch",
+    "patch_similarity",
+    "rank",
+    "ranking_text",
+    "reference_patch",
+    "slice_picture",
+    "soft_tissue_patches",
+    "suspicion",
+]

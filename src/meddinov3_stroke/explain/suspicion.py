@@ -1,0 +1,100 @@
+"""Which slices, and which patch of a slice, a head finds suspicious; and in words how that was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, Int64
+
+HeadInput = Literal["slice", "mean", "max", "mean_max"]
+"""What a row of a head's input is: a slice, or a volume pooled in one of three ways."""
+
+SOFT_TISSUE_HU = (0.0, 100.0)
+"""Brain (20 to 45), CSF (0 to 15) and acute blood (50 to 100) lie between; bone, air and fat do not.
+Source: usual figures of CT textbooks."""
+
+LEAST_SOFT_TISSUE = 0.5
+"""Share of a patch's pixels that must be soft tissue for it to be a reference; keeps air and the skull's rim out."""
+
+REFERENCE_RULE = (
+    "reference patch: the patch token with the highest head score among patches of which at least "
+    f"{LEAST_SOFT_TISSUE:.0%} of the pixels are within {SOFT_TISSUE_HU[0]:g} to {SOFT_TISSUE_HU[1]:g} HU "
+    "(brain, CSF, blood); among all patches where a slice has none such; the head was not trained on patch tokens, so "
+    "this is a pointer for the eye and no localisation"
+)
+"""How the reference patch of a suspicious slice is chosen; stands in the output."""
+
+
+def head_rows(tokens: Float32[np.ndarray, "n dim"], kind: HeadInput) -> Float32[np.ndarray, "n width"]:
+    """Rows a head can take, each from one token alone: the token, or for `mean_max` the token twice.
+
+    Mean and maximum of one token are the token itself.
+    """
+    return np.concatenate([tokens, tokens], axis=1) if kind == "mean_max" else tokens
+
+
+def suspicion(probabilities: Float64[np.ndarray, "n label"], labels: Sequence[str]) -> Float64[np.ndarray, " n"]:
+    """The score of each row: P(any), or without `any` the maximum over labels."""
+    if "any" in labels:
+        return np.asarray(probabilities[:, list(labels).index("any")])
+    return np.asarray(probabilities.max(axis=1))
+
+
+def rank(scores: Float[np.ndarray, " n"], top_k: int) -> Int64[np.ndarray, " shown"]:
+    """Positions of the `top_k` highest scores, highest first; of equal ones the lower position first."""
+    return np.argsort(-scores, kind="stable")[:top_k].astype(np.int64)
+
+
+def reference_patch(
+    scores: Float[np.ndarray, " patch"], hu: Float32[np.ndarray, "row col"], grid: tuple[int, int]
+) -> tuple[int, int]:
+    """(row, column) in the grid of the patch that `REFERENCE_RULE` picks on a slice."""
+    candidates = soft_tissue_patches(hu, grid)
+    if not candidates.any():
+        candidates = np.ones_like(candidates)
+    best = int(np.argmax(np.where(candidates.ravel(), scores, -np.inf)))
+    return divmod(best, grid[1])
+
+
+def soft_tissue_patches(hu: Float32[np.ndarray, "row col"], grid: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """Whether at least `LEAST_SOFT_TISSUE` of a patch is soft tissue; the grid is stretched over the slice.
+
+    Pixels on the border of two patches count for each by the area it has of them.
+    """
+    low, high = SOFT_TISSUE_HU
+    soft = ((hu >= low) & (hu <= high)).astype(np.float64)
+    share = _parts(hu.shape[0], grid[0]) @ soft @ _parts(hu.shape[1], grid[1]).T
+    return np.asarray(share >= LEAST_SOFT_TISSUE - 1e-9)
+
+
+def _parts(n_pixels: int, n_parts: int) -> Float64[np.ndarray, "part pixel"]:
+    """Weight of every pixel in the mean of every one of `n_parts` equal parts of a line."""
+    edges = np.linspace(0.0, n_pixels, n_parts + 1)
+    pixels = np.arange(n_pixels)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return np.asarray(np.clip(overlap, 0.0, None) * n_parts / n_pixels)
+
+
+def ranking_text(kind: HeadInput, labels: Sequence[str]) -> str:
+    """How slices were scored and ranked, in words; says so where it is a transfer."""
+    score = "P(any)" if "any" in labels else "the highest probability over the labels (the head has no `any`)"
+    if kind == "slice":
+        return f"slices ranked by {score}; the head was trained on slice embeddings"
+    if kind == "mean_max":
+        return (
+            f"slices ranked by {score}, each slice pooled alone (its embedding twice, as mean and as maximum); the "
+            "head was trained on mean_max-pooled volumes, so this is a transfer from volumes to slices"
+        )
+    return (
+        f"slices ranked by {score} of the head on each slice embedding; the head was trained on {kind}-pooled volumes, "
+        "so this is a transfer from volumes to slices"
+    )
+
+
+def case_text(kind: HeadInput) -> str:
+    """How the probabilities of the case were made, in words."""
+    if kind == "slice":
+        return "maximum over the embedded slices, per label, of the head on slice embeddings"
+    return f"head on the {kind}-pooled slice embeddings"

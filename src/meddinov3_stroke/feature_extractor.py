@@ -1,0 +1,69 @@
+"""From a volume to slice embeddings and patch tokens: a backbone, how it is fed, and nothing about a case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from meddinov3_stroke.backbone import Backbone
+from meddinov3_stroke.embeddings import pool_slices, select_slices
+from meddinov3_stroke.explain import patch_similarity
+from meddinov3_stroke.types import SliceEmbeddings, SliceSelection, SliceTokens, Volume
+
+__all__ = ["FeatureExtractor", "patch_similarity", "pool_slices", "select_slices", "squash_warnings"]
+
+EVERY_SLICE = SliceSelection()
+"""No slice is left out."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureExtractor:
+    """A frozen backbone with the size, batch and slices it is given; may be shared by any number of cases."""
+
+    backbone: Backbone
+    resize: int = 224
+    """Side in pixels of the square the backbone sees; a multiple of its patch size."""
+    batch: int = 8
+    """Slices in a forward pass."""
+    selection: SliceSelection = EVERY_SLICE
+    """Which slices of a volume are embedded."""
+
+    def embed(self, volume: Volume, on_batch: Callable[[int], None] | None = None) -> SliceEmbeddings:
+        """Class tokens of the chosen slices; `on_batch` is told the number of slices just finished.
+
+        Raises:
+            UsageError: no slice is chosen, or `resize` or `batch` cannot be honoured.
+            NonFiniteEmbedding: the backbone gave NaN or infinity.
+        """
+        chosen = select_slices(volume.n_slices, self.selection)
+        tokens = self.backbone.embed(volume.hu_slices(chosen), self.resize, self.batch, on_batch=on_batch)
+        return SliceEmbeddings(
+            cls=tokens.cls,
+            slice_indices=chosen,
+            n_slices=volume.n_slices,
+            resize=self.resize,
+            selection=self.selection,
+            backbone=self.backbone.identity,
+            source=volume.source,
+            warnings=(*volume.warnings, *squash_warnings(volume, self.resize)),
+        )
+
+    def tokens(self, volume: Volume, slice_indices: Sequence[int] | Int64[np.ndarray, " n"]) -> SliceTokens:
+        """Class and patch tokens of the named slices, whatever the selection is.
+
+        Raises:
+            UsageError: no slice, or `resize` or `batch` cannot be honoured.
+            NonFiniteEmbedding: the backbone gave NaN or infinity.
+        """
+        return self.backbone.embed(volume.hu_slices(slice_indices), self.resize, self.batch, patches=True)
+
+
+def squash_warnings(volume: Volume, resize: int) -> tuple[str, ...]:
+    """What to say of a volume whose slices are not square; nothing where they are."""
+    n_rows, n_columns = volume.stored.shape[1:]
+    if n_rows == n_columns:
+        return ()
+    return (f"slices of {n_rows} x {n_columns} pixels are squashed to {resize} x {resize}",)
