@@ -100,8 +100,9 @@ def test_voxel_sides_that_disagree_with_the_sform_are_told(write_nifti, head) ->
         {"srow_y": [0, 0, 0, np.inf]},
         {"srow_z": [0, 0, 0, 1e30]},
         {"srow_x": [1e30, 0, 0, 0]},
+        {"srow_x": [1e300, 0, 0, 0], "version": 2},
     ],
-    ids=["all zero", "parallel", "nearly parallel", "NaN", "infinite offset", "absurd offset", "absurd side"],
+    ids=["all zero", "parallel", "nearly parallel", "NaN", "infinite offset", "absurd offset", "absurd side", "1e300"],
 )
 def test_a_singular_or_non_finite_sform_is_corrupt(write_nifti, head, rows) -> None:
     with pytest.raises(CorruptInput, match=r"sform|voxel sides"):

@@ -24,7 +24,7 @@ def read_nifti(path: Path, *, max_voxels: int, allow_single_slice: bool) -> Volu
     """
     with open_stream(path, compressed=path.name.lower().endswith(".gz")) as stream:
         header = read_header(stream, max_voxels)
-        with np.errstate(invalid="ignore"):  # a signalling NaN in a damaged header is judged, not warned of
+        with np.errstate(over="ignore", invalid="ignore"):  # a damaged header is judged, not warned of
             affine, geometry_warnings = read_affine(header.fields, header.shape, path)
         orientation = canonical_orientation(affine, path)
         n_slices = header.shape[orientation.axes[0]]
