@@ -18,6 +18,9 @@ from meddinov3_stroke.heads.prediction import head_logits
 from meddinov3_stroke.runtime.seeds import seed_everything
 from meddinov3_stroke.types import HeadData, HeadOptions
 
+LARGEST_LR = 1e3
+"""Adam moves each weight by about this much in a step; more than this is a slip of the pen."""
+
 
 @dataclass(frozen=True, eq=False)
 class EpochResult:
@@ -41,7 +44,7 @@ def check_options(options: HeadOptions) -> None:
     """
     _require(options.epochs >= 1, f"--epochs {options.epochs}", "at least 1")
     _require(options.batch_size >= 1, f"--batch-size {options.batch_size}", "at least 1")
-    _require(0 < options.lr < math.inf, f"--lr {options.lr}", "a positive number")
+    _require(0 < options.lr <= LARGEST_LR, f"--lr {options.lr}", f"a positive number, at most {LARGEST_LR:g}")
     _require(0 <= options.weight_decay < math.inf, f"--weight-decay {options.weight_decay}", "0 or more")
     _require(0 <= options.dropout < 1, f"--dropout {options.dropout}", "a number in [0, 1)")
     _require(options.patience >= 0, f"--patience {options.patience}", "0 (off) or more")

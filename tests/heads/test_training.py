@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from meddinov3_stroke.errors import NonFiniteLoss, UsageError
+from meddinov3_stroke.heads import EpochResult, check_options, positive_weights, train_epochs
+from meddinov3_stroke.types import HeadData, HeadOptions
+
+MakeData = Callable[[int, int], HeadData]
+
+
+def last_epoch(train: HeadData, val: HeadData, options: HeadOptions) -> EpochResult:
+    *_, result = train_epochs(train, val, options, positive_weights(train.labels, 20.0))
+    return result
+
+
+def weights_of(result: EpochResult) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in result.head.state_dict().items()}
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_pos_weight_is_negatives_per_positive_up_to_the_cap() -> None:
+    labels = np.zeros((12, 3), dtype=np.int8)
+    labels[:3, 0] = labels[:1, 1] = labels[:9, 2] = 1
+    assert positive_weights(labels, 5.0).tolist() == [3.0, 5.0, pytest.approx(1 / 3)]
+
+
+@pytest.mark.parametrize("hidden_dim", [0, 12])
+def test_head_learns_a_separable_problem(separable: MakeData, options: HeadOptions, hidden_dim: int) -> None:
+    val = separable(200, 2)
+    result = last_epoch(separable(400, 1), val, replace(options, epochs=40, hidden_dim=hidden_dim, dropout=0.0))
+    assert roc_auc_score(val.labels, result.val_logits, average="macro") > 0.99
+
+
+def test_linear_head_ranks_as_well_as_logistic_regression(separable: MakeData, options: HeadOptions) -> None:
+    train, val = separable(400, 1), separable(400, 2)
+    rng = np.random.default_rng(5)
+    noisy = [
+        HeadData(d.embeddings + rng.normal(size=d.embeddings.shape).astype(np.float32), d.labels) for d in (train, val)
+    ]
+    result = last_epoch(*noisy, replace(options, epochs=60, hidden_dim=0))
+    for label in range(3):
+        reference = LogisticRegression(class_weight="balanced").fit(noisy[0].embeddings, train.labels[:, label])
+        expected = roc_auc_score(val.labels[:, label], reference.decision_function(noisy[1].embeddings))
+        assert roc_auc_score(val.labels[:, label], result.val_logits[:, label]) == pytest.approx(expected, abs=0.005)
+
+
+def test_same_seed_gives_the_same_bits_whatever_the_thread_count(
+    separable: MakeData, options: HeadOptions, two_threads: None
+) -> None:
+    data = separable(4000, 1), separable(100, 2)
+    wide = replace(options, hidden_dim=256, batch_size=1000)
+    first = weights_of(last_epoch(*data, wide))
+    torch.set_num_threads(1)
+    np.random.default_rng().normal()
+    torch.rand(7)  # the state of the global generator before training must not matter
+    second = weights_of(last_epoch(*data, wide))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_thread_count_is_given_back(separable: MakeData, options: HeadOptions, two_threads: None) -> None:
+    last_epoch(separable(40, 1), separable(40, 2), options)
+    assert torch.get_num_threads() == 2
+
+
+def test_another_seed_gives_another_head(separable: MakeData, options: HeadOptions) -> None:
+    data = separable(100, 1), separable(50, 2)
+    first, second = (weights_of(last_epoch(*data, replace(options, seed=seed))) for seed in (1, 2))
+    assert not torch.equal(first["hidden.weight"], second["hidden.weight"])
+
+
+def test_one_step_is_adamw_on_the_weighted_loss(separable: MakeData, options: HeadOptions) -> None:
+    train = separable(30, 1)
+    linear = replace(options, epochs=1, batch_size=30, hidden_dim=0)
+    weight = np.array([1.0, 3.0, 0.5])
+    result = next(train_epochs(train, train, linear, weight))
+
+    torch.manual_seed(options.seed)
+    head = torch.nn.Linear(8, 3)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    loss_function = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(weight, dtype=torch.float32))
+    rows, targets = torch.tensor(train.embeddings), torch.tensor(train.labels).float()
+    loss = loss_function(head(rows), targets)
+    loss.backward()
+    optimizer.step()
+    assert result.train_loss == pytest.approx(loss.item(), rel=1e-5)
+    torch.testing.assert_close(result.head.weight, head.weight, rtol=1e-4, atol=1e-6)
+    assert result.val_loss == pytest.approx(loss_function(head(rows), targets).item(), rel=1e-5)
+
+
+def test_every_row_is_seen_once_an_epoch(
+    separable: MakeData, options: HeadOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = separable(50, 1)
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, rows: seen.append(rows) or rows @ self.weight.T)
+    next(train_epochs(train, separable(10, 2), replace(options, hidden_dim=0), np.ones(3)))
+    rows = torch.cat(seen[:-1]).numpy()  # the last call is validation's
+    order = np.lexsort(rows.T)
+    np.testing.assert_array_equal(rows[order], train.embeddings[np.lexsort(train.embeddings.T)])
+    assert not np.array_equal(rows, train.embeddings)
+
+
+def test_infinite_loss_names_epoch_and_batch(separable: MakeData, options: HeadOptions) -> None:
+    train = separable(64, 1)
+    train.embeddings[:] *= 1e37
+    with pytest.raises(NonFiniteLoss, match=r"epoch 1, batch 2 of 4.*--lr 1000"):
+        next(train_epochs(train, train, replace(options, lr=1e3, hidden_dim=0), np.ones(3)))
+
+
+def test_infinite_loss_in_validation_is_named(separable: MakeData, options: HeadOptions) -> None:
+    val = separable(10, 2)
+    val.embeddings[3] = 1e38
+    with pytest.raises(NonFiniteLoss, match="validation of epoch 1"):
+        next(train_epochs(separable(64, 1), val, replace(options, lr=1e3, hidden_dim=0), np.ones(3)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("lr", float("inf")),
+        ("lr", 1e38),
+        ("weight_decay", -0.1),
+        ("dropout", 1.0),
+        ("dropout", -0.1),
+        ("patience", -1),
+        ("seed", -1),
+    ],
+)
+def test_option_out_of_range_is_a_usage_error_that_names_the_flag(
+    options: HeadOptions, field: str, value: float
+) -> None:
+    with pytest.raises(UsageError, match=f"--{field.replace('_', '-')} "):
+        check_options(replace(options, **{field: value}))
+
+
+def test_options_at_their_limits_pass(options: HeadOptions) -> None:
+    check_options(replace(options, epochs=1, batch_size=1, weight_decay=0.0, dropout=0.0, hidden_dim=-1, seed=0))
