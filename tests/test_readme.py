@@ -23,7 +23,8 @@ RATIOS = "--series-csv --output-dir --train-ratio --val-ratio --test-ratio --see
 CONTRACT_FLAGS = {
     "download_models.py": "--package --check-size",
     "run_meddinov3_infer.py": f"{COMMON} --input --max-slices --stride --sim-slice --sim-patch",
-    "train_meddinov3_head.py": f"{HEAD} --train-embeddings --train-labels --val-embeddings --val-labels --batch-size --output-dir",
+    "train_meddinov3_head.py": f"{HEAD} --train-embeddings --train-labels --val-embeddings --val-labels "
+    "--batch-size --output-dir",
     "test_meddinov3_head.py": "--embeddings --labels --checkpoint --output-json --output-probs",
     "prepare_rsna_splits.py": RATIOS,
     "train_meddinov3_rsna.py": f"{COMMON} {HEAD} {RATIOS} --cache-dir --checkpoints-dir --pool-mode --train-batch-size "

@@ -85,6 +85,14 @@ HF_REPO = "ricklisz123/MedDINOv3-ViTB-16-CT-3M"
 GDRIVE_FILE_ID = "1_MgctUnIIFcQJCVOhkcs84qq92hlqXVA"
 """Google Drive id of the published weights."""
 
+DOWNLOAD_PACKAGE: Final = "meddinov3"
+DOWNLOAD_TIMEOUT_S = 30.0
+"""Silence after which a download's connection is dropped and resumed."""
+DOWNLOAD_RETRIES = 3
+"""Attempts in a row that may bring nothing new before the next source is asked."""
+DOWNLOAD_LOCK_WAIT_S = 3600.0
+"""How long another process's download of the same file is waited for."""
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -92,7 +92,7 @@ class Backbone:
         self, hu: Float32[np.ndarray, "n row col"], resize: int, batch: int
     ) -> tuple[Tensor, Tensor] | None:
         try:
-            return self._engine.tokens(prepare_slices(hu, resize))
+            return self._engine.tokens(prepare_slices(hu, resize, self.identity.preprocessing))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

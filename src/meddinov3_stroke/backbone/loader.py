@@ -9,7 +9,6 @@ from pathlib import Path
 
 from meddinov3_stroke.backbone.backbone import Backbone
 from meddinov3_stroke.backbone.engines import TorchEngine, resolve_engine, resolve_precision
-from meddinov3_stroke.backbone.preprocessing import PREPROCESSING
 from meddinov3_stroke.backbone.weight_file import Weights, build_module, load_weights, weights_sha256
 from meddinov3_stroke.errors import MissingWeights
 from meddinov3_stroke.runtime.device import resolve_device, use_available_cpus
@@ -48,7 +47,7 @@ def identify(weights: Weights, name: str, engine: str, precision: str) -> Backbo
         embed_dim=weights.architecture.embed_dim,
         patch_size=weights.architecture.patch_size,
         rope_dtype=weights.architecture.rope_dtype,
-        preprocessing=PREPROCESSING,
+        preprocessing=weights.preprocessing,
         engine=engine,
         precision=precision,
     )

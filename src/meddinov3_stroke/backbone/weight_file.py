@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +20,13 @@ from meddinov3_stroke.backbone.architecture import (
     architecture_of,
     architecture_of_module,
 )
+from meddinov3_stroke.backbone.preprocessing import METADATA_KEY, PREPROCESSING, preprocessing_of
 from meddinov3_stroke.backbone.rope import rope_periods
 from meddinov3_stroke.backbone.vit import VisionTransformer
 from meddinov3_stroke.errors import WeightsError, WeightsMismatch
 from meddinov3_stroke.runtime.atomic import write_bytes
 from meddinov3_stroke.runtime.torch_file import load_torch_file, refuse_impostors
+from meddinov3_stroke.types import Preprocessing
 
 TEACHER = "teacher"
 """Key of the published file under which the exponential moving average stands, the weights that are used."""
@@ -38,11 +41,12 @@ N_LISTED = 8
 
 
 class Weights(NamedTuple):
-    """A canonical state dict, the architecture it fits, and what of the file was left out."""
+    """A canonical state dict, the architecture it fits, what it expects of a slice, and what was left out of it."""
 
     state: dict[str, Tensor]
     architecture: Architecture
     ignored: tuple[str, ...]
+    preprocessing: Preprocessing = PREPROCESSING
 
 
 def load_weights(path: Path | str) -> Weights:
@@ -80,7 +84,8 @@ def canonical_weights(
             "with a state dict in it, or a plain state dict; check that this is a backbone"
         )
     architecture = architecture_of(entries, metadata, where)
-    return Weights(canonical_state(entries, architecture, where), architecture, ignored)
+    preprocessing = preprocessing_of(metadata, where)
+    return Weights(canonical_state(entries, architecture, where), architecture, ignored, preprocessing)
 
 
 def published_layout(content: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -173,11 +178,18 @@ def save_safetensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[
     write_bytes(Path(path), save(packed, metadata=dict(metadata)))
 
 
-def save_backbone(vit: VisionTransformer, path: Path, name: str, dtype: torch.dtype = torch.float32) -> str:
+def save_backbone(
+    vit: VisionTransformer,
+    path: Path,
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    preprocessing: Preprocessing = PREPROCESSING,
+) -> str:
     """Write a module as our safetensors, parameters in `dtype`, and give the weights' sha256 as they will load."""
     architecture = architecture_of_module(vit)
     state = {key: tensor if key == PERIODS else tensor.to(dtype) for key, tensor in vit.state_dict().items()}
-    save_safetensors(state, path, architecture_metadata(architecture, name))
+    metadata = architecture_metadata(architecture, name) | {METADATA_KEY: json.dumps(asdict(preprocessing))}
+    save_safetensors(state, path, metadata)
     return weights_sha256(state, architecture)
 
 
