@@ -78,8 +78,9 @@ def _fill(
 def _rank_epidural(lesion: LesionSpec, brain: Brain, head: HeadSpec, random: np.random.Generator) -> Ranking:
     outline = outline_of(lesion)
     assert outline is not None
-    profile = np.float32(1) - along_table(brain.surface, middle_on_table(lesion, head), outline)
-    return brain.vault_mm / np.maximum(profile, 1e-3), (profile > 0)
+    along = along_table(brain.surface, middle_on_table(lesion, head), outline)
+    profile = np.power(np.maximum(np.float32(1) - along, 1e-4), np.float32(0.7))
+    return brain.vault_mm / profile, along < 1
 
 
 def _rank_subdural(lesion: LesionSpec, brain: Brain, head: HeadSpec, random: np.random.Generator) -> Ranking:

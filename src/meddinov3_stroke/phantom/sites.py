@@ -90,7 +90,7 @@ SITES: dict[str, tuple[Site, ...]] = {
 """Places in an adult brain of average size, the largest volume each takes, and how often."""
 
 
-def draw_lesion(random: np.random.Generator, label: str, volume_ml: float) -> LesionSpec:
+def draw_lesion(random: np.random.Generator, label: str, volume_ml: Number) -> LesionSpec:
     """A haemorrhage of the given type and volume at a place that can hold it."""
     site = _draw_site(random, label, volume_ml)
     side = -1.0 if random.random() < 0.5 else 1.0
@@ -109,7 +109,7 @@ def draw_lesion(random: np.random.Generator, label: str, volume_ml: float) -> Le
     )
 
 
-def _draw_site(random: np.random.Generator, label: str, volume_ml: float) -> Site:
+def _draw_site(random: np.random.Generator, label: str, volume_ml: Number) -> Site:
     sites = SITES[label]
     largest = max(site.max_ml for site in sites)
     fitting = [site for site in sites if site.max_ml >= min(volume_ml, largest)]

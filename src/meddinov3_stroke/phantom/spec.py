@@ -13,6 +13,7 @@ import numpy as np
 
 from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.phantom.sites import VOLUME_RANGE_ML, LesionSpec, draw_lesion
+from meddinov3_stroke.phantom.solids import Number
 from meddinov3_stroke.types import LABELS
 
 MAX_TILT_DEGREES = 18.0
@@ -78,9 +79,9 @@ def draw_spec(
     seed: int,
     lesions: Sequence[str] | None = None,
     *,
-    volumes_ml: Sequence[float] | None = None,
+    volumes_ml: Sequence[Number] | None = None,
     shape: tuple[int, int, int] | None = None,
-    tilt_degrees: float | None = None,
+    tilt_degrees: Number | None = None,
     head_seed: int | None = None,
 ) -> PhantomSpec:
     """The specification of one head CT; the same arguments give the same one.
@@ -106,7 +107,7 @@ def draw_spec(
         seed=seed,
         shape=grid_shape,
         spacing_mm=spacing_mm,
-        tilt_degrees=drawn_tilt if tilt_degrees is None else tilt_degrees,
+        tilt_degrees=drawn_tilt if tilt_degrees is None else float(tilt_degrees),
         rotation_degrees=float(random.normal(0, 3.5)),
         roll_degrees=float(random.normal(0, 2.0)),
         centre_mm=(float(random.normal(0, 3)), float(random.normal(1, 4)), float(random.uniform(6, 12))),
@@ -159,7 +160,7 @@ def _draw_grid(
 
 
 def _draw_lesions(
-    seed: int, labels: Sequence[str] | None, volumes_ml: Sequence[float] | None
+    seed: int, labels: Sequence[str] | None, volumes_ml: Sequence[Number] | None
 ) -> tuple[LesionSpec, ...]:
     random = np.random.default_rng([seed, 2])
     if labels is None:
