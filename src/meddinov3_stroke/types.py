@@ -263,4 +263,6 @@ class CaseFindings:
     """Identity of the head: sha256, pool mode, labels, training backbone."""
     device: str
     elapsed_s: float
+    timings: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of each step."""
     warnings: tuple[str, ...] = field(default=())

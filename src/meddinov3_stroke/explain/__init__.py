@@ -3,8 +3,8 @@
 from meddinov3_stroke.explain.case_picture import case_picture
 from meddinov3_stroke.explain.notices import DEMO_NOTICE, demo_warnings, is_demo
 from meddinov3_stroke.explain.similarity import parse_patch, patch_similarity
-from meddinov3_stroke.explain.slice_picture import slice_picture
-from meddinov3_stroke.explain.style import WINDOW_CENTER, WINDOW_WIDTH
+from meddinov3_stroke.explain.slice_picture import SliceMap, slice_picture
+from meddinov3_stroke.explain.style import SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH
 from meddinov3_stroke.explain.suspicion import (
     REFERENCE_RULE,
     HeadInput,
@@ -20,9 +20,11 @@ from meddinov3_stroke.explain.suspicion import (
 __all__ = [
     "DEMO_NOTICE",
     "REFERENCE_RULE",
+    "SIMILARITY_RANGE",
     "WINDOW_CENTER",
     "WINDOW_WIDTH",
     "HeadInput",
+    "SliceMap",
     "case_picture",
     "case_text",
     "demo_warnings",

@@ -6,20 +6,19 @@ import textwrap
 
 from matplotlib.figure import Figure
 
-from meddinov3_stroke.explain.notices import DEMO_NOTICE, is_demo
+from meddinov3_stroke.explain.notices import is_demo
 from meddinov3_stroke.explain.panel import draw_colour_bar, draw_ct, draw_similarity, mark_patch
 from meddinov3_stroke.explain.slice_picture import panel_size
 from meddinov3_stroke.explain.style import (
     MUTED,
     SCALE_NOTE,
     TEXT,
-    WARNING,
     WINDOW_NOTE,
     new_figure,
     png_bytes,
     write,
+    write_disclaimer,
 )
-from meddinov3_stroke.runtime.provenance import DISCLAIMER
 from meddinov3_stroke.types import CaseFindings
 
 COLUMNS = 5
@@ -78,7 +77,7 @@ def _draw_slice(
 
 
 def _write_header(figure: Figure, findings: CaseFindings) -> None:
-    width, height = figure.get_size_inches()
+    width, height = map(float, figure.get_size_inches())
     label = "any" if "any" in findings.probabilities else max(findings.probabilities, key=findings.probabilities.get)  # type: ignore[arg-type]
     threshold = findings.thresholds[label]
     side = "at or above" if findings.decisions[label] else "below"
@@ -91,7 +90,7 @@ def _write_header(figure: Figure, findings: CaseFindings) -> None:
 
 
 def _write_footer(figure: Figure, findings: CaseFindings) -> None:
-    width, _ = figure.get_size_inches()
+    width = float(figure.get_size_inches()[0])
     grid = findings.similarity.shape[1:]
     notes = (
         f"{WINDOW_NOTE}. {SCALE_NOTE} ({grid[0]} × {grid[1]}). Reference patch: highest head score among soft-tissue "
@@ -99,6 +98,4 @@ def _write_footer(figure: Figure, findings: CaseFindings) -> None:
     )
     lines = textwrap.wrap(notes, int(width * 15.5))
     write(figure, MARGIN_IN, 0.75, "\n".join(lines), 7.5, MUTED, va="top", linespacing=1.35)
-    write(figure, MARGIN_IN, 0.1, f"{DISCLAIMER[0].upper()}{DISCLAIMER[1:]}.", 7.5, MUTED, style="italic")
-    if is_demo(findings.embeddings.backbone):
-        write(figure, width - MARGIN_IN, 0.1, DEMO_NOTICE, 7.5, WARNING, ha="right")
+    write_disclaimer(figure, MARGIN_IN, is_demo(findings.embeddings.backbone))

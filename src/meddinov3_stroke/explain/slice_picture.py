@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float32
+from matplotlib.figure import Figure
 
-from meddinov3_stroke.explain.notices import DEMO_NOTICE
 from meddinov3_stroke.explain.panel import (
     draw_colour_bar,
     draw_ct,
@@ -13,8 +15,15 @@ from meddinov3_stroke.explain.panel import (
     extent_mm,
     mark_patch,
 )
-from meddinov3_stroke.explain.style import MUTED, SCALE_NOTE, WARNING, WINDOW_NOTE, new_figure, png_bytes, write
-from meddinov3_stroke.runtime.provenance import DISCLAIMER
+from meddinov3_stroke.explain.style import (
+    MUTED,
+    SCALE_NOTE,
+    WINDOW_NOTE,
+    new_figure,
+    png_bytes,
+    write,
+    write_disclaimer,
+)
 
 PANEL_IN = 4.6
 """Width of a panel in inches."""
@@ -24,47 +33,67 @@ HEADER_IN = 0.8
 FOOTER_IN = 0.75
 BAR_IN = 0.9
 """Width taken by the colour bar and its labels."""
+NARROWEST_IN = 7.5
+"""So that the notes fit beneath a narrow slice."""
 
 
-def slice_picture(
-    hu: Float32[np.ndarray, "row col"],
-    spacing_mm: tuple[float, float, float],
-    similarity: Float32[np.ndarray, "h w"],
-    patch: tuple[int, int],
-    *,
-    slice_index: int,
-    n_slices: int,
-    position_mm: tuple[float, float, float],
-    demo: bool = False,
-) -> bytes:
-    """PNG: the slice in a brain window (left) and the similarity of its patches to `patch` over it (right).
+@dataclass(frozen=True, eq=False)
+class SliceMap:
+    """A slice, and how alike its patches are to one of them."""
 
-    `spacing_mm` is (slice, row, column), `position_mm` RAS+ mm; `demo` marks the picture as a demonstration.
+    hu: Float32[np.ndarray, "row col"]
+    spacing_mm: tuple[float, float, float]
+    """(slice, row, column)."""
+    similarity: Float32[np.ndarray, "h w"]
+    patch: tuple[int, int]
+    """(row, column) of the reference patch in the grid."""
+    slice_index: int
+    n_slices: int
+    position_mm: tuple[float, float, float]
+    """RAS+ mm of the slice's first voxel centre."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the patch grid."""
+        return self.similarity.shape[0], self.similarity.shape[1]
+
+
+def slice_picture(shown: SliceMap, demo: bool = False) -> bytes:
+    """PNG: the slice in a brain window (left) and the similarity of its patches over it (right).
+
+    `demo` marks the picture as a demonstration.
     """
-    pixel_mm = (spacing_mm[1], spacing_mm[2])
-    panel_width, panel_height = panel_size(hu, pixel_mm, PANEL_IN, TALLEST_PANEL_IN)
-    width = max(2 * panel_width + 3 * MARGIN_IN + BAR_IN, 7.5)
-    height = HEADER_IN + panel_height + FOOTER_IN
-    figure = new_figure(width, height)
-    first = draw_ct(figure, (MARGIN_IN, FOOTER_IN, panel_width, panel_height), hu, pixel_mm)
-    left = 2 * MARGIN_IN + panel_width
-    second = draw_ct(figure, (left, FOOTER_IN, panel_width, panel_height), hu, pixel_mm)
-    draw_similarity(second, similarity)
-    for axes in (first, second):
-        mark_patch(axes, patch, similarity.shape)
-    draw_colour_bar(figure, (left + panel_width + MARGIN_IN, FOOTER_IN + 0.1, 0.16, panel_height - 0.2))
-    write(figure, MARGIN_IN, height - 0.36, f"Slice {slice_index} of 0 to {n_slices - 1}", 13, weight="bold")
+    pixel_mm = (shown.spacing_mm[1], shown.spacing_mm[2])
+    panel = panel_size(shown.hu, pixel_mm, PANEL_IN, TALLEST_PANEL_IN)
+    width = max(2 * panel[0] + 3 * MARGIN_IN + BAR_IN, NARROWEST_IN)
+    figure = new_figure(width, HEADER_IN + panel[1] + FOOTER_IN)
+    left = 2 * MARGIN_IN + panel[0]
+    plain = draw_ct(figure, (MARGIN_IN, FOOTER_IN, *panel), shown.hu, pixel_mm)
+    mapped = draw_ct(figure, (left, FOOTER_IN, *panel), shown.hu, pixel_mm)
+    draw_similarity(mapped, shown.similarity)
+    for axes in (plain, mapped):
+        mark_patch(axes, shown.patch, shown.grid)
+    draw_colour_bar(figure, (left + panel[0] + MARGIN_IN, FOOTER_IN + 0.1, 0.16, panel[1] - 0.2))
+    _write_header(figure, shown)
+    _write_footer(figure, demo)
+    return png_bytes(figure)
+
+
+def _write_header(figure: Figure, shown: SliceMap) -> None:
+    height = figure.get_size_inches()[1]
+    title = f"Slice {shown.slice_index}"
+    write(figure, MARGIN_IN, height - 0.36, title, 13, weight="bold")
     about = (
-        f"z = {position_mm[2]:.1f} mm   ·   reference patch: row {patch[0]}, column {patch[1]} "
-        f"of {similarity.shape[0]} × {similarity.shape[1]}"
+        f"of 0 to {shown.n_slices - 1}, inferior to superior   ·   z = {shown.position_mm[2]:.1f} mm   ·   reference "
+        f"patch: row {shown.patch[0]}, column {shown.patch[1]} of {shown.grid[0]} × {shown.grid[1]}"
     )
     write(figure, MARGIN_IN, height - 0.62, about, 9, MUTED)
+
+
+def _write_footer(figure: Figure, demo: bool) -> None:
     write(figure, MARGIN_IN, 0.48, f"{WINDOW_NOTE}.", 7.5, MUTED)
     write(figure, MARGIN_IN, 0.3, f"{SCALE_NOTE}.", 7.5, MUTED)
-    write(figure, MARGIN_IN, 0.1, f"{DISCLAIMER[0].upper()}{DISCLAIMER[1:]}.", 7.5, MUTED, style="italic")
-    if demo:
-        write(figure, width - MARGIN_IN, 0.1, DEMO_NOTICE, 7.5, WARNING, ha="right")
-    return png_bytes(figure)
+    write_disclaimer(figure, MARGIN_IN, demo)
 
 
 def panel_size(

@@ -12,6 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from meddinov3_stroke.explain.notices import DEMO_NOTICE
+from meddinov3_stroke.runtime.provenance import DISCLAIMER
+
 WINDOW_CENTER = 40.0
 """HU; the usual brain window (level 40, width 80)."""
 WINDOW_WIDTH = 80.0
@@ -75,6 +78,14 @@ def write(figure: Figure, x_in: float, y_in: float, text: str, size: float, colo
     figure.text(
         x_in / width, y_in / height, drawable(text), fontsize=size, color=colour, family=FONT, parse_math=False, **more
     )
+
+
+def write_disclaimer(figure: Figure, margin_in: float, demo: bool) -> None:
+    """The disclaimer along the lower edge and, of the demonstration backbone, what it is."""
+    write(figure, margin_in, 0.1, f"{DISCLAIMER[0].upper()}{DISCLAIMER[1:]}.", 7.5, MUTED, style="italic")
+    if demo:
+        right = float(figure.get_size_inches()[0]) - margin_in
+        write(figure, right, 0.1, DEMO_NOTICE, 7.5, WARNING, ha="right")
 
 
 def drawable(text: str) -> str:

@@ -1,0 +1,31 @@
+"""Where slice embeddings came from, as JSON: file, weights, preprocessing, machine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from meddinov3_stroke.types import SliceEmbeddings
+
+
+def origin_document(embeddings: SliceEmbeddings, device: str) -> dict[str, Any]:
+    """Input, slices, backbone, preprocessing, engine, precision and device (INTERFACES 5)."""
+    backbone = embeddings.backbone
+    return {
+        "input": str(embeddings.source.path),
+        "input_format": embeddings.source.format,
+        "input_sha256": embeddings.source.sha256,
+        "pixels_sha256": embeddings.source.pixels_sha256,
+        "n_slices": embeddings.n_slices,
+        "n_slices_embedded": len(embeddings.slice_indices),
+        "embedding_dim": int(embeddings.cls.shape[1]),
+        "selection": asdict(embeddings.selection),
+        "resize": embeddings.resize,
+        "backbone": asdict(backbone),
+        "weights_sha256": backbone.weights_sha256,
+        "preprocessing": asdict(backbone.preprocessing),
+        "preprocessing_version": backbone.preprocessing.version,
+        "engine": backbone.engine,
+        "precision": backbone.precision,
+        "device": device,
+    }
