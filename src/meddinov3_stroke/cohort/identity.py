@@ -78,4 +78,5 @@ def _spread_patients(resolved: pd.DataFrame, where: str) -> None:
             f"{len(twice)} such studies; a study has one patient; correct patient_id or study_uid"
         )
     unknown = resolved["patient_id"] == ""
-    resolved.loc[unknown, "patient_id"] = resolved.loc[unknown, "study_uid"].map(known.first()).fillna("")
+    patient_of = known.first().to_dict()
+    resolved.loc[unknown, "patient_id"] = [patient_of.get(study, "") for study in resolved.loc[unknown, "study_uid"]]
