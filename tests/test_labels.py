@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -18,12 +18,14 @@ def test_six_labels_take_the_six_names_and_other_numbers_do_not() -> None:
     assert label_names(2) == ("class_0", "class_1")
 
 
+@settings(deadline=None)
 @given(six_columns)
 def test_contradiction_is_any_against_the_or_of_the_rest(labels: np.ndarray) -> None:
     expected = [bool(row[0]) != any(row[1:]) for row in labels.tolist()]
     assert contradicts_any(labels, LABELS).tolist() == expected
 
 
+@settings(deadline=None)
 @given(six_columns)
 def test_fix_any_changes_the_any_column_only_and_leaves_no_contradiction(labels: np.ndarray) -> None:
     before = labels.copy()

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score
+
+from meddinov3_stroke import head_eval
+from meddinov3_stroke.errors import CheckpointError, DatasetError
+from meddinov3_stroke.heads import HeadCheckpoint, build_head, load_checkpoint, save_checkpoint
+from meddinov3_stroke.types import LABELS, BackboneIdentity, HeadData, Preprocessing, Threshold
+
+IDENTITY = BackboneIdentity(
+    "tiny", "ab" * 32, 8, 16, "bf16", Preprocessing(-1000.0, 1000.0, 65.0, 178.0, "made-up-1"), "torch", "fp32"
+)
+
+
+def made_up_checkpoint(labels: tuple[str, ...] = LABELS) -> HeadCheckpoint:
+    torch.manual_seed(0)
+    return HeadCheckpoint(
+        state_dict=build_head(8, 0, len(labels), 0.0).state_dict(),
+        labels=labels,
+        input_dim=8,
+        hidden_dim=0,
+        dropout=0.0,
+        pool_mode="mean",
+        resize=224,
+        backbone=asdict(IDENTITY),
+        thresholds={label: Threshold(0.45, "validation Youden (3 positive of 9)") for label in labels},
+        pos_weight={label: 1.0 + number for number, label in enumerate(labels)},
+        seed=3,
+        epoch=2,
+        metric_name="val_macro_auroc",
+        best_metric=0.75,
+    )
+
+
+@pytest.fixture
+def data() -> HeadData:
+    rng = np.random.default_rng(4)
+    subtypes = (rng.random((60, 5)) < 0.3).astype(np.int8)
+    labels = np.concatenate([subtypes.max(axis=1, keepdims=True), subtypes], axis=1)
+    return HeadData(rng.normal(size=(60, 8)).astype(np.float32), labels)
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, data: HeadData) -> list[str]:
+    np.save(tmp_path / "e.npy", data.embeddings)
+    np.save(tmp_path / "l.npy", data.labels)
+    save_checkpoint(tmp_path / "best.pt", made_up_checkpoint())
+    paths = {
+        "embeddings": "e.npy",
+        "labels": "l.npy",
+        "checkpoint": "best.pt",
+        "output-json": "out/metrics.json",
+        "output-probs": "out/probs.npy",
+    }
+    return ["--quiet", "--device", "cpu"] + [x for k, v in paths.items() for x in (f"--{k}", str(tmp_path / v))]
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "out" / "metrics.json").read_text(encoding="utf-8"))
+
+
+def describe(folder: Path, **changes: Any) -> None:
+    summary = {"pool_mode": "mean", "resize": 224, "backbone": asdict(IDENTITY)} | changes
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+
+
+def test_command_writes_metrics_and_probabilities(
+    arguments: list[str], tmp_path: Path, data: HeadData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert head_eval.main(arguments) == 0
+    metrics, probabilities = metrics_of(tmp_path), np.load(tmp_path / "out" / "probs.npy")
+    assert probabilities.shape == (60, 6)
+    for column, label in enumerate(LABELS):
+        expected = roc_auc_score(data.labels[:, column], probabilities[:, column])
+        assert metrics["per_class_auroc"][label] == pytest.approx(expected)
+    assert metrics["macro_auroc"] == pytest.approx(np.mean(list(metrics["per_class_auroc"].values())))
+    assert (metrics["n_samples"], metrics["n_classes_in_macro"]) == (60, 6)
+    assert metrics["checkpoint"]["sha256"] == load_checkpoint(tmp_path / "best.pt").sha256
+    printed = capsys.readouterr().out
+    assert "research use only" in printed
+    assert str(tmp_path / "out" / "metrics.json") in printed
+
+
+def test_loss_is_torchs_with_the_pos_weight_of_training(data: HeadData) -> None:
+    checkpoint = made_up_checkpoint()
+    metrics, probabilities = head_eval.evaluate_head(checkpoint, data)
+    with torch.no_grad():
+        logits = checkpoint.head()(torch.tensor(data.embeddings))
+    weight = torch.tensor(list(checkpoint.pos_weight.values()))
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, torch.tensor(data.labels).float(), pos_weight=weight
+    )
+    assert metrics["loss"] == pytest.approx(float(expected), rel=1e-5)
+    np.testing.assert_allclose(probabilities, expit(logits.numpy().astype(np.float64)), atol=1e-6)
+
+
+def test_single_class_label_is_null_with_its_reason_and_out_of_the_macro(data: HeadData) -> None:
+    labels = data.labels.copy()
+    labels[:, 1] = 0
+    metrics, _ = head_eval.evaluate_head(made_up_checkpoint(), HeadData(data.embeddings, labels))
+    assert metrics["per_class_auroc"]["epidural"] is None
+    assert metrics["per_class_auroc_reasons"] == {"epidural": "no positive among 60 rows"}
+    assert metrics["n_classes_in_macro"] == 5
+    assert metrics["n_positive"]["epidural"] == 0
+    assert metrics["operating_points"]["epidural"]["sensitivity"] is None
+    assert any("epidural" in warning for warning in metrics["warnings"])
+
+
+def test_groups_add_an_interval_by_patient(data: HeadData) -> None:
+    patients = [f"patient {k // 2}" for k in range(60)]
+    metrics, _ = head_eval.evaluate_head(made_up_checkpoint(), data, patients)
+    interval = metrics["macro_auroc_interval"]
+    assert interval["low"] < metrics["macro_auroc"] < interval["high"]
+    assert interval["unit"] == "patient"
+    assert "macro_auroc_interval" not in head_eval.evaluate_head(made_up_checkpoint(), data)[0]
+
+
+def test_other_embedding_size_or_labels_are_refused_with_expected_and_found(data: HeadData) -> None:
+    with pytest.raises(CheckpointError, match=r"expected 8 .*found 7"):
+        head_eval.evaluate_head(made_up_checkpoint(), HeadData(data.embeddings[:, :7], data.labels))
+    with pytest.raises(CheckpointError, match=r"expected any, .*; found class_0, class_1;"):
+        head_eval.evaluate_head(made_up_checkpoint(), HeadData(data.embeddings, data.labels[:, :2]))
+
+
+def test_a_head_of_six_labels_in_another_order_is_refused(data: HeadData) -> None:
+    with pytest.raises(CheckpointError, match=r"expected subdural, .*; found any,"):
+        head_eval.evaluate_head(made_up_checkpoint(LABELS[::-1]), data)
+
+
+def test_unnamed_columns_take_the_names_of_the_head(data: HeadData) -> None:
+    metrics, _ = head_eval.evaluate_head(
+        made_up_checkpoint(("bleed", "shift")), HeadData(data.embeddings, data.labels[:, :2])
+    )
+    assert list(metrics["per_class_auroc"]) == ["bleed", "shift"]
+
+
+def test_arrays_given_from_python_are_checked_too(data: HeadData) -> None:
+    data.embeddings[7, 0] = np.inf
+    with pytest.raises(DatasetError, match="test: NaN or infinity in row 7"):
+        head_eval.evaluate_head(made_up_checkpoint(), data)
+
+
+def test_unknown_embeddings_are_warned_of(arguments: list[str], tmp_path: Path) -> None:
+    assert head_eval.main(arguments) == 0
+    assert any("no summary.json" in warning for warning in metrics_of(tmp_path)["warnings"])
+
+
+def test_embeddings_of_the_training_backbone_give_no_warning(arguments: list[str], tmp_path: Path) -> None:
+    describe(tmp_path)
+    assert head_eval.main(arguments) == 0
+    assert metrics_of(tmp_path)["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"backbone": asdict(replace(IDENTITY, weights_sha256="cd" * 32))}, {"resize": 512}],
+    ids=["weights", "resize"],
+)
+def test_embeddings_of_another_make_exit_6_and_write_nothing(
+    arguments: list[str], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    describe(tmp_path, **changes)
+    assert head_eval.main(arguments) == 6
+    assert not (tmp_path / "out").exists()
+
+
+def test_embeddings_of_another_pooling_or_precision_are_warned_of(arguments: list[str], tmp_path: Path) -> None:
+    describe(tmp_path, pool_mode="slice", backbone=asdict(replace(IDENTITY, precision="bf16")))
+    assert head_eval.main(arguments) == 0
+    warnings = " ".join(metrics_of(tmp_path)["warnings"])
+    assert "pooled by mean, these are slice" in warnings
+    assert "precision: expected fp32, found bf16" in warnings
+
+
+@pytest.mark.parametrize(("flag", "code"), [("--checkpoint", 6), ("--embeddings", 5), ("--labels", 5)])
+def test_missing_files_have_their_exit_codes(arguments: list[str], tmp_path: Path, flag: str, code: int) -> None:
+    arguments[arguments.index(flag) + 1] = str(tmp_path / "nowhere")
+    assert head_eval.main(arguments) == code
+
+
+def test_door_has_the_head_its_auroc_and_its_checks() -> None:
+    from meddinov3_stroke import head_model
+
+    assert {"MLPHead", "build_head", "auroc_report", "check_head_data", "load_checkpoint"} <= set(head_model.__all__)
+    assert all(hasattr(head_model, name) for name in head_model.__all__)
+
+
+def test_scripts_are_entries_to_the_stages() -> None:
+    scripts = Path(__file__).resolve().parents[2] / "script"
+    for name, stage in (("train_meddinov3_head", "head_train"), ("test_meddinov3_head", "head_eval")):
+        assert f"from meddinov3_stroke.{stage} import main" in (scripts / f"{name}.py").read_text(encoding="utf-8")
