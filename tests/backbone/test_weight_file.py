@@ -101,6 +101,17 @@ def test_periods_of_another_dtype_are_cast_on_load(tmp_path: Path, small_vit: Ma
     assert torch.equal(loaded, state["rope_embed.periods"])
 
 
+def test_fp32_rotation_takes_no_periods_from_the_file(tmp_path: Path, small_vit: MakeVit) -> None:
+    vit = small_vit(pos_embed_rope_dtype="fp32")
+    rounded = vit.rope_embed.periods.to(torch.bfloat16)
+    save_safetensors(
+        vit.state_dict() | {"rope_embed.periods": rounded}, tmp_path / "x.safetensors", {"rope_dtype": "fp32"}
+    )
+    weights = load_weights(tmp_path / "x.safetensors")
+    assert torch.equal(weights.state["rope_embed.periods"], vit.rope_embed.periods)
+    assert not torch.equal(weights.state["rope_embed.periods"], rounded.float())
+
+
 def changed_file(path: Path, state: dict[str, Tensor]) -> Path:
     torch.save({"teacher": state}, path)
     return path
