@@ -109,7 +109,9 @@ def test_base_of_the_skull_comes_first_in_the_slices(healthy: Phantom) -> None:
 @pytest.mark.parametrize("tilt_degrees", [0.0, 15.0, -15.0])
 def test_right_side_of_the_patient_comes_first_in_the_columns(tilt_degrees: float) -> None:
     for seed in range(4):
-        phantom = make_phantom(draw_spec(seed, ["epidural"], volumes_ml=[5.0], tilt_degrees=tilt_degrees))
+        phantom = make_phantom(
+            draw_spec(seed, ["epidural"], volumes_ml=[5.0], tilt_degrees=tilt_degrees, shape=(14, 64, 64))
+        )
         middle = np.argwhere(phantom.mask > 0).mean(axis=0)
         on_the_right = phantom.spec.lesions[0].centre_mm[0] > 0
         assert (middle[2] < phantom.hu.shape[2] / 2) == on_the_right

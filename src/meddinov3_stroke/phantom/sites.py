@@ -33,7 +33,7 @@ class LesionSpec:
     elongation: Vector
     """Relative half-axes (x, y, z), product 1."""
     edge_mm: float
-    """Width over which it fades into the tissue around it."""
+    """Width over which it fades into the tissue around it; blood in sulci ends at their walls."""
     oedema_mm: float
     """Rim of oedema around an intraparenchymal haemorrhage; 0 for the other types."""
 
@@ -97,6 +97,7 @@ def draw_lesion(random: np.random.Generator, label: str, volume_ml: Number) -> L
     x, y, z = np.asarray(site.centre_mm) + random.normal(0, site.scatter_mm / 2, 3)
     elongation = np.exp(random.normal([-0.05, 0.12, -0.05], 0.12))
     elongation /= np.prod(elongation) ** (1 / 3)
+    edge_mm = float(random.uniform(1.0, 2.0))
     return LesionSpec(
         label=label,
         volume_ml=float(volume_ml),
@@ -104,7 +105,7 @@ def draw_lesion(random: np.random.Generator, label: str, volume_ml: Number) -> L
         site=site.name,
         centre_mm=(float(side * x), float(y), float(z)),
         elongation=(float(elongation[0]), float(elongation[1]), float(elongation[2])),
-        edge_mm=float(random.uniform(1.0, 2.0)),
+        edge_mm=0.2 if label == "subarachnoid" else edge_mm,
         oedema_mm=float(random.uniform(1.5, 5.0)) if label == "intraparenchymal" else 0.0,
     )
 
