@@ -140,6 +140,7 @@ def _check_origin(checkpoint: HeadCheckpoint, origin: EmbeddingOrigin) -> list[s
 
 
 def _about_inputs(args: Args, checkpoint: HeadCheckpoint, device: str) -> dict[str, Any]:
+    from meddinov3_stroke.report.training import about_backbone
     from meddinov3_stroke.runtime.digest import sha256_of_file
 
     return {
@@ -147,11 +148,12 @@ def _about_inputs(args: Args, checkpoint: HeadCheckpoint, device: str) -> dict[s
             name: {"path": str(path), "sha256": sha256_of_file(path)}
             for name, path in (("embeddings", args.embeddings), ("labels", args.labels))
         },
-        "checkpoint": {"path": str(args.checkpoint), "sha256": checkpoint.sha256, "epoch": checkpoint.epoch},
+        "checkpoint": str(args.checkpoint),
+        "head_sha256": checkpoint.sha256,
         "pool_mode": checkpoint.pool_mode,
         "resize": checkpoint.resize,
-        "backbone": checkpoint.backbone,
-        "seeds": {"training": checkpoint.seed},
+        **about_backbone(checkpoint.backbone),
+        "seeds": {"head_training": checkpoint.seed},
         "device": device,
     }
 

@@ -237,7 +237,7 @@ class _Training:
         return summary
 
     def _about_data(self) -> dict[str, Any]:
-        from meddinov3_stroke.report.training import about_rows
+        from meddinov3_stroke.report.training import about_backbone, about_rows
 
         context = self.context
         return {
@@ -248,12 +248,12 @@ class _Training:
                 "output_dir": str(self.output_dir),
                 **context.sources,
             },
-            "seeds": {"training": self.options.seed},
+            "seeds": {"head_training": self.options.seed},
             "device": self.device,
             "labels": list(context.label_names),
             "pool_mode": context.pool_mode,
             "resize": context.resize,
-            "backbone": context.backbone,
+            **about_backbone(context.backbone),
             "train": about_rows(self.train, context.label_names),
             "val": about_rows(self.val, context.label_names),
         }

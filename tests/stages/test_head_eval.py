@@ -84,7 +84,8 @@ def test_command_writes_metrics_and_probabilities(
         assert metrics["per_class_auroc"][label] == pytest.approx(expected)
     assert metrics["macro_auroc"] == pytest.approx(np.mean(list(metrics["per_class_auroc"].values())))
     assert (metrics["n_samples"], metrics["n_classes_in_macro"]) == (60, 6)
-    assert metrics["checkpoint"]["sha256"] == load_checkpoint(tmp_path / "best.pt").sha256
+    assert metrics["head_sha256"] == load_checkpoint(tmp_path / "best.pt").sha256
+    assert metrics["weights_sha256"] == IDENTITY.weights_sha256
     printed = capsys.readouterr().out
     assert "research use only" in printed
     assert str(tmp_path / "out" / "metrics.json") in printed

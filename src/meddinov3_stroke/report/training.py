@@ -21,6 +21,12 @@ def about_rows(data: HeadData, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def about_backbone(backbone: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The backbone behind the embeddings, as JSON; each value None where it is unknown."""
+    names = ("weights_sha256", "preprocessing", "engine", "precision")
+    return {"backbone": backbone, **{name: backbone[name] if backbone else None for name in names}}
+
+
 def training_table(summary: Mapping[str, Any]) -> str:
     """What `train_summary.json` says, in lines: best epoch, AUROC and threshold per label, files, disclaimer."""
     best = summary["history"][summary["best_epoch"] - 1]
