@@ -209,10 +209,11 @@ class ICHPredictor:
         order = rank(suspicion(rows, head.labels), self.top_k)
         shown = embeddings.slice_indices[order]
         patches, similarity = self._look_at(volume, shown, kind)
+        decisions = {label: probabilities[label] >= head.thresholds[label].value for label in head.labels}
         return CaseFindings(
             probabilities=probabilities,
             thresholds=head.thresholds,
-            decisions={label: probabilities[label] >= head.thresholds[label].value for label in head.labels},
+            decisions=decisions,
             top_slices=tuple(
                 self._top_slice(volume, int(index), row, patch)
                 for index, row, patch in zip(shown, rows[order], patches, strict=True)
@@ -222,11 +223,11 @@ class ICHPredictor:
             similarity=similarity,
             top_hu=volume.hu_slices(shown),
             spacing_mm=volume.spacing_mm,
-            ranking=ranking_text(kind, head.labels),
+            ranking=ranking_text(kind, head.labels, known=head.pool_mode != "unknown"),
             head=_about_head(head, kind),
             device=self.extractor.backbone.device,
             elapsed_s=0.0,
-            warnings=(*embeddings.warnings, *self.warnings),
+            warnings=(*embeddings.warnings, *self.warnings, *contradictions(decisions)),
         )
 
     def _case_probabilities(
@@ -268,6 +269,14 @@ def applied_as(head: HeadCheckpoint, backbone: Backbone) -> HeadInput:
     kinds: dict[str, HeadInput] = {"slice": "slice", "mean": "mean", "max": "max", "mean_max": "mean_max"}
     wide = head.input_dim == 2 * backbone.identity.embed_dim
     return kinds.get(head.pool_mode, "mean_max" if wide else "mean")
+
+
+def contradictions(decisions: Mapping[str, bool]) -> tuple[str, ...]:
+    """What to say where `any` is below its threshold and a type is not: each label has a threshold of its own."""
+    types = [label for label, decided in decisions.items() if decided and label != "any"]
+    if decisions.get("any", True) or not types:
+        return ()
+    return (f"any is below its threshold, yet at or above theirs: {', '.join(types)}; look at the slices",)
 
 
 def _about_head(head: HeadCheckpoint, kind: HeadInput) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Why a head says what it says: similarity of patches, suspicious slices, and their pictures."""
 
-from meddinov3_stroke.explain.case_picture import case_picture
 from meddinov3_stroke.explain.notices import DEMO_NOTICE, demo_warnings, is_demo
+from meddinov3_stroke.explain.picture_of_case import case_picture
+from meddinov3_stroke.explain.picture_of_slice import SliceMap, slice_picture
 from meddinov3_stroke.explain.similarity import parse_patch, patch_similarity
-from meddinov3_stroke.explain.slice_picture import SliceMap, slice_picture
 from meddinov3_stroke.explain.style import SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH
 from meddinov3_stroke.explain.suspicion import (
     REFERENCE_RULE,

@@ -5,19 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32, Float64
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from scipy.ndimage import binary_fill_holes, map_coordinates
 
 from meddinov3_stroke.explain.style import FONT, MARK, MUTED, SIMILARITY_RANGE, TEXT, brain_window, similarity_colours
+from meddinov3_stroke.explain.suspicion import HEAD_ABOVE_HU
 
 Box = tuple[float, float, float, float]
 """Left, bottom, width and height in inches from the figure's lower left corner."""
 
 SCALE_BAR_MM = 50.0
+
+HALO = (withStroke(linewidth=2.0, foreground="black"),)
+"""Around letters on a slice, so that bone behind them does not swallow them."""
 
 
 def extent_mm(hu: Float32[np.ndarray, "row col"], pixel_mm: tuple[float, float]) -> tuple[float, float]:
@@ -48,18 +54,24 @@ def draw_ct(figure: Figure, box: Box, hu: Float32[np.ndarray, "row col"], pixel_
     return axes
 
 
-def draw_similarity(axes: Axes, similarity: Float32[np.ndarray, "h w"]) -> None:
-    """Lay a patch map over the slice of `draw_ct`; its grid is stretched over the whole slice."""
+def draw_similarity(axes: Axes, similarity: Float32[np.ndarray, "h w"], hu: Float32[np.ndarray, "row col"]) -> None:
+    """Lay a patch map over the slice of `draw_ct`, its grid stretched over the whole slice; air stays uncoloured."""
+    colours = similarity_colours()(stretch(similarity, hu.shape))
+    colours[..., 3] *= head_pixels(hu)
+    axes.imshow(colours, extent=_limits(axes), interpolation="nearest", aspect="equal")
+
+
+def stretch(similarity: Float32[np.ndarray, "h w"], shape: tuple[int, ...]) -> Float64[np.ndarray, "row col"]:
+    """The map at every pixel of a slice, as a share of `SIMILARITY_RANGE`: bilinear between the patches' centres."""
     low, high = SIMILARITY_RANGE
-    axes.imshow(
-        np.clip(similarity, low, high),
-        cmap=similarity_colours(),
-        vmin=low,
-        vmax=high,
-        extent=_limits(axes),
-        interpolation="bilinear",
-        aspect="equal",
-    )
+    share = np.clip((similarity.astype(np.float64) - low) / (high - low), 0.0, 1.0)
+    centres = [(np.arange(n) + 0.5) * m / n - 0.5 for n, m in zip(shape, similarity.shape, strict=True)]
+    return np.asarray(map_coordinates(share, np.meshgrid(*centres, indexing="ij"), order=1, mode="nearest"))
+
+
+def head_pixels(hu: Float32[np.ndarray, "row col"]) -> Bool[np.ndarray, "row col"]:
+    """Pixels above `HEAD_ABOVE_HU`, and air that they enclose."""
+    return np.asarray(binary_fill_holes(hu > HEAD_ABOVE_HU))
 
 
 def mark_patch(axes: Axes, patch: tuple[int, int], grid: tuple[int, int]) -> None:
@@ -77,7 +89,7 @@ def draw_colour_bar(figure: Figure, box: Box) -> None:
     axes = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height), facecolor="#3c3c3c")
     scale = ScalarMappable(Normalize(*SIMILARITY_RANGE), similarity_colours())
     bar = figure.colorbar(scale, cax=axes)
-    bar.set_label("cosine similarity", color=TEXT, fontsize=8, family=FONT)
+    bar.set_label("cosine similarity to outlined patch", color=TEXT, fontsize=8, family=FONT)
     bar.outline.set_edgecolor(MUTED)
     axes.tick_params(colors=TEXT, labelsize=7, labelfontfamily=FONT)
 
@@ -95,6 +107,7 @@ def _draw_sides(axes: Axes) -> None:
         "fontsize": 9,
         "family": FONT,
         "fontweight": "bold",
+        "path_effects": HALO,
     }
     axes.text(0.02, 0.5, "R", ha="left", va="center", **style)
     axes.text(0.98, 0.5, "L", ha="right", va="center", **style)
@@ -105,7 +118,9 @@ def _draw_scale_bar(axes: Axes, height_mm: float, width_mm: float) -> None:
     if width_mm < 2 * SCALE_BAR_MM:
         return
     right, y = 0.97 * width_mm, 0.965 * height_mm
-    axes.plot([right - SCALE_BAR_MM, right], [y, y], color=TEXT, linewidth=1.6, solid_capstyle="butt")
+    axes.plot(
+        [right - SCALE_BAR_MM, right], [y, y], color=TEXT, linewidth=1.6, solid_capstyle="butt", path_effects=HALO
+    )
     middle = right - SCALE_BAR_MM / 2
-    label = f"{SCALE_BAR_MM / 10:.0f} cm"
-    axes.text(middle, y - 0.012 * height_mm, label, color=TEXT, fontsize=6.5, family=FONT, ha="center", va="bottom")
+    style: dict[str, Any] = {"color": TEXT, "fontsize": 6.5, "family": FONT, "path_effects": HALO}
+    axes.text(middle, y - 0.012 * height_mm, f"{SCALE_BAR_MM / 10:.0f} cm", ha="center", va="bottom", **style)

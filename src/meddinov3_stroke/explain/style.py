@@ -23,8 +23,11 @@ WINDOW_WIDTH = 80.0
 SIMILARITY_RANGE = (0.0, 1.0)
 """Cosine similarities of the ends of the colour bar: fixed, so that pictures can be compared."""
 
-LARGEST_OPACITY = 0.7
+LARGEST_OPACITY = 0.6
 """Of the overlay, at similarity 1; it falls to 0 at similarity 0, so that the CT stays readable beneath."""
+
+COLOUR_SPAN = (0.25, 0.9)
+"""Part of the inferno map that is used: its black end hides the CT, its pale end looks like bone."""
 
 BACKGROUND = "#0b0d10"
 TEXT = "#eceff1"
@@ -41,7 +44,7 @@ DPI = 150
 WINDOW_NOTE = f"Brain window L {WINDOW_CENTER:.0f} W {WINDOW_WIDTH:.0f} HU"
 SCALE_NOTE = (
     f"Colour: cosine similarity to the outlined patch, fixed scale {SIMILARITY_RANGE[0]:g} to {SIMILARITY_RANGE[1]:g} "
-    "(below 0 drawn as 0), interpolated between patches"
+    "(below 0 drawn as 0), interpolated between patches, none on air"
 )
 
 
@@ -53,7 +56,7 @@ def brain_window(hu: Float32[np.ndarray, "row col"]) -> Float32[np.ndarray, "row
 
 def similarity_colours() -> ListedColormap:
     """Colour and opacity along `SIMILARITY_RANGE`, for overlays and colour bars alike."""
-    colours = colormaps["inferno"](np.linspace(0.25, 1.0, 256))
+    colours = colormaps["inferno"](np.linspace(*COLOUR_SPAN, 256))
     colours[:, 3] = np.linspace(0.0, LARGEST_OPACITY, 256)
     return ListedColormap(colours, "similarity")
 

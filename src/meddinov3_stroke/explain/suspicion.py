@@ -15,14 +15,17 @@ SOFT_TISSUE_HU = (0.0, 100.0)
 """Brain (20 to 45), CSF (0 to 15) and acute blood (50 to 100) lie between; bone, air and fat do not.
 Source: usual figures of CT textbooks."""
 
-LEAST_SOFT_TISSUE = 0.5
+LEAST_SOFT_TISSUE = 0.6
 """Share of a patch's pixels that must be soft tissue for it to be a reference; keeps air and the skull's rim out."""
 
+HEAD_ABOVE_HU = -300.0
+"""Mean of a patch, or value of a pixel, above which it is head and not air: fat (-100) is above, foam below."""
+
 REFERENCE_RULE = (
-    "reference patch: the patch token with the highest head score among patches of which at least "
+    f"Reference patch: the patch token with the highest head score among patches of which at least "
     f"{LEAST_SOFT_TISSUE:.0%} of the pixels are within {SOFT_TISSUE_HU[0]:g} to {SOFT_TISSUE_HU[1]:g} HU "
-    "(brain, CSF, blood); among all patches where a slice has none such; the head was not trained on patch tokens, so "
-    "this is a pointer for the eye and no localisation"
+    f"(brain, CSF, blood); where a slice has none such, among patches with a mean above {HEAD_ABOVE_HU:g} HU. The head "
+    "was not trained on patch tokens, so this is a pointer for the eye and no localisation"
 )
 """How the reference patch of a suspicious slice is chosen; stands in the output."""
 
@@ -50,23 +53,27 @@ def rank(scores: Float[np.ndarray, " n"], top_k: int) -> Int64[np.ndarray, " sho
 def reference_patch(
     scores: Float[np.ndarray, " patch"], hu: Float32[np.ndarray, "row col"], grid: tuple[int, int]
 ) -> tuple[int, int]:
-    """(row, column) in the grid of the patch that `REFERENCE_RULE` picks on a slice."""
-    candidates = soft_tissue_patches(hu, grid)
-    if not candidates.any():
-        candidates = np.ones_like(candidates)
+    """(row, column) in the grid of the patch that `REFERENCE_RULE` picks on a slice; of all, on a slice of air."""
+    in_head = patch_means(hu, grid) > HEAD_ABOVE_HU
+    candidates = next((some for some in (soft_tissue_patches(hu, grid), in_head) if some.any()), np.ones_like(in_head))
     best = int(np.argmax(np.where(candidates.ravel(), scores, -np.inf)))
     return divmod(best, grid[1])
 
 
 def soft_tissue_patches(hu: Float32[np.ndarray, "row col"], grid: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """Whether at least `LEAST_SOFT_TISSUE` of a patch is soft tissue; the grid is stretched over the slice.
+    """Whether at least `LEAST_SOFT_TISSUE` of a patch is soft tissue."""
+    low, high = SOFT_TISSUE_HU
+    share = patch_means(((hu >= low) & (hu <= high)).astype(np.float32), grid)
+    return np.asarray(share >= LEAST_SOFT_TISSUE - 1e-9)
+
+
+def patch_means(values: Float32[np.ndarray, "row col"], grid: tuple[int, int]) -> Float64[np.ndarray, "h w"]:
+    """Mean of the pixels of each patch; the grid is stretched over the slice.
 
     Pixels on the border of two patches count for each by the area it has of them.
     """
-    low, high = SOFT_TISSUE_HU
-    soft = ((hu >= low) & (hu <= high)).astype(np.float64)
-    share = _parts(hu.shape[0], grid[0]) @ soft @ _parts(hu.shape[1], grid[1]).T
-    return np.asarray(share >= LEAST_SOFT_TISSUE - 1e-9)
+    rows, columns = _parts(values.shape[0], grid[0]), _parts(values.shape[1], grid[1])
+    return np.asarray(rows @ values.astype(np.float64) @ columns.T)
 
 
 def _parts(n_pixels: int, n_parts: int) -> Float64[np.ndarray, "part pixel"]:
@@ -77,19 +84,26 @@ def _parts(n_pixels: int, n_parts: int) -> Float64[np.ndarray, "part pixel"]:
     return np.asarray(np.clip(overlap, 0.0, None) * n_parts / n_pixels)
 
 
-def ranking_text(kind: HeadInput, labels: Sequence[str]) -> str:
-    """How slices were scored and ranked, in words; says so where it is a transfer."""
+def ranking_text(kind: HeadInput, labels: Sequence[str], known: bool = True) -> str:
+    """How slices were scored and ranked, in words; says so where it is a transfer.
+
+    `known` is whether the head says what it was trained on, or is only taken to be of this kind.
+    """
     score = "P(any)" if "any" in labels else "the highest probability over the labels (the head has no `any`)"
     if kind == "slice":
-        return f"slices ranked by {score}; the head was trained on slice embeddings"
-    if kind == "mean_max":
+        return f"Slices ranked by {score}; the head was trained on slice embeddings"
+    how = (
+        f"{score}, each slice pooled alone (its embedding twice, as mean and as maximum)"
+        if kind == "mean_max"
+        else f"{score} of the head on each slice embedding"
+    )
+    if not known:
         return (
-            f"slices ranked by {score}, each slice pooled alone (its embedding twice, as mean and as maximum); the "
-            "head was trained on mean_max-pooled volumes, so this is a transfer from volumes to slices"
+            f"Slices ranked by {how}; the head does not say what it was trained on, {kind}-pooled volumes are assumed"
         )
     return (
-        f"slices ranked by {score} of the head on each slice embedding; the head was trained on {kind}-pooled volumes, "
-        "so this is a transfer from volumes to slices"
+        f"Slices ranked by {how}; the head was trained on {kind}-pooled volumes, so this is a transfer from volumes to "
+        "slices"
     )
 
 

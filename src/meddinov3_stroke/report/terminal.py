@@ -41,7 +41,7 @@ def _probabilities(findings: CaseFindings) -> Table:
 
 
 def _top_slices(findings: CaseFindings) -> Table:
-    table = Table("slice", "score", "z [mm]", "highest type", title="Suspicious slices", title_justify="left")
+    table = Table("slice", "score", "z in mm", "highest type", title="Suspicious slices", title_justify="left")
     for column in table.columns[:3]:
         column.justify = "right"
     for one in findings.top_slices:

@@ -70,7 +70,7 @@ def slice_picture(shown: SliceMap, demo: bool = False) -> bytes:
     left = 2 * MARGIN_IN + panel[0]
     plain = draw_ct(figure, (MARGIN_IN, FOOTER_IN, *panel), shown.hu, pixel_mm)
     mapped = draw_ct(figure, (left, FOOTER_IN, *panel), shown.hu, pixel_mm)
-    draw_similarity(mapped, shown.similarity)
+    draw_similarity(mapped, shown.similarity, shown.hu)
     for axes in (plain, mapped):
         mark_patch(axes, shown.patch, shown.grid)
     draw_colour_bar(figure, (left + panel[0] + MARGIN_IN, FOOTER_IN + 0.1, 0.16, panel[1] - 0.2))

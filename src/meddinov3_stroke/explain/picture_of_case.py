@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
-
 from matplotlib.figure import Figure
 
 from meddinov3_stroke.explain.notices import is_demo
 from meddinov3_stroke.explain.panel import draw_colour_bar, draw_ct, draw_similarity, mark_patch
-from meddinov3_stroke.explain.slice_picture import panel_size
+from meddinov3_stroke.explain.picture_of_slice import panel_size
 from meddinov3_stroke.explain.style import (
     MUTED,
     SCALE_NOTE,
@@ -19,6 +17,8 @@ from meddinov3_stroke.explain.style import (
     write,
     write_disclaimer,
 )
+from meddinov3_stroke.explain.suspicion import REFERENCE_RULE
+from meddinov3_stroke.explain.text import Line, height_of, wrap, write_lines
 from meddinov3_stroke.types import CaseFindings
 
 COLUMNS = 5
@@ -27,9 +27,7 @@ PANEL_IN = 2.7
 TALLEST_PANEL_IN = 5.4
 GAP_IN = 0.08
 MARGIN_IN = 0.3
-HEADER_IN = 1.15
 CAPTION_IN = 0.5
-FOOTER_IN = 0.95
 BAR_IN = 0.95
 """Width taken by the colour bar and its labels."""
 NARROWEST_IN = 8.4
@@ -42,18 +40,20 @@ def case_picture(findings: CaseFindings) -> bytes:
     panel = panel_size(findings.top_hu[0], pixel_mm, PANEL_IN, TALLEST_PANEL_IN)
     n_shown = len(findings.top_slices)
     n_columns, n_rows = min(n_shown, COLUMNS), -(-n_shown // COLUMNS)
-    block_in = CAPTION_IN + 2 * panel[1] + 2 * GAP_IN
     width = max(2 * MARGIN_IN + n_columns * (panel[0] + GAP_IN) + BAR_IN, NARROWEST_IN)
-    height = HEADER_IN + n_rows * block_in + FOOTER_IN
+    header, footer = _header(findings, width), _footer(findings, width)
+    header_in, footer_in = height_of(header) + 1.6 * MARGIN_IN, height_of(footer) + 1.5 * MARGIN_IN
+    block_in = CAPTION_IN + 2 * panel[1] + 2 * GAP_IN
+    height = header_in + n_rows * block_in + footer_in
     figure = new_figure(width, height)
-    _write_header(figure, findings)
-    _write_footer(figure, findings)
+    write_lines(figure, MARGIN_IN, height - MARGIN_IN, header)
+    write_lines(figure, MARGIN_IN, footer_in - 0.05, footer)
+    write_disclaimer(figure, MARGIN_IN, is_demo(findings.embeddings.backbone))
     for k in range(n_shown):
         left = MARGIN_IN + (k % COLUMNS) * (panel[0] + GAP_IN)
-        top = height - HEADER_IN - (k // COLUMNS) * block_in
-        _draw_slice(figure, findings, k, (left, top), panel)
+        _draw_slice(figure, findings, k, (left, height - header_in - (k // COLUMNS) * block_in), panel)
     bar_left = MARGIN_IN + n_columns * (panel[0] + GAP_IN) + 0.1
-    bar_bottom = height - HEADER_IN - CAPTION_IN - 2 * panel[1] - GAP_IN
+    bar_bottom = height - header_in - CAPTION_IN - 2 * panel[1] - GAP_IN
     draw_colour_bar(figure, (bar_left, bar_bottom + 0.05, 0.14, panel[1] - 0.1))
     return png_bytes(figure)
 
@@ -70,32 +70,33 @@ def _draw_slice(
     upper = top - CAPTION_IN - panel[1]
     above = draw_ct(figure, (left, upper, *panel), hu, pixel_mm)
     below = draw_ct(figure, (left, upper - GAP_IN - panel[1], *panel), hu, pixel_mm)
-    draw_similarity(below, similarity)
+    draw_similarity(below, similarity, hu)
     if shown.reference_patch is not None:
         for axes in (above, below):
             mark_patch(axes, shown.reference_patch, similarity.shape)
 
 
-def _write_header(figure: Figure, findings: CaseFindings) -> None:
-    width, height = map(float, figure.get_size_inches())
-    label = "any" if "any" in findings.probabilities else max(findings.probabilities, key=findings.probabilities.get)  # type: ignore[arg-type]
+def _header(findings: CaseFindings, width_in: float) -> list[Line]:
+    named = findings.probabilities
+    label = "any" if "any" in named else max(named, key=named.__getitem__)
     threshold = findings.thresholds[label]
     side = "at or above" if findings.decisions[label] else "below"
-    title = f"P({label}) = {findings.probabilities[label]:.3f}, {side} the threshold {threshold.value:.3f}"
-    write(figure, MARGIN_IN, height - 0.4, title, 14, TEXT, weight="bold")
-    others = [f"{name} {value:.3f}" for name, value in findings.probabilities.items() if name != label]
-    write(figure, MARGIN_IN, height - 0.67, "   ·   ".join(others), 9.5, TEXT)
-    ranking = textwrap.wrap(f"Threshold: {threshold.origin}. {findings.ranking}.", int(width * 15.5))
-    write(figure, MARGIN_IN, height - 0.8, "\n".join(ranking[:2]), 7.5, MUTED, va="top", linespacing=1.35)
+    others = [
+        f"{name} {value:.3f}{' (positive)' if findings.decisions[name] else ''}"
+        for name, value in named.items()
+        if name != label
+    ]
+    room_in = width_in - 2 * MARGIN_IN
+    return [
+        *wrap(
+            f"P({label}) = {named[label]:.3f}, {side} the threshold {threshold.value:.3f}", 14, room_in, TEXT, "bold"
+        ),
+        *wrap("  ·  ".join(others), 9.5, room_in, TEXT),
+        *wrap(f"Threshold: {threshold.origin}. {findings.ranking}.", 7.5, room_in, MUTED),
+    ]
 
 
-def _write_footer(figure: Figure, findings: CaseFindings) -> None:
-    width = float(figure.get_size_inches()[0])
+def _footer(findings: CaseFindings, width_in: float) -> list[Line]:
     grid = findings.similarity.shape[1:]
-    notes = (
-        f"{WINDOW_NOTE}. {SCALE_NOTE} ({grid[0]} × {grid[1]}). Reference patch: highest head score among soft-tissue "
-        "patches of the slice; the head was not trained on patches, so it is no localisation."
-    )
-    lines = textwrap.wrap(notes, int(width * 15.5))
-    write(figure, MARGIN_IN, 0.75, "\n".join(lines), 7.5, MUTED, va="top", linespacing=1.35)
-    write_disclaimer(figure, MARGIN_IN, is_demo(findings.embeddings.backbone))
+    notes = f"{WINDOW_NOTE}. {grid[0]} × {grid[1]} patches. {SCALE_NOTE}. {REFERENCE_RULE}."
+    return wrap(notes, 7.5, width_in - 2 * MARGIN_IN, MUTED)
