@@ -1,0 +1,94 @@
+"""The command as a process, with a real (tiny, random) backbone and real NIfTI files; killed and repeated."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from meddinov3_stroke.backbone import VisionTransformer
+from meddinov3_stroke.embeddings import EmbeddingStore
+from meddinov3_stroke.types import LABELS
+
+SCRIPT = Path(__file__).resolve().parents[2] / "script" / "train_meddinov3_rsna.py"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty small heads with labels, and a backbone in the published layout."""
+    folder, generator, rows = tmp_path_factory.mktemp("whole"), np.random.default_rng(0), []
+    for patient in range(60):
+        types = [int(patient % 6 == k) for k in range(1, 6)]
+        path = folder / f"ID_p{patient}/ID_s{patient}/_{patient}.nii.gz"
+        path.parent.mkdir(parents=True)
+        voxels = generator.normal(30 + 100 * types.index(1) if any(types) else 0, 30, size=(24, 24, 5)).astype(np.int16)
+        image = nib.Nifti1Image(voxels, np.diag([-1.0, -1.0, 5.0, 1.0]))
+        image.header.set_xyzt_units("mm")
+        nib.save(image, path)
+        rows.append([str(path.relative_to(folder)), f"ID_s{patient}", max(types), *types])
+    pd.DataFrame(rows, columns=["nifti_path", "study_uid", *LABELS]).to_csv(folder / "series.csv", index=False)
+    torch.manual_seed(0)
+    vit = VisionTransformer(
+        embed_dim=128, depth=2, num_heads=2, n_storage_tokens=4, qkv_bias=False, mask_k_bias=True, layerscale_init=0.3
+    )
+    torch.save({"teacher": {f"backbone.{k}": v for k, v in vit.state_dict().items()}}, folder / "tiny.pth")
+    return folder
+
+
+def command(workplace: Path, output: Path, cache: Path) -> list[str]:
+    flags = {
+        "--series-csv": workplace / "series.csv",
+        "--backbone": workplace / "tiny.pth",
+        "--output-dir": output,
+        "--cache-dir": cache,
+        "--checkpoints-dir": output / "checkpoints",
+        "--resize": 32,
+        "--epochs": 3,
+        "--device": "cpu",
+        "--precision": "fp32",
+    }
+    return [sys.executable, str(SCRIPT), *(str(word) for pair in flags.items() for word in pair)]
+
+
+def run_whole(workplace: Path, output: Path, cache: Path) -> dict[str, object]:
+    result = subprocess.run(command(workplace, output, cache), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads((output / "pipeline_summary.json").read_text())
+
+
+def stop_midway(workplace: Path, output: Path, cache: Path, number: int) -> int:
+    """Send a signal once a few volumes are in the cache, and give back the exit status."""
+    process = subprocess.Popen(command(workplace, output, cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while process.poll() is None and len(list(cache.glob("??/*.emb"))) < 3:
+        time.sleep(0.002)
+    process.send_signal(number)
+    process.communicate()
+    return process.returncode
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_run_stopped_midway_loses_no_volume_and_ends_as_an_uninterrupted_one(
+    workplace: Path, tmp_path: Path, number: int, status: int
+) -> None:
+    cache = tmp_path / "cache"
+    assert stop_midway(workplace, tmp_path / "out", cache, number) == status
+    store = EmbeddingStore(cache)
+    finished = list(store.stored_keys())
+    assert 3 <= len(finished) < 60
+    assert all(store.get(key) is not None for key in finished)
+    resumed = run_whole(workplace, tmp_path / "out", cache)
+    assert resumed["extraction"]["n_from_cache"] == len(finished)
+    whole = run_whole(workplace, tmp_path / "whole", tmp_path / "other_cache")
+    assert whole["extraction"]["n_from_cache"] == 0
+    names = [f"features/{s}_{what}.npy" for s in ("train", "val", "test") for what in ("embeddings", "labels")]
+    for name in (*names, "test_probs.npy", "splits/train.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
