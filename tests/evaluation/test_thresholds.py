@@ -53,8 +53,8 @@ def test_threshold_lies_halfway_between_the_classes() -> None:
     assert (chosen.value, chosen.origin) == (pytest.approx(0.4), "validation Youden (2 positive of 4)")
 
 
-def test_neighbouring_floats_are_still_told_apart() -> None:
-    low = 0.3
+@pytest.mark.parametrize("low", [0.3, float(np.nextafter(0.3, 1))])  # of two neighbours one has an even last bit
+def test_neighbouring_floats_are_still_told_apart(low: float) -> None:
     scores = np.array([[low], [np.nextafter(low, 1)]])
     chosen = youden_thresholds(np.array([[0], [1]], dtype=np.int8), scores, ("a",))["a"]
     assert (scores[:, 0] >= chosen.value).tolist() == [False, True]
