@@ -55,6 +55,14 @@ def test_all_48_orders_give_one_array_and_one_affine(affine) -> None:
         assert volume.spacing_mm == pytest.approx(np.linalg.norm(affine[:3, :3], axis=0), rel=1e-6)
 
 
+@pytest.mark.parametrize("in_plane", [-135, -45, 45, 135])
+def test_a_head_turned_by_45_degrees_is_one_volume_too(in_plane: float) -> None:
+    affine = _affine(in_plane, 0, 0, (5, 0.5, 0.5))
+    first, *others = (_reordered(affine, orientation) for orientation in AXIS_ORDERS)
+    for volume in others:
+        np.testing.assert_array_equal(volume.stored, first.stored)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     in_plane=st.one_of(st.floats(-180, 180), st.sampled_from([-135, -90, -45, 45, 90, 135, 180])),
