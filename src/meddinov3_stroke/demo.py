@@ -73,7 +73,7 @@ def run(args: Args) -> dict[str, Any]:
 
 
 def make_cohort(args: Args) -> Path:
-    """The series CSV of the phantom cohort; a cohort of the same seed and size that stands there whole is kept."""
+    """The series CSV of the phantom cohort; made anew at each run, the same bytes for the same seed."""
     from meddinov3_stroke import make_phantoms
 
     folder = args.output_dir / "phantoms"
