@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
@@ -18,3 +22,88 @@ def shared_data_dir() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real head CT at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture
+def head_nifti(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a small head as NIfTI: skull, brain, and blood at the patient's left and front in the upper slices.
+
+    64 x 64 pixels of 3 mm, 8 slices of 5 mm; `seed` is that of the noise, `n_rows` the rows kept.
+    """
+    import nibabel as nib
+
+    def write(name: str = "case.nii.gz", seed: int = 0, n_rows: int = 64) -> Path:
+        row, column = np.mgrid[:64, :64]
+        radius = np.hypot((row - 32) / 28, (column - 32) / 24)
+        hu = np.full((8, 64, 64), -1000.0)
+        hu[:, radius < 1] = 800
+        hu[:, radius < 0.85] = 35
+        hu[5:, 16:26, 38:48] = 75
+        hu[:, radius < 0.85] += np.random.default_rng(seed).normal(0, 4, hu[:, radius < 0.85].shape)
+        canonical = hu[:, :n_rows].round().astype(np.int16)
+        image = nib.Nifti1Image(canonical.transpose(2, 1, 0), np.diag([-3.0, -3.0, 5.0, 1.0]))  # L P S
+        image.header.set_xyzt_units("mm")
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(image, path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes weights in the published layout of a random ViT, by default of 64 channels and two blocks."""
+    import torch
+
+    from meddinov3_stroke.backbone import VisionTransformer
+
+    small = {"embed_dim": 64, "depth": 2, "num_heads": 1}
+    published = {"n_storage_tokens": 4, "qkv_bias": False, "mask_k_bias": True, "layerscale_init": 0.3}
+
+    def write(name: str = "model.pth", seed: int = 0, **architecture: Any) -> Path:
+        torch.manual_seed(seed)
+        vit = VisionTransformer(**(published | (architecture or small)))
+        for parameter in vit.parameters():
+            parameter.data += 0.05 * torch.randn(parameter.shape)
+        path = tmp_path_factory.mktemp("weights") / name
+        torch.save({"teacher": {f"backbone.{key}": value for key, value in vit.state_dict().items()}}, path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def random_head(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the checkpoint of a random head for a loaded backbone; keywords replace fields of the checkpoint."""
+    import torch
+
+    from meddinov3_stroke.heads import HeadCheckpoint, build_head, save_checkpoint
+    from meddinov3_stroke.types import LABELS, Threshold
+
+    def write(backbone: Any, pool_mode: str = "mean", name: str = "best.pt", **changes: Any) -> Path:
+        torch.manual_seed(1)
+        labels = changes.get("labels", LABELS)
+        width = changes.pop("width", 2 if pool_mode == "mean_max" else 1) * backbone.identity.embed_dim
+        head = build_head(width, 0, len(labels), 0.0)
+        fields: dict[str, Any] = {
+            "state_dict": {key: 3 * value.detach() for key, value in head.state_dict().items()},
+            "labels": labels,
+            "input_dim": width,
+            "hidden_dim": 0,
+            "dropout": 0.0,
+            "pool_mode": pool_mode,
+            "resize": 64,
+            "backbone": dataclasses.asdict(backbone.identity),
+            "thresholds": {label: Threshold(0.5, "validation Youden (12 positive of 60)") for label in labels},
+            "pos_weight": dict.fromkeys(labels, 1.0),
+            "seed": 42,
+            "epoch": 3,
+            "metric_name": "val_macro_auroc",
+            "best_metric": 0.75,
+        }
+        path = tmp_path / name
+        save_checkpoint(path, HeadCheckpoint(**(fields | changes)))
+        return path
+
+    return write

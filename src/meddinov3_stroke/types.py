@@ -252,7 +252,7 @@ class CaseFindings:
     embeddings: SliceEmbeddings
     slice_probabilities: Float64[np.ndarray, "n label"] | None
     """Per embedded slice; None where the head's input is no slice embedding."""
-    similarity: Float32[np.ndarray, "shown row col"]
+    similarity: Float32[np.ndarray, "shown h w"]
     """Patch similarity of each of `top_slices`."""
     top_hu: Float32[np.ndarray, "shown row col"]
     """HU of each of `top_slices`, for the picture."""

@@ -66,7 +66,7 @@ def _draw_slice(
     pixel_mm = (findings.spacing_mm[1], findings.spacing_mm[2])
     left, top = corner
     write(figure, left, top - 0.2, f"{k + 1}.  slice {shown.slice_index}   score {shown.score:.3f}", 9.5, weight="bold")
-    write(figure, left, top - 0.38, f"z = {shown.position_mm[2]:.1f} mm", 8, MUTED)
+    write(figure, left, top - 0.38, f"z = {shown.position_mm[2]:.1f} mm", 8.0, MUTED)
     upper = top - CAPTION_IN - panel[1]
     above = draw_ct(figure, (left, upper, *panel), hu, pixel_mm)
     below = draw_ct(figure, (left, upper - GAP_IN - panel[1], *panel), hu, pixel_mm)
@@ -89,7 +89,7 @@ def _header(findings: CaseFindings, width_in: float) -> list[Line]:
     room_in = width_in - 2 * MARGIN_IN
     return [
         *wrap(
-            f"P({label}) = {named[label]:.3f}, {side} the threshold {threshold.value:.3f}", 14, room_in, TEXT, "bold"
+            f"P({label}) = {named[label]:.3f}, {side} the threshold {threshold.value:.3f}", 14.0, room_in, TEXT, "bold"
         ),
         *wrap("  ·  ".join(others), 9.5, room_in, TEXT),
         *wrap(f"Threshold: {threshold.origin}. {findings.ranking}.", 7.5, room_in, MUTED),

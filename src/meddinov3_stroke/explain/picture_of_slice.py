@@ -82,12 +82,12 @@ def slice_picture(shown: SliceMap, demo: bool = False) -> bytes:
 def _write_header(figure: Figure, shown: SliceMap) -> None:
     height = figure.get_size_inches()[1]
     title = f"Slice {shown.slice_index}"
-    write(figure, MARGIN_IN, height - 0.36, title, 13, weight="bold")
+    write(figure, MARGIN_IN, height - 0.36, title, 13.0, weight="bold")
     about = (
         f"of 0 to {shown.n_slices - 1}, inferior to superior   ·   z = {shown.position_mm[2]:.1f} mm   ·   reference "
         f"patch: row {shown.patch[0]}, column {shown.patch[1]} of {shown.grid[0]} × {shown.grid[1]}"
     )
-    write(figure, MARGIN_IN, height - 0.62, about, 9, MUTED)
+    write(figure, MARGIN_IN, height - 0.62, about, 9.0, MUTED)
 
 
 def _write_footer(figure: Figure, demo: bool) -> None:
