@@ -86,6 +86,13 @@ def test_tissues_have_their_densities(healthy: Phantom) -> None:
     assert 28 < np.median(brain) < 38
 
 
+def test_noise_has_the_spread_of_the_specification(healthy: Phantom) -> None:
+    quiet = make_phantom(dataclasses.replace(healthy.spec, noise_hu=0.0))
+    noise = healthy.hu.astype(int) - quiet.hu
+    assert np.std(noise) == pytest.approx(healthy.spec.noise_hu, rel=0.1)
+    assert 0.3 < np.corrcoef(noise[:, :, 1:].ravel(), noise[:, :, :-1].ravel())[0, 1] < 0.7
+
+
 def test_no_soft_tissue_of_a_healthy_brain_is_as_dense_as_a_clot(healthy: Phantom) -> None:
     inside = ndimage.distance_transform_edt(healthy.hu < 300, sampling=healthy.spec.spacing_mm) > 12
     smooth = ndimage.uniform_filter(healthy.hu.astype(float), (1, 5, 5))

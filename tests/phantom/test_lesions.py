@@ -5,6 +5,7 @@ The same seed without haemorrhages gives the same head and the same noise: what 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -142,6 +143,13 @@ def test_intraparenchymal_blood_replaces_brain() -> None:
         was = before(seed, "intraparenchymal")
         assert 26 < np.mean(was) < 42
         assert distance_to_bone_mm(seed)[phantom(seed, "intraparenchymal").mask > 0].min() > 2
+
+
+def test_intraparenchymal_blood_stays_out_of_fluid() -> None:
+    for seed in range(8):
+        spec = draw_spec(seed, ["intraparenchymal"], volumes_ml=[1.9], shape=SHAPE)
+        quiet = make_phantom(dataclasses.replace(spec, lesions=(), noise_hu=0.0))
+        assert quiet.hu[make_phantom(spec).mask > 0].min() > 18
 
 
 def test_intraparenchymal_blood_is_one_compact_clot_with_a_rim_of_oedema() -> None:
