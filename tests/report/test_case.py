@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from meddinov3_stroke.backbone import Backbone, load_backbone
+from meddinov3_stroke.errors import StorageError
+from meddinov3_stroke.explain import REFERENCE_RULE
+from meddinov3_stroke.predictor import Case, ICHPredictor
+from meddinov3_stroke.report import case as case_report
+from meddinov3_stroke.report import case_document, print_case, save_case
+from meddinov3_stroke.runtime.digest import sha256_of_file
+from meddinov3_stroke.types import LABELS, Threshold
+
+
+@pytest.fixture(scope="module")
+def backbone(random_weights: Callable[..., Path]) -> Backbone:
+    return load_backbone(random_weights(), device="cpu", precision="fp32")
+
+
+@pytest.fixture
+def judge(backbone: Backbone, random_head: Callable[..., Path], head_nifti: Callable[..., Path]) -> Callable[..., Case]:
+    def make(pool_mode: str = "mean", **head: Any) -> Case:
+        return ICHPredictor.load(random_head(backbone, pool_mode, **head), backbone=backbone, top_k=2)(head_nifti())
+
+    return make
+
+
+def test_the_document_holds_the_keys_readers_rely_on(judge) -> None:
+    case = judge()
+    document = case_document(case.findings)
+    assert document["probabilities"] == case.probabilities
+    assert document["decisions"] == case.decisions
+    assert document["thresholds"] == dict.fromkeys(LABELS, 0.5)
+    assert document["threshold_origins"] == dict.fromkeys(LABELS, "validation Youden (12 positive of 60)")
+    assert document["ranking"] == case.findings.ranking
+    assert document["reference_patch_rule"] == REFERENCE_RULE
+
+
+def test_each_top_slice_holds_index_score_place_probabilities_and_reference(judge) -> None:
+    case = judge()
+    for found, one in zip(case_document(case.findings)["top_slices"], case.top_slices, strict=True):
+        assert found == {
+            "slice_index": one.slice_index,
+            "score": one.score,
+            "position_mm": list(one.position_mm),
+            "probabilities": one.probabilities,
+            "reference_patch": list(one.reference_patch),
+        }
+
+
+def test_the_document_says_where_everything_came_from(judge, backbone, tmp_path) -> None:
+    document = case_document(judge().findings)
+    assert document["disclaimer"] == "research use only, not for clinical diagnosis"
+    assert document["input_sha256"] == sha256_of_file(tmp_path / "case.nii.gz")
+    assert document["head_sha256"] == sha256_of_file(tmp_path / "best.pt")
+    assert document["weights_sha256"] == backbone.identity.weights_sha256
+    assert document["preprocessing_version"] == "meddinov3-1"
+    assert (document["engine"], document["precision"], document["device"]) == ("torch", "fp32", "cpu")
+    assert document["seeds"] == {"head_training": 42}
+    assert {"schema_version", "package_versions", "warnings", "selection", "resize"} <= set(document)
+
+
+def test_time_and_memory_are_told(judge) -> None:
+    document = case_document(judge().findings)
+    assert set(document["timings"]) == {"read_s", "embed_s", "explain_s"}
+    assert sum(document["timings"].values()) == pytest.approx(document["elapsed_s"], abs=0.01)
+    assert document["memory"]["cpu_peak_mib"] > 0
+    assert document["memory"]["gpu_peak_mib"] is None
+
+
+def test_a_head_of_slices_says_that_the_case_is_a_maximum(judge) -> None:
+    assert "maximum over the embedded slices" in case_document(judge("slice").findings)["case_rule"]
+
+
+def test_saving_writes_every_file_it_names(judge, tmp_path) -> None:
+    files = judge().save(tmp_path / "out")
+    expected = {"similarity_map.png", "similarity_map.npy", "slice_probs.npy", "summary.json"}
+    assert set(files) == expected == {path.name for path in (tmp_path / "out").iterdir()}
+    assert set(json.loads(files["summary.json"].read_text())["files"]) == expected
+
+
+def test_the_arrays_are_those_of_the_findings(judge, tmp_path) -> None:
+    case = judge()
+    files = case.save(tmp_path / "out")
+    similarity, probabilities = np.load(files["similarity_map.npy"]), np.load(files["slice_probs.npy"])
+    np.testing.assert_array_equal(similarity, case.findings.similarity)
+    np.testing.assert_allclose(probabilities, case.findings.slice_probabilities, rtol=1e-6)
+    assert (similarity.dtype, similarity.shape) == (np.float32, (2, 4, 4))
+    assert (probabilities.dtype, probabilities.shape) == (np.float32, (8, 6))
+
+
+def test_without_slice_probabilities_the_summary_says_why_and_no_file_is_left(judge, tmp_path) -> None:
+    judge().save(tmp_path / "out")
+    files = judge("mean_max").save(tmp_path / "out")
+    assert not (tmp_path / "out" / "slice_probs.npy").exists()
+    about = json.loads(files["summary.json"].read_text())["slice_probs"]
+    assert about["file"] is None
+    assert "mean_max" in about["reason"]
+
+
+def test_the_summary_comes_last(judge, tmp_path, monkeypatch) -> None:
+    def fail(path: Path, array: np.ndarray) -> None:
+        raise StorageError("disk full")
+
+    case = judge()
+    monkeypatch.setattr(case_report, "write_npy", fail)
+    with pytest.raises(StorageError):
+        case.save(tmp_path / "out")
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(judge, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file"):
+        save_case(judge().findings, tmp_path / "file" / "out")
+
+
+def printed(case: Case, files: dict[str, Path]) -> str:
+    console = Console(file=io.StringIO(), width=120, soft_wrap=True)
+    print_case(case.findings, files, console)
+    return console.file.getvalue()
+
+
+def test_the_terminal_shows_probabilities_decisions_slices_files_and_disclaimer(judge) -> None:
+    case = judge()
+    text = printed(case, {"summary.json": Path("outputs/ich_1/summary.json")})
+    for label, probability in case.probabilities.items():
+        line = next(line for line in text.splitlines() if f" {label} " in line and "tive" in line)
+        assert f"{probability:.4f}" in line
+        assert ("positive" in line) is case.decisions[label]
+    for one in case.top_slices:
+        assert f"{one.score:.4f}" in text
+    assert "wrote outputs/ich_1/summary.json" in text
+    assert text.rstrip().endswith("not for clinical diagnosis")
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(judge) -> None:
+    labels = ("any", "[red]x")
+    thresholds = {label: Threshold(0.5, "default 0.5") for label in labels}
+    case = judge(labels=labels, thresholds=thresholds)
+    text = printed(replace(case, findings=replace(case.findings, ranking="by [bold]")), {"a": Path("[1]/a.json")})
+    assert "[red]x" in text
+    assert "by [bold]" in text
+    assert "wrote [1]/a.json" in text
