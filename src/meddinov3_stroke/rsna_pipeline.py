@@ -50,6 +50,7 @@ __all__ = [
     "split_by_patient",
     "split_document",
     "split_statistics",
+    "volume_warnings",
     "write_features",
     "write_splits",
 ]
@@ -129,6 +130,17 @@ def ledger_of(extractions: Extractions) -> dict[str, int]:
         "n_from_cache": n_from_cache,
         "n_computed": counts["done"] - n_from_cache,
     }
+
+
+def volume_warnings(splits: Splits, extractions: Extractions) -> dict[str, Any]:
+    """How many volumes were embedded with a warning (padding, non-square slices ...), and the first `EXAMPLES`."""
+    warned = [
+        {"row": row, "warnings": list(found.embeddings.warnings)}
+        for name, table in splits.items()
+        for row, found in zip(table.rows, extractions[name], strict=True)
+        if found.embeddings is not None and found.embeddings.warnings
+    ]
+    return {"n_volumes": len(warned), "examples": warned[:EXAMPLES]}
 
 
 def check_max_invalid(max_invalid: float) -> None:

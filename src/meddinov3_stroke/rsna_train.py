@@ -156,7 +156,7 @@ def _extractor(args: Args) -> FeatureExtractor:
 
 def _extract(args: Args, splits: Splits, extractor: FeatureExtractor) -> tuple[Extractions, dict[str, Any]]:
     from meddinov3_stroke.embeddings import EmbeddingStore
-    from meddinov3_stroke.rsna_pipeline import extract_splits, ledger_of
+    from meddinov3_stroke.rsna_pipeline import extract_splits, ledger_of, volume_warnings
     from meddinov3_stroke.runtime.statistics import Stopwatch
 
     watch = Stopwatch()
@@ -169,7 +169,8 @@ def _extract(args: Args, splits: Splits, extractor: FeatureExtractor) -> tuple[E
     )
     counts = ledger_of(extractions)
     LOGGER.info("%(n_total)d volumes: %(n_from_cache)d from the cache, %(n_computed)d embedded now", counts)
-    return extractions, {**counts, "elapsed_s": round(watch.elapsed_s, 3), "cache_dir": str(args.cache_dir)}
+    facts = {"elapsed_s": round(watch.elapsed_s, 3), "cache_dir": str(args.cache_dir)}
+    return extractions, {**counts, **facts, "volume_warnings": volume_warnings(splits, extractions)}
 
 
 def _features(

@@ -155,6 +155,13 @@ def test_a_label_without_a_positive_is_an_error_with_counts() -> None:
         split_by_patient(table_of(labels, [f"p{k}" for k in range(30)]), RATIOS, 42)
 
 
+def test_a_label_without_a_negative_is_an_error_with_counts() -> None:
+    labels = np.ones((30, 6))
+    labels[::2, 1:5] = 0
+    with pytest.raises(SplitError, match=r"no negative series for: any 0, subdural 0"):
+        split_by_patient(table_of(labels, [f"p{k}" for k in range(30)]), RATIOS, 42)
+
+
 def test_a_single_positive_goes_to_training_and_the_rest_is_warned_of() -> None:
     labels = np.zeros((40, 6))
     for k in range(1, 6):

@@ -56,7 +56,8 @@ def split_by_patient(table: SeriesTable, ratios: Sequence[float], seed: int) -> 
 
     Raises:
         UsageError: ratios that are not positive or do not sum to 1.
-        SplitError: fewer than three patients, or no split gives training every label; with counts.
+        SplitError: fewer than three patients, or no split gives training positives and negatives of every label; with
+            counts.
     """
     shares = check_ratios(ratios)
     groups, group_of_row = np.unique(np.asarray(table.groups, dtype=object), return_inverse=True)
@@ -64,8 +65,8 @@ def split_by_patient(table: SeriesTable, ratios: Sequence[float], seed: int) -> 
     np.logical_or.at(positive, group_of_row, table.labels.astype(bool))
     _require_enough(positive, table.name)
     split_of_group = _best_of_attempts([str(group) for group in groups], positive, shares, seed)
-    _require_train_labels(positive, split_of_group, table.name)
     train, val, test = (table.take(np.flatnonzero(split_of_group[group_of_row] == k)) for k in range(3))
+    _require_both_classes(train, table)
     require_disjoint({"train": train, "val": val, "test": test})
     return Splits(train, val, test, ratios=shares, seed=seed, warnings=_warnings(table, (train, val, test)))
 
@@ -152,16 +153,19 @@ def _require_enough(positive: Bool[np.ndarray, "patient label"], where: str) -> 
         )
 
 
-def _require_train_labels(
-    positive: Bool[np.ndarray, "patient label"], split: Int64[np.ndarray, " patient"], where: str
-) -> None:
-    absent = [k for k in range(len(LABELS)) if not positive[split == 0, k].any()]
-    if absent:
-        counts = ", ".join(f"{LABELS[k]} {int(positive[:, k].sum())}" for k in absent)
-        raise SplitError(
-            f"{where}: after {ATTEMPTS} attempts training has no positive patient for: {counts} (positive of "
-            f"{len(positive)} patients); add series of these types or raise --train-ratio"
-        )
+def _require_both_classes(train: SeriesTable, table: SeriesTable) -> None:
+    """Found here rather than when the head is trained, which is hours of extraction later."""
+    for what, of_train, of_all in (
+        ("positive", train.labels, table.labels),
+        ("negative", 1 - train.labels, 1 - table.labels),
+    ):
+        absent = [k for k in range(len(LABELS)) if not of_train[:, k].any()]
+        if absent:
+            counts = ", ".join(f"{LABELS[k]} {int(of_all[:, k].sum())}" for k in absent)
+            raise SplitError(
+                f"{table.name}: after {ATTEMPTS} attempts training has no {what} series for: {counts} ({what} of all "
+                f"{len(table)} series); add series of these types or raise --train-ratio"
+            )
 
 
 def _warnings(table: SeriesTable, parts: Sequence[SeriesTable]) -> tuple[str, ...]:
