@@ -49,9 +49,16 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_after_a_kill_only_the_missing_bytes_are_asked_for(
-    server: Any, acts: Any, fetch: Fetch, target: Path, weights: bytes
+    server: Any, fetch: Fetch, target: Path, weights: bytes
 ) -> None:
-    source = server.put(weights, acts.stall(120_000))
+    def stall_after_a_crumb(handler: Any, file: Any) -> None:
+        handler.promise(file, 0)
+        handler.send(file.body[:119_900])
+        time.sleep(0.3)
+        handler.send(file.body[119_900:120_000])  # so small that a buffer would keep it
+        handler.server.release.wait(30)
+
+    source = server.put(weights, stall_after_a_crumb)
     process = start_downloader(target, source.url)
     wait_until(lambda: PartFile(target).size == 120_000)
     os.kill(process.pid, signal.SIGKILL)

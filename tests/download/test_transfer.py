@@ -220,15 +220,22 @@ def test_redirects_in_a_circle_are_an_error(server: Any, acts: Any, fetch: Fetch
         fetch(source)
 
 
-def test_a_redirect_from_https_to_http_is_refused(limits: Limits, weights: bytes) -> None:
+@pytest.mark.parametrize("by", ["redirect", "page"])
+def test_being_led_from_https_to_http_is_refused(by: str, limits: Limits, weights: bytes) -> None:
+    there = "http://127.0.0.1/model.pth"
+
     def answer(request: httpx.Request) -> httpx.Response:
-        if request.url.scheme == "https":
-            return httpx.Response(302, headers={"Location": "http://127.0.0.1/model.pth"})
-        return httpx.Response(200, content=weights)
+        if request.url.scheme == "http":
+            return httpx.Response(200, content=weights)
+        if by == "redirect":
+            return httpx.Response(302, headers={"Location": there})
+        form = httpx.ByteStream(f'<form id="download-form" action="{there}"></form>'.encode())
+        return httpx.Response(200, headers={"Content-Type": "text/html"}, stream=form)
 
     client = httpx.Client(transport=httpx.MockTransport(answer), follow_redirects=True)
+    source = Source("URL", "https://127.0.0.1/model.pth", confirms=by == "page")
     with client, pytest.raises(SourceFailed, match="https to http"):  # noqa: SIM117
-        with ask(client, Source("URL", "https://127.0.0.1/model.pth"), {}, limits):
+        with ask(client, source, {}, limits):
             pass
 
 

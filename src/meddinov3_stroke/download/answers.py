@@ -73,7 +73,8 @@ def ask(client: httpx.Client, source: Source, headers: dict[str, str], limits: L
         SourceFailed: no connection, a refusal, or an answer that cannot be used.
     """
     with _as_source_failures(limits):
-        response = _send(client, source.url, {**source.headers, **headers})
+        asked = {} if source.confirms else headers  # a range of the confirmation page would cut its form
+        response = _send(client, source.url, {**source.headers, **asked})
         try:
             if source.confirms and response.headers.get("Content-Type", "").startswith("text/html"):
                 url = _confirmed_url(response)
@@ -92,8 +93,7 @@ def read_answer(response: httpx.Response) -> Answer:
     """
     _refuse_status(response)
     hops = [*response.history, response]
-    if hops[0].url.scheme == "https" and any(hop.url.scheme != "https" for hop in hops):
-        raise SourceFailed("it leads from https to http, where anyone on the way could change the file")
+    _refuse_downgrade(*(hop.url for hop in hops))
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise SourceFailed(f"it sends the file compressed ({_printable(response.headers['Content-Encoding'])})")
     start, total = _extent(response)
@@ -198,7 +198,14 @@ def _confirmed_url(response: httpx.Response) -> str:
     except FileURLRetrievalError as error:
         said = _printable(re.sub(r"<[^>]*>", "", str(error)))
         raise SourceFailed(f"an HTML page instead of weights (quota or permission): {said}") from error
-    return str(response.url.join(url))
+    target = response.url.join(url)
+    _refuse_downgrade(response.url, target)
+    return str(target)
+
+
+def _refuse_downgrade(*hops: httpx.URL) -> None:
+    if hops[0].scheme == "https" and any(hop.scheme != "https" for hop in hops):
+        raise SourceFailed("it leads from https to http, where anyone on the way could change the file")
 
 
 def _printable(text: str, longest: int = 200) -> str:
