@@ -87,6 +87,7 @@ PHASES = (
     Phase(600, 8, 30, 0.6, 0.0, 2e-3, crop=6),
     Phase(700, 4, 12, 0.5, 0.0, 1e-3),
     Phase(250, 4, 24, 0.0, 1.0, 3e-4),
+    Phase(450, 4, 24, 0.0, 1.0, 6e-4),
 )
 """Windows first: what blood looks like is local, and a window of 6 x 6 patches costs a fifth of a slice."""
 

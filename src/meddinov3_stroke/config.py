@@ -66,11 +66,11 @@ CASE_OUTPUT_PREFIX = "outputs/ich_"
 DEMO_DIR = Path("outputs/demo")
 PHANTOM_DIR = Path("outputs/phantoms")
 
-DEMO_PATIENTS = 170
+DEMO_PATIENTS = 204
 """Phantom patients of the demo; its ratios leave at least 60 of them held out."""
-DEMO_TRAIN_RATIO = 0.45
+DEMO_TRAIN_RATIO = 0.55
 DEMO_VAL_RATIO = 0.15
-DEMO_TEST_RATIO = 0.40
+DEMO_TEST_RATIO = 0.30
 DEMO_EPOCHS = 60
 DEMO_TRAIN_BATCH_SIZE = 16
 DEMO_BACKBONE = "demo"

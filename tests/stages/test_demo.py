@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+
 from meddinov3_stroke import config, demo
 from meddinov3_stroke.backbone import load_backbone
 from meddinov3_stroke.errors import DatasetError
@@ -26,8 +27,8 @@ def training_seeds() -> range:
 
 
 def test_too_few_patients_to_hold_out_sixty_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="give 150"):
-        demo.run(demo.Args(output_dir=tmp_path, patients=149, quiet=True))
+    with pytest.raises(DatasetError, match="give 200"):
+        demo.run(demo.Args(output_dir=tmp_path, patients=199, quiet=True))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -50,4 +51,4 @@ def test_the_bundled_backbone_is_small_and_says_its_name() -> None:
 
 def test_the_demo_holds_out_at_least_sixty_patients() -> None:
     assert config.DEMO_PATIENTS * config.DEMO_TEST_RATIO >= demo.LEAST_HELD_OUT_PATIENTS
-    assert config.DEMO_TRAIN_RATIO + config.DEMO_VAL_RATIO + config.DEMO_TEST_RATIO == pytest.approx(1.0)
+    assert pytest.approx(1.0) == config.DEMO_TRAIN_RATIO + config.DEMO_VAL_RATIO + config.DEMO_TEST_RATIO
