@@ -85,19 +85,30 @@ def uninterrupted(workplace: Path) -> Path:
     return folder
 
 
+def finished_volumes(cache: Path) -> int:
+    """Number of entries in the cache, each of which must be whole."""
+    store = EmbeddingStore(cache)
+    keys = list(store.stored_keys())
+    assert all(store.get(key) is not None for key in keys)
+    return len(keys)
+
+
 @pytest.mark.xdist_group("rsna_whole")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
-def test_a_run_stopped_midway_loses_no_volume_and_ends_as_an_uninterrupted_one(
-    workplace: Path, uninterrupted: Path, tmp_path: Path, number: int, status: int
+def test_a_killed_run_loses_no_finished_volume_and_ends_as_an_uninterrupted_one(
+    workplace: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    assert stop_midway(workplace, tmp_path / "out", cache, number) == status
-    store = EmbeddingStore(cache)
-    finished = list(store.stored_keys())
-    assert 3 <= len(finished) < 36
-    assert all(store.get(key) is not None for key in finished)
-    resumed = run_whole(workplace, tmp_path / "out", cache)
-    assert resumed["extraction"]["n_from_cache"] == len(finished)
+    assert stop_midway(workplace, tmp_path / "out", cache, signal.SIGKILL) == -signal.SIGKILL
+    n_finished = finished_volumes(cache)
+    assert 3 <= n_finished < 36
+    assert run_whole(workplace, tmp_path / "out", cache)["extraction"]["n_from_cache"] == n_finished
     names = [f"features/{s}_{what}.npy" for s in ("train", "val", "test") for what in ("embeddings", "labels")]
     for name in (*names, "test_probs.npy", "splits/train.csv"):
         assert (tmp_path / "out" / name).read_bytes() == (uninterrupted / name).read_bytes()
+
+
+@pytest.mark.xdist_group("rsna_whole")
+def test_an_interrupted_run_exits_130_with_every_finished_volume_stored(workplace: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    assert stop_midway(workplace, tmp_path / "out", cache, signal.SIGINT) == 130
+    assert 3 <= finished_volumes(cache) < 36
