@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
 from meddinov3_stroke.backbone import Backbone
 from meddinov3_stroke.embeddings import pool_slices, select_slices
+from meddinov3_stroke.errors import NonFiniteEmbedding
 from meddinov3_stroke.explain import patch_similarity
 from meddinov3_stroke.types import SliceEmbeddings, SliceSelection, SliceTokens, Volume
 
-__all__ = ["FeatureExtractor", "patch_similarity", "pool_slices", "select_slices", "squash_warnings"]
+__all__ = [
+    "EVERY_SLICE",
+    "FeatureExtractor",
+    "naming",
+    "patch_similarity",
+    "pool_slices",
+    "select_slices",
+    "squash_warnings",
+]
 
 EVERY_SLICE = SliceSelection()
 """No slice is left out."""
@@ -59,6 +70,15 @@ class FeatureExtractor:
             NonFiniteEmbedding: the backbone gave NaN or infinity.
         """
         return self.backbone.embed(volume.hu_slices(slice_indices), self.resize, self.batch, patches=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts the file in front of what a `NonFiniteEmbedding` within the block says."""
+    try:
+        yield
+    except NonFiniteEmbedding as error:
+        raise NonFiniteEmbedding(f"{path}: {error}") from error
 
 
 def squash_warnings(volume: Volume, resize: int) -> tuple[str, ...]:

@@ -54,6 +54,7 @@ def run(args: Args) -> dict[str, Any]:
         OutOfScope: readable, but outside what the model is meant for.
         WeightsError: no weights, or weights that give NaN.
     """
+    from meddinov3_stroke.feature_extractor import naming
     from meddinov3_stroke.runtime.statistics import Stopwatch
     from meddinov3_stroke.volume import read_volume
 
@@ -63,8 +64,9 @@ def run(args: Args) -> dict[str, Any]:
     volume = read_volume(path)
     slice_index = sim_slice_index(args.sim_slice, volume.n_slices)
     extractor = _extractor(args)
-    similar = _map_slice(args, volume, extractor, slice_index)
-    embeddings, embed_s = _embed(args, volume, extractor)
+    with naming(path):
+        similar = _map_slice(args, volume, extractor, slice_index)
+        embeddings, embed_s = _embed(args, volume, extractor)
     summary = _summary(embeddings, extractor.backbone.device, similar, embed_s, watch.elapsed_s)
     _tell(summary, _save(folder, embeddings, similar, summary))
     return summary

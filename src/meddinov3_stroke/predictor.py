@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from meddinov3_stroke.backbone import Backbone, load_backbone
-from meddinov3_stroke.errors import InputError, MedDINOError, NonFiniteEmbedding, OutOfScope, UsageError
+from meddinov3_stroke.errors import InputError, MedDINOError, OutOfScope, UsageError
 from meddinov3_stroke.explain import (
     HeadInput,
     demo_warnings,
@@ -23,7 +23,7 @@ from meddinov3_stroke.explain import (
     reference_patch,
     suspicion,
 )
-from meddinov3_stroke.feature_extractor import EVERY_SLICE, FeatureExtractor, pool_slices
+from meddinov3_stroke.feature_extractor import EVERY_SLICE, FeatureExtractor, naming, pool_slices
 from meddinov3_stroke.heads import HeadCheckpoint, check_backbone, load_checkpoint, predict_logits
 from meddinov3_stroke.options import case_name
 from meddinov3_stroke.report import save_case
@@ -192,12 +192,10 @@ class ICHPredictor:
     def judge(self, volume: Volume, on_batch: Callable[[int], None] | None = None, *, read_s: float = 0.0) -> Case:
         """What is found in a volume that is read already; `read_s` is the seconds that took."""
         watch = Stopwatch()
-        try:
+        with naming(volume.source.path):
             embeddings = self.extractor.embed(volume, on_batch)
             embed_s = watch.elapsed_s
             findings = self._findings(volume, embeddings)
-        except NonFiniteEmbedding as error:
-            raise NonFiniteEmbedding(f"{volume.source.path}: {error}") from error
         elapsed_s = read_s + watch.elapsed_s
         timings = {"read_s": read_s, "embed_s": embed_s, "explain_s": watch.elapsed_s - embed_s}
         return Case(volume.source.path, replace(findings, elapsed_s=elapsed_s, timings=timings))

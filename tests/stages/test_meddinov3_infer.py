@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 
 from meddinov3_stroke import meddinov3_infer
-from meddinov3_stroke.backbone import load_backbone
-from meddinov3_stroke.errors import MissingInput, UsageError
+from meddinov3_stroke.backbone import Backbone, load_backbone
+from meddinov3_stroke.errors import MissingInput, NonFiniteEmbedding, UsageError
 from meddinov3_stroke.explain import patch_similarity
 from meddinov3_stroke.meddinov3_infer import Args, main, run, sim_slice_index
 from meddinov3_stroke.runtime.digest import sha256_of_file
@@ -192,6 +193,14 @@ def test_a_corrupt_volume_exits_with_3_and_one_line(make_args, head_nifti, tmp_p
     path.write_bytes(path.read_bytes()[:-9])
     assert main(["--input", str(path), "--output-dir", str(tmp_path / "out"), "--backbone", "demo"]) == 3
     assert capsys.readouterr().err.startswith("E-INPUT-CORRUPT: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_embedding_that_is_no_number_names_the_file_and_nothing_is_written(make_args, tmp_path, monkeypatch) -> None:
+    bad = torch.full((1, 64), torch.nan), torch.zeros((1, 16, 64))
+    monkeypatch.setattr(Backbone, "_tokens_or_none", lambda *args: bad)
+    with pytest.raises(NonFiniteEmbedding, match=r"case\.nii\.gz: backbone"):
+        run(make_args())
     assert not (tmp_path / "out").exists()
 
 
