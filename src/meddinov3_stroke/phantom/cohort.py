@@ -15,6 +15,8 @@ from meddinov3_stroke.types import LABELS
 
 POSITIVE_SHARE = 0.5
 """Share of patients with a haemorrhage."""
+LEAST_VOLUME_ML = 0.5
+"""Smallest haemorrhage drawn for a cohort; about three in ten then lie below 2 mL."""
 N_TYPES = (0.4, 0.37, 0.23)
 """Chances of one, two and three types in a patient who bleeds; so each type is in about a sixth of the studies."""
 SECOND_STUDY_SHARE = 0.18
@@ -87,7 +89,7 @@ def _draw_volumes(random: np.random.Generator, types: list[list[str]]) -> list[l
         volumes.append([])
         for label in labels:
             position[label] = (position[label] + GOLDEN) % 1.0
-            low, high = np.log(VOLUME_RANGE_ML[label])
+            low, high = np.log((max(LEAST_VOLUME_ML, VOLUME_RANGE_ML[label][0]), VOLUME_RANGE_ML[label][1]))
             volumes[-1].append(float(np.exp(low + (high - low) * position[label])))
     return volumes
 
