@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meddinov3_stroke import config
@@ -43,7 +42,8 @@ def run(args: Args) -> CohortManifest:
         raise UsageError(f"--patients {args.patients}: expected at least 1")
     total = count_series(args.patients, args.seed)
     with progress_bar("phantoms", total, "volumes", args.show_progress) as advance:
-        manifest = write_cohort(args.output_dir, args.patients, args.seed, workers=available_cpus(), on_progress=advance)
+        workers = available_cpus()
+        manifest = write_cohort(args.output_dir, args.patients, args.seed, workers=workers, on_progress=advance)
     print(f"{total} synthetic series of {args.patients} patients: {manifest.csv_path}\n{DISCLAIMER}")
     return manifest
 
