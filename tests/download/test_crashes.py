@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 from meddinov3_stroke.download import Limits, Package, Source, download_weights
 package = Package(name="tiny", hub_file="model.pth", smallest_bytes=1000, licence="test")
-got = download_weights(Path(sys.argv[1]), [Source("URL", sys.argv[2])], package, limits=Limits(stall_s=30.0))
+got = download_weights(Path(sys.argv[1]), [Source("URL", sys.argv[2])], package, limits=Limits(stall_s=600.0))
 print(got.fetched)
 """
 
@@ -37,8 +37,20 @@ class Killed(BaseException):
     """Stands for a SIGKILL: nothing in the package may catch it."""
 
 
-def start_downloader(target: Path, url: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", DOWNLOADER, target, url], stdout=subprocess.PIPE, text=True)
+@pytest.fixture
+def start_downloader() -> Iterator[Callable[[Path, str], subprocess.Popen[str]]]:
+    """Starts a process of its own that downloads; none outlives the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(target: Path, url: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", DOWNLOADER, target, url]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -49,14 +61,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_after_a_kill_only_the_missing_bytes_are_asked_for(
-    server: Any, fetch: Fetch, target: Path, weights: bytes
+    server: Any, fetch: Fetch, target: Path, weights: bytes, start_downloader: Callable[..., Any]
 ) -> None:
     def stall_after_a_crumb(handler: Any, file: Any) -> None:
         handler.promise(file, 0)
         handler.send(file.body[:119_900])
         wait_until(lambda: PartFile(target).size == 119_900)
         handler.send(file.body[119_900:120_000])  # so small that a buffer would keep it
-        handler.server.release.wait(30)
+        handler.server.release.wait(600)  # a connection that ends would close the file, and so flush it
 
     source = server.put(weights, stall_after_a_crumb)
     process = start_downloader(target, source.url)
@@ -126,7 +138,9 @@ def test_the_origin_of_the_digest_survives_a_kill(
     assert '"origin": "pinned"' in record_path(target).read_text()
 
 
-def test_two_processes_at_once_make_one_transfer(server: Any, target: Path, weights: bytes) -> None:
+def test_two_processes_at_once_make_one_transfer(
+    server: Any, target: Path, weights: bytes, start_downloader: Callable[..., Any]
+) -> None:
     def slowly(handler: Any, file: Any) -> None:
         handler.promise(file, 0)
         handler.send(file.body[:1000])

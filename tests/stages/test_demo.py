@@ -20,9 +20,9 @@ def training_seeds() -> range:
     """The seeds the bundled backbone was trained on, read off its training script."""
     values = {}
     for node in ast.walk(ast.parse((ROOT / "tools" / "train_demo_backbone.py").read_text())):
-        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-        if isinstance(target, ast.Name) and isinstance(node.value, ast.Constant):
-            values[target.id] = node.value.value
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            values[ast.unparse(target)] = node.value.value
     return range(values["FIRST_TRAINING_SEED"], values["FIRST_TRAINING_SEED"] + values["volumes"])
 
 
