@@ -140,7 +140,8 @@ def test_ratios_that_are_no_shares_are_a_usage_error(ratios: tuple[float, float,
 
 
 def test_ratios_that_sum_to_one_but_for_rounding_are_taken() -> None:
-    split_by_patient(cohort(30, 0), (0.7, 0.1, 0.2 + 1e-7), 42)
+    splits = split_by_patient(cohort(30, 0), (0.7, 0.1, 0.2 + 1e-7), 42)
+    assert sum(len(table) for _, table in splits.items()) == len(cohort(30, 0))
 
 
 def test_two_patients_are_too_few() -> None:

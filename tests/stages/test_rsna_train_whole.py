@@ -24,7 +24,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "script" / "train_meddinov3_rsna.
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Thirty-six small heads with labels, and a backbone in the published layout."""
     folder, generator, rows = tmp_path_factory.mktemp("whole"), np.random.default_rng(0), []
     for patient in range(36):
@@ -45,10 +45,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(workplace: Path, output: Path, cache: Path) -> list[str]:
+def command(prepared: Path, output: Path, cache: Path) -> list[str]:
     flags = {
-        "--series-csv": workplace / "series.csv",
-        "--backbone": workplace / "tiny.pth",
+        "--series-csv": prepared / "series.csv",
+        "--backbone": prepared / "tiny.pth",
         "--output-dir": output,
         "--cache-dir": cache,
         "--checkpoints-dir": output / "checkpoints",
@@ -60,15 +60,15 @@ def command(workplace: Path, output: Path, cache: Path) -> list[str]:
     return [sys.executable, str(SCRIPT), *(str(word) for pair in flags.items() for word in pair)]
 
 
-def run_whole(workplace: Path, output: Path, cache: Path) -> dict[str, Any]:
-    result = subprocess.run(command(workplace, output, cache), capture_output=True, text=True, check=False)
+def run_whole(prepared: Path, output: Path, cache: Path) -> dict[str, Any]:
+    result = subprocess.run(command(prepared, output, cache), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return json.loads((output / "pipeline_summary.json").read_text())
 
 
-def stop_midway(workplace: Path, output: Path, cache: Path, number: int) -> int:
+def stop_midway(prepared: Path, output: Path, cache: Path, number: int) -> int:
     """Send a signal once a few volumes are in the cache, and give back the exit status."""
-    process = subprocess.Popen(command(workplace, output, cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command(prepared, output, cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while process.poll() is None and len(list(cache.glob("??/*.emb"))) < 3:
         time.sleep(0.002)
     process.send_signal(number)
@@ -77,10 +77,10 @@ def stop_midway(workplace: Path, output: Path, cache: Path, number: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(workplace: Path) -> Path:
+def uninterrupted(prepared: Path) -> Path:
     """The output folder of a run that nothing disturbed."""
-    folder = workplace / "uninterrupted"
-    summary = run_whole(workplace, folder, workplace / "uninterrupted_cache")
+    folder = prepared / "uninterrupted"
+    summary = run_whole(prepared, folder, prepared / "uninterrupted_cache")
     assert summary["extraction"]["n_computed"] == 36
     return folder
 
@@ -95,20 +95,20 @@ def finished_volumes(cache: Path) -> int:
 
 @pytest.mark.xdist_group("rsna_whole")
 def test_a_killed_run_loses_no_finished_volume_and_ends_as_an_uninterrupted_one(
-    workplace: Path, uninterrupted: Path, tmp_path: Path
+    prepared: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    assert stop_midway(workplace, tmp_path / "out", cache, signal.SIGKILL) == -signal.SIGKILL
+    assert stop_midway(prepared, tmp_path / "out", cache, signal.SIGKILL) == -signal.SIGKILL
     n_finished = finished_volumes(cache)
     assert 3 <= n_finished < 36
-    assert run_whole(workplace, tmp_path / "out", cache)["extraction"]["n_from_cache"] == n_finished
+    assert run_whole(prepared, tmp_path / "out", cache)["extraction"]["n_from_cache"] == n_finished
     names = [f"features/{s}_{what}.npy" for s in ("train", "val", "test") for what in ("embeddings", "labels")]
     for name in (*names, "test_probs.npy", "splits/train.csv"):
         assert (tmp_path / "out" / name).read_bytes() == (uninterrupted / name).read_bytes()
 
 
 @pytest.mark.xdist_group("rsna_whole")
-def test_an_interrupted_run_exits_130_with_every_finished_volume_stored(workplace: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_exits_130_with_every_finished_volume_stored(prepared: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    assert stop_midway(workplace, tmp_path / "out", cache, signal.SIGINT) == 130
+    assert stop_midway(prepared, tmp_path / "out", cache, signal.SIGINT) == 130
     assert 3 <= finished_volumes(cache) < 36
