@@ -50,7 +50,9 @@ def start_downloader() -> Iterator[Callable[[Path, str], subprocess.Popen[str]]]
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
