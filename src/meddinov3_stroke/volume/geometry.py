@@ -50,10 +50,10 @@ class Orientation:
     flips: tuple[bool, bool, bool]
     """Whether that axis runs backwards in the file."""
 
-    def apply(self, voxels: Real[np.ndarray, "i j k"]) -> Real[np.ndarray, "slice row col"]:
-        """A canonical view of voxels in the file's axis order."""
+    def file_view(self, stored: Real[np.ndarray, "slice row col"]) -> Real[np.ndarray, "i j k"]:
+        """A view of canonical voxels in the file's axis order: what is written to it lands in its canonical place."""
         steps = tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)
-        return voxels.transpose(self.axes)[steps]
+        return stored[steps].transpose(np.argsort(self.axes))
 
     def apply_to_affine(
         self, affine: Float64[np.ndarray, "4 4"], shape: tuple[int, int, int]

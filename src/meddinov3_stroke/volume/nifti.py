@@ -10,10 +10,13 @@ from jaxtyping import Real
 from meddinov3_stroke.errors import CorruptInput, OutOfScope
 from meddinov3_stroke.runtime.digest import sha256_of_array
 from meddinov3_stroke.types import Volume, VolumeSource
-from meddinov3_stroke.volume.geometry import canonical_orientation, read_affine, voxel_sides
+from meddinov3_stroke.volume.geometry import Orientation, canonical_orientation, read_affine, voxel_sides
 from meddinov3_stroke.volume.hounsfield import judge_voxels
 from meddinov3_stroke.volume.nifti_header import NiftiHeader, read_header
 from meddinov3_stroke.volume.stream import ByteStream, open_stream
+
+SLAB_BYTES = 1 << 22
+"""Voxels held in the file's order while they wait for their canonical place."""
 
 
 def read_nifti(path: Path, *, max_voxels: int, allow_single_slice: bool) -> Volume:
@@ -30,10 +33,8 @@ def read_nifti(path: Path, *, max_voxels: int, allow_single_slice: bool) -> Volu
         n_slices = header.shape[orientation.axes[0]]
         if n_slices == 1 and not allow_single_slice:
             raise OutOfScope(f"{path} holds a single slice; expected a head volume; allow single slices to read it")
-        voxels = _read_voxels(stream, header)
+        stored = _read_voxels(stream, header, orientation)
         sha256 = stream.sha256
-    stored = np.ascontiguousarray(orientation.apply(voxels), dtype=header.dtype.newbyteorder("="))
-    del voxels
     stored.flags.writeable = False
     n_padding, voxel_warnings = judge_voxels(stored, header.slope, header.intercept, path)
     canonical = orientation.apply_to_affine(affine, header.shape)
@@ -52,17 +53,44 @@ def read_nifti(path: Path, *, max_voxels: int, allow_single_slice: bool) -> Volu
     )
 
 
-def _read_voxels(stream: ByteStream, header: NiftiHeader) -> Real[np.ndarray, "i j k"]:
-    """The voxels in the file's axis order and byte order, once the stream has ended as it should."""
+def _read_voxels(
+    stream: ByteStream, header: NiftiHeader, orientation: Orientation
+) -> Real[np.ndarray, "slice row col"]:
+    """The voxels in canonical order and native byte order, once the stream has ended as it should.
+
+    Each slab of the file goes to its canonical place as it is read, so that no second copy of the volume is ever held.
+    """
     to_skip = header.voxel_offset - int(header.fields["sizeof_hdr"])
     n_content = stream.skip(to_skip)
-    voxels = np.empty(header.voxel_bytes, dtype=np.uint8)
+    shape = tuple(header.shape[axis] for axis in orientation.axes)
+    stored = np.empty(shape, dtype=header.dtype.newbyteorder("="))
     if n_content == to_skip:
-        n_content += stream.fill(voxels.data)
+        n_content += _fill_slabs(stream, header, orientation.file_view(stored))
     if n_content < to_skip + header.voxel_bytes:
         raise CorruptInput(
             f"{stream.path} ends after {n_content + header.voxel_offset - to_skip} bytes of content; its header "
             f"declares {header.voxel_offset + header.voxel_bytes}; it is truncated; fetch it again"
         )
     stream.expect_end()
-    return voxels.view(header.dtype).reshape(header.shape, order="F")
+    return stored
+
+
+def _fill_slabs(stream: ByteStream, header: NiftiHeader, voxels: Real[np.ndarray, "i j k"]) -> int:
+    """How many bytes of voxels there were; `voxels` (a view in the file's axis order) is filled where there were all.
+
+    A slab is as many whole planes, each of one third index, as `SLAB_BYTES` hold, and at least one.
+    """
+    n_rows, n_cols, n_planes = header.shape
+    plane_bytes = n_rows * n_cols * header.dtype.itemsize
+    per_slab = min(max(SLAB_BYTES // plane_bytes, 1), n_planes)
+    buffer = np.empty(per_slab * plane_bytes, dtype=np.uint8)
+    n_read = 0
+    for first in range(0, n_planes, per_slab):
+        slab = buffer[: min(per_slab, n_planes - first) * plane_bytes]
+        n_filled = stream.fill(slab.data)
+        n_read += n_filled
+        if n_filled < len(slab):
+            break
+        planes = slab.view(header.dtype).reshape((n_rows, n_cols, -1), order="F")
+        voxels[:, :, first : first + per_slab] = planes
+    return n_read
