@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from meddinov3_stroke import predictor as predictor_module
 from meddinov3_stroke.backbone import Backbone, load_backbone
@@ -197,7 +196,7 @@ def test_a_bug_on_one_case_is_recorded_and_told(load, head_nifti, monkeypatch, c
 
 def test_an_embedding_that_is_no_number_names_the_file(load, head_nifti, monkeypatch) -> None:
     predictor, path = load(), head_nifti()
-    bad = torch.full((1, 64), torch.nan), torch.zeros((1, 16, 64))
+    bad = np.full((1, 64), np.nan, np.float32), np.zeros((1, 16, 64), np.float32)
     monkeypatch.setattr(predictor.extractor.backbone, "_tokens_or_none", lambda *args: bad)
     with pytest.raises(NonFiniteEmbedding, match=r"case\.nii\.gz: backbone"):
         predictor(path)

@@ -12,9 +12,9 @@ from typing import Final
 DEVICE = "auto"
 """auto, cpu, gpu, cuda:N or mps."""
 ENGINE: Final = "auto"
-"""auto or torch."""
+"""auto, torch or openvino."""
 PRECISION: Final = "auto"
-"""auto, fp32 or bf16."""
+"""auto, fp32, bf16 or int8."""
 BATCH = 8
 """Slices in a forward pass."""
 RESIZE = 224

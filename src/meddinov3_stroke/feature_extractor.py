@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
-from meddinov3_stroke.backbone import Backbone
 from meddinov3_stroke.embeddings import pool_slices, select_slices
-from meddinov3_stroke.errors import NonFiniteEmbedding
+from meddinov3_stroke.errors import NonFiniteEmbedding, UsageError
 from meddinov3_stroke.explain import patch_similarity
+from meddinov3_stroke.lazy_backbone import SliceEncoder
 from meddinov3_stroke.types import SliceEmbeddings, SliceSelection, SliceTokens, Volume
 
 __all__ = [
@@ -34,7 +35,7 @@ EVERY_SLICE = SliceSelection()
 class FeatureExtractor:
     """A frozen backbone with the size, batch and slices it is given; may be shared by any number of cases."""
 
-    backbone: Backbone
+    backbone: SliceEncoder
     resize: int = 224
     """Side in pixels of the square the backbone sees; a multiple of its patch size."""
     batch: int = 8
@@ -49,18 +50,9 @@ class FeatureExtractor:
             UsageError: no slice is chosen, or `resize` or `batch` cannot be honoured.
             NonFiniteEmbedding: the backbone gave NaN or infinity.
         """
-        chosen = select_slices(volume.n_slices, self.selection)
-        tokens = self.backbone.embed(volume.hu_slices(chosen), self.resize, self.batch, on_batch=on_batch)
-        return SliceEmbeddings(
-            cls=tokens.cls,
-            slice_indices=chosen,
-            n_slices=volume.n_slices,
-            resize=self.resize,
-            selection=self.selection,
-            backbone=self.backbone.identity,
-            source=volume.source,
-            warnings=(*volume.warnings, *squash_warnings(volume, self.resize)),
-        )
+        chosen = self.chosen(volume)
+        tokens = self.backbone.embed_windows(self._hu_windows(volume, chosen), self.resize, on_batch=on_batch)
+        return self.finisher(volume, chosen)(tokens.cls)
 
     def tokens(self, volume: Volume, slice_indices: Sequence[int] | Int64[np.ndarray, " n"]) -> SliceTokens:
         """Class and patch tokens of the named slices, whatever the selection is.
@@ -70,6 +62,47 @@ class FeatureExtractor:
             NonFiniteEmbedding: the backbone gave NaN or infinity.
         """
         return self.backbone.embed(volume.hu_slices(slice_indices), self.resize, self.batch, patches=True)
+
+    def chosen(self, volume: Volume) -> Int64[np.ndarray, " chosen"]:
+        """The slices of a volume that are embedded, in ascending order.
+
+        Raises:
+            UsageError: none is left, or `batch` cannot be honoured.
+        """
+        if self.batch < 1:
+            raise UsageError(f"--batch {self.batch}: found {self.batch}, expected at least 1")
+        return select_slices(volume.n_slices, self.selection)
+
+    def windows(
+        self, volume: Volume, chosen: Int64[np.ndarray, " chosen"]
+    ) -> Iterator[Float32[np.ndarray, "n 1 resize resize"]]:
+        """The chosen slices as the backbone takes them, `batch` at a time; no more of them is ever float.
+
+        Raises:
+            UsageError: `resize` cannot be honoured.
+        """
+        self.backbone.side(self.resize)
+        return (self.backbone.prepare(hu, self.resize) for hu in self._hu_windows(volume, chosen))
+
+    def finisher(
+        self, volume: Volume, chosen: Int64[np.ndarray, " chosen"]
+    ) -> Callable[[Float32[np.ndarray, "chosen dim"]], SliceEmbeddings]:
+        """Makes embeddings of the class tokens of the chosen slices; remembers the volume's origin, not its voxels."""
+        return partial(
+            SliceEmbeddings,
+            slice_indices=chosen,
+            n_slices=volume.n_slices,
+            resize=self.resize,
+            selection=self.selection,
+            backbone=self.backbone.identity,
+            source=volume.source,
+            warnings=(*volume.warnings, *squash_warnings(volume, self.resize)),
+        )
+
+    def _hu_windows(
+        self, volume: Volume, chosen: Int64[np.ndarray, " chosen"]
+    ) -> Iterator[Float32[np.ndarray, "n row col"]]:
+        return (volume.hu_slices(chosen[start : start + self.batch]) for start in range(0, len(chosen), self.batch))
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def load_predictor(args: Args) -> ICHPredictor:
 
     return ICHPredictor.load(
         args.checkpoint,
-        backbone=args.load_backbone(),
+        backbone=args.open_backbone(),
         batch=args.batch,
         top_k=args.top_k,
         resize=args.resize,

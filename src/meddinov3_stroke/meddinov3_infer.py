@@ -18,6 +18,7 @@ from meddinov3_stroke.types import SliceEmbeddings, SliceSelection, Volume
 if TYPE_CHECKING:
     from meddinov3_stroke.explain import SliceMap
     from meddinov3_stroke.feature_extractor import FeatureExtractor
+    from meddinov3_stroke.lazy_backbone import SliceEncoder
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -67,7 +68,7 @@ def run(args: Args) -> dict[str, Any]:
     with naming(path):
         similar = _map_slice(args, volume, extractor, slice_index)
         embeddings, embed_s = _embed(args, volume, extractor)
-    summary = _summary(embeddings, extractor.backbone.device, similar, embed_s, watch.elapsed_s)
+    summary = _summary(embeddings, extractor.backbone, similar, embed_s, watch.elapsed_s)
     _tell(summary, _save(folder, embeddings, similar, summary))
     return summary
 
@@ -91,7 +92,7 @@ def _extractor(args: Args) -> FeatureExtractor:
     from meddinov3_stroke.feature_extractor import FeatureExtractor
 
     selection = SliceSelection(stride=args.stride, max_slices=args.max_slices)
-    return FeatureExtractor(args.load_backbone(), resize=args.resize, batch=args.batch, selection=selection)
+    return FeatureExtractor(args.open_backbone(), resize=args.resize, batch=args.batch, selection=selection)
 
 
 def _map_slice(args: Args, volume: Volume, extractor: FeatureExtractor, slice_index: int) -> SliceMap:
@@ -146,7 +147,7 @@ def _save(folder: Path, embeddings: SliceEmbeddings, similar: SliceMap, summary:
 
 
 def _summary(
-    embeddings: SliceEmbeddings, device: str, similar: SliceMap, embed_s: float, elapsed_s: float
+    embeddings: SliceEmbeddings, backbone: SliceEncoder, similar: SliceMap, embed_s: float, elapsed_s: float
 ) -> dict[str, Any]:
     from meddinov3_stroke.explain import demo_warnings
     from meddinov3_stroke.report import origin_document
@@ -154,14 +155,14 @@ def _summary(
 
     return {
         **provenance(),
-        **origin_document(embeddings, device),
+        **origin_document(embeddings, backbone.device),
         "pool_mode": "slice",
         "similarity": _about_map(similar),
         "elapsed_s": round(elapsed_s, 4),
         "embed_s": round(embed_s, 4),
         "slices_per_s": round(len(embeddings.slice_indices) / embed_s, 3),
-        "memory": memory_statistics(device),
-        "warnings": [*embeddings.warnings, *demo_warnings(embeddings.backbone)],
+        "memory": memory_statistics(backbone.device),
+        "warnings": [*embeddings.warnings, *demo_warnings(embeddings.backbone), *backbone.warnings],
     }
 
 

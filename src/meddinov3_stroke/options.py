@@ -13,7 +13,7 @@ from meddinov3_stroke.errors import MissingInput
 from meddinov3_stroke.runtime.command import ConsoleOptions
 
 if TYPE_CHECKING:
-    from meddinov3_stroke.backbone import Backbone
+    from meddinov3_stroke.lazy_backbone import SliceEncoder
 
 InputPath = Annotated[Path, tyro.conf.arg(aliases=["-i"])]
 OutputDir = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
@@ -33,19 +33,31 @@ class BackboneOptions(ConsoleOptions):
     """Weights file (.pth, .safetensors) or a registered name such as demo (default: MEDDINOV3_CKPT_PATH)."""
     device: DeviceName = config.DEVICE
     """Where to compute; only auto may fall back."""
-    engine: Literal["auto", "torch"] = config.ENGINE
-    """What runs the backbone."""
-    precision: Literal["auto", "fp32", "bf16"] = config.PRECISION
-    """Arithmetic of the backbone; fp32 is the reference."""
+    engine: Literal["auto", "torch", "openvino"] = config.ENGINE
+    """What runs the backbone; auto takes the fastest that keeps fidelity here, and says which."""
+    precision: Literal["auto", "fp32", "bf16", "int8"] = config.PRECISION
+    """Arithmetic of the backbone; torch's fp32 is the reference, int8 needs `calibrate` first."""
+    accept_int8: bool = False
+    """Use int8 although its calibration shows too low a cosine to fp32; outputs say so."""
+    torch_compile: bool = False
+    """Let torch compile the backbone (engine torch): the first pass takes minutes."""
     batch: int = config.BATCH
-    """Slices in a forward pass."""
+    """Slices in a forward pass; small volumes share one."""
 
-    def load_backbone(self) -> Backbone:
-        """The backbone these flags name, loaded; missing weights are an error that names the download command."""
-        from meddinov3_stroke.backbone import load_backbone
+    def open_backbone(self) -> SliceEncoder:
+        """The backbone these flags name, loaded when it is first used; missing weights name the download command."""
+        from meddinov3_stroke.lazy_backbone import open_backbone
 
-        source = self.backbone or config.load_settings().meddinov3_ckpt_path
-        return load_backbone(source, engine=self.engine, precision=self.precision, device=self.device)
+        settings = config.load_settings()
+        return open_backbone(
+            self.backbone or settings.meddinov3_ckpt_path,
+            engine=self.engine,
+            precision=self.precision,
+            device=self.device,
+            models_dir=settings.models_dir,
+            torch_compile=self.torch_compile,
+            accept_int8=self.accept_int8,
+        )
 
 
 def input_or_first(path: Path | None, folder: Path = config.INPUT_DIR) -> Path:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from meddinov3_stroke.backbone import Backbone, load_backbone
 from meddinov3_stroke.errors import InputError, MedDINOError, OutOfScope, UsageError
 from meddinov3_stroke.explain import (
     HeadInput,
@@ -25,6 +24,7 @@ from meddinov3_stroke.explain import (
 )
 from meddinov3_stroke.feature_extractor import EVERY_SLICE, FeatureExtractor, naming, pool_slices
 from meddinov3_stroke.heads import HeadCheckpoint, check_backbone, load_checkpoint, predict_logits
+from meddinov3_stroke.lazy_backbone import SliceEncoder, open_backbone
 from meddinov3_stroke.options import case_name
 from meddinov3_stroke.report import save_case
 from meddinov3_stroke.runtime.atomic import write_json
@@ -134,7 +134,7 @@ class ICHPredictor:
         cls,
         checkpoint: Path | str,
         *,
-        backbone: Backbone | Path | str,
+        backbone: SliceEncoder | Path | str,
         device: str = "auto",
         engine: str = "auto",
         precision: str = "auto",
@@ -145,7 +145,7 @@ class ICHPredictor:
     ) -> ICHPredictor:
         """A predictor with backbone and head in memory, after checking that they belong together.
 
-        `backbone` is a weights file, a registered name or a loaded `Backbone` (which has its device, engine and
+        `backbone` is a weights file, a registered name or an opened backbone (which has its device, engine and
         precision already). `resize` is the head's own by default.
 
         Raises:
@@ -155,10 +155,11 @@ class ICHPredictor:
         if top_k < 1:
             raise UsageError(f"--top-k {top_k}: expected 1 or more")
         head = load_checkpoint(Path(checkpoint))
-        if not isinstance(backbone, Backbone):
-            backbone = load_backbone(backbone, engine=engine, precision=precision, device=device)
+        if isinstance(backbone, str | Path):
+            backbone = open_backbone(backbone, engine=engine, precision=precision, device=device)
         side = resize if resize is not None else head.resize or DEFAULT_RESIZE
-        warnings = (*demo_warnings(backbone.identity), *check_backbone(head, backbone.identity, side))
+        known = (*demo_warnings(backbone.identity), *backbone.warnings)
+        warnings = (*known, *check_backbone(head, backbone.identity, side))
         extractor = FeatureExtractor(backbone, resize=side, batch=batch, selection=selection)
         if head.pool_mode == "unknown":
             warnings = (*warnings, f"the head is applied as if trained on {applied_as(head, backbone)}-pooled volumes")
@@ -262,7 +263,7 @@ class ICHPredictor:
         return dict(zip(self.checkpoint.labels, row.tolist(), strict=True))
 
 
-def applied_as(head: HeadCheckpoint, backbone: Backbone) -> HeadInput:
+def applied_as(head: HeadCheckpoint, backbone: SliceEncoder) -> HeadInput:
     """What the head's rows are taken for; `unknown` by its width: mean, or mean_max where it is twice the embedding."""
     kinds: dict[str, HeadInput] = {"slice": "slice", "mean": "mean", "max": "max", "mean_max": "mean_max"}
     wide = head.input_dim == 2 * backbone.identity.embed_dim

@@ -104,7 +104,8 @@ def run(args: Args) -> dict[str, Any]:
     origin = {**provenance(), **_origin(args, splits, extractor)}
     write_json(args.output_dir / "invalid_nifti_report.json", {**origin, **report})
     rsna.require_within_cap(report, args.max_invalid)
-    warnings = [*splits.warnings, *_tell(rsna.skip_warnings(report), rsna.audit_extractions(splits, extractions))]
+    found = (extractor.backbone.warnings, rsna.skip_warnings(report), rsna.audit_extractions(splits, extractions))
+    warnings = [*splits.warnings, *_tell(*found)]
     features = _features(args, splits, extractions, extractor)
     train = _train(args, features, extractor)
     test = _test(args, features)
@@ -151,7 +152,7 @@ def _extractor(args: Args) -> FeatureExtractor:
     from meddinov3_stroke.types import SliceSelection
 
     selection = SliceSelection(stride=args.stride, max_slices=args.max_slices)
-    return FeatureExtractor(args.load_backbone(), resize=args.resize, batch=args.batch, selection=selection)
+    return FeatureExtractor(args.open_backbone(), resize=args.resize, batch=args.batch, selection=selection)
 
 
 def _extract(args: Args, splits: Splits, extractor: FeatureExtractor) -> tuple[Extractions, dict[str, Any]]:

@@ -134,6 +134,8 @@ class BackboneIdentity:
     preprocessing: Preprocessing
     engine: str
     precision: str
+    calibration_sha256: str | None = None
+    """Digest of the quantized graph, for int8 alone: two calibrations of one backbone compute differently."""
 
 
 @dataclass(frozen=True)

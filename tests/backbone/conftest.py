@@ -65,4 +65,4 @@ def published_checkpoint(tmp_path: Path, small_vit: Callable[..., VisionTransfor
 @pytest.fixture
 def small_backbone(published_checkpoint: Callable[..., Path]) -> Backbone:
     """A loaded random backbone on the CPU in fp32."""
-    return load_backbone(published_checkpoint(), device="cpu", precision="fp32")
+    return load_backbone(published_checkpoint(), engine="torch", precision="fp32", device="cpu")

@@ -17,6 +17,7 @@ CHANGES = {
     "other precision": {"backbone": replace(IDENTITY, precision="bf16")},
     "other engine": {"backbone": replace(IDENTITY, engine="openvino")},
     "other rotation dtype": {"backbone": replace(IDENTITY, rope_dtype="fp32")},
+    "other calibration": {"backbone": replace(IDENTITY, calibration_sha256="cd" * 32)},
     "other recipe": {"backbone": replace(IDENTITY, preprocessing=replace(PREPROCESSING, version="v-2"))},
     "other mean": {"backbone": replace(IDENTITY, preprocessing=replace(PREPROCESSING, mean=65.1))},
     "other side": {"resize": 240},
@@ -41,4 +42,4 @@ def test_the_display_name_of_the_weights_stays_out_of_the_key() -> None:
 
 
 def test_the_key_is_the_same_in_every_process_and_release() -> None:
-    assert embedding_key(**BASE) == "d29eafedffbce716ff17d57658a3d382a6d750eb82c1e185ee74af9324b3d8b3"
+    assert embedding_key(**BASE) == "56cfd92b06edb8791184606ef00465d0147b4cd7a60fd78dc9eb899a74b33d7b"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,35 +58,54 @@ class CountingReader:
 
 @dataclass
 class FakeBackbone:
-    """Has an identity and nothing else."""
+    """Tokens that are a function of the slice's first two values; the number 13 gives NaN."""
 
     identity: BackboneIdentity = IDENTITY
+    device: str = "cpu"
+    independent_rows: bool = True
+    passes: list[int] = field(default_factory=list)
+    """Slices of each pass."""
+
+    def class_tokens(self, pixels: np.ndarray) -> np.ndarray:
+        self.passes.append(len(pixels))
+        index, value = pixels[:, 0, 0, 0], pixels[:, 0, 0, 1]
+        return np.stack([index, index + 1, np.where(value == 13, np.nan, value)], axis=1).astype(np.float32)
+
+    def refuse_non_finite(self, cls: np.ndarray, *, first: int = 0) -> None:
+        if not np.isfinite(cls).all():
+            raise NonFiniteEmbedding(f"NaN in the class token of slice {first + int(np.isnan(cls).any(1).argmax())}")
 
 
 @dataclass
 class CountingExtractor:
-    """Embeddings that are a function of the slice index and the voxels."""
+    """Windows that hold the slice's index and the number of slices; counts the volumes it opened."""
 
     backbone: FakeBackbone = field(default_factory=FakeBackbone)
     resize: int = 224
+    batch: int = 4
     selection: SliceSelection = field(default_factory=SliceSelection)
     calls: int = 0
 
-    def embed(self, volume: Volume) -> SliceEmbeddings:
+    def chosen(self, volume: Volume) -> np.ndarray:
         self.calls += 1
-        indices = select_slices(volume.n_slices, self.selection)
-        cls = np.stack([indices, indices + 1, volume.hu[indices, 0, 0]], axis=1).astype(np.float32)
-        if volume.n_slices == 13:
-            raise NonFiniteEmbedding("NaN in the class token of slice 3")
-        return SliceEmbeddings(
-            cls,
-            indices,
-            volume.n_slices,
-            self.resize,
-            self.selection,
-            self.backbone.identity,
-            volume.source,
-            volume.warnings,
+        return select_slices(volume.n_slices, self.selection)
+
+    def windows(self, volume: Volume, chosen: np.ndarray) -> Iterator[np.ndarray]:
+        for start in range(0, len(chosen), self.batch):
+            pixels = np.zeros((len(chosen[start : start + self.batch]), 1, 1, 2), np.float32)
+            pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = chosen[start : start + self.batch], volume.n_slices
+            yield pixels
+
+    def finisher(self, volume: Volume, chosen: np.ndarray) -> Callable[[np.ndarray], SliceEmbeddings]:
+        return partial(
+            SliceEmbeddings,
+            slice_indices=chosen,
+            n_slices=volume.n_slices,
+            resize=self.resize,
+            selection=self.selection,
+            backbone=self.backbone.identity,
+            source=volume.source,
+            warnings=volume.warnings,
         )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from matplotlib.image import imread
 
 from meddinov3_stroke import meddinov3_infer
@@ -31,6 +30,7 @@ def make_args(
 ) -> Callable[..., Args]:
     def make(**changes: Any) -> Args:
         flags = {"output_dir": tmp_path / "out", "resize": 64, "device": "cpu", "quiet": True}
+        flags |= {"engine": "torch", "precision": "fp32"}
         inputs = {"input": head_nifti(), "backbone": str(random_weights())}
         return Args(**(inputs | flags | changes))
 
@@ -45,7 +45,7 @@ def test_it_writes_every_promised_file(make_args, tmp_path) -> None:
 def test_the_arrays_are_what_the_backbone_says(make_args, tmp_path) -> None:
     args = make_args(stride=2, max_slices=3)
     summary = run(args)
-    volume, backbone = read_volume(args.input), load_backbone(args.backbone, device="cpu")
+    volume, backbone = read_volume(args.input), load_backbone(args.backbone, engine="torch", precision="fp32", device="cpu")
     indices = np.load(tmp_path / "out" / "slice_indices.npy")
     found = np.load(tmp_path / "out" / "meddinov3_slice_embeddings.npy")
     assert len(indices) == 3 == summary["n_slices_embedded"]
@@ -58,7 +58,7 @@ def test_the_arrays_are_what_the_backbone_says(make_args, tmp_path) -> None:
 def test_the_map_is_that_of_the_named_slice_and_patch(make_args, tmp_path) -> None:
     args = make_args(sim_slice=6, sim_patch="1,3")
     run(args)
-    tokens = load_backbone(args.backbone, device="cpu").embed(read_volume(args.input).hu[[6]], 64, patches=True)
+    tokens = load_backbone(args.backbone, engine="torch", precision="fp32", device="cpu").embed(read_volume(args.input).hu[[6]], 64, patches=True)
     expected = patch_similarity(tokens.patches[0], (4, 4), (1, 3))
     found = np.load(tmp_path / "out" / "similarity_map.npy")
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -113,7 +113,7 @@ def test_the_head_scripts_can_read_what_it_wrote(make_args, tmp_path) -> None:
     origin = read_origin(tmp_path / "out" / "meddinov3_slice_embeddings.npy", 64)
     assert origin.warnings == ()
     assert (origin.pool_mode, origin.resize) == ("slice", 64)
-    assert origin.identity == load_backbone(args.backbone, device="cpu").identity
+    assert origin.identity == load_backbone(args.backbone, engine="torch", precision="fp32", device="cpu").identity
 
 
 def test_without_an_input_the_first_volume_in_input_is_taken(make_args, head_nifti, tmp_path, monkeypatch) -> None:
@@ -197,7 +197,7 @@ def test_a_corrupt_volume_exits_with_3_and_one_line(make_args, head_nifti, tmp_p
 
 
 def test_an_embedding_that_is_no_number_names_the_file_and_nothing_is_written(make_args, tmp_path, monkeypatch) -> None:
-    bad = torch.full((1, 64), torch.nan), torch.zeros((1, 16, 64))
+    bad = np.full((1, 64), np.nan, np.float32), np.zeros((1, 16, 64), np.float32)
     monkeypatch.setattr(Backbone, "_tokens_or_none", lambda *args: bad)
     with pytest.raises(NonFiniteEmbedding, match=r"case\.nii\.gz: backbone"):
         run(make_args())

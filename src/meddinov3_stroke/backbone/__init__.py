@@ -4,8 +4,8 @@ from meddinov3_stroke.backbone.architecture import Architecture
 from meddinov3_stroke.backbone.backbone import Backbone
 from meddinov3_stroke.backbone.convert import Conversion, convert_weights
 from meddinov3_stroke.backbone.engines import Engine, TorchEngine
-from meddinov3_stroke.backbone.loader import REGISTERED, load_backbone
-from meddinov3_stroke.backbone.preprocessing import PREPROCESSING, prepare_slices
+from meddinov3_stroke.backbone.loader import load_backbone, load_planned
+from meddinov3_stroke.backbone.preprocessing import PREPROCESSING, prepare_channel, prepare_slices
 from meddinov3_stroke.backbone.vit import VisionTransformer, vit_base
 from meddinov3_stroke.backbone.weight_file import (
     Weights,
@@ -17,7 +17,6 @@ from meddinov3_stroke.backbone.weight_file import (
 
 __all__ = [
     "PREPROCESSING",
-    "REGISTERED",
     "Architecture",
     "Backbone",
     "Conversion",
@@ -27,7 +26,9 @@ __all__ = [
     "Weights",
     "convert_weights",
     "load_backbone",
+    "load_planned",
     "load_weights",
+    "prepare_channel",
     "prepare_slices",
     "save_backbone",
     "save_safetensors",

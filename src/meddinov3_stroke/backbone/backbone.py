@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from itertools import chain
 
 import numpy as np
 import torch
 from jaxtyping import Float32
-from torch import Tensor
 
 from meddinov3_stroke.backbone.engines import Engine
-from meddinov3_stroke.backbone.preprocessing import prepare_slices
+from meddinov3_stroke.backbone.preprocessing import prepare_channel
 from meddinov3_stroke.errors import MachineError, NonFiniteEmbedding, UsageError
+from meddinov3_stroke.runtime.prefetch import read_ahead
 from meddinov3_stroke.types import BackboneIdentity, SliceTokens
 
 LOGGER = logging.getLogger("meddinov3_stroke")
+
+WINDOWS_AHEAD = 2
+"""Windows of prepared slices that wait for the engine while it works."""
 
 
 class Backbone:
     """An engine and its identity; holds the model and nothing about a case."""
 
-    def __init__(self, engine: Engine, identity: BackboneIdentity, device: str) -> None:
+    def __init__(self, engine: Engine, identity: BackboneIdentity, device: str, warnings: tuple[str, ...] = ()) -> None:
         self.identity = identity
         self.device = device
+        self.warnings = warnings
+        """What every output of this backbone must say."""
         self._engine = engine
+        self._room: int | None = None
         self._told_of_squashing = False
+
+    @property
+    def independent_rows(self) -> bool:
+        """Whether a slice's tokens have the same bits whatever other slices are in the pass."""
+        return self._engine.independent_rows
 
     def embed(
         self,
@@ -45,79 +58,131 @@ class Backbone:
             NonFiniteEmbedding: the tokens of a slice are NaN or infinite.
             MachineError: one slice alone does not fit in memory.
         """
-        side = self._check(hu, resize, batch)
-        self._warn_of_squashing(hu.shape[1], hu.shape[2], resize)
-        found_cls, found_patches = [], []
-        for start, (cls, patch_tokens) in self._batches(hu, resize, batch):
-            self._refuse_non_finite(cls, patch_tokens, start)
-            found_cls.append(cls.numpy())
-            if patches:
-                found_patches.append(patch_tokens.numpy())
-            if on_batch is not None:
-                on_batch(len(cls))
+        check_batch(batch)
+        if hu.ndim != 3 or 0 in hu.shape:
+            raise UsageError(f"slices to embed: found an array of shape {hu.shape}, expected [n, row, col] with n >= 1")
+        windows = (hu[start : start + batch] for start in range(0, len(hu), batch))
+        return self.embed_windows(windows, resize, patches, on_batch)
+
+    def embed_windows(
+        self,
+        windows: Iterable[Float32[np.ndarray, "some row col"]],
+        resize: int,
+        patches: bool = False,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> SliceTokens:
+        """As `embed`, of slices that come in windows, each a pass; the next are prepared while the engine works.
+
+        Raises:
+            UsageError: a resize that is no multiple of the patch size.
+            NonFiniteEmbedding: the tokens of a slice are NaN or infinite.
+            MachineError: one slice alone does not fit in memory.
+        """
+        side = self.side(resize)
+        found_cls: list[np.ndarray] = []
+        found_patches: list[np.ndarray] = []
+        with closing(read_ahead((self.prepare(hu, resize) for hu in windows), WINDOWS_AHEAD)) as prepared:
+            for cls, patch_tokens in chain.from_iterable(self._passes(pixels, patches) for pixels in prepared):
+                self.refuse_non_finite(cls, patch_tokens, first=sum(map(len, found_cls)))
+                found_cls.append(cls)
+                found_patches.append(patch_tokens)
+                if on_batch is not None:
+                    on_batch(len(cls))
         return SliceTokens(
             cls=np.concatenate(found_cls),
             patches=np.concatenate(found_patches) if patches else None,
             grid=(side, side),
         )
 
-    def _check(self, hu: Float32[np.ndarray, "n row col"], resize: int, batch: int) -> int:
+    def prepare(self, hu: Float32[np.ndarray, "n row col"], resize: int) -> Float32[np.ndarray, "n 1 resize resize"]:
+        """Pixels as the engine takes them, from HU in canonical orientation; says once that slices are not square."""
+        n_rows, n_columns = hu.shape[1:]
+        if n_rows != n_columns and not self._told_of_squashing:
+            LOGGER.warning("slices of %d x %d are squashed to %d x %d", n_rows, n_columns, resize, resize)
+            self._told_of_squashing = True
+        return prepare_channel(hu, resize, self.identity.preprocessing).numpy()
+
+    def class_tokens(self, pixels: Float32[np.ndarray, "n 1 row col"]) -> Float32[np.ndarray, "n dim"]:
+        """Class tokens of prepared pixels, in one pass or, where memory runs out, in several smaller ones.
+
+        They are not judged: `refuse_non_finite` does that once it is known whose slices they are.
+
+        Raises:
+            MachineError: one slice alone does not fit in memory.
+        """
+        return np.concatenate([cls for cls, _ in self._passes(pixels, patches=False)])
+
+    def side(self, resize: int) -> int:
+        """Patches along a side of the square.
+
+        Raises:
+            UsageError: `resize` is no multiple of the patch size.
+        """
         patch = self.identity.patch_size
         if resize < patch or resize % patch:
             nearest = max(patch, round(resize / patch) * patch)
             raise UsageError(
                 f"--resize {resize}: found {resize}, expected a multiple of {patch}; the nearest is {nearest}"
             )
-        if batch < 1:
-            raise UsageError(f"--batch {batch}: found {batch}, expected at least 1")
-        if hu.ndim != 3 or 0 in hu.shape:
-            raise UsageError(f"slices to embed: found an array of shape {hu.shape}, expected [n, row, col] with n >= 1")
         return resize // patch
 
-    def _batches(
-        self, hu: Float32[np.ndarray, "n row col"], resize: int, batch: int
-    ) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-        """(first slice, its batch's tokens), in order; the batch halves for good when memory runs out."""
-        start = 0
-        while start < len(hu):
-            tokens = self._tokens_or_none(hu[start : start + batch], resize, batch)
-            if tokens is None:
-                batch = max(1, min(batch, len(hu) - start) // 2)
-                LOGGER.warning("%s ran out of memory; going on with %d slice(s) in a pass", self.device, batch)
-                continue
-            yield start, tokens
-            start += len(tokens[0])
+    def refuse_non_finite(
+        self, cls: Float32[np.ndarray, "n dim"], patches: np.ndarray | None = None, *, first: int = 0
+    ) -> None:
+        """Nothing, where all tokens are numbers; `first` is the position of the first slice, for the message.
 
-    def _tokens_or_none(
-        self, hu: Float32[np.ndarray, "n row col"], resize: int, batch: int
-    ) -> tuple[Tensor, Tensor] | None:
-        try:
-            return self._engine.tokens(prepare_slices(hu, resize, self.identity.preprocessing))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(hu) == 1:
-                raise MachineError(
-                    f"{self.device} has too little memory for one slice at --resize {resize}; use a smaller --resize, "
-                    "free memory, or --device cpu"
-                ) from error
-        release_cached_memory(self.device)  # outside the handler: the error's frames hold the tensors of the pass
-        return None
-
-    def _refuse_non_finite(self, cls: Tensor, patch_tokens: Tensor, start: int) -> None:
-        finite = cls.isfinite().all(dim=1) & patch_tokens.isfinite().flatten(1).all(dim=1)
-        if not bool(finite.all()):
-            rows = (start + torch.nonzero(~finite).flatten()).tolist()
+        Raises:
+            NonFiniteEmbedding: the tokens of a slice are NaN or infinite.
+        """
+        finite = np.isfinite(cls).all(axis=1)
+        if patches is not None and patches.size:
+            finite &= np.isfinite(patches).all(axis=(1, 2))
+        if not finite.all():
+            rows = first + np.nonzero(~finite)[0]
             raise NonFiniteEmbedding(
                 f"backbone {self.identity.name} gave NaN or infinity for {len(rows)} of the slices given, first at "
                 f"position {rows[0]} (engine {self.identity.engine}, precision {self.identity.precision}); check the "
                 "HU of the slice, or use --precision fp32"
             )
 
-    def _warn_of_squashing(self, n_rows: int, n_columns: int, resize: int) -> None:
-        if n_rows != n_columns and not self._told_of_squashing:
-            LOGGER.warning("slices of %d x %d are squashed to %d x %d", n_rows, n_columns, resize, resize)
-            self._told_of_squashing = True
+    def _passes(self, pixels: np.ndarray, patches: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(class tokens, patch tokens or nothing) of the pixels; passes stay small once memory has run out."""
+        start = 0
+        while start < len(pixels):
+            some = pixels[start : start + (self._room or len(pixels))]
+            tokens = self._tokens_or_none(some, patches)
+            if tokens is None:
+                self._room = len(some) // 2
+                LOGGER.warning("%s ran out of memory; going on with %d slice(s) in a pass", self.device, self._room)
+                continue
+            yield tokens
+            start += len(some)
+
+    def _tokens_or_none(self, pixels: np.ndarray, patches: bool) -> tuple[np.ndarray, np.ndarray] | None:
+        try:
+            if patches:
+                return self._engine.class_and_patch_tokens(pixels)
+            return self._engine.class_tokens(pixels), np.empty(0, dtype=np.float32)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(pixels) == 1:
+                raise MachineError(
+                    f"{self.device} has too little memory for one slice at --resize {pixels.shape[-1]}; use a smaller "
+                    "--resize, free memory, or --device cpu"
+                ) from error
+        release_cached_memory(self.device)  # outside the handler: the error's frames hold the tensors of the pass
+        return None
+
+
+def check_batch(batch: int) -> None:
+    """Nothing, where a pass holds a slice.
+
+    Raises:
+        UsageError: `batch` below 1.
+    """
+    if batch < 1:
+        raise UsageError(f"--batch {batch}: found {batch}, expected at least 1")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -125,7 +190,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    words = ("out of memory", "can't allocate memory", "bad_alloc", "bad allocation", "not enough memory")
+    return isinstance(error, RuntimeError) and any(word in text for word in words)
 
 
 def release_cached_memory(device: str) -> None:

@@ -57,13 +57,20 @@ def resize_pixels(
     return functional.interpolate(pixels, size=(resize, resize), mode="bilinear", align_corners=False, antialias=True)
 
 
+def prepare_channel(
+    hu: Float32[np.ndarray, "n row col"], resize: int, preprocessing: Preprocessing = PREPROCESSING
+) -> Float32[Tensor, "n 1 resize resize"]:
+    """The one channel that stands for the three equal ones: clip, z-score, resize of HU in canonical orientation."""
+    normalised = normalise_hu(torch.from_numpy(np.ascontiguousarray(hu)), preprocessing)
+    return resize_pixels(normalised[:, None], resize)
+
+
 def prepare_slices(
     hu: Float32[np.ndarray, "n row col"], resize: int, preprocessing: Preprocessing = PREPROCESSING
 ) -> Float32[Tensor, "n 3 resize resize"]:
-    """Pixels as the backbone takes them, from HU in canonical orientation: clip, z-score, resize, three channels.
+    """Pixels as the published backbone takes them: `prepare_channel` three times.
 
     The published order repeats the channel before the resize; as the resize treats channels alike, doing it on one and
     repeating after gives the same bits for a third of the work.
     """
-    normalised = normalise_hu(torch.from_numpy(np.ascontiguousarray(hu)), preprocessing)
-    return resize_pixels(normalised[:, None], resize).expand(-1, 3, -1, -1)
+    return prepare_channel(hu, resize, preprocessing).expand(-1, 3, -1, -1)

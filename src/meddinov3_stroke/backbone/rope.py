@@ -64,9 +64,19 @@ def rotate_patches(
     """
     n_prefix = x.shape[-2] - sin.shape[-2]
     rounded = x.to(sin.dtype)
+    if n_prefix == 0:  # angles that cover every token, as `angles_of_all_tokens` makes them
+        return (rounded * cos + rotate_half(rounded) * sin).to(x.dtype)
     prefix, patches = rounded[..., :n_prefix, :], rounded[..., n_prefix:, :]
     rotated = patches * cos + rotate_half(patches) * sin
     return torch.cat((prefix, rotated), dim=-2).to(x.dtype)
+
+
+def angles_of_all_tokens(
+    sin: Float[Tensor, "patch head_dim"], cos: Float[Tensor, "patch head_dim"], n_prefix: int
+) -> tuple[Float[Tensor, "token head_dim"], Float[Tensor, "token head_dim"]]:
+    """(sin, cos) with rows in front that leave `n_prefix` prefix tokens as they are."""
+    still = sin.new_zeros(n_prefix, sin.shape[1])
+    return torch.cat((still, sin)), torch.cat((torch.ones_like(still), cos))
 
 
 class RopePositionEmbedding(nn.Module):

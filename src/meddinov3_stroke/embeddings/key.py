@@ -7,7 +7,7 @@ from dataclasses import asdict
 from meddinov3_stroke.runtime.digest import sha256_of_document
 from meddinov3_stroke.types import BackboneIdentity, SliceSelection
 
-KEY_SCHEMA = 1
+KEY_SCHEMA = 2
 """Raised when the same inputs would be stored as something else; old entries then miss and are never reused."""
 
 CLS_VIEW = "cls"
@@ -21,7 +21,9 @@ def embedding_key(
     selection: SliceSelection,
     view: str = CLS_VIEW,
 ) -> str:
-    """Hex sha256 over the input's bytes, the backbone (weights, preprocessing, engine, precision), side, slices, view.
+    """Hex sha256 over the input's bytes, the backbone, side, slices, view.
+
+    The backbone is its weights, preprocessing, engine, precision and int8 calibration.
 
     The backbone's display name, the file's name and the batch size stay out. `view` leaves room for other things taken
     from the same volume: layers, windows, patch statistics.

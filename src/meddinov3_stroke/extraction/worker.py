@@ -1,75 +1,34 @@
-"""The one loop over volumes. Several processes may run it on parts of the paths and on one store."""
+"""The one loop over volumes. Several processes may run it on parts of the paths and on one store.
+
+A thread reads, checks, decodes, orients and resizes ahead while the engine works; passes are filled across volumes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
-from meddinov3_stroke.embeddings import EmbeddingStore, embedding_key
+import numpy as np
+
+from meddinov3_stroke.embeddings import EmbeddingStore
 from meddinov3_stroke.embeddings.key import CLS_VIEW
-from meddinov3_stroke.errors import (
-    InputError,
-    MachineError,
-    MissingInput,
-    NonFiniteEmbedding,
-    OutOfScope,
-    StorageError,
-    UnsupportedInput,
-)
+from meddinov3_stroke.errors import NonFiniteEmbedding, StorageError
 from meddinov3_stroke.extraction.entries import embeddings_of, entry_of
+from meddinov3_stroke.extraction.extractor import Extractor
+from meddinov3_stroke.extraction.packing import Packer
+from meddinov3_stroke.extraction.reading import OpenVolume, Read, Repeated, Window, read_in_order
 from meddinov3_stroke.extraction.result import Extraction
-from meddinov3_stroke.runtime.digest import sha256_of_file
-from meddinov3_stroke.types import BackboneIdentity, SliceEmbeddings, SliceSelection, Volume
+from meddinov3_stroke.runtime.prefetch import read_ahead
 from meddinov3_stroke.volume import read_volume
 
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-"""Endings of the files that are read; a cached copy of the same bytes under another name is no exception."""
-
-
-@runtime_checkable
-class Identified(Protocol):
-    """A backbone, as far as a cache key needs it."""
-
-    @property
-    def identity(self) -> BackboneIdentity:
-        """What decides its output."""
-        ...
-
-
-@runtime_checkable
-class Extractor(Protocol):
-    """What the loop needs of a `FeatureExtractor`."""
-
-    @property
-    def backbone(self) -> Identified:
-        """The loaded backbone."""
-        ...
-
-    @property
-    def resize(self) -> int:
-        """Side of the square in pixels."""
-        ...
-
-    @property
-    def selection(self) -> SliceSelection:
-        """Which slices."""
-        ...
-
-    def embed(self, volume: Volume) -> SliceEmbeddings:
-        """Embeddings of the chosen slices."""
-        ...
-
-
-class _UnreadableError(Exception):
-    """A file that the machine could not give us this time."""
+WINDOWS_AHEAD = 3
+"""Windows of prepared slices that wait for the engine; enough to hide the reading of a volume behind one pass each."""
 
 
 def extract_series(
-    paths: Iterable[Path | None],
-    extractor: Extractor,
-    store: EmbeddingStore,
-    read: Callable[[Path], Volume] = read_volume,
+    paths: Iterable[Path | None], extractor: Extractor, store: EmbeddingStore, read: Read = read_volume
 ) -> Iterator[Extraction]:
     """What became of each path, in order, each as soon as it is known; a volume in the store is not decoded again.
 
@@ -79,58 +38,57 @@ def extract_series(
         NonFiniteEmbedding: the backbone gave NaN or infinity; the volume is named and nothing of it is stored.
         StorageError: the store cannot be read or written.
     """
-    for path in paths:
+    run = _Run(extractor, store)
+    with closing(read_ahead(read_in_order(paths, extractor, store, read), WINDOWS_AHEAD)) as items:
+        for item in items:
+            run.take(item)
+            yield from run.finished()
+    run.packer.flush()
+    yield from run.finished()
+
+
+class _Run:
+    """One pass over some paths: the rows not yet told, in order, and the volumes on their way through the engine."""
+
+    def __init__(self, extractor: Extractor, store: EmbeddingStore) -> None:
+        self.packer = Packer(extractor, self._look_at)
+        self._extractor, self._store = extractor, store
+        self._rows: deque[Extraction | Repeated | OpenVolume] = deque()
+        self._done: dict[OpenVolume, Extraction] = {}
+
+    def take(self, item: Extraction | Repeated | OpenVolume | Window) -> None:
+        """Line up a row, or send a window to the engine."""
+        if isinstance(item, Window):
+            self.packer.add(item)
+        else:
+            self._rows.append(item)
+
+    def finished(self) -> Iterator[Extraction]:
+        """The rows at the front that are settled."""
+        while self._rows:
+            row = self._rows[0]
+            if isinstance(row, OpenVolume):
+                if row not in self._done:
+                    return
+                yield self._done.pop(row)
+            else:
+                yield self._again(row) if isinstance(row, Repeated) else row
+            self._rows.popleft()
+
+    def _look_at(self, volume: OpenVolume) -> None:
+        """Judge the tokens a volume just got; store it when all are there."""
         try:
-            yield _extract_one(path, extractor, store, read)
-        except InputError as error:
-            yield Extraction(path, "rejected", error=error)
-        except OutOfScope as error:
-            yield Extraction(path, "refused", error=error)
+            self._extractor.backbone.refuse_non_finite(volume.cls[-1], first=volume.n_done - len(volume.cls[-1]))
         except NonFiniteEmbedding as error:
-            raise NonFiniteEmbedding(f"{path}: {error}") from error
-        except _UnreadableError as error:
-            yield Extraction(path, "failed", error=StorageError(f"{error}; run again to retry"))
+            raise NonFiniteEmbedding(f"{volume.path}: {error}") from error
+        if volume.n_done == volume.n_chosen:
+            embeddings = volume.finish(np.concatenate(volume.cls))
+            self._store.put(volume.key, entry_of(embeddings, CLS_VIEW))
+            self._done[volume] = Extraction(volume.path, "done", embeddings)
 
-
-def _extract_one(
-    path: Path | None, extractor: Extractor, store: EmbeddingStore, read: Callable[[Path], Volume]
-) -> Extraction:
-    path = _require_nifti_file(path)
-    identity = extractor.backbone.identity
-    sha256 = _digest(path)
-    key = embedding_key(sha256, identity, extractor.resize, extractor.selection, CLS_VIEW)
-    entry = store.get(key)
-    if entry is not None:
-        return Extraction(path, "done", embeddings_of(entry, path, identity), from_cache=True)
-    embeddings = extractor.embed(_read(path, sha256, read))
-    store.put(key, entry_of(embeddings, CLS_VIEW))
-    return Extraction(path, "done", embeddings)
-
-
-def _require_nifti_file(path: Path | None) -> Path:
-    if path is None:
-        raise MissingInput("nifti_path is empty; expected a .nii or .nii.gz file")
-    if path.is_dir():
-        raise MissingInput(f"{path} is a directory; expected a .nii or .nii.gz file")
-    if not path.exists():
-        raise MissingInput(f"{path}: no such file; expected a .nii or .nii.gz file")
-    if not path.name.lower().endswith(NIFTI_SUFFIXES):
-        raise UnsupportedInput(f"{path} is no .nii or .nii.gz file")
-    return path
-
-
-def _digest(path: Path) -> str:
-    try:
-        return sha256_of_file(path)
-    except OSError as error:
-        raise _UnreadableError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _read(path: Path, sha256: str, read: Callable[[Path], Volume]) -> Volume:
-    try:
-        volume = read(path)
-    except MachineError as error:
-        raise _UnreadableError(str(error)) from error
-    if volume.source.sha256 != sha256:
-        raise _UnreadableError(f"{path} changed while it was read")
-    return volume
+    def _again(self, row: Repeated) -> Extraction:
+        entry = self._store.get(row.key)
+        if entry is None:
+            raise StorageError(f"the entry of {row.path} was stored in this run and is gone; run again")
+        identity = self._extractor.backbone.identity
+        return Extraction(row.path, "done", embeddings_of(entry, row.path, identity), from_cache=True)

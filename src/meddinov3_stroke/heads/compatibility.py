@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 from meddinov3_stroke.errors import CheckpointError
@@ -13,7 +13,7 @@ from meddinov3_stroke.types import BackboneIdentity, Preprocessing
 REFUSED_FIELDS = ("weights_sha256", "preprocessing", "patch_size", "rope_dtype")
 """Fields of the backbone's identity that must be equal; other weights or preprocessing are refused (INTERFACES 1b)."""
 
-WARNED_FIELDS = ("engine", "precision")
+WARNED_FIELDS = ("engine", "precision", "calibration_sha256")
 """Fields whose difference changes the embeddings little: a warning (INTERFACES 1b)."""
 
 
@@ -53,11 +53,10 @@ def identity_from_document(document: Mapping[str, Any]) -> BackboneIdentity:
 
 
 def _pick(document: Mapping[str, Any], kind: type[BackboneIdentity] | type[Preprocessing]) -> dict[str, Any]:
-    names = [field.name for field in fields(kind)]
-    missing = [name for name in names if name not in document]
+    missing = [field.name for field in fields(kind) if field.default is MISSING and field.name not in document]
     if missing:
         raise ValueError(f"the backbone's identity lacks {', '.join(missing)}")
-    return {name: document[name] for name in names}
+    return {field.name: document[field.name] for field in fields(kind) if field.name in document}
 
 
 def _input_dim_faults(checkpoint: HeadCheckpoint, embed_dim: int) -> list[str]:
@@ -71,7 +70,9 @@ def _input_dim_faults(checkpoint: HeadCheckpoint, embed_dim: int) -> list[str]:
 
 def _differences(expected: Mapping[str, Any], found: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
     return [
-        f"{name}: expected {expected[name]}, found {found[name]}" for name in names if expected[name] != found[name]
+        f"{name}: expected {expected.get(name)}, found {found.get(name)}"
+        for name in names
+        if expected.get(name) != found.get(name)
     ]
 
 

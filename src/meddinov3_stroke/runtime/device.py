@@ -1,17 +1,27 @@
-"""Choosing where to compute. Only `auto` may fall back, and it says what it took."""
+"""Choosing where to compute. Only `auto` may fall back, and it says what it took.
+
+torch takes seconds to import, so it is asked only where there may be a GPU at all.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
-
-import torch
+import sys
+from pathlib import Path
 
 from meddinov3_stroke.errors import DeviceUnavailable, UsageError
 
+GPU_DRIVERS = ("libcuda.so.1", "nvcuda.dll")
+"""Driver libraries without which torch finds no NVIDIA GPU."""
 
-def resolve_device(name: str) -> torch.device:
-    """The torch device for `auto|cpu|gpu|cuda|cuda:N|mps`.
+ROCM_DEVICE = Path("/dev/kfd")
+"""What AMD's driver shows; without it torch finds no AMD GPU."""
+
+
+def resolve_device(name: str) -> str:
+    """The device, as torch names it, for `auto|cpu|gpu|cuda|cuda:N|mps`: `cpu`, `cuda:N` or `mps`.
 
     Raises:
         UsageError: the name is none of these.
@@ -19,37 +29,39 @@ def resolve_device(name: str) -> torch.device:
     """
     if not re.fullmatch(r"auto|cpu|gpu|cuda(:\d+)?|mps", name):
         raise UsageError(f"--device {name}: not a device; found {name!r}, expected auto, cpu, gpu, cuda:N or mps")
-    if name == "cpu":
-        return torch.device("cpu")
+    if name == "cpu" or (name == "auto" and not gpu_may_exist()):
+        return "cpu"
+    import torch
+
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
-        return _best_device()
-    if name == "mps":
-        return _require(torch.backends.mps.is_available(), "mps", "no Metal device is available")
-    if name == "gpu" and not torch.cuda.is_available() and torch.backends.mps.is_available():
-        return torch.device("mps")
-    return _cuda_device(name)
-
-
-def _best_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
-
-
-def _cuda_device(name: str) -> torch.device:
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return f"cuda:{torch.cuda.current_device()}" if has_cuda else "mps" if has_mps else "cpu"
+    if name == "mps" or (name == "gpu" and not has_cuda and has_mps):
+        _require(has_mps, name, "no Metal device is available")
+        return "mps"
+    count = torch.cuda.device_count() if has_cuda else 0
     _require(count > 0, name, "torch sees no GPU")
     index = int(name.split(":")[1]) if ":" in name else torch.cuda.current_device()
     _require(index < count, name, f"torch sees {count} GPU(s), numbered from 0")
-    return torch.device("cuda", index)
+    return f"cuda:{index}"
 
 
-def _require(available: bool, name: str, reason: str) -> torch.device:
+def gpu_may_exist() -> bool:
+    """Whether a GPU driver is installed; where it is not, torch can see no GPU and need not be asked."""
+    return sys.platform == "darwin" or ROCM_DEVICE.exists() or any(map(_loads, GPU_DRIVERS))
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def _require(available: bool, name: str, reason: str) -> None:
     if not available:
         raise DeviceUnavailable(f"--device {name}: {reason}; use --device cpu, or --device auto to take what there is")
-    return torch.device(name if name == "mps" else "cuda")
 
 
 def available_cpus() -> int:
@@ -59,8 +71,15 @@ def available_cpus() -> int:
     return os.cpu_count() or 1
 
 
+def cpu_threads() -> int:
+    """Threads to compute with: OMP_NUM_THREADS where it is set to a number, else `available_cpus`."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else available_cpus()
+
+
 def use_available_cpus() -> int:
-    """Set torch's thread count to the cores this process may use and give it back; OMP_NUM_THREADS, if set, wins."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(available_cpus())
+    """Set torch's thread count to `cpu_threads` and give it back."""
+    import torch
+
+    torch.set_num_threads(cpu_threads())
     return torch.get_num_threads()

@@ -12,7 +12,7 @@ DISCLAIMER = "research use only, not for clinical diagnosis"
 SCHEMA_VERSION = 1
 """Version of the JSON documents this package writes; raised when a key changes its meaning."""
 
-_PACKAGES = ("meddinov3-stroke", "torch", "numpy", "nibabel", "scikit-learn", "safetensors")
+_PACKAGES = ("meddinov3-stroke", "torch", "openvino", "numpy", "nibabel", "scikit-learn", "safetensors")
 
 
 def provenance() -> dict[str, Any]:
