@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -10,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from meddinov3_stroke.errors import NonFiniteLoss, UsageError
-from meddinov3_stroke.heads import EpochResult, check_options, positive_weights, train_epochs
+from meddinov3_stroke.heads import EpochResult, build_head, check_options, positive_weights, train_epochs
 from meddinov3_stroke.types import HeadData, HeadOptions
 
 MakeData = Callable[[int, int], HeadData]
@@ -59,16 +61,16 @@ def test_linear_head_ranks_as_well_as_logistic_regression(separable: MakeData, o
         assert roc_auc_score(val.labels[:, label], result.val_logits[:, label]) == pytest.approx(expected, abs=0.005)
 
 
-def test_same_seed_gives_the_same_bits_whatever_the_thread_count(
-    separable: MakeData, options: HeadOptions, two_threads: None
-) -> None:
-    data = separable(4000, 1), separable(100, 2)
-    wide = replace(options, hidden_dim=256, batch_size=1000)
-    first = weights_of(last_epoch(*data, wide))
+def test_same_seed_gives_the_same_bits_whatever_the_thread_count(options: HeadOptions, two_threads: None) -> None:
+    rng = np.random.default_rng(1)  # seven rows of this width are products that two threads cut differently from one
+    embeddings = rng.normal(size=(70, 768)).astype(np.float32)
+    data = HeadData(embeddings, (embeddings[:, :3] > 0).astype(np.int8))
+    wide = replace(options, hidden_dim=256, batch_size=7)
+    first = weights_of(last_epoch(data, data, wide))
     torch.set_num_threads(1)
     np.random.default_rng().normal()
     torch.rand(7)  # the state of the global generator before training must not matter
-    second = weights_of(last_epoch(*data, wide))
+    second = weights_of(last_epoch(data, data, wide))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -102,12 +104,65 @@ def test_one_step_is_adamw_on_the_weighted_loss(separable: MakeData, options: He
     assert result.val_loss == pytest.approx(loss_function(head(rows), targets).item(), rel=1e-5)
 
 
+def plain_training(train: HeadData, options: HeadOptions, pos_weight: np.ndarray) -> torch.nn.Module:
+    """The head that autograd and torch.optim.AdamW make of the same batches."""
+    torch.manual_seed(options.seed)
+    head = build_head(train.embeddings.shape[1], options.hidden_dim, train.labels.shape[1], options.dropout)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    loss_function = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(pos_weight, dtype=torch.float32))
+    order = torch.Generator().manual_seed(options.seed)
+    rows, targets = torch.tensor(train.embeddings), torch.tensor(train.labels).float()
+    for _ in range(options.epochs):
+        for batch in torch.randperm(len(rows), generator=order).split(options.batch_size):
+            optimizer.zero_grad()
+            loss_function(head(rows[batch]), targets[batch]).backward()
+            optimizer.step()
+    return head
+
+
+@pytest.mark.parametrize("hidden_dim", [0, 12])
+def test_training_is_that_of_a_plain_loop(separable: MakeData, options: HeadOptions, hidden_dim: int) -> None:
+    train, weight = separable(150, 1), np.array([1.0, 3.0, 0.5])
+    plain = replace(options, dropout=0.0, hidden_dim=hidden_dim)
+    *_, result = train_epochs(train, separable(50, 2), plain, weight)
+    expected = plain_training(train, plain, weight).state_dict()
+    torch.testing.assert_close(result.head.state_dict(), expected, rtol=1e-3, atol=2e-5)
+
+
+def test_dropout_changes_the_training_of_an_mlp_and_not_its_validation(
+    separable: MakeData, options: HeadOptions
+) -> None:
+    data = separable(64, 1), separable(50, 2)
+    with_dropout, without = (last_epoch(*data, replace(options, dropout=share)) for share in (0.5, 0.0))
+    assert with_dropout.train_loss > without.train_loss
+    expected = with_dropout.head(torch.tensor(data[1].embeddings)).detach().numpy()
+    np.testing.assert_allclose(with_dropout.val_logits, expected, atol=1e-6)
+
+
+def test_training_does_not_load_torchs_compiler() -> None:
+    code = """
+import sys
+import numpy as np
+from meddinov3_stroke.heads import train_epochs
+from meddinov3_stroke.types import HeadData, HeadOptions
+data = HeadData(np.eye(4, dtype=np.float32), np.eye(4, dtype=np.int8))
+options = HeadOptions(
+    epochs=1, batch_size=2, lr=0.1, weight_decay=0.0, hidden_dim=3, dropout=0.1, seed=1, patience=0
+)
+next(train_epochs(data, data, options, np.ones(4)))
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_every_row_is_seen_once_an_epoch(
     separable: MakeData, options: HeadOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = separable(50, 1)
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, rows: seen.append(rows) or rows @ self.weight.T)
+    forward = lambda self, rows: seen.append(rows) or rows @ self.weight.T + self.bias  # noqa: E731
+    monkeypatch.setattr(torch.nn.Linear, "forward", forward)
     next(train_epochs(train, separable(10, 2), replace(options, hidden_dim=0), np.ones(3)))
     rows = torch.cat(seen[:-1]).numpy()  # the last call is validation's
     order = np.lexsort(rows.T)
@@ -120,6 +175,14 @@ def test_infinite_loss_names_epoch_and_batch(separable: MakeData, options: HeadO
     train.embeddings[:] *= 1e37
     with pytest.raises(NonFiniteLoss, match=r"epoch 1, batch 2 of 4.*--lr 1000"):
         next(train_epochs(train, train, replace(options, lr=1e3, hidden_dim=0), np.ones(3)))
+
+
+def test_nan_loss_of_an_mlp_names_the_batch_and_yields_no_epoch(separable: MakeData, options: HeadOptions) -> None:
+    train = separable(64, 1)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(options.seed))
+    train.embeddings[order[35]] = np.nan
+    with pytest.raises(NonFiniteLoss, match=r"loss is nan in epoch 1, batch 3 of 4"):
+        next(train_epochs(train, train, options, np.ones(3)))
 
 
 def test_infinite_loss_in_validation_is_named(separable: MakeData, options: HeadOptions) -> None:
