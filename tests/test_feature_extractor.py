@@ -16,7 +16,7 @@ from meddinov3_stroke.volume import read_volume
 
 @pytest.fixture(scope="module")
 def backbone(random_weights: Callable[..., Path]) -> Backbone:
-    return load_backbone(random_weights(), device="cpu", precision="fp32")
+    return load_backbone(random_weights(), engine="torch", precision="fp32", device="cpu")
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from scipy.ndimage import zoom
 
 from meddinov3_stroke import ich_infer, meddinov3_infer
-from meddinov3_stroke.backbone import REGISTERED, load_backbone, loader
+from meddinov3_stroke.backbone import load_backbone, loader
+from meddinov3_stroke.models import REGISTERED
 
 pytestmark = pytest.mark.shared_data
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,14 @@ IDENTITY = BackboneIdentity(
 class FakeBackbone:
     identity: BackboneIdentity = IDENTITY
     device: str = "cpu"
+    independent_rows: bool = True
+    warnings: tuple[str, ...] = ()
+
+    def class_tokens(self, pixels: np.ndarray) -> np.ndarray:
+        return pixels.reshape(len(pixels), -1)[:, :8] / np.float32(100)
+
+    def refuse_non_finite(self, cls: np.ndarray, *, first: int = 0) -> None:
+        assert np.isfinite(cls).all()
 
 
 @dataclass
@@ -37,18 +45,26 @@ class FakeExtractor:
 
     backbone: FakeBackbone = field(default_factory=FakeBackbone)
     resize: int = 224
+    batch: int = 6
     selection: SliceSelection = field(default_factory=SliceSelection)
     calls: int = 0
+    """Volumes whose tokens were all there."""
     after_call: Callable[[int], Any] = lambda calls: None
 
-    def embed(self, volume: Volume, on_batch: Any = None) -> SliceEmbeddings:
-        self.calls += 1
-        indices = select_slices(volume.n_slices, self.selection)
-        cls = (volume.hu[indices].reshape(len(indices), -1)[:, :8] / 100).astype(np.float32)
-        self.after_call(self.calls)
-        return SliceEmbeddings(
-            cls, indices, volume.n_slices, self.resize, self.selection, self.backbone.identity, volume.source
-        )
+    def chosen(self, volume: Volume) -> np.ndarray:
+        return select_slices(volume.n_slices, self.selection)
+
+    def windows(self, volume: Volume, chosen: np.ndarray) -> Iterator[np.ndarray]:
+        yield volume.hu_slices(chosen)[:, None]
+
+    def finisher(self, volume: Volume, chosen: np.ndarray) -> Callable[[np.ndarray], SliceEmbeddings]:
+        def finish(cls: np.ndarray) -> SliceEmbeddings:
+            self.calls += 1
+            self.after_call(self.calls)
+            identity = self.backbone.identity
+            return SliceEmbeddings(cls, chosen, volume.n_slices, self.resize, self.selection, identity, volume.source)
+
+        return finish
 
 
 def write_volume(path: Path, labels: list[int], seed: int) -> None:
