@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "test-head": ("head_eval", "evaluate a head on embeddings and labels in .npy files"),
     "phantom": ("make_phantoms", "synthetic head CT with haemorrhages, masks and a series CSV"),
     "download": ("download_models", "fetch the MedDINOv3 weights, or ask their size"),
+    "calibrate": ("calibrate_int8", "make an int8 backbone on your volumes and measure whether it may be used"),
     "convert-weights": ("convert_weights", "turn a pickled weights file into safetensors without running its code"),
 }
 """Verb -> (module of the stage, what it does in one line)."""

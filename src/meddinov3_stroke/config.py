@@ -34,6 +34,13 @@ POOL_MODE: Final = "mean"
 MAX_INVALID = 0.05
 """Largest share of unreadable volumes that --skip-invalid-nifti may skip."""
 
+INT8_CHECK_SHARE = 0.3
+"""Share of patients that int8 is measured on and not made on."""
+INT8_CALIBRATION_SLICES = 128
+"""Slices int8 is made on."""
+INT8_CHECK_VOLUMES = 16
+"""Held-out volumes int8 is measured on."""
+
 TRAIN_RATIO = 0.7
 VAL_RATIO = 0.15
 TEST_RATIO = 0.15

@@ -4,6 +4,7 @@ from meddinov3_stroke.backbone.architecture import Architecture
 from meddinov3_stroke.backbone.backbone import Backbone
 from meddinov3_stroke.backbone.convert import Conversion, convert_weights
 from meddinov3_stroke.backbone.engines import Engine, TorchEngine
+from meddinov3_stroke.backbone.graph_source import GraphSource
 from meddinov3_stroke.backbone.loader import load_backbone, load_planned
 from meddinov3_stroke.backbone.preprocessing import PREPROCESSING, prepare_channel, prepare_slices
 from meddinov3_stroke.backbone.vit import VisionTransformer, vit_base
@@ -21,6 +22,7 @@ __all__ = [
     "Backbone",
     "Conversion",
     "Engine",
+    "GraphSource",
     "TorchEngine",
     "VisionTransformer",
     "Weights",

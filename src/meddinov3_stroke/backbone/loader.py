@@ -4,35 +4,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from meddinov3_stroke.backbone.backbone import Backbone
 from meddinov3_stroke.backbone.engines import Engine, TorchEngine
 from meddinov3_stroke.backbone.engines.openvino_engine import OpenVINOEngine
-from meddinov3_stroke.backbone.engines.openvino_graph import (
-    View,
-    converter_version,
-    openvino_graph,
-    read_graph,
-    save_graph,
-)
 from meddinov3_stroke.backbone.fidelity import measure_fidelity
-from meddinov3_stroke.backbone.folding import FoldedTransformer
-from meddinov3_stroke.backbone.weight_file import Weights, build_module, load_weights, weights_sha256
-from meddinov3_stroke.errors import UsageError, WeightsError, WeightsMismatch
-from meddinov3_stroke.models import (
-    BackbonePlan,
-    Calibration,
-    GraphCache,
-    WeightsFacts,
-    graph_key,
-    plan_backbone,
-    verified_graph,
-)
+from meddinov3_stroke.backbone.graph_source import GraphSource, facts_of
+from meddinov3_stroke.backbone.weight_file import Weights, build_module, load_weights
+from meddinov3_stroke.models import BackbonePlan, Calibration, WeightsFacts, plan_backbone
 from meddinov3_stroke.runtime.device import use_available_cpus
-
-if TYPE_CHECKING:
-    import openvino
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -131,52 +111,4 @@ class _Loading:
         if run.engine == "torch":
             module = build_module(self.weights())
             return TorchEngine(module, run.device, precision, compiled=self.plan.torch_compile)
-        return OpenVINOEngine(_Graphs(self.plan, facts, calibration), precision)
-
-
-class _Graphs:
-    """Gives the graphs of a backbone: the calibrated one, one kept from before, or one converted now and kept."""
-
-    def __init__(self, plan: BackbonePlan, facts: WeightsFacts, calibration: Calibration | None) -> None:
-        self._plan, self._facts, self._calibration = plan, facts, calibration
-        self._cache = GraphCache(plan.folder)
-
-    def __call__(self, side: int, view: View) -> openvino.Model:
-        if self._calibration is not None and view == "cls":
-            return self._calibrated(self._calibration, side)
-        key = graph_key(self._facts.weights_sha256, side, view, converter_version())
-        found = self._cache.find(key)
-        if found is not None:
-            return read_graph(found)
-        LOGGER.info("converting %s for %d x %d slices (%s)", self._plan.name, side, side, view)
-        graph = openvino_graph(FoldedTransformer(build_module(self._weights())), side, view)
-        self._cache.keep(key, lambda path: save_graph(graph, path))
-        return graph
-
-    def _weights(self) -> Weights:
-        weights = load_weights(self._plan.path)
-        if facts_of(weights) != self._facts:
-            raise WeightsMismatch(f"{self._plan.path} was changed since it was opened; load the backbone anew")
-        return weights
-
-    def _calibrated(self, calibration: Calibration, side: int) -> openvino.Model:
-        if side != calibration.resize:
-            raise UsageError(
-                f"--resize {side}: the int8 calibration was made at {calibration.resize}; use that, calibrate again, "
-                "or use --precision auto"
-            )
-        path = verified_graph(self._plan.calibration_folder(self._facts.weights_sha256))
-        if path is None:
-            raise WeightsError(f"the int8 graph of {self._plan.name} is damaged or gone; calibrate again")
-        return read_graph(path)
-
-
-def facts_of(weights: Weights) -> WeightsFacts:
-    """What these tensors decide of a backbone's identity."""
-    return WeightsFacts(
-        weights_sha256=weights_sha256(weights.state, weights.architecture),
-        embed_dim=weights.architecture.embed_dim,
-        patch_size=weights.architecture.patch_size,
-        rope_dtype=weights.architecture.rope_dtype,
-        preprocessing=weights.preprocessing,
-    )
+        return OpenVINOEngine(GraphSource(self.plan, facts, calibration), precision)

@@ -11,7 +11,7 @@ from meddinov3_stroke.models.calibration import (
     write_calibration,
 )
 from meddinov3_stroke.models.facts import LEAST_AUTO_COSINE, WeightsFacts, WeightsRecords
-from meddinov3_stroke.models.graphs import GraphCache, graph_key, verified_graph, write_graph
+from meddinov3_stroke.models.graphs import GraphCache, graph_key, graph_sha256, verified_graph, write_graph
 from meddinov3_stroke.models.plan import BackbonePlan, plan_backbone
 from meddinov3_stroke.models.sources import REGISTERED, weights_path
 
@@ -26,6 +26,7 @@ __all__ = [
     "WeightsRecords",
     "calibration_folder",
     "graph_key",
+    "graph_sha256",
     "plan_backbone",
     "read_calibration",
     "verified_graph",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,11 @@ class WeightsFacts:
     patch_size: int
     rope_dtype: str
     preprocessing: Preprocessing
+
+    @classmethod
+    def of(cls, identity: BackboneIdentity) -> WeightsFacts:
+        """The facts an identity rests on."""
+        return cls(**{field.name: getattr(identity, field.name) for field in fields(cls)})
 
     def identity(
         self, name: str, engine: str, precision: str, calibration_sha256: str | None = None

@@ -1,7 +1,7 @@
 """Converted graphs of an engine, kept as files whose digests are checked before they are used.
 
 Reading the graph OpenVINO made of a ViT-B/16 and compiling it takes about a second; tracing and converting it
-anew takes eight. What is kept is the graph and not the compiled blob, because importing the blob takes longer than compiling.
+anew takes eight. What is kept is the graph and not the compiled blob: importing the blob takes longer than compiling.
 """
 
 from __future__ import annotations
@@ -76,8 +76,14 @@ def verified_graph(folder: Path) -> Path | None:
     return folder / GRAPH_FILES[0]
 
 
-def write_graph(folder: Path, save: Callable[[Path], None]) -> dict[str, str]:
-    """Digests of the files of the graph that `save` wrote, once they are in `folder` under one manifest.
+def graph_sha256(folder: Path) -> str | None:
+    """Digest of the graph that the manifest in `folder` names; None where there is none."""
+    manifest = read_document(folder / MANIFEST)
+    return None if manifest is None else sha256_of_document(manifest["files"])
+
+
+def write_graph(folder: Path, save: Callable[[Path], None]) -> str:
+    """Digest of the graph that `save` wrote, once its files are in `folder` under one manifest.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -93,4 +99,4 @@ def write_graph(folder: Path, save: Callable[[Path], None]) -> dict[str, str]:
             write_document(folder / MANIFEST, {"files": digests})
     except OSError as error:
         raise storage_error(folder, error) from error
-    return digests
+    return sha256_of_document(digests)
