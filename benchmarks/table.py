@@ -26,7 +26,9 @@ class Table:
         columns = list(self.rows[0])
         cells = [columns, *([shown(row[column]) for column in columns] for row in self.rows)]
         widths = [max(len(line[k]) for line in cells) for k in range(len(columns))]
-        lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in cells]
+        lines = [
+            "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in cells
+        ]
         lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
         return "\n".join([f"## {self.title}", "", *lines, "", *(f"- {note}" for note in self.notes)])
 

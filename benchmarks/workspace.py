@@ -1,0 +1,85 @@
+"""The models folder of one run: weights by the recipe and the graphs made of them, deleted when the run ends."""
+
+from __future__ import annotations
+
+import atexit
+from functools import cache, cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from benchmarks.heads import noisy_head
+from benchmarks.weights import write_published
+from meddinov3_stroke.backbone import Backbone, load_backbone, load_planned
+from meddinov3_stroke.backbone.preprocessing import prepare_channel
+from meddinov3_stroke.int8 import quantized_graph, trial_backbone
+from meddinov3_stroke.models import BackbonePlan, WeightsFacts, plan_backbone
+from meddinov3_stroke.types import BackboneIdentity
+
+RESIZE = 224
+"""Side in pixels at which the backbone sees a slice."""
+
+BATCH = 16
+"""Slices in a pass of the bare engine."""
+
+MEASURED_SEED, CALIBRATION_SEED = 1, 2
+"""Of the heads that are measured, and of those that int8 is made on."""
+
+CALIBRATION_SLICES, QUICK_CALIBRATION_SLICES = 32, 4
+"""Slices that int8 is made on."""
+
+
+class Workspace:
+    """A temporary folder with one weights file; backbones are loaded from it as users load theirs."""
+
+    def __init__(self, quick: bool) -> None:
+        self._temporary = TemporaryDirectory(prefix="benchmarks-")
+        atexit.register(self._temporary.cleanup)
+        self.quick = quick
+        self.folder = Path(self._temporary.name)
+        self.models_dir = self.folder / "models"
+        self.weights = write_published(self.folder / "model.pth", quick)
+
+    def plan(self, engine: str = "auto", precision: str = "auto") -> BackbonePlan:
+        """The plan that `load` follows."""
+        return plan_backbone(self.weights, engine, precision, "cpu", models_dir=self.models_dir)
+
+    def load(self, engine: str = "auto", precision: str = "auto") -> Backbone:
+        """A backbone on the CPU; int8 is the graph made in this run, whatever its fidelity."""
+        if precision == "int8":
+            return trial_backbone(self.int8_graph, self._int8_identity)
+        return load_backbone(self.weights, engine, precision, "cpu", models_dir=self.models_dir)
+
+    @cached_property
+    def facts(self) -> WeightsFacts:
+        """What the weights decide of an identity."""
+        return WeightsFacts.of(load_planned(self.plan("openvino", "fp32")).identity)
+
+    @cached_property
+    def int8_graph(self) -> Any:
+        """The quantized graph, made once in a run on slices that are never measured."""
+        pixels = prepared(self.n_calibration_slices, CALIBRATION_SEED)
+        return quantized_graph(self.plan("openvino", "fp32"), self.facts, RESIZE, pixels)
+
+    @property
+    def n_calibration_slices(self) -> int:
+        """Slices that int8 is made on."""
+        return QUICK_CALIBRATION_SLICES if self.quick else CALIBRATION_SLICES
+
+    @property
+    def _int8_identity(self) -> BackboneIdentity:
+        return self.facts.identity(self.weights.name, "openvino", "int8")
+
+
+@cache
+def workspace(quick: bool) -> Workspace:
+    """The workspace of this run."""
+    return Workspace(quick)
+
+
+def prepared(n_slices: int, seed: int = MEASURED_SEED, resize: int = RESIZE) -> Float32[np.ndarray, "n 1 row col"]:
+    """Pixels of a head's slices as an engine takes them."""
+    return prepare_channel(noisy_head(n_slices, 512, seed).astype(np.float32), resize).numpy()
