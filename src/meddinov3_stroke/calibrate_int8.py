@@ -63,13 +63,13 @@ def run(args: Args) -> Calibration:
         WeightsError: no weights, or a head of another backbone.
         MachineError: NNCF is not installed, or the models folder cannot be written.
     """
+    _check_flags(args)
     from meddinov3_stroke.backbone.quantization import require_quantizer
     from meddinov3_stroke.int8 import hold_out
     from meddinov3_stroke.models import plan_backbone, write_calibration
 
-    require_quantizer()
-    _check_flags(args)
     sides = hold_out(_volumes(args), args.check_share, args.seed)
+    require_quantizer()
     settings = config.load_settings()
     source = args.backbone or settings.meddinov3_ckpt_path
     plan = plan_backbone(source, "openvino", "fp32", "cpu", models_dir=settings.models_dir)
@@ -110,7 +110,7 @@ def _calibrate(
     from meddinov3_stroke.models import Calibration, WeightsFacts
     from meddinov3_stroke.runtime.progress import progress_bar
 
-    reference = load_planned(replace(plan, execution=replace(plan.execution, engine="torch")))
+    reference = load_planned(replace(plan, execution=replace(plan.execution, engine="torch", reason="the reference")))
     head = _head(args, reference)
     slices = int8.calibration_slices(to_calibrate, reference, args.resize, args.calibration_slices)
     LOGGER.info("quantizing on %d slices of %d volumes; this takes minutes", len(slices.pixels), len(slices.sources))

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -210,3 +213,73 @@ def test_two_halves_give_the_same_store_as_one_run(scan: Scan, extractor: Any, r
     assert list(one.stored_keys()) == list(two.stored_keys())
     for key in one.stored_keys():
         assert one.path(key).read_bytes() == two.path(key).read_bytes()
+
+
+def test_the_same_input_twice_in_one_run_is_computed_once(
+    scan: Scan, extractor: Any, reader: Any, store: EmbeddingStore
+) -> None:
+    paths = [scan("a.nii.gz", "5"), scan("b.nii.gz", "3"), scan("c.nii.gz", "5")]
+    ledger = list(extract_series(paths, extractor, store, reader))
+    assert [found.from_cache for found in ledger] == [False, False, True]
+    assert [found.path for found in ledger] == paths
+    assert extractor.calls == 2
+    assert ledger[2].embeddings is not None
+    np.testing.assert_array_equal(ledger[2].embeddings.cls, ledger[0].embeddings.cls)
+
+
+def test_small_volumes_share_passes_and_their_entries_do_not_show_it(
+    scan: Scan, extractor: Any, reader: Any, tmp_path: Path
+) -> None:
+    paths = [scan(f"{k}.nii", str(k)) for k in (3, 2, 5, 1)]
+    one, each = EmbeddingStore(tmp_path / "one"), EmbeddingStore(tmp_path / "each")
+    list(extract_series(paths, extractor, one, reader))
+    assert extractor.backbone.passes == [4, 4, 3]
+    for path in paths:
+        list(extract_series([path], extractor, each, reader))
+    assert [one.path(key).read_bytes() for key in one.stored_keys()] == [
+        each.path(key).read_bytes() for key in each.stored_keys()
+    ]
+
+
+def test_a_fault_between_two_volumes_keeps_its_place(
+    scan: Scan, extractor: Any, reader: Any, store: EmbeddingStore
+) -> None:
+    paths = [scan("a.nii", "2"), scan("bad.nii", "corrupt"), scan("b.nii", "6")]
+    assert [found.status for found in extract_series(paths, extractor, store, reader)] == ["done", "rejected", "done"]
+
+
+def test_volumes_finished_in_the_pass_of_a_nan_are_kept(
+    scan: Scan, extractor: Any, reader: Any, store: EmbeddingStore
+) -> None:
+    paths = [scan("good.nii", "3"), scan("nan.nii", "13")]
+    with pytest.raises(NonFiniteEmbedding, match=r"nan\.nii: NaN in the class token of slice 0"):
+        list(extract_series(paths, extractor, store, reader))
+    assert len(list(store.stored_keys())) == 1
+
+
+def test_a_run_that_is_left_early_leaves_no_thread(
+    scan: Scan, extractor: Any, reader: Any, store: EmbeddingStore
+) -> None:
+    before = threading.active_count()
+    run = extract_series([scan(f"{k}.nii", str(20 + k)) for k in range(9)], extractor, store, reader)
+    next(run)
+    assert threading.active_count() > before
+    run.close()
+    assert threading.active_count() == before
+
+
+def test_one_volume_is_held_at_a_time(scan: Scan, extractor: Any, reader: Any, store: EmbeddingStore) -> None:
+    alive: list[weakref.ref[Any]] = []
+    most = 0
+
+    def watched(path: Path) -> Any:
+        nonlocal most
+        gc.collect()
+        most = max(most, sum(ref() is not None for ref in alive))
+        volume = reader(path)
+        alive.append(weakref.ref(volume))
+        return volume
+
+    list(extract_series([scan(f"{k}.nii", str(20 + k)) for k in range(6)], extractor, store, watched))
+    assert len(alive) == 6
+    assert most == 0

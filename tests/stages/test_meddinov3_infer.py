@@ -45,7 +45,10 @@ def test_it_writes_every_promised_file(make_args, tmp_path) -> None:
 def test_the_arrays_are_what_the_backbone_says(make_args, tmp_path) -> None:
     args = make_args(stride=2, max_slices=3)
     summary = run(args)
-    volume, backbone = read_volume(args.input), load_backbone(args.backbone, engine="torch", precision="fp32", device="cpu")
+    volume, backbone = (
+        read_volume(args.input),
+        load_backbone(args.backbone, engine="torch", precision="fp32", device="cpu"),
+    )
     indices = np.load(tmp_path / "out" / "slice_indices.npy")
     found = np.load(tmp_path / "out" / "meddinov3_slice_embeddings.npy")
     assert len(indices) == 3 == summary["n_slices_embedded"]
@@ -58,7 +61,9 @@ def test_the_arrays_are_what_the_backbone_says(make_args, tmp_path) -> None:
 def test_the_map_is_that_of_the_named_slice_and_patch(make_args, tmp_path) -> None:
     args = make_args(sim_slice=6, sim_patch="1,3")
     run(args)
-    tokens = load_backbone(args.backbone, engine="torch", precision="fp32", device="cpu").embed(read_volume(args.input).hu[[6]], 64, patches=True)
+    tokens = load_backbone(args.backbone, engine="torch", precision="fp32", device="cpu").embed(
+        read_volume(args.input).hu[[6]], 64, patches=True
+    )
     expected = patch_similarity(tokens.patches[0], (4, 4), (1, 3))
     found = np.load(tmp_path / "out" / "similarity_map.npy")
     np.testing.assert_allclose(found, expected, atol=1e-5)

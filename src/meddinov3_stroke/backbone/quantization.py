@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32
@@ -66,12 +66,14 @@ def quantizer_settings() -> dict[str, str]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep NNCF's progress bars and its notes on other frameworks off the terminal."""
-    logger: Any = logging.getLogger("nncf")
-    before = logger.level
+    loggers = [logging.getLogger(name) for name in ("nncf", "torch.utils.cpp_extension")]
+    before = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        logger.setLevel(logging.ERROR)
         try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
             yield
         finally:
-            logger.setLevel(before)
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)

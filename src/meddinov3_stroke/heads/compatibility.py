@@ -13,7 +13,7 @@ from meddinov3_stroke.types import BackboneIdentity, Preprocessing
 REFUSED_FIELDS = ("weights_sha256", "preprocessing", "patch_size", "rope_dtype")
 """Fields of the backbone's identity that must be equal; other weights or preprocessing are refused (INTERFACES 1b)."""
 
-WARNED_FIELDS = ("engine", "precision", "calibration_sha256")
+WARNED_FIELDS = ("engine", "precision")
 """Fields whose difference changes the embeddings little: a warning (INTERFACES 1b)."""
 
 
@@ -81,7 +81,9 @@ def _warnings(checkpoint: HeadCheckpoint, found: Mapping[str, Any]) -> list[str]
     if checkpoint.backbone is None:
         warnings.append("the head does not say which backbone it was trained on; that this one fits is not known")
     else:
-        different = _differences(checkpoint.backbone, found, WARNED_FIELDS)
+        both_int8 = checkpoint.backbone["precision"] == found["precision"] == "int8"
+        names = (*WARNED_FIELDS, "calibration_sha256") if both_int8 else WARNED_FIELDS
+        different = _differences(checkpoint.backbone, found, names)
         warnings += [f"the head's training embeddings came from another {text}" for text in different]
     if checkpoint.resize is None:
         warnings.append("the head does not say at which --resize it was trained")

@@ -1,0 +1,77 @@
+"""The change in AUROC that int8 brings a head."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from meddinov3_stroke.errors import CheckpointError
+from meddinov3_stroke.heads import HeadCheckpoint
+from meddinov3_stroke.int8 import MeasuredVolume, auroc_change
+from meddinov3_stroke.types import LABELS, Threshold
+
+
+def head(pool_mode: str = "mean") -> HeadCheckpoint:
+    """A linear head that reads each label off its own dimension."""
+    return HeadCheckpoint(
+        state_dict={"weight": torch.eye(6), "bias": torch.zeros(6)},
+        labels=LABELS,
+        input_dim=6,
+        hidden_dim=0,
+        dropout=0.0,
+        pool_mode=pool_mode,
+        resize=64,
+        backbone=None,
+        thresholds={label: Threshold(0.5, "default") for label in LABELS},
+        pos_weight=dict.fromkeys(LABELS, 1.0),
+        seed=0,
+        epoch=1,
+        metric_name="val_macro_auroc",
+        best_metric=None,
+    )
+
+
+def measured(n: int = 30) -> list[MeasuredVolume]:
+    rng = np.random.default_rng(0)
+    found = []
+    for k in range(n):
+        labels = (rng.random(6) < 0.5).astype(np.int8)
+        reference = (labels + rng.normal(0, 1, (4, 6))).astype(np.float32)
+        int8 = (reference + rng.normal(0, 1, (4, 6))).astype(np.float32)
+        found.append(MeasuredVolume(reference, int8, f"{k:064x}", f"{k:064x}", labels))
+    return found
+
+
+@pytest.mark.parametrize("way", ["mean", "slice"])
+def test_auroc_both_ways_is_scikit_learns(way: str) -> None:
+    volumes = measured()
+    change = auroc_change(head(way), volumes)
+    labels = np.stack([one.labels for one in volumes])
+    for name in ("fp32", "int8"):
+        tokens = [one.reference if name == "fp32" else one.int8 for one in volumes]
+        pooled = np.stack([cls.mean(0) if way == "mean" else cls.max(0) for cls in tokens])
+        expected = np.mean([roc_auc_score(labels[:, k], pooled[:, k]) for k in range(6)])
+        assert change[name]["macro"] == pytest.approx(expected)
+    assert change["macro_change"] == pytest.approx(change["int8"]["macro"] - change["fp32"]["macro"])
+    assert change["macro_change"] != 0
+
+
+def test_one_class_only_leaves_the_change_undefined() -> None:
+    (volume,) = measured(1)
+    assert auroc_change(head(), [volume])["macro_change"] is None
+
+
+def test_a_head_that_does_not_say_its_pooling_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="pool mode 'unknown'"):
+        auroc_change(head("unknown"), measured(3))
+
+
+def test_the_cosine_is_of_each_slice() -> None:
+    (volume,) = measured(1)
+    expected = [
+        float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+        for a, b in zip(volume.int8.astype(float), volume.reference.astype(float), strict=True)
+    ]
+    np.testing.assert_allclose(volume.cosines, expected, rtol=1e-12)
