@@ -33,9 +33,13 @@ def sample_slices(n_slices: int = N_SLICES, side: int = SIDE) -> Float32[np.ndar
 
 
 def measure_fidelity(engine: Engine, weights: Weights) -> float:
-    """Least cosine between the engine's class tokens of the sample slices and those of torch in fp32."""
+    """Least cosine between the engine's class tokens of the sample slices and those of torch in fp32; -1 where one of
+    them is no number, as after an overflow.
+    """
     pixels = prepare_channel(sample_slices(), SIDE, weights.preprocessing).numpy()
-    return float(cosines(engine.class_tokens(pixels), reference_class_tokens(weights, pixels)).min())
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = cosines(engine.class_tokens(pixels), reference_class_tokens(weights, pixels))
+    return float(np.nan_to_num(found, nan=-1.0).min())
 
 
 def reference_class_tokens(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meddinov3_stroke.backbone.engines.openvino_graph import (
@@ -46,15 +47,9 @@ class GraphSource:
         if found is not None:
             return read_graph(found)
         LOGGER.info("converting %s for %d x %d slices (%s)", self._plan.name, side, side, view)
-        graph = openvino_graph(FoldedTransformer(build_module(self._weights())), side, view)
+        graph = openvino_graph(FoldedTransformer(build_module(weights_with(self._facts, self._plan.path))), side, view)
         self._cache.keep(key, lambda path: save_graph(graph, path))
         return graph
-
-    def _weights(self) -> Weights:
-        weights = load_weights(self._plan.path)
-        if facts_of(weights) != self._facts:
-            raise WeightsMismatch(f"{self._plan.path} was changed since it was opened; load the backbone anew")
-        return weights
 
     def _calibrated(self, calibration: Calibration, side: int) -> openvino.Model:
         if side != calibration.resize:
@@ -67,6 +62,18 @@ class GraphSource:
         if path is None or graph_sha256(folder) != calibration.graph_sha256:
             raise WeightsError(f"the int8 graph of {self._plan.name} is damaged, gone or another one; calibrate again")
         return read_graph(path)
+
+
+def weights_with(facts: WeightsFacts, path: Path) -> Weights:
+    """The weights in a file whose facts are known.
+
+    Raises:
+        WeightsMismatch: the file was changed since it was opened.
+    """
+    weights = load_weights(path)
+    if facts_of(weights) != facts:
+        raise WeightsMismatch(f"{path} was changed since it was opened; load the backbone anew")
+    return weights
 
 
 def facts_of(weights: Weights) -> WeightsFacts:

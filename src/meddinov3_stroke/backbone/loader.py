@@ -9,7 +9,7 @@ from meddinov3_stroke.backbone.backbone import Backbone
 from meddinov3_stroke.backbone.engines import Engine, TorchEngine
 from meddinov3_stroke.backbone.engines.openvino_engine import OpenVINOEngine
 from meddinov3_stroke.backbone.fidelity import measure_fidelity
-from meddinov3_stroke.backbone.graph_source import GraphSource, facts_of
+from meddinov3_stroke.backbone.graph_source import GraphSource, facts_of, weights_with
 from meddinov3_stroke.backbone.weight_file import Weights, build_module, load_weights
 from meddinov3_stroke.models import BackbonePlan, Calibration, WeightsFacts, plan_backbone
 from meddinov3_stroke.runtime.device import use_available_cpus
@@ -82,13 +82,14 @@ class _Loading:
         engine = self._tried or self._engine(facts, precision, calibration)
         return Backbone(engine, identity, run.device, self.plan.warnings(identity))
 
-    def weights(self) -> Weights:
+    def weights(self, facts: WeightsFacts) -> Weights:
         if self._weights is None:
-            self._weights = load_weights(self.plan.path)
+            self._weights = weights_with(facts, self.plan.path)
         return self._weights
 
     def _learn_facts(self) -> WeightsFacts:
-        facts = facts_of(self.weights())
+        self._weights = load_weights(self.plan.path)
+        facts = facts_of(self._weights)
         self.plan.records.keep_facts(self.plan.file_sha256, facts)
         return facts
 
@@ -97,7 +98,7 @@ class _Loading:
         lower, way = self.plan.execution.precision, self.plan.fidelity_way
         assert way is not None  # otherwise the precision was known
         engine = self._engine(facts, lower, None)
-        cosine = measure_fidelity(engine, self.weights())
+        cosine = measure_fidelity(engine, self.weights(facts))
         self.plan.records.keep_fidelity(facts.weights_sha256, way, cosine)
         taken = self.plan.precision_at(cosine)
         if taken == lower:
@@ -109,6 +110,6 @@ class _Loading:
     def _engine(self, facts: WeightsFacts, precision: str, calibration: Calibration | None) -> Engine:
         run = self.plan.execution
         if run.engine == "torch":
-            module = build_module(self.weights())
+            module = build_module(self.weights(facts))
             return TorchEngine(module, run.device, precision, compiled=self.plan.torch_compile)
         return OpenVINOEngine(GraphSource(self.plan, facts, calibration), precision)

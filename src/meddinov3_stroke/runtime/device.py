@@ -74,7 +74,7 @@ def available_cpus() -> int:
 def cpu_threads() -> int:
     """Threads to compute with: OMP_NUM_THREADS where it is set to a number, else `available_cpus`."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else available_cpus()
+    return int(wanted) if wanted.isdecimal() and int(wanted) > 0 else available_cpus()
 
 
 def use_available_cpus() -> int:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from meddinov3_stroke.backbone.folding import FoldedTransformer
 from meddinov3_stroke.backbone.rope import angles_of_all_tokens
+from meddinov3_stroke.errors import StorageError
 
 if TYPE_CHECKING:
     import openvino
@@ -63,8 +64,15 @@ def openvino_graph(folded: FoldedTransformer, side: int, view: View) -> openvino
 
 
 def save_graph(graph: openvino.Model, path: Path) -> None:
-    """Write the graph as `path` (.xml) and its weights beside it (.bin), in float32."""
-    import_openvino().save_model(graph, path, compress_to_fp16=False)
+    """Write the graph as `path` (.xml) and its weights beside it (.bin), in float32.
+
+    Raises:
+        StorageError: the files cannot be written.
+    """
+    try:
+        import_openvino().save_model(graph, path, compress_to_fp16=False)
+    except RuntimeError as error:  # all that OpenVINO says of a full disk
+        raise StorageError(f"cannot write {path} (disk full?): {str(error).splitlines()[0]}") from error
 
 
 def read_graph(path: Path) -> openvino.Model:
