@@ -231,7 +231,7 @@ def test_a_graph_that_cannot_be_written_is_said_and_gone_without(
     assert any("the graph will be converted again next time" in line for line in warned(caplog))
 
 
-def test_each_size_and_each_view_is_a_graph_of_its_own(published_checkpoint: Publish, conversions: list[object]) -> None:
+def test_each_size_and_view_is_a_graph_of_its_own(published_checkpoint: Publish, conversions: list[object]) -> None:
     path, hu = published_checkpoint(), np.zeros((1, 8, 8), dtype=np.float32)
     for _ in range(2):
         backbone = load(path)
