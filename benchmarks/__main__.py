@@ -13,7 +13,17 @@ from benchmarks.table import Table
 from meddinov3_stroke.runtime.atomic import write_json
 from meddinov3_stroke.runtime.statistics import Stopwatch
 
-NAMES = ("engines",)
+NAMES = (
+    "engines",
+    "peak",
+    "pipeline",
+    "memory",
+    "scaling",
+    "cold_start",
+    "cached",
+    "reading",
+    "head_training",
+)
 """The modules of the suite, in the order they are measured."""
 
 OUTPUT_DIR = Path("outputs/benchmarks")

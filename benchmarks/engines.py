@@ -46,7 +46,8 @@ def measure(quick: bool) -> Table:
         *verdicts({each["engine"]: each for each in rows}, auto_name),
         f"{n_slices} slices a pass, {rounds} rounds that take turns, {torch.get_num_threads()} threads; ratios are "
         "medians of the ratios within a round; the cosine is the least over the slices, to torch fp32",
-        f"transformers bf16 is the model cast to bf16; int8 was made on {place.n_calibration_slices} slices of another head",
+        f"transformers bf16 is the model cast to bf16; int8 was made on {place.n_calibration_slices} slices of another "
+        "head",
         *caveat(quick),
     ]
     return Table("engines", "Engines", rows, notes)

@@ -17,7 +17,7 @@ CANONICAL_TO_RAS = np.array([[0.0, 0.0, -1.0], [0.0, -1.0, 0.0], [1.0, 0.0, 0.0]
 
 
 def noisy_head(n_slices: int, side: int, seed: int) -> Int16[np.ndarray, "slice row col"]:
-    """HU: an oval skull whose sections grow and shrink, 8 HU of noise in the brain, 4 in air, a dense spot that moves."""
+    """HU: an oval skull whose sections grow and shrink, 8 HU of noise in the brain, 4 in air, a moving dense spot."""
     rng = np.random.default_rng(seed)
     row, col = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
     oval = np.hypot(row / rng.uniform(0.8, 0.95), col / rng.uniform(0.65, 0.8))

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import tyro
 
 from meddinov3_stroke import config
@@ -104,6 +103,8 @@ def _volumes(args: Args) -> list[CalibrationVolume]:
 def _calibrate(
     args: Args, plan: BackbonePlan, to_calibrate: list[CalibrationVolume], to_check: list[CalibrationVolume]
 ) -> Calibration:
+    import numpy as np
+
     from meddinov3_stroke import int8
     from meddinov3_stroke.backbone import load_planned
     from meddinov3_stroke.backbone.quantization import quantizer_settings
