@@ -1,0 +1,111 @@
+"""The fastest matrix products this machine shows, in fp32, bf16 and int8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from meddinov3_stroke.backbone.engines.openvino_graph import import_openvino
+from meddinov3_stroke.runtime.device import cpu_threads
+
+Shape = tuple[int, int, int]
+"""Rows, inner, columns."""
+
+SHAPES: tuple[Shape, ...] = (
+    (3216, 768, 3072),
+    (3216, 3072, 768),
+    (3216, 768, 2304),
+    (3216, 768, 768),
+    (2048, 2048, 2048),
+)
+"""The products of ViT-B/16 over 16 slices of 224 pixels (16 x 201 tokens), and a square one."""
+
+QUICK_SHAPES = SHAPES[3:]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+I8_TYPES = ("i8", "u8")
+"""OpenVINO's names of the arithmetic that counts as int8."""
+
+
+def torch_product(shape: Shape, precision: str) -> Callable[[], Any]:
+    """A linear layer of torch."""
+    rows, inner, columns = shape
+    layer = torch.nn.Linear(inner, columns, bias=False, dtype=DTYPES[precision])
+    x = torch.randn(rows, inner).to(DTYPES[precision])
+
+    def product() -> None:
+        with torch.inference_mode():
+            layer(x)
+
+    return product
+
+
+class Int8Product:
+    """A quantized matrix product in OpenVINO, timed by OpenVINO itself: the product's node alone, without the
+    conversions around it.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        ov = import_openvino()
+        options = {
+            "PERF_COUNT": True,
+            "INFERENCE_NUM_THREADS": cpu_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        compiled = ov.Core().compile_model(quantized_product(shape), "CPU", options)
+        require_int8(compiled)
+        self._request = compiled.create_infer_request()
+        self._x = np.random.default_rng(0).uniform(-1, 1, shape[:2]).astype(np.float32)
+
+    def seconds(self) -> float:
+        """Of the product in one pass."""
+        self._request.infer([self._x])
+        nodes = (node for node in self._request.get_profiling_info() if node.node_type in PRODUCTS)
+        return sum(node.real_time.total_seconds() for node in nodes)
+
+
+PRODUCTS = ("FullyConnected", "MatMul")
+"""OpenVINO's names of a matrix product."""
+
+
+def quantized_product(shape: Shape) -> Any:
+    """The graph of x @ w, both passed through a FakeQuantize, its outcome too, as between the layers of a network."""
+    ov = import_openvino()
+    from openvino import opset13 as ops
+
+    rows, inner, columns = shape
+    x = ops.parameter([rows, inner], ov.Type.f32)
+    stored = np.random.default_rng(1).integers(-127, 128, (columns, inner)).astype(np.int8)
+    w = ops.multiply(ops.convert(ops.constant(stored), "f32"), ops.constant(np.full((columns, 1), 1 / 127, np.float32)))
+    product = ops.matmul(fake_quantize(ops, x, 1.0), w, False, True)
+    out = fake_quantize(ops, product, float(np.sqrt(inner)))
+    return ov.Model([ops.relu(out)], [x])
+
+
+def fake_quantize(ops: Any, x: Any, bound: float) -> Any:
+    """`x` in 256 steps from -bound to bound."""
+    low, high = (ops.constant(np.float32(value)) for value in (-bound, bound * 127 / 128))
+    return ops.fake_quantize(x, low, high, low, high, 256)
+
+
+def require_int8(compiled: Any) -> None:
+    """Nothing, where the compiled graph's product runs in int8.
+
+    Raises:
+        RuntimeError: it does not, so that its speed says nothing of int8.
+    """
+    found = list(_product_types(compiled))
+    if not found or any(kind not in I8_TYPES for kind in found):
+        raise RuntimeError(f"OpenVINO runs the quantized product in {found or 'no product at all'}, expected int8")
+
+
+def _product_types(compiled: Any) -> Iterator[str]:
+    for node in compiled.get_runtime_model().get_ops():
+        facts = node.get_rt_info()
+        if facts["layerType"].astype(str) in PRODUCTS:
+            yield facts["runtimePrecision"].astype(str)
