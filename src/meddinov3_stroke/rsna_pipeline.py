@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -24,7 +25,7 @@ from meddinov3_stroke.cohort import (
     write_splits,
 )
 from meddinov3_stroke.embeddings import EmbeddingStore, PoolMode, pool_slices
-from meddinov3_stroke.errors import SplitError, TooManyInvalid, UsageError
+from meddinov3_stroke.errors import MedDINOError, SplitError, TooManyInvalid, UsageError
 from meddinov3_stroke.extraction import Extraction, Extractor, Status, extract_series
 from meddinov3_stroke.labels import name_rows
 from meddinov3_stroke.runtime.atomic import write_json, write_npy
@@ -89,16 +90,20 @@ def extract_splits(
     total = sum(len(table) for table in tables.values())
     with progress_bar("embedding", total, "volumes", show_progress) as advance, finish_on_interrupt("volume") as stop:
         for name, table in tables.items():
-            for row, found in zip(table.rows, extract_series(table.paths, extractor, store), strict=True):
-                if found.error is not None and not skip_invalid:
-                    raise type(found.error)(
-                        f"{table.name} row {row}: {found.error}; mend the row, or pass --skip-invalid-nifti to go on "
-                        "without such volumes"
-                    ) from found.error
-                done[name].append(found)
-                advance()
-                stop.check()
+            with closing(extract_series(table.paths, extractor, store)) as found_in_order:
+                for row, found in zip(table.rows, found_in_order, strict=True):
+                    if found.error is not None and not skip_invalid:
+                        raise _with_row(found.error, table.name, row) from found.error
+                    done[name].append(found)
+                    advance()
+                    stop.check()
     return done
+
+
+def _with_row(error: MedDINOError, table: str, row: int) -> MedDINOError:
+    return type(error)(
+        f"{table} row {row}: {error}; mend the row, or pass --skip-invalid-nifti to go on without such volumes"
+    )
 
 
 def invalid_report(splits: Splits, extractions: Extractions) -> dict[str, Any]:

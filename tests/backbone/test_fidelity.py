@@ -144,7 +144,18 @@ def test_an_engine_is_held_to_torch_in_fp32(published_checkpoint: Publish, small
     assert measure_fidelity(TorchEngine(small_vit(seed=1), "cpu", precision), weights) < 0.99
 
 
-def test_the_least_cosine_counts_and_not_the_mean() -> None:
+def test_one_bad_slice_is_enough(
+    published_checkpoint: Publish, small_vit: MakeVit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, weights = TorchEngine(small_vit(), "cpu", "fp32"), load_weights(published_checkpoint())
+    sound = engine.class_tokens
+    signs = np.ones((fidelity.N_SLICES, 1), dtype=np.float32)
+    signs[1] = -1
+    monkeypatch.setattr(engine, "class_tokens", lambda pixels: sound(pixels) * signs)
+    assert abs(measure_fidelity(engine, weights) + 1) < 1e-6
+
+
+def test_a_cosine_knows_no_length() -> None:
     a = np.eye(2, dtype=np.float32)
     b = np.array([[2, 0], [1, 1]], dtype=np.float32)
     np.testing.assert_allclose(cosines(a, b), [1, np.sqrt(0.5)])

@@ -6,7 +6,7 @@ A thread reads, checks, decodes, orients and resizes ahead while the engine work
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -29,10 +29,11 @@ WINDOWS_AHEAD = 3
 
 def extract_series(
     paths: Iterable[Path | None], extractor: Extractor, store: EmbeddingStore, read: Read = read_volume
-) -> Iterator[Extraction]:
+) -> Generator[Extraction, None, None]:
     """What became of each path, in order, each as soon as it is known; a volume in the store is not decoded again.
 
-    A finished volume is on disk before it is yielded, so whoever stops between two loses nothing.
+    A finished volume is on disk before it is yielded, so whoever stops between two loses nothing; close the generator to
+    end the reading ahead at once.
 
     Raises:
         NonFiniteEmbedding: the backbone gave NaN or infinity; the volume is named and nothing of it is stored.
