@@ -35,9 +35,9 @@ class Bar:
         return f"{exact.quantize(Decimal(1).scaleb(-places), rounding=rounding):f}"
 
 
-QUICK_NOTE = "quick run: a small transformer and few slices show that the benchmark works, and nothing of the bars"
+QUICK_NOTE = "quick run: a small transformer or little work shows that the benchmark runs; the bars are not judged"
 
 
-def caveat(quick: bool) -> list[str]:
-    """What must be said of a quick run's figures."""
-    return [QUICK_NOTE] if quick else []
+def judged(quick: bool, verdicts: list[str]) -> list[str]:
+    """The verdicts, or for a quick run why there are none."""
+    return [QUICK_NOTE] if quick else verdicts

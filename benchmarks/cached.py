@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bars import Bar, caveat
+from benchmarks.bars import Bar, judged
 from benchmarks.children import told_by
 from benchmarks.table import Table
 
@@ -38,13 +38,12 @@ def measure(quick: bool) -> Table:
     rows = [row("embedded", [first]), row("cached", again)]
     imported = sorted({name for run in again for name in run["engines_imported"]})
     notes = [
-        TIMES_AS_FAST.verdict("cached over embedded", rows[0]["stage_s"] / rows[1]["stage_s"]),
+        *judged(quick, [TIMES_AS_FAST.verdict("cached over embedded", rows[0]["stage_s"] / rows[1]["stage_s"])]),
         f"engines imported by a cached run, expected none: {', '.join(imported) or 'none'}: "
         f"{'missed' if imported else 'met'}",
         f"{n_volumes} volumes of {n_slices} slices, {side} x {side}; the stage is open_backbone, FeatureExtractor and "
         f"extract_series, its imports included; one run embeds, the median of {repeats} finds all; records and graph "
         "of the weights were there before both",
-        *caveat(quick),
     ]
     return Table("cached", "A cohort that is cached", rows, notes)
 

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.bars import Bar, caveat
+from benchmarks.bars import Bar, judged
 from benchmarks.children import ROOT, told_by
 from benchmarks.rounds import Seconds, median, seconds_of, take_turns
 from benchmarks.table import Table
@@ -51,16 +51,23 @@ def measure(quick: bool) -> Table:
     seconds |= take_turns({PREDICT: predicting(quick)}, loads)
     rows = [row(name, seconds) for name in seconds]
     notes = [
-        HELP_S.verdict("--help", median(seconds, "--help")),
-        HELP_S.verdict("predict --help", median(seconds, "predict --help")),
-        IMPORT_S.verdict("import, above a bare interpreter", rows[3]["above_bare_python_s"]),
+        *judged(quick, verdicts(seconds)),
         f"starts: median of {rounds} rounds that take turns, files in the system's cache; loads: median of {loads}, "
         "load_backbone and one slice in a fresh process, imports of torch and OpenVINO within; the first time tries "
         "bf16 against fp32 and converts the graph, which is then kept",
         f"predict: the whole command on {PREDICT_SLICES} slices of 512 x 512 with a made-up head, graph kept",
-        *caveat(quick),
     ]
     return Table("cold_start", "Cold start", rows, notes)
+
+
+def verdicts(seconds: Seconds) -> list[str]:
+    """What the bars come to."""
+    importing = median(seconds, "import meddinov3_stroke") - median(seconds, BARE)
+    return [
+        HELP_S.verdict("--help", median(seconds, "--help")),
+        HELP_S.verdict("predict --help", median(seconds, "predict --help")),
+        IMPORT_S.verdict("import, above a bare interpreter", importing),
+    ]
 
 
 def started(arguments: tuple[str, ...], settings: Mapping[str, str] | None = None) -> Callable[[], Any]:

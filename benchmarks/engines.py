@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from benchmarks.bars import Bar, caveat
+from benchmarks.bars import Bar, judged
 from benchmarks.rounds import Seconds, median, take_turns, times_as_fast
 from benchmarks.table import Table
 from benchmarks.weights import transformers_model
@@ -39,16 +39,15 @@ def measure(quick: bool) -> Table:
     auto = place.load().identity
     ways = all_ways(place)
     tokens = {name: way(pixels) for name, way in ways.items()}
-    seconds = take_turns({name: lambda way=way: way(pixels) for name, way in ways.items()}, rounds)
+    seconds = take_turns({name: lambda way=way: way(pixels) for name, way in ways.items()}, rounds, warm_ups=0)
     auto_name = f"{auto.engine} {auto.precision}"
     rows = [row(name, n_slices, seconds, tokens, name == auto_name) for name in ways]
     notes = [
-        *verdicts({each["engine"]: each for each in rows}, auto_name),
+        *judged(quick, verdicts({each["engine"]: each for each in rows}, auto_name)),
         f"{n_slices} slices a pass, {rounds} rounds that take turns, {torch.get_num_threads()} threads; ratios are "
         "medians of the ratios within a round; the cosine is the least over the slices, to torch fp32",
         f"transformers bf16 is the model cast to bf16; int8 was made on {place.n_calibration_slices} slices of another "
         "head",
-        *caveat(quick),
     ]
     return Table("engines", "Engines", rows, notes)
 

@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from benchmarks.bars import Bar, caveat
+from benchmarks.bars import Bar, judged
 from benchmarks.table import Table
 from meddinov3_stroke import config
 from meddinov3_stroke.heads import EpochResult, build_head, positive_weights, train_epochs
@@ -50,14 +50,13 @@ def measure(quick: bool) -> Table:
     ]
     same = bit_identical(train, held_out, options)
     notes = [
-        TRAINING_S.verdict("train_epochs", statistics.median(seconds["train_epochs"])),
+        *judged(quick, [TRAINING_S.verdict("train_epochs", statistics.median(seconds["train_epochs"]))]),
         f"{n_rows} x {DIM} rows, {N_SUBTYPES + 1} labels, {len(held_out.labels)} held out; median of {rounds} rounds "
         f"that take turns; validation after each epoch in the first two; {torch.get_num_threads()} threads by default",
         f"our loop: {options.hidden_dim} hidden units, batches of {options.batch_size}, one thread",
         f"two runs of ours with one seed: {'bit-identical weights' if same else 'DIFFERENT weights'}",
         "the plain loop's first AdamW also imports torch's compiler (3 to 4 seconds once a process), which is left out",
         "the planted signal is linear, which suits logistic regression: one for each label, standardised columns",
-        *caveat(quick),
     ]
     return Table("head_training", "Training a head", rows, notes)
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bars import Bar, caveat
+from benchmarks.bars import Bar, judged
 from benchmarks.children import told_by
 from benchmarks.table import Table
 
@@ -35,10 +35,9 @@ def measure(quick: bool) -> Table:
         told = told_by("benchmarks.memory", place.weights, place.models_dir, warm_up, path)
         rows.append({"slices": n_slices, "stored_mib": n_slices * side * side * 2 / 2**20, **told})
     notes = [
-        ADDED_MIB.verdict(f"added by {sizes[-1]} slices", rows[-1]["peak_mib_added"]),
+        *judged(quick, [ADDED_MIB.verdict(f"added by {sizes[-1]} slices", rows[-1]["peak_mib_added"])]),
         f"{side} x {side} int16 .nii.gz; read_volume and FeatureExtractor.embed in a fresh process whose engine has "
         "embedded 16 other slices; the peak is VmHWM, made to forget all before",
-        *caveat(quick),
     ]
     return Table("memory", "Memory of embedding a volume", rows, notes)
 

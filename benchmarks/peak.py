@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.bars import Bar, caveat
+from benchmarks.bars import Bar, judged
 from benchmarks.products import QUICK_SHAPES, SHAPES, Int8Product, Shape, torch_product
 from benchmarks.profile import told_profile
 from benchmarks.rounds import Seconds, median, seconds_of, timed_turns
@@ -35,14 +35,13 @@ def measure(quick: bool) -> Table:
     work = n_slices * flops_of_slice(RESIZE, small_transformer() if quick else VIT_B)
     rows = [row(precision, seconds, shapes, work, n_slices) for precision in PRECISIONS]
     notes = [
-        *verdicts({each["precision"]: each["share_percent"] for each in rows}),
+        *judged(quick, verdicts({each["precision"]: each["share_percent"] for each in rows})),
         *(told_profile(place, precision, pixels) for precision in PRECISIONS[1:]),
         f"peak: the fastest of {len(shapes)} products (rows, inner, columns), fp32 and bf16 by torch's linear layer, "
         f"int8 by OpenVINO's own time of an i8 product; best of {REPEATS} in a round, then the median of {rounds} "
         "rounds",
         f"engine: median of the same rounds, {n_slices} slices a pass, {work / n_slices / 1e9:.3f} GFLOP a slice; "
         "norms, rotation, softmax and GELU take time and count as no work; attention's products are not int8",
-        *caveat(quick),
     ]
     return Table("peak", "Share of the machine's peak", rows, notes)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bars import caveat
+from benchmarks.bars import judged
 from benchmarks.children import told_by
 from benchmarks.heads import write_volumes
 from benchmarks.rounds import Seconds, median, take_turns
@@ -31,7 +31,7 @@ RESOLUTIONS = ((224, 8), (512, 2), (896, 1))
 
 def measure(quick: bool) -> Table:
     """Seconds and slices a second along each axis; `value` is the number on the axis."""
-    rounds = 2 if quick else 5
+    rounds = 2 if quick else 3
     place = workspace(quick)
     volumes, fit = volume_rows(place, rounds)
     auto = place.load()
@@ -39,21 +39,21 @@ def measure(quick: bool) -> Table:
         *volumes,
         *batch_rows(auto, BATCHES[:3] if quick else BATCHES, rounds),
         *resolution_rows(auto, RESOLUTIONS[:2] if quick else RESOLUTIONS, rounds),
-        *core_rows(place, 4 if quick else 16, rounds),
+        *core_rows(place, 4 if quick else 16, 2 * rounds),
     ]
     notes = [
+        *judged(quick, []),
         fit,
         f"median of {rounds} rounds that take turns; auto engine ({auto.identity.engine} {auto.identity.precision})",
         "volumes: extract_series into an empty store, volumes of 2 slices of 256 x 256; cores: a process of its own "
         "bound to so many, which measures alone",
-        *caveat(quick),
     ]
     return Table("scaling", "How time grows", rows, notes)
 
 
 def volume_rows(place: Workspace, rounds: int) -> tuple[list[dict[str, Any]], str]:
     """Seconds of cohorts of several sizes, and what a straight line through them says."""
-    sizes, n_slices = (2, 4, 8) if place.quick else (4, 8, 16, 32), 2
+    sizes, n_slices = (2, 4, 8) if place.quick else (3, 6, 12, 24), 2
     paths = write_volumes(place.folder / "scaling", max(sizes), n_slices, 256)
     extractor, stores = FeatureExtractor(place.load()), count()
 
@@ -100,7 +100,7 @@ def core_rows(place: Workspace, n_slices: int, rounds: int) -> list[dict[str, An
     cores = sorted(os.sched_getaffinity(0))
     numbers = [n for n in (1, 2, 4, 8) if n <= len(cores)]
     seconds: dict[str, list[float]] = {str(n): [] for n in numbers}
-    for n in numbers if place.quick else numbers * 2:
+    for n in numbers:
         told = told_by("benchmarks.scaling", place.weights, place.models_dir, n_slices, rounds, cores=cores[:n])
         assert told["cores"] == n
         seconds[str(n)].append(told["seconds"])
