@@ -67,8 +67,9 @@ def extract_once(weights: Path, models_dir: Path, volumes: Path, store: Path) ->
     from meddinov3_stroke.extraction import extract_series
     from meddinov3_stroke.feature_extractor import FeatureExtractor
     from meddinov3_stroke.lazy_backbone import open_backbone
+    from meddinov3_stroke.models import plan_backbone
 
-    extractor = FeatureExtractor(open_backbone(weights, models_dir=models_dir))
+    extractor = FeatureExtractor(open_backbone(plan_backbone(weights, models_dir=models_dir)))
     opened = time.perf_counter()
     found = list(extract_series(paths, extractor, EmbeddingStore(store)))
     end = time.perf_counter()

@@ -32,9 +32,10 @@ PROBE = """
 import json, sys
 from dataclasses import asdict
 from meddinov3_stroke.lazy_backbone import open_backbone
+from meddinov3_stroke.models import plan_backbone
 answers = []
 for engine, precision in json.loads(sys.argv[2]):
-    opened = open_backbone(sys.argv[1], engine, precision, "cpu")
+    opened = open_backbone(plan_backbone(sys.argv[1], engine, precision, "cpu"))
     answers.append([type(opened).__name__, opened.device, list(opened.warnings), asdict(opened.identity)])
 print(json.dumps({"answers": answers, "imported": [name for name in ("torch", "openvino") if name in sys.modules]}))
 """
@@ -72,7 +73,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[BackbonePlan]:
 
 def test_weights_that_were_never_read_are_loaded_and_known_ones_are_not(random_weights: RandomWeights) -> None:
     path = random_weights()
-    first, second = open_backbone(path, **TORCH), open_backbone(path, **TORCH)
+    first, second = (open_backbone(plan_backbone(path, **TORCH)) for _ in range(2))
     assert isinstance(first, Backbone)
     assert isinstance(second, LazyBackbone)
     assert second.identity == first.identity == second.loaded.identity

@@ -231,7 +231,7 @@ def test_missing_weights_are_named(backbone, random_head, tmp_path) -> None:
 def test_a_backbone_by_path_is_the_loaded_one(load, backbone, random_head, random_weights, head_nifti) -> None:
     path = head_nifti()
     by_path = ICHPredictor.load(
-        str(random_head(backbone)), backbone=str(random_weights()), device="cpu", precision="fp32"
+        str(random_head(backbone)), backbone=str(random_weights()), device="cpu", engine="torch", precision="fp32"
     )
     assert content(by_path(path)) == content(load()(path))
 

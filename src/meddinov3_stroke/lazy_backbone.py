@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
 
-from meddinov3_stroke.models import BackbonePlan, plan_backbone
+from meddinov3_stroke.models import BackbonePlan
 from meddinov3_stroke.types import BackboneIdentity, SliceTokens
 
 if TYPE_CHECKING:
@@ -82,8 +81,8 @@ class LazyBackbone:
 
     @property
     def independent_rows(self) -> bool:
-        """As `Backbone.independent_rows`."""
-        return self.loaded.independent_rows
+        """As `Backbone.independent_rows`, known of the engine before it is made."""
+        return self.identity.engine == "openvino"
 
     def embed(
         self,
@@ -125,30 +124,12 @@ class LazyBackbone:
         self.loaded.refuse_non_finite(cls, patches, first=first)
 
 
-def open_backbone(
-    source: str | Path,
-    engine: str = "auto",
-    precision: str = "auto",
-    device: str = "auto",
-    *,
-    models_dir: Path | None = None,
-    torch_compile: bool = False,
-    accept_int8: bool = False,
-) -> SliceEncoder:
-    """The backbone that `load_backbone` would give, loaded at its first use where its identity is on record already.
+def open_backbone(plan: BackbonePlan) -> SliceEncoder:
+    """The backbone of a plan, loaded at its first use where its identity is on record already.
 
     Raises:
-        UsageError, DeviceUnavailable, WeightsError: as `load_backbone` says.
+        WeightsError: as `load_backbone` says.
     """
-    plan = plan_backbone(
-        source,
-        engine,
-        precision,
-        device,
-        models_dir=models_dir,
-        torch_compile=torch_compile,
-        accept_int8=accept_int8,
-    )
     identity = plan.known_identity()
     if identity is None:
         from meddinov3_stroke.backbone import load_planned

@@ -47,9 +47,10 @@ class BackboneOptions(ConsoleOptions):
     def open_backbone(self) -> SliceEncoder:
         """The backbone these flags name, loaded when it is first used; missing weights name the download command."""
         from meddinov3_stroke.lazy_backbone import open_backbone
+        from meddinov3_stroke.models import plan_backbone
 
         settings = config.load_settings()
-        return open_backbone(
+        plan = plan_backbone(
             self.backbone or settings.meddinov3_ckpt_path,
             engine=self.engine,
             precision=self.precision,
@@ -58,6 +59,7 @@ class BackboneOptions(ConsoleOptions):
             torch_compile=self.torch_compile,
             accept_int8=self.accept_int8,
         )
+        return open_backbone(plan)
 
 
 def input_or_first(path: Path | None, folder: Path = config.INPUT_DIR) -> Path:

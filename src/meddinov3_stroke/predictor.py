@@ -25,6 +25,7 @@ from meddinov3_stroke.explain import (
 from meddinov3_stroke.feature_extractor import EVERY_SLICE, FeatureExtractor, naming, pool_slices
 from meddinov3_stroke.heads import HeadCheckpoint, check_backbone, load_checkpoint, predict_logits
 from meddinov3_stroke.lazy_backbone import SliceEncoder, open_backbone
+from meddinov3_stroke.models import plan_backbone
 from meddinov3_stroke.options import case_name
 from meddinov3_stroke.report import save_case
 from meddinov3_stroke.runtime.atomic import write_json
@@ -156,7 +157,7 @@ class ICHPredictor:
             raise UsageError(f"--top-k {top_k}: expected 1 or more")
         head = load_checkpoint(Path(checkpoint))
         if isinstance(backbone, str | Path):
-            backbone = open_backbone(backbone, engine=engine, precision=precision, device=device)
+            backbone = open_backbone(plan_backbone(backbone, engine, precision, device))
         side = resize if resize is not None else head.resize or DEFAULT_RESIZE
         known = (*demo_warnings(backbone.identity), *backbone.warnings)
         warnings = (*known, *check_backbone(head, backbone.identity, side))

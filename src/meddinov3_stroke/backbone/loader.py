@@ -13,6 +13,7 @@ from meddinov3_stroke.backbone.graph_source import GraphSource, facts_of, weight
 from meddinov3_stroke.backbone.weight_file import Weights, build_module, load_weights
 from meddinov3_stroke.models import BackbonePlan, Calibration, WeightsFacts, plan_backbone
 from meddinov3_stroke.runtime.device import use_available_cpus
+from meddinov3_stroke.runtime.digest import sha256_of_file
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -90,7 +91,8 @@ class _Loading:
     def _learn_facts(self) -> WeightsFacts:
         self._weights = load_weights(self.plan.path)
         facts = facts_of(self._weights)
-        self.plan.records.keep_facts(self.plan.file_sha256, facts)
+        if sha256_of_file(self.plan.path) == self.plan.file_sha256:  # not replaced while it was read
+            self.plan.records.keep_facts(self.plan.file_sha256, facts)
         return facts
 
     def _measured_precision(self, facts: WeightsFacts) -> str:

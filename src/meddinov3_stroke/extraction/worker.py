@@ -32,8 +32,8 @@ def extract_series(
 ) -> Generator[Extraction, None, None]:
     """What became of each path, in order, each as soon as it is known; a volume in the store is not decoded again.
 
-    A finished volume is on disk before it is yielded, so whoever stops between two loses nothing; close the generator to
-    end the reading ahead at once.
+    A finished volume is on disk before it is yielded, so whoever stops between two loses nothing; close the generator
+    to end the reading ahead at once.
 
     Raises:
         NonFiniteEmbedding: the backbone gave NaN or infinity; the volume is named and nothing of it is stored.
