@@ -27,8 +27,8 @@ QUICK_SHAPES = SHAPES[3:]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-I8_TYPES = ("i8", "u8")
-"""OpenVINO's names of the arithmetic that counts as int8."""
+TYPES = {"fp32": ("f32",), "bf16": ("bf16",), "int8": ("i8", "u8")}
+"""OpenVINO's names of the arithmetic of each precision."""
 
 
 def torch_product(shape: Shape, precision: str) -> Callable[[], Any]:
@@ -44,21 +44,22 @@ def torch_product(shape: Shape, precision: str) -> Callable[[], Any]:
     return product
 
 
-class Int8Product:
-    """A quantized matrix product in OpenVINO, timed by OpenVINO itself: the product's node alone, without the
-    conversions around it.
+class OpenVINOProduct:
+    """A matrix product in OpenVINO, timed by OpenVINO itself: the product's node alone, without the conversions around
+    it. In int8 the graph is quantized, and runs in int8 or not at all.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, precision: str) -> None:
         ov = import_openvino()
         options = {
             "PERF_COUNT": True,
             "INFERENCE_NUM_THREADS": cpu_threads(),
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         }
-        compiled = ov.Core().compile_model(quantized_product(shape), "CPU", options)
-        require_int8(compiled)
+        graph = quantized_product(shape) if precision == "int8" else plain_product(shape)
+        compiled = ov.Core().compile_model(graph, "CPU", options)
+        require_types(compiled, TYPES[precision])
         self._request = compiled.create_infer_request()
         self._x = np.random.default_rng(0).uniform(-1, 1, shape[:2]).astype(np.float32)
 
@@ -71,6 +72,17 @@ class Int8Product:
 
 PRODUCTS = ("FullyConnected", "MatMul")
 """OpenVINO's names of a matrix product."""
+
+
+def plain_product(shape: Shape) -> Any:
+    """The graph of x @ w in float32."""
+    ov = import_openvino()
+    from openvino import opset13 as ops
+
+    rows, inner, columns = shape
+    x = ops.parameter([rows, inner], ov.Type.f32)
+    w = np.random.default_rng(1).standard_normal((columns, inner), dtype=np.float32)
+    return ov.Model([ops.relu(ops.matmul(x, ops.constant(w), False, True))], [x])
 
 
 def quantized_product(shape: Shape) -> Any:
@@ -93,15 +105,15 @@ def fake_quantize(ops: Any, x: Any, bound: float) -> Any:
     return ops.fake_quantize(x, low, high, low, high, 256)
 
 
-def require_int8(compiled: Any) -> None:
-    """Nothing, where the compiled graph's product runs in int8.
+def require_types(compiled: Any, expected: tuple[str, ...]) -> None:
+    """Nothing, where the compiled graph's product runs in one of these types.
 
     Raises:
-        RuntimeError: it does not, so that its speed says nothing of int8.
+        RuntimeError: it does not, so that its speed says nothing of them.
     """
     found = list(_product_types(compiled))
-    if not found or any(kind not in I8_TYPES for kind in found):
-        raise RuntimeError(f"OpenVINO runs the quantized product in {found or 'no product at all'}, expected int8")
+    if not found or any(kind not in expected for kind in found):
+        raise RuntimeError(f"OpenVINO runs the product in {found or 'no node of its own'}, expected {expected}")
 
 
 def _product_types(compiled: Any) -> Iterator[str]:
