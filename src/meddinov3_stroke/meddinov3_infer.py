@@ -16,9 +16,9 @@ from meddinov3_stroke.runtime.provenance import DISCLAIMER, provenance
 from meddinov3_stroke.types import SliceEmbeddings, SliceSelection, Volume
 
 if TYPE_CHECKING:
-    from meddinov3_stroke.explain import SliceMap
     from meddinov3_stroke.feature_extractor import FeatureExtractor
     from meddinov3_stroke.lazy_backbone import SliceEncoder
+    from meddinov3_stroke.pictures import SliceMap
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -97,7 +97,8 @@ def _extractor(args: Args) -> FeatureExtractor:
 
 def _map_slice(args: Args, volume: Volume, extractor: FeatureExtractor, slice_index: int) -> SliceMap:
     """The slice of the map and the similarity of its patches; comes first, so that a wrong flag costs no volume."""
-    from meddinov3_stroke.explain import SliceMap, parse_patch, patch_similarity
+    from meddinov3_stroke.explain import parse_patch, patch_similarity
+    from meddinov3_stroke.pictures import SliceMap
 
     tokens = extractor.tokens(volume, [slice_index])
     assert tokens.patches is not None  # asked for
@@ -129,8 +130,9 @@ def _embed(args: Args, volume: Volume, extractor: FeatureExtractor) -> tuple[Sli
 
 def _save(folder: Path, embeddings: SliceEmbeddings, similar: SliceMap, summary: dict[str, Any]) -> list[Path]:
     """Paths of the files written, `summary.json` last."""
-    from meddinov3_stroke.explain import is_demo, slice_picture
+    from meddinov3_stroke.explain import is_demo
     from meddinov3_stroke.feature_extractor import pool_slices
+    from meddinov3_stroke.pictures import slice_picture
     from meddinov3_stroke.runtime.atomic import write_bytes, write_json, write_npy
 
     arrays = {
@@ -167,7 +169,7 @@ def _summary(
 
 
 def _about_map(similar: SliceMap) -> dict[str, Any]:
-    from meddinov3_stroke.explain import SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH
+    from meddinov3_stroke.pictures import SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH
 
     return {
         "measure": "cosine similarity of patch tokens to the reference patch",

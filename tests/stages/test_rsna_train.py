@@ -196,6 +196,7 @@ def test_a_second_run_embeds_nothing_and_gives_the_same_head(args: rsna_train.Ar
     assert all((tensors[name] == again[name]).all() for name in tensors)
 
 
+@pytest.mark.usefixtures("python_sigint")
 def test_an_interrupted_run_keeps_finished_volumes_and_resumes(args: rsna_train.Args, extractor: FakeExtractor) -> None:
     extractor.after_call = lambda calls: signal.raise_signal(signal.SIGINT) if calls == 5 else None
     with pytest.raises(KeyboardInterrupt):
@@ -208,6 +209,7 @@ def test_an_interrupted_run_keeps_finished_volumes_and_resumes(args: rsna_train.
     assert extractor.calls == summary["extraction"]["n_total"]
 
 
+@pytest.mark.usefixtures("python_sigint")
 def test_a_second_interrupt_stops_at_once(args: rsna_train.Args, extractor: FakeExtractor) -> None:
     def twice(calls: int) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -219,6 +221,7 @@ def test_a_second_interrupt_stops_at_once(args: rsna_train.Args, extractor: Fake
     assert list(EmbeddingStore(args.cache_dir).stored_keys()) == []
 
 
+@pytest.mark.usefixtures("python_sigint")
 def test_the_command_exits_130_when_interrupted(args: rsna_train.Args, extractor: FakeExtractor) -> None:
     extractor.after_call = lambda calls: signal.raise_signal(signal.SIGINT)
     assert rsna_train.main(["--series-csv", str(args.series_csv), "--cache-dir", str(args.cache_dir), "--quiet",

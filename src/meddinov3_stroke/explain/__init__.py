@@ -1,10 +1,7 @@
-"""Why a head says what it says: similarity of patches, suspicious slices, and their pictures."""
+"""Why a head says what it says: similarity of patches and suspicious slices."""
 
 from meddinov3_stroke.explain.notices import DEMO_NOTICE, demo_warnings, is_demo
-from meddinov3_stroke.explain.picture_of_case import case_picture
-from meddinov3_stroke.explain.picture_of_slice import SliceMap, slice_picture
 from meddinov3_stroke.explain.similarity import parse_patch, patch_similarity
-from meddinov3_stroke.explain.style import SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH
 from meddinov3_stroke.explain.suspicion import (
     REFERENCE_RULE,
     HeadInput,
@@ -20,12 +17,7 @@ from meddinov3_stroke.explain.suspicion import (
 __all__ = [
     "DEMO_NOTICE",
     "REFERENCE_RULE",
-    "SIMILARITY_RANGE",
-    "WINDOW_CENTER",
-    "WINDOW_WIDTH",
     "HeadInput",
-    "SliceMap",
-    "case_picture",
     "case_text",
     "demo_warnings",
     "head_rows",
@@ -35,7 +27,6 @@ __all__ = [
     "rank",
     "ranking_text",
     "reference_patch",
-    "slice_picture",
     "soft_tissue_patches",
     "suspicion",
 ]

@@ -9,14 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from meddinov3_stroke.explain import (
-    REFERENCE_RULE,
-    SIMILARITY_RANGE,
-    WINDOW_CENTER,
-    WINDOW_WIDTH,
-    case_picture,
-    case_text,
-)
+from meddinov3_stroke.explain import REFERENCE_RULE, case_text
+from meddinov3_stroke.pictures import SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH, case_picture
 from meddinov3_stroke.report.origin import origin_document
 from meddinov3_stroke.runtime.atomic import write_bytes, write_json, write_npy
 from meddinov3_stroke.runtime.provenance import provenance

@@ -5,9 +5,10 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from meddinov3_stroke.explain.notices import is_demo
-from meddinov3_stroke.explain.panel import draw_colour_bar, draw_ct, draw_similarity, mark_patch
-from meddinov3_stroke.explain.picture_of_slice import panel_size
-from meddinov3_stroke.explain.style import (
+from meddinov3_stroke.explain.suspicion import REFERENCE_RULE
+from meddinov3_stroke.pictures.panel import draw_colour_bar, draw_ct, draw_similarity, mark_patch
+from meddinov3_stroke.pictures.picture_of_slice import panel_size
+from meddinov3_stroke.pictures.style import (
     MUTED,
     SCALE_NOTE,
     TEXT,
@@ -17,8 +18,7 @@ from meddinov3_stroke.explain.style import (
     write,
     write_disclaimer,
 )
-from meddinov3_stroke.explain.suspicion import REFERENCE_RULE
-from meddinov3_stroke.explain.text import Line, height_of, wrap, write_lines
+from meddinov3_stroke.pictures.text import Line, height_of, wrap, write_lines
 from meddinov3_stroke.types import CaseFindings
 
 COLUMNS = 5

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from meddinov3_stroke.explain.style import write
+from meddinov3_stroke.pictures.style import write
 
 LINE_HEIGHT = 1.45
 """Distance of two lines as a multiple of the size of the type."""

@@ -14,8 +14,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from scipy.ndimage import binary_fill_holes, map_coordinates
 
-from meddinov3_stroke.explain.style import FONT, MARK, MUTED, SIMILARITY_RANGE, TEXT, brain_window, similarity_colours
 from meddinov3_stroke.explain.suspicion import HEAD_ABOVE_HU
+from meddinov3_stroke.pictures.style import FONT, MARK, MUTED, SIMILARITY_RANGE, TEXT, brain_window, similarity_colours
 
 Box = tuple[float, float, float, float]
 """Left, bottom, width and height in inches from the figure's lower left corner."""

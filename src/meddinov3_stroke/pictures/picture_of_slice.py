@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import Float32
 from matplotlib.figure import Figure
 
-from meddinov3_stroke.explain.panel import (
+from meddinov3_stroke.pictures.panel import (
     draw_colour_bar,
     draw_ct,
     draw_similarity,
     extent_mm,
     mark_patch,
 )
-from meddinov3_stroke.explain.style import (
+from meddinov3_stroke.pictures.style import (
     MUTED,
     SCALE_NOTE,
     WINDOW_NOTE,

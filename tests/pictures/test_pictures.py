@@ -14,9 +14,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from meddinov3_stroke.explain import SliceMap, case_picture, slice_picture
-from meddinov3_stroke.explain.panel import head_pixels, stretch
-from meddinov3_stroke.explain.style import MARK, brain_window, drawable, similarity_colours
+from meddinov3_stroke.pictures import SliceMap, case_picture, slice_picture
+from meddinov3_stroke.pictures.panel import head_pixels, stretch
+from meddinov3_stroke.pictures.style import MARK, brain_window, drawable, similarity_colours
 from meddinov3_stroke.types import (
     BackboneIdentity,
     CaseFindings,
@@ -83,7 +83,7 @@ def figure_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], bytes]]
     def capture(draw: Callable[[], bytes]) -> Figure:
         found: list[Figure] = []
         for module in ("picture_of_slice", "picture_of_case"):
-            room = importlib.import_module(f"meddinov3_stroke.explain.{module}")
+            room = importlib.import_module(f"meddinov3_stroke.pictures.{module}")
             monkeypatch.setattr(room, "png_bytes", lambda figure: found.append(figure) or b"")
         draw()
         return found[0]
