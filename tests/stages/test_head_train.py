@@ -211,6 +211,7 @@ def test_nan_loss_in_the_first_epoch_leaves_an_older_best_alone(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.usefixtures("python_sigint")
 def test_sigint_finishes_the_epoch_saves_and_exits_130(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
