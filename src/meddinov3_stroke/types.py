@@ -42,18 +42,46 @@ def scaled_hu(stored: Real[np.ndarray, "*shape"], slope: float, intercept: float
     return hu
 
 
+@dataclass(frozen=True)
+class VolumeInput:
+    """Where a volume is to be read from."""
+
+    path: Path
+    """A NIfTI file; a DICOM file, folder, zip archive or list of files (.txt); or a header index (.parquet)."""
+    series_uid: str | None = None
+    """Which series, where the path holds several; without it the rule of `volume.dicom.choice` decides."""
+
+
+@dataclass(frozen=True)
+class SliceImage:
+    """The DICOM image a slice was read from."""
+
+    sop_instance_uid: str
+    frame_number: int | None = None
+    """1-based, as DICOM counts, in a multi-frame object; None where the object is the image."""
+
+
 @dataclass(frozen=True, eq=False)
 class VolumeSource:
     """Where a volume came from, without any patient attribute."""
 
     path: Path
     format: str
-    """`nifti`; other readers add their own."""
+    """`nifti` or `dicom`."""
     sha256: str
-    """Digest of the file's bytes as stored."""
+    """Digest of the file's bytes as stored; of a DICOM input, that of the sorted digests of its files and the series
+    asked for."""
     pixels_sha256: str
     """Digest of the stored voxels in canonical orientation, with dtype, shape, slope and intercept; equal pixels under
     two names share it."""
+    study_instance_uid: str | None = None
+    series_instance_uid: str | None = None
+    images: tuple[SliceImage, ...] = ()
+    """The image of each canonical slice; empty where the input knows none (NIfTI)."""
+
+    def image_of(self, slice_index: int) -> SliceImage | None:
+        """The image a canonical slice was read from, where that is known."""
+        return self.images[slice_index] if self.images else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +97,12 @@ class Volume:
     slope: float
     intercept: float
     affine: Float64[np.ndarray, "4 4"]
-    """Maps the canonical index (slice, row, col, 1) to RAS+ mm."""
+    """Maps the canonical index (slice, row, col, 1) to RAS+ mm; where slices are not evenly spaced, by the straight line
+    through the first and the last."""
     slice_positions_mm: Float64[np.ndarray, "slice 3"]
-    """RAS+ mm of the centre of voxel (row 0, col 0) of each slice."""
+    """RAS+ mm of the centre of voxel (row 0, col 0) of each slice, as acquired; never moved onto a grid."""
+    slice_steps_mm: Float64[np.ndarray, "slice 3 2"]
+    """RAS+ mm from a voxel to the next along the row index and along the column index, of each slice."""
     spacing_mm: tuple[float, float, float]
     """(slice, row, column): nominal distance between slice centres along the slice axis, then pixel spacing."""
     source: VolumeSource
@@ -241,6 +272,8 @@ class TopSlice:
     probabilities: Mapping[str, float]
     reference_patch: tuple[int, int] | None = None
     """(row, column) in the patch grid of the similarity map's reference patch, where one was drawn."""
+    image: SliceImage | None = None
+    """The DICOM image the slice was read from, where the input is DICOM."""
 
 
 @dataclass(frozen=True, eq=False)

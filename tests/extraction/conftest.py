@@ -52,7 +52,15 @@ class CountingReader:
         stored = np.full((int(text.split()[0]), 2, 2), len(text), dtype=np.int16)
         source = VolumeSource(path, "nifti", sha256_of_file(path), sha256_of_array(stored))
         return Volume(
-            stored, 1.0, 0.0, np.eye(4), np.zeros((len(stored), 3)), (5.0, 1.0, 1.0), source, warnings=("a warning",)
+            stored,
+            slope=1.0,
+            intercept=0.0,
+            affine=np.eye(4),
+            slice_positions_mm=np.zeros((len(stored), 3)),
+            slice_steps_mm=np.zeros((len(stored), 3, 2)),
+            spacing_mm=(5.0, 1.0, 1.0),
+            source=source,
+            warnings=("a warning",),
         )
 
 

@@ -46,6 +46,7 @@ def read_nifti(path: Path, *, max_voxels: int, allow_single_slice: bool) -> Volu
         intercept=header.intercept,
         affine=canonical,
         slice_positions_mm=canonical[:3, 3] + np.arange(n_slices)[:, None] * canonical[:3, 0],
+        slice_steps_mm=np.broadcast_to(canonical[:3, 1:3], (n_slices, 3, 2)),
         spacing_mm=(slice_mm, row_mm, col_mm),
         source=VolumeSource(path=path, format="nifti", sha256=sha256, pixels_sha256=pixels_sha256),
         n_padding_voxels=n_padding,
