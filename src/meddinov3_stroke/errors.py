@@ -5,7 +5,8 @@ MedDINOError                  70  a bug of ours, unless a subclass says otherwis
 ├── InputError                 3  a volume file is corrupt or unsupported
 │   ├── MissingInput
 │   ├── CorruptInput
-│   └── UnsupportedInput
+│   ├── UnsupportedInput
+│   └── AmbiguousInput
 ├── OutOfScope                 4  readable, but outside what the model is meant for
 ├── DatasetError               5  series table, labels, splits, embeddings given as data
 │   ├── SeriesTableError
@@ -67,6 +68,12 @@ class UnsupportedInput(InputError):
     """A sound file of a kind this package does not read."""
 
     code = "E-INPUT-UNSUPPORTED"
+
+
+class AmbiguousInput(InputError):
+    """Several patients or studies where one is needed, and nothing says which."""
+
+    code = "E-INPUT-AMBIGUOUS"
 
 
 class OutOfScope(MedDINOError):

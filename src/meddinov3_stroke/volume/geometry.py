@@ -164,24 +164,30 @@ def _largest_move_mm(
     return float(np.linalg.norm((corners @ (a - b).T)[:, :3], axis=1).max())
 
 
-def canonical_orientation(affine: Float64[np.ndarray, "4 4"], path: Path) -> Orientation:
-    """How the file's axes become slices (inferior -> superior), rows (to posterior) and columns (to patient left).
-
-    The slice axis is the one nearest to superior; of the other two the pair nearest to its directions. Nothing is
-    resampled: an oblique volume keeps its grid.
+def axial_orientation(affine: Float64[np.ndarray, "4 4"], path: Path) -> Orientation:
+    """`canonical_orientation` of a grid whose slice axis nothing but the affine names.
 
     Raises:
         OutOfScope: slices more than 45 degrees off axial, or thicker along another axis.
     """
+    orientation = canonical_orientation(affine)
+    _require_axial(affine, orientation.axes, path)
+    return orientation
+
+
+def canonical_orientation(affine: Float64[np.ndarray, "4 4"]) -> Orientation:
+    """How the file's axes become slices (inferior -> superior), rows (to posterior) and columns (to patient left).
+
+    The slice axis is the one nearest to superior; of the other two the pair nearest to its directions. Nothing is
+    resampled: an oblique volume keeps its grid.
+    """
     units = affine[:3, :3] / voxel_sides(affine)
     slice_axis = int(np.argmax(np.abs(units[2])))
     row_axis, col_axis = _row_and_column_axis(units, *(axis for axis in range(3) if axis != slice_axis))
-    orientation = Orientation(
+    return Orientation(
         axes=(slice_axis, row_axis, col_axis),
         flips=(bool(units[2, slice_axis] < 0), bool(units[1, row_axis] > 0), bool(units[0, col_axis] > 0)),
     )
-    _require_axial(affine, orientation.axes, path)
-    return orientation
 
 
 def _row_and_column_axis(units: Float64[np.ndarray, "3 3"], first: int, second: int) -> tuple[int, int]:

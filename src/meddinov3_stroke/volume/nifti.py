@@ -10,7 +10,7 @@ from jaxtyping import Real
 from meddinov3_stroke.errors import CorruptInput, OutOfScope
 from meddinov3_stroke.runtime.digest import sha256_of_array
 from meddinov3_stroke.types import Volume, VolumeSource
-from meddinov3_stroke.volume.geometry import Orientation, canonical_orientation, read_affine, voxel_sides
+from meddinov3_stroke.volume.geometry import Orientation, axial_orientation, read_affine, voxel_sides
 from meddinov3_stroke.volume.hounsfield import judge_voxels
 from meddinov3_stroke.volume.nifti_header import NiftiHeader, read_header
 from meddinov3_stroke.volume.stream import ByteStream, open_stream
@@ -29,7 +29,7 @@ def read_nifti(path: Path, *, max_voxels: int, allow_single_slice: bool) -> Volu
         header = read_header(stream, max_voxels)
         with np.errstate(over="ignore", invalid="ignore"):  # a damaged header is judged, not warned of
             affine, geometry_warnings = read_affine(header.fields, header.shape, path)
-        orientation = canonical_orientation(affine, path)
+        orientation = axial_orientation(affine, path)
         n_slices = header.shape[orientation.axes[0]]
         if n_slices == 1 and not allow_single_slice:
             raise OutOfScope(f"{path} holds a single slice; expected a head volume; allow single slices to read it")

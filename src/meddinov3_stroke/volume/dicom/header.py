@@ -1,4 +1,4 @@
-"""What one DICOM image says of itself, as far as a volume needs it; no patient attribute leaves this module."""
+"""What one DICOM image says of itself, as far as a volume needs it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64
+
+from meddinov3_stroke.volume.nifti_header import MAX_INTERCEPT, SLOPE_RANGE
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class Rescale:
     is_stated: bool = True
     """Whether the header has slope and intercept at all; without them HU are taken as stored, and a warning says so."""
 
+    @property
+    def is_sane(self) -> bool:
+        """Whether slope and intercept can be those of a CT (the range that a NIfTI header is held to)."""
+        return SLOPE_RANGE[0] <= self.slope <= SLOPE_RANGE[1] and abs(self.intercept) <= MAX_INTERCEPT
+
 
 @dataclass(frozen=True, eq=False)
 class ImageHeader:
@@ -46,8 +53,8 @@ class ImageHeader:
     sop_instance_uid: str
     series_instance_uid: str
     study_instance_uid: str
-    patient_digest: str
-    """Digest of the Patient ID: tells patients apart, names none."""
+    patient_id: str
+    """Tells patients apart; never printed or logged, and stored only by `prepare-rsna`, whose IDs are Kaggle's own."""
     modality: str
     sop_class_uid: str
     image_type: tuple[str, ...]
@@ -79,3 +86,17 @@ class ImageHeader:
     slice_thickness_mm: float | None
     gantry_tilt_degrees: float | None
     """As the header states it; what the geometry says counts."""
+    geometry_fault: str = ""
+    """Why position, orientation or pixel spacing are None, in words."""
+
+    @property
+    def normal(self) -> Float64[np.ndarray, "3"]:
+        """Unit vector, LPS, across the image; only where there is an orientation."""
+        assert self.row_direction is not None  # asked of placed images only
+        assert self.column_direction is not None
+        return np.cross(self.row_direction, self.column_direction)
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether position, orientation and pixel spacing are all known."""
+        return self.position_mm is not None and self.row_direction is not None and self.pixel_spacing_mm is not None

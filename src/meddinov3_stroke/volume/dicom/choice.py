@@ -1,0 +1,153 @@
+"""Which stack of a study is read where nobody names one.
+
+The rule, in this order: only usable stacks of at least `LEAST_SLICES` slices where there is one; then, each preferred
+to its opposite: original before derived, without before with a hint of contrast, a head before another part, a soft
+kernel before a sharp one, slices of 2 to 6 mm before thinner and thicker ones; then the most slices, the lowest series
+number, the smallest UID.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from meddinov3_stroke.errors import AmbiguousInput, MissingInput, OutOfScope, UnsupportedInput
+from meddinov3_stroke.volume.dicom.spacing import layout_of
+from meddinov3_stroke.volume.dicom.stacks import Stack
+
+LEAST_SLICES = 8
+"""Fewer are rarely a head; they are read where there is nothing else, or by name."""
+
+USUAL_SPACING_MM = (2.0, 6.0)
+"""Routine head CT is read at 2.5 to 5 mm."""
+
+RULE = (
+    "usable, at least 8 slices, original, without contrast, head, soft kernel, 2 to 6 mm, most slices, "
+    "lowest series number"
+)
+"""The rule in a line, as `inspect` prints it."""
+
+_SHARP = re.compile(
+    r"bone|sharp|lung|edge|detail|ultra|\b(?:b|h|hr|hc|br|u|ur)[6-9]\d|^(?:y[abcde]|d|e|l|fc[38]\d)$|knochen|\bos\b",
+    re.IGNORECASE,
+)
+"""Words and names of sharp kernels: GE BONE, EDGE, LUNG, DETAIL; Siemens B60 to U90, Hr60; Philips YA to YE, D, E, L;
+Canon FC3x, FC8x."""
+
+_CONTRAST = re.compile(
+    r"\bcta\b|angio|post[ -]?(?:con|gad|c\b)|with[ -]contrast|\bc\+|\+c\b|\bce\b|contrast|iohexol|omnipaque|perfusion|\bctp\b|venog",
+    re.IGNORECASE,
+)
+_NO_CONTRAST = re.compile(
+    r"non[ -]?con|without|w/o|no contrast|plain|native|nativ\b|unenhanced|\bnc\b|\bnect\b|\bncct\b|\bnone\b|\bc-|pre[ -]?con",
+    re.IGNORECASE,
+)
+_HEAD = re.compile(r"head|brain|skull|cran|neuro|schaedel|cereb|tete|crane|kopf|头|颅|脑", re.IGNORECASE)
+_ELSEWHERE = re.compile(r"chest|thorax|lung|abdom|pelvi|spine|neck|cardiac|knee|foot|hand|sinus|orbit|胸|腹", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the rule looks at."""
+
+    is_original: bool
+    has_contrast: bool
+    is_head: bool
+    is_elsewhere: bool
+    is_sharp: bool
+    is_usual_spacing: bool
+
+
+def traits_of(stack: Stack) -> Traits:
+    """What headers and geometry of a usable stack say of it."""
+    first = stack.first
+    words = f"{first.series_description} {first.body_part}"
+    low, high = USUAL_SPACING_MM
+    return Traits(
+        is_original="DERIVED" not in first.image_type,
+        has_contrast=contrast_hint(stack) != "",
+        is_head=_HEAD.search(words) is not None,
+        is_elsewhere=_ELSEWHERE.search(words) is not None and _HEAD.search(words) is None,
+        is_sharp=_SHARP.search(first.kernel) is not None or _SHARP.search(first.series_description) is not None,
+        is_usual_spacing=low <= layout_of(stack).nominal_mm <= high,
+    )
+
+
+def contrast_hint(stack: Stack) -> str:
+    """What in the headers speaks of contrast, empty where nothing does."""
+    agent, description = stack.first.contrast, stack.first.series_description
+    if agent and not _NO_CONTRAST.search(agent):
+        return f"agent {agent!r}"
+    if _CONTRAST.search(description) and not _NO_CONTRAST.search(description):
+        return f"description {description!r}"
+    return ""
+
+
+def choose(stacks: Sequence[Stack], series_uid: str | None, where: str) -> Stack:
+    """The stack to read: the named series' (its largest where it has several), else by the rule of this module.
+
+    Raises:
+        MissingInput: no such series, or no images at all.
+        UnsupportedInput: nothing usable; names why.
+        OutOfScope: only stacks that are not axial.
+        AmbiguousInput: more than one patient or study, and no series named.
+    """
+    if series_uid is not None:
+        return _named(stacks, series_uid, where)
+    usable = [stack for stack in stacks if stack.verdict == "usable"]
+    if not usable:
+        raise _nothing_usable(stacks, where)
+    _require_one_study(usable, where)
+    return min(usable, key=rank)
+
+
+def rank(stack: Stack) -> tuple[object, ...]:
+    """Least is best; as the rule of this module says."""
+    traits = traits_of(stack)
+    return (
+        len(stack.images) < LEAST_SLICES,
+        not traits.is_original,
+        traits.has_contrast,
+        not traits.is_head,
+        traits.is_elsewhere,
+        traits.is_sharp,
+        not traits.is_usual_spacing,
+        -len(stack.images),
+        stack.first.series_number is None,
+        stack.first.series_number or 0,
+        stack.series_instance_uid,
+        stack.first.file,
+    )
+
+
+def _named(stacks: Sequence[Stack], series_uid: str, where: str) -> Stack:
+    of_series = [stack for stack in stacks if stack.series_instance_uid == series_uid]
+    if not of_series:
+        known = ", ".join(sorted({stack.series_instance_uid for stack in stacks})[:8]) or "none"
+        raise MissingInput(f"{where} has no series {series_uid}; found {known}; list them with inspect")
+    usable = [stack for stack in of_series if stack.verdict == "usable"]
+    if not usable:
+        raise _nothing_usable(of_series, f"{where}, series {series_uid}")
+    return min(usable, key=rank)
+
+
+def _nothing_usable(stacks: Sequence[Stack], where: str) -> Exception:
+    if not stacks:
+        return MissingInput(f"{where} holds no DICOM image; expected a head CT series")
+    refused = [stack for stack in stacks if stack.verdict == "refused"]
+    reasons = "; ".join(f"{stack.series_instance_uid}: {stack.reason}" for stack in (refused or stacks)[:4])
+    more = f" and {len(refused or stacks) - 4} more" if len(refused or stacks) > 4 else ""
+    error = OutOfScope if all("off axial" in stack.reason for stack in stacks) else UnsupportedInput
+    return error(f"{where} holds no axial CT series that can be read: {reasons}{more}; list them with inspect")
+
+
+def _require_one_study(usable: Sequence[Stack], where: str) -> None:
+    patients = {stack.first.patient_id for stack in usable}
+    studies = {stack.study_instance_uid for stack in usable}
+    if len(patients) > 1 or len(studies) > 1:
+        kind = f"{len(patients)} patients" if len(patients) > 1 else f"{len(studies)} studies"
+        raise AmbiguousInput(
+            f"{where} holds {kind}; expected one study; name its folder, or the series with --series UID (list them "
+            "with inspect)"
+        )

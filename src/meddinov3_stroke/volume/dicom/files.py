@@ -1,0 +1,163 @@
+"""The files of an input: a folder, a zip archive, a list or a single file, none of them unpacked to disk."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput
+from meddinov3_stroke.volume.contents import machine_errors
+
+MAX_FILES = 50_000
+"""Files looked through for one volume; a study has a few thousand. A flat Kaggle folder is for `prepare-rsna`."""
+
+MAX_FILE_BYTES = 1 << 30
+"""Bytes of one DICOM file that are read; an enhanced CT of 1,000 frames of 512 x 512 has half of that."""
+
+MAX_ARCHIVE_RATIO = 1032
+"""Deflate gives at most 258 bytes for 2 bits; an archive that declares more is a bomb or damaged."""
+
+LIST_SUFFIX = ".txt"
+"""Ending of a list of files: one path a line, relative to the list's folder, `#` begins a comment."""
+
+
+@dataclass(frozen=True, eq=False)
+class InputFile:
+    """One file of an input."""
+
+    name: str
+    """Within the input, for messages; a full path where there is no folder around it."""
+    path: Path
+    """On disk; the archive for a member of it."""
+    n_bytes: int
+    archive: zipfile.ZipFile | None = None
+    member: str = ""
+    """Its name in the archive."""
+
+    def read(self) -> bytes:
+        """All its bytes.
+
+        Raises:
+            CorruptInput: longer than it says, or its checksum in the archive does not hold.
+            UnsupportedInput: above `MAX_FILE_BYTES`, or an encrypted member.
+        """
+        return self.head(self.n_bytes + 1)
+
+    def head(self, n_bytes: int) -> bytes:
+        """Its first `n_bytes` bytes; as `read`."""
+        if self.n_bytes > MAX_FILE_BYTES:
+            raise UnsupportedInput(
+                f"{self.name} has {self.n_bytes} bytes; at most {MAX_FILE_BYTES} are read of one DICOM file"
+            )
+        content = self._head(n_bytes)
+        if len(content) > self.n_bytes:
+            raise CorruptInput(f"{self.name} has more than the {self.n_bytes} bytes it had before; read it again")
+        return content
+
+    def _head(self, n_bytes: int) -> bytes:
+        with machine_errors(self.path):
+            if self.archive is None:
+                with self.path.open("rb", buffering=0) as handle:
+                    return handle.read(n_bytes) or b""
+            return self._member_head(self.archive, n_bytes)
+
+    def _member_head(self, archive: zipfile.ZipFile, n_bytes: int) -> bytes:
+        try:
+            with archive.open(self.member) as member:
+                return member.read(n_bytes)
+        except RuntimeError as error:  # zipfile's word for a password
+            raise UnsupportedInput(f"{self.name} is encrypted; unpack the archive with its password") from error
+        except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, zipfile.zlib.error) as error:
+            raise CorruptInput(f"{self.name} cannot be unpacked ({error}); fetch the archive again") from error
+
+
+@contextmanager
+def open_files(source: Path | Sequence[Path]) -> Iterator[tuple[InputFile, ...]]:
+    """The files of a folder (with its subfolders), zip archive, list (.txt) or file, or those named, in order of names.
+
+    Raises:
+        MissingInput: nothing there, or an empty folder, archive or list.
+        CorruptInput: an archive that is damaged or declares what cannot be.
+        UnsupportedInput: more than `MAX_FILES` files.
+        MachineError: the machine refuses to give them.
+    """
+    with ExitStack() as stack:
+        files = tuple(_files_of(source, stack))
+        if not files:
+            raise MissingInput(f"{source} holds no files; expected a DICOM series")
+        yield files
+
+
+def _files_of(source: Path | Sequence[Path], stack: ExitStack) -> Iterator[InputFile]:
+    if not isinstance(source, Path):
+        yield from (_on_disk(path, str(path)) for path in source)
+        return
+    with machine_errors(source):
+        if source.is_dir():
+            yield from _in_folder(source)
+        elif zipfile.is_zipfile(source):
+            yield from _in_archive(source, stack)
+        elif source.name.lower().endswith(LIST_SUFFIX):
+            yield from _in_list(source)
+        else:
+            yield _on_disk(source, str(source))
+
+
+def _on_disk(path: Path, name: str) -> InputFile:
+    with machine_errors(path):
+        return InputFile(name, path, path.stat().st_size)
+
+
+def _in_folder(folder: Path) -> Iterator[InputFile]:
+    n_files = 0
+    for parent, folders, names in os.walk(folder, onerror=_raise):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(parent, name)
+            if path.is_file():
+                n_files += 1
+                _require_few(n_files, folder)
+                yield _on_disk(path, path.relative_to(folder).as_posix())
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _require_few(n_files: int, source: Path) -> None:
+    if n_files > MAX_FILES:
+        raise UnsupportedInput(
+            f"{source} holds more than {MAX_FILES} files; expected one study; name the study's own folder, or use "
+            "prepare-rsna for a data set"
+        )
+
+
+def _in_archive(path: Path, stack: ExitStack) -> Iterator[InputFile]:
+    try:
+        archive = stack.enter_context(zipfile.ZipFile(path))
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise CorruptInput(f"{path} is a damaged zip archive ({error}); fetch it again") from error
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    _require_few(len(members), path)
+    for member in sorted(members, key=lambda member: member.filename):
+        if member.file_size > MAX_ARCHIVE_RATIO * max(member.compress_size, 1):
+            raise CorruptInput(
+                f"{path}: {member.filename} declares {member.file_size} bytes from {member.compress_size}; no sound "
+                "archive holds that; fetch it again"
+            )
+        yield InputFile(f"{path.name}:{member.filename}", path, member.file_size, archive, member.filename)
+
+
+def _in_list(path: Path) -> Iterator[InputFile]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UnsupportedInput(f"{path} is no list of files in UTF-8; expected one path a line") from error
+    entries = [entry for line in lines if (entry := line.split("#", 1)[0].strip())]
+    _require_few(len(entries), path)
+    for entry in entries:
+        yield _on_disk(path.parent / Path(entry).expanduser(), entry)

@@ -1,0 +1,244 @@
+"""One stack as a canonical volume: each slice decoded, in HU, at its own position; nothing is resampled."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64, Real
+
+from meddinov3_stroke.errors import CorruptInput, UnsupportedInput
+from meddinov3_stroke.runtime.digest import sha256_of_array, sha256_of_document
+from meddinov3_stroke.types import SliceImage, Volume, VolumeSource
+from meddinov3_stroke.volume.dicom.choice import choose, contrast_hint
+from meddinov3_stroke.volume.dicom.files import InputFile
+from meddinov3_stroke.volume.dicom.header import ImageHeader
+from meddinov3_stroke.volume.dicom.hounsfield import ImageHu, image_hu
+from meddinov3_stroke.volume.dicom.pixels import decode_frame
+from meddinov3_stroke.volume.dicom.spacing import layout_of
+from meddinov3_stroke.volume.dicom.stacks import LPS_TO_RAS, Stack
+from meddinov3_stroke.volume.dicom.structure import DicomContent, read_structure
+from meddinov3_stroke.volume.dicom.survey import Survey, survey
+from meddinov3_stroke.volume.geometry import Orientation, canonical_orientation
+from meddinov3_stroke.volume.hounsfield import judge_voxels
+
+LOSSY = {"1.2.840.10008.1.2.4.81": "JPEG-LS near-lossless", "1.2.840.10008.1.2.4.91": "JPEG 2000"}
+"""Transfer syntaxes that may have changed values."""
+
+
+def find_stack(files: Sequence[InputFile], series_uid: str | None, where: str) -> tuple[Survey, Stack]:
+    """What the files hold, and the stack of it to read.
+
+    Raises:
+        CorruptInput: a DICOM file that cannot be read; which series it belongs to cannot be known.
+        InputError, OutOfScope: no stack to read, as `choice.choose` says.
+    """
+    found = survey(files)
+    if found.damaged:
+        name, error = found.damaged[0]
+        more = f" ({len(found.damaged)} such files)" if len(found.damaged) > 1 else ""
+        raise type(error)(f"{error}{more}" if name in str(error) else f"{name}: {error}{more}")
+    return found, choose(found.stacks, series_uid, where)
+
+
+def stack_digest(stack: Stack, files: dict[str, InputFile]) -> str:
+    """Hex sha256 over the digests of the files of a stack, in whatever order or under whatever name they lie."""
+    names = dict.fromkeys(image.file for image in stack.images)
+    return _digest_of([sha256(files[name].read()).hexdigest() for name in names], stack)
+
+
+def _digest_of(file_digests: Sequence[str], stack: Stack) -> str:
+    frames = [image.frame for image in stack.images]
+    return sha256_of_document({"dicom": sorted(file_digests), "frames": [frame for frame in frames if frame is not None]})
+
+
+def read_stack(found: Survey, stack: Stack, path: Path, *, max_voxels: int) -> Volume:
+    """The volume of a usable stack.
+
+    Raises:
+        CorruptInput: pixels shorter than declared, a damaged code stream, a scaling that cannot be.
+        UnsupportedInput: a transfer syntax that is not decoded, or more than `max_voxels`.
+    """
+    _require_few_voxels(stack, path, max_voxels)
+    _require_sane_scaling(stack)
+    pixels = _Pixels(stack)
+    for k, (image, content) in enumerate(_opened(found, stack, pixels.file_digests)):
+        pixels.put(k, image_hu(decode_frame(content, image.pixels, image.frame or 0, image.file), image, content))
+    affine = _affine(stack)
+    orientation = canonical_orientation(affine)
+    stored = np.ascontiguousarray(_canonical(pixels.hu, orientation))
+    stored.flags.writeable = False
+    n_padding, voxel_warnings = judge_voxels(stored, 1.0, 0.0, path)
+    positions, steps = _slice_geometry(stack, orientation)
+    images = stack.images[:: -1 if orientation.flips[0] else 1]
+    source = VolumeSource(
+        path=path,
+        format="dicom",
+        sha256=_digest_of(list(pixels.file_digests.values()), stack),
+        pixels_sha256=sha256_of_array(stored, slope=1.0, intercept=0.0),
+        study_instance_uid=stack.study_instance_uid,
+        series_instance_uid=stack.series_instance_uid,
+        images=tuple(_slice_image(image) for image in images),
+    )
+    row_mm, column_mm = (float(np.linalg.norm(steps[0, :, axis])) for axis in range(2))
+    return Volume(
+        stored=stored,
+        slope=1.0,
+        intercept=0.0,
+        affine=orientation.apply_to_affine(affine, _file_shape(stack)),
+        slice_positions_mm=positions,
+        slice_steps_mm=steps,
+        spacing_mm=(layout_of(stack).nominal_mm, row_mm, column_mm),
+        source=source,
+        n_padding_voxels=n_padding + pixels.n_padding_to_air,
+        warnings=(*_left_out(found, stack), *_about(stack), *pixels.warnings, *voxel_warnings),
+    )
+
+
+@dataclass(eq=False)
+class _Pixels:
+    """The slices of a stack in HU as they come, int16 until one does not fit."""
+
+    stack: Stack
+    n_padding_to_air: int = 0
+    n_repaired: int = 0
+    file_digests: dict[str, str] = field(default_factory=dict)
+    hu: Real[np.ndarray, "slice row col"] = field(init=False)
+
+    def __post_init__(self) -> None:
+        pixels = self.stack.first.pixels
+        self.hu = np.empty((len(self.stack.images), pixels.rows, pixels.columns), dtype=np.int16)
+
+    def put(self, k: int, image: ImageHu) -> None:
+        if image.hu.dtype != self.hu.dtype and self.hu.dtype == np.int16:
+            self.hu = self.hu.astype(np.float32)
+        self.hu[k] = image.hu
+        self.n_padding_to_air += image.n_padding_to_air
+        self.n_repaired += image.is_repaired
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        warnings = []
+        if self.n_repaired:
+            warnings.append(
+                f"{self.n_repaired} of {len(self.hu)} slices had an intercept that is not theirs and values wrapped at "
+                "4096 (the RSNA 2019 fault); repaired"
+            )
+        if self.n_padding_to_air:
+            warnings.append(f"{self.n_padding_to_air} pixels of declared padding read as air")
+        return tuple(warnings)
+
+
+def _opened(found: Survey, stack: Stack, file_digests: dict[str, str]) -> Iterator[tuple[ImageHeader, DicomContent]]:
+    """Each image with its file's content; the frames of one file, which come together, share it."""
+    name, content = "", None
+    for image in stack.images:
+        if image.file != name or content is None:
+            name, content = image.file, None  # the last file's bytes go before the next ones come
+            read = found.files[name].read()
+            file_digests[name] = sha256(read).hexdigest()
+            content = read_structure(read, name)
+        if content is None or content.pixel_data is None or content.transfer_syntax != image.transfer_syntax:
+            raise CorruptInput(f"{name} changed while it was read; read it again")
+        yield image, content
+
+
+def _require_few_voxels(stack: Stack, path: Path, max_voxels: int) -> None:
+    pixels, n = stack.first.pixels, len(stack.images)
+    if pixels.rows * pixels.columns * n > max_voxels:
+        raise UnsupportedInput(
+            f"{path}: {n} slices of {pixels.rows} x {pixels.columns} pixels; at most {max_voxels} voxels are read; the "
+            "headers are damaged, or raise max_voxels"
+        )
+
+
+def _require_sane_scaling(stack: Stack) -> None:
+    for image in stack.images:
+        if not image.rescale.is_sane and not image.has_modality_lut:
+            raise CorruptInput(
+                f"{image.file}: Rescale Slope {image.rescale.slope:g} and Intercept {image.rescale.intercept:g} cannot "
+                "be those of a CT; the header is damaged; fetch it again"
+            )
+
+
+def _file_shape(stack: Stack) -> tuple[int, int, int]:
+    return len(stack.images), stack.first.pixels.rows, stack.first.pixels.columns
+
+
+def _affine(stack: Stack) -> Float64[np.ndarray, "4 4"]:
+    """From (image, row, column, 1) of the stack as stored to RAS+ mm, by its first and last image."""
+    positions = stack.slice_positions_mm
+    affine = np.eye(4)
+    affine[:3, 0] = (positions[-1] - positions[0]) / (len(positions) - 1)
+    affine[:3, 1:3] = _steps_mm(stack.first)
+    affine[:3, 3] = positions[0]
+    return affine
+
+
+def _steps_mm(image: ImageHeader) -> Float64[np.ndarray, "3 2"]:
+    """RAS+ mm from a stored voxel to the next row's and to the next column's."""
+    assert image.pixel_spacing_mm is not None  # placed images only
+    directions = np.stack([image.column_direction, image.row_direction], axis=1)  # type: ignore[arg-type]
+    return np.asarray(directions * LPS_TO_RAS[:, None] * np.array(image.pixel_spacing_mm))
+
+
+def _canonical(hu: Real[np.ndarray, "image row col"], orientation: Orientation) -> Real[np.ndarray, "slice row col"]:
+    steps = tuple(slice(None, None, -1 if flip else 1) for flip in orientation.flips)
+    return hu.transpose(orientation.axes)[steps]
+
+
+def _slice_geometry(
+    stack: Stack, orientation: Orientation
+) -> tuple[Float64[np.ndarray, "slice 3"], Float64[np.ndarray, "slice 3 2"]]:
+    """RAS+ mm of each canonical slice's first voxel, and its steps along canonical rows and columns."""
+    positions = stack.slice_positions_mm
+    steps = np.stack([_steps_mm(image) for image in stack.images])
+    shape = _file_shape(stack)
+    canonical_steps = np.empty_like(steps)
+    for place, (axis, flip) in enumerate(zip(orientation.axes[1:], orientation.flips[1:], strict=True)):
+        step = steps[:, :, axis - 1]
+        canonical_steps[:, :, place] = -step if flip else step
+        if flip:
+            positions = positions + step * (shape[axis] - 1)
+    order = slice(None, None, -1 if orientation.flips[0] else 1)
+    return positions[order], canonical_steps[order]
+
+
+def _slice_image(image: ImageHeader) -> SliceImage:
+    return SliceImage(image.sop_instance_uid, None if image.frame is None else image.frame + 1)
+
+
+def _left_out(found: Survey, stack: Stack) -> Iterator[str]:
+    """What of the input is not in the volume."""
+    if stack.set_aside:
+        names = ", ".join(image.file for image, _ in stack.set_aside[:3])
+        more = ", ..." if len(stack.set_aside) > 3 else ""
+        yield f"{len(stack.set_aside)} duplicate images were left out ({names}{more})"
+    others = [other for other in found.stacks if other is not stack]
+    reasons = Counter(other.reason or "another usable series" for other in others for _ in other.images)
+    if reasons:
+        told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+        yield f"{sum(reasons.values())} other images were set aside: {told}"
+    not_dicom = [name for name, what in found.without_images if what == "not DICOM"]
+    if not_dicom:
+        more = ", ..." if len(not_dicom) > 3 else ""
+        yield f"{len(not_dicom)} files are not DICOM and were set aside ({', '.join(not_dicom[:3])}{more})"
+
+
+def _about(stack: Stack) -> Iterator[str]:
+    """What a reader must know of the stack's geometry, scaling and contrast."""
+    yield from layout_of(stack).notes
+    scalings = {(image.rescale.slope, image.rescale.intercept) for image in stack.images}
+    if len(scalings) > 1:
+        yield f"{len(scalings)} pairs of slope and intercept in one series; each slice is read by its own"
+    if not all(image.rescale.is_stated or image.has_modality_lut for image in stack.images):
+        yield "no rescale slope or intercept in the header; stored values are taken as HU"
+    if stack.first.transfer_syntax in LOSSY:
+        yield f"compressed with {LOSSY[stack.first.transfer_syntax]}, which may have changed values"
+    hint = contrast_hint(stack)
+    if hint:
+        yield f"the headers speak of contrast ({hint}); this model is for non-contrast CT"

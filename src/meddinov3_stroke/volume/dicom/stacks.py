@@ -1,0 +1,202 @@
+"""Images put into the stacks they belong to, each in the order of its slices along the normal, with a verdict.
+
+A stack is what may become one volume: one SeriesInstanceUID, size, pixel spacing, orientation and kernel. Order is by
+Image Position along the normal alone (DICOM PS3.3 C.7.6.2.1.1); Instance Number and file names decide nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float64
+
+from meddinov3_stroke.volume.dicom.header import ImageHeader
+from meddinov3_stroke.volume.dicom.roles import role_fault
+from meddinov3_stroke.volume.geometry import MAX_TILT_DEGREES
+
+Verdict = Literal["usable", "set aside", "refused"]
+"""May be read; is no volume of slices (named why); is one, but cannot be trusted (named why)."""
+
+SamePixels = Callable[[ImageHeader, ImageHeader], bool]
+"""Whether two images hold the same stored pixels."""
+
+DIRECTION_TOLERANCE = 1e-3
+"""Difference of direction cosines up to which two images have one orientation (0.06 degrees)."""
+
+SPACING_TOLERANCE_MM = 1e-4
+"""Difference of pixel spacings up to which they are the same."""
+
+POSITION_TOLERANCE_MM = 0.01
+"""Images closer than this along the normal are at one position; the thinnest CT reconstructions are 0.1 mm apart."""
+
+LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
+"""DICOM's patient axes to NIfTI's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Images that belong together, inferior to superior where they are axial."""
+
+    images: tuple[ImageHeader, ...]
+    set_aside: tuple[tuple[ImageHeader, str], ...] = ()
+    """Images that were dropped from it, each with its reason: duplicates."""
+    verdict: Verdict = "usable"
+    reason: str = ""
+    """Why it is not usable."""
+
+    @property
+    def first(self) -> ImageHeader:
+        """Its first image, which stands for what all have in common."""
+        return self.images[0]
+
+    @property
+    def series_instance_uid(self) -> str:
+        """The series it is of."""
+        return self.first.series_instance_uid
+
+    @property
+    def study_instance_uid(self) -> str:
+        """The study it is of."""
+        return self.first.study_instance_uid
+
+    @property
+    def slice_positions_mm(self) -> Float64[np.ndarray, "slice 3"]:
+        """RAS+ mm of the centre of the first stored voxel of each image; of placed images only."""
+        return np.array([image.position_mm for image in self.images]) * LPS_TO_RAS
+
+    @property
+    def distances_mm(self) -> Float64[np.ndarray, " slice"]:
+        """Position of each image along the normal."""
+        return np.array([distance_mm(image, self.first.normal) for image in self.images])
+
+
+def distance_mm(image: ImageHeader, normal: Float64[np.ndarray, "3"]) -> float:
+    """Where an image lies along a normal (LPS)."""
+    assert image.position_mm is not None  # placed images only
+    return float(image.position_mm @ normal)
+
+
+def assemble(headers: Iterable[ImageHeader], same_pixels: SamePixels | None = None) -> tuple[Stack, ...]:
+    """Every image in exactly one stack; stacks in the order of series number, UID and size.
+
+    `same_pixels` decides whether two images of different UIDs at one position are copies; without it they are not.
+    """
+    apart: dict[tuple[str, str, str], list[ImageHeader]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[ImageHeader]] = defaultdict(list)
+    for image in headers:
+        fault = role_fault(image)
+        if fault:
+            apart[image.study_instance_uid, image.series_instance_uid, fault].append(image)
+        else:
+            groups[_group_of(image)].append(image)
+    stacks = [Stack(tuple(images), verdict="set aside", reason=key[-1]) for key, images in apart.items()]
+    for images in groups.values():
+        for alike in _same_plane(images):
+            stacks += _stacks_of(alike, same_pixels)
+    return tuple(sorted(stacks, key=_place))
+
+
+def _place(stack: Stack) -> tuple[object, ...]:
+    number = stack.first.series_number
+    return (number is None, number or 0, stack.series_instance_uid, -len(stack.images), stack.reason)
+
+
+def _group_of(image: ImageHeader) -> tuple[object, ...]:
+    pixels = image.pixels
+    return (image.study_instance_uid, image.series_instance_uid, pixels.rows, pixels.columns, image.kernel)
+
+
+def _same_plane(images: Sequence[ImageHeader]) -> list[list[ImageHeader]]:
+    """The images by orientation and pixel spacing, each within tolerance of the first of its group."""
+    planes: list[list[ImageHeader]] = []
+    for image in images:
+        home = next((plane for plane in planes if _is_alike(plane[0], image)), None)
+        if home is None:
+            planes.append([image])
+        else:
+            home.append(image)
+    return planes
+
+
+def _is_alike(first: ImageHeader, second: ImageHeader) -> bool:
+    directions = [np.concatenate([one.row_direction, one.column_direction]) for one in (first, second)]  # type: ignore[list-item]
+    spacings = np.array([first.pixel_spacing_mm, second.pixel_spacing_mm], dtype=np.float64)
+    return bool(
+        np.abs(directions[0] - directions[1]).max() <= DIRECTION_TOLERANCE
+        and np.abs(spacings[0] - spacings[1]).max() <= SPACING_TOLERANCE_MM
+    )
+
+
+def _stacks_of(images: list[ImageHeader], same_pixels: SamePixels | None) -> list[Stack]:
+    """One stack, or one for each acquisition where different images lie at one position."""
+    stack = _stack(images, same_pixels)
+    if stack.verdict != "refused":
+        return [stack]
+    acquisitions: dict[int | None, list[ImageHeader]] = defaultdict(list)
+    for image in images:
+        acquisitions[image.acquisition_number].append(image)
+    if len(acquisitions) == 1:
+        return [stack]
+    return [_stack(one, same_pixels) for one in acquisitions.values()]
+
+
+def _stack(images: list[ImageHeader], same_pixels: SamePixels | None) -> Stack:
+    normal = images[0].normal
+    upward = 1.0 if normal[2] >= 0 else -1.0
+    ordered = sorted(images, key=lambda image: (upward * distance_mm(image, normal), image.sop_instance_uid, image.file))
+    kept, dropped, clashes = _without_duplicates(ordered, normal, same_pixels)
+    if clashes:
+        return Stack(tuple(kept), tuple(dropped), "refused", _clash_text(clashes))
+    if fault := _plane_fault(kept, normal):
+        return Stack(tuple(kept), tuple(dropped), "set aside", fault)
+    return Stack(tuple(kept), tuple(dropped))
+
+
+def _without_duplicates(
+    ordered: Sequence[ImageHeader], normal: Float64[np.ndarray, "3"], same_pixels: SamePixels | None
+) -> tuple[list[ImageHeader], list[tuple[ImageHeader, str]], list[tuple[ImageHeader, ImageHeader]]]:
+    """(images kept, copies dropped with the reason, different images at one position)."""
+    kept: list[ImageHeader] = []
+    dropped: list[tuple[ImageHeader, str]] = []
+    clashes: list[tuple[ImageHeader, ImageHeader]] = []
+    for image in ordered:
+        twin = kept[-1] if kept else None
+        if twin is None or abs(distance_mm(image, normal) - distance_mm(twin, normal)) > POSITION_TOLERANCE_MM:
+            kept.append(image)
+        elif _is_same_place(image, twin) and same_pixels is not None and same_pixels(image, twin):
+            dropped.append((image, f"a copy of {twin.file}: same position, same pixels"))
+        else:
+            clashes.append((twin, image))
+    return kept, dropped, clashes
+
+
+def _is_same_place(first: ImageHeader, second: ImageHeader) -> bool:
+    assert first.position_mm is not None  # placed images only
+    assert second.position_mm is not None
+    return bool(np.abs(first.position_mm - second.position_mm).max() <= POSITION_TOLERANCE_MM)
+
+
+def _clash_text(clashes: Sequence[tuple[ImageHeader, ImageHeader]]) -> str:
+    first, second = clashes[0]
+    return (
+        f"different images at one position ({len(clashes)} times; {first.file} and {second.file} the first), and no "
+        "acquisition number that parts them"
+    )
+
+
+def _plane_fault(images: Sequence[ImageHeader], normal: Float64[np.ndarray, "3"]) -> str:
+    """Why these images are no axial stack, or nothing."""
+    if len(images) == 1:
+        return "a single image"
+    first, last = images[0].position_mm, images[-1].position_mm
+    assert first is not None  # placed images only
+    assert last is not None
+    step = last - first
+    angle = np.degrees(np.arccos(min(abs(normal[2]), abs(step[2]) / np.linalg.norm(step), 1.0)))
+    if angle > MAX_TILT_DEGREES:
+        return f"slices stand {angle:.0f} degrees off axial; at most {MAX_TILT_DEGREES:g} are taken"
+    return ""

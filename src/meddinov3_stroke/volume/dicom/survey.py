@@ -1,0 +1,75 @@
+"""What an input holds: its images in stacks, and the files that are none or are damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from meddinov3_stroke.errors import CorruptInput, InputError
+from meddinov3_stroke.volume.dicom.files import InputFile
+from meddinov3_stroke.volume.dicom.header import ImageHeader
+from meddinov3_stroke.volume.dicom.header_reading import read_headers
+from meddinov3_stroke.volume.dicom.pixels import decode_frame
+from meddinov3_stroke.volume.dicom.stacks import Stack, assemble
+from meddinov3_stroke.volume.dicom.structure import read_structure
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """Every file of an input, once: in a stack, without images, or damaged."""
+
+    files: dict[str, InputFile]
+    """By name."""
+    stacks: tuple[Stack, ...]
+    without_images: tuple[tuple[str, str], ...]
+    """(file, what it is): not DICOM, or DICOM that holds no image."""
+    damaged: tuple[tuple[str, InputError], ...]
+    """(file, why it cannot be read)."""
+
+
+def survey(files: Sequence[InputFile]) -> Survey:
+    """What the files hold, by their headers; pixels are read only where two images lie at one position.
+
+    Raises:
+        MachineError: a file cannot be read for the machine's own reasons.
+    """
+    images: list[ImageHeader] = []
+    without: list[tuple[str, str]] = []
+    damaged: list[tuple[str, InputError]] = []
+    for file in files:
+        try:
+            headers = read_file_headers(file)
+        except InputError as error:
+            damaged.append((file.name, error))
+            continue
+        if headers:
+            images += headers
+        else:
+            without.append((file.name, "not DICOM" if headers is None else "DICOM without an image"))
+    by_name = {file.name: file for file in files}
+    return Survey(by_name, assemble(images, partial(same_pixels, by_name)), tuple(without), tuple(damaged))
+
+
+def read_file_headers(file: InputFile) -> tuple[ImageHeader, ...] | None:
+    """The headers of the images in a file, one a frame; None where it is no DICOM.
+
+    Raises:
+        InputError: damaged, encrypted or too large.
+    """
+    return read_headers(file.read(), file.name)
+
+
+def same_pixels(files: dict[str, InputFile], first: ImageHeader, second: ImageHeader) -> bool:
+    """Whether two images hold the same stored pixels and read them alike."""
+    if (first.pixels, first.rescale, first.padding) != (second.pixels, second.rescale, second.padding):
+        return False
+    frames = [_stored_bytes(files[image.file], image) for image in (first, second)]
+    return frames[0] == frames[1]
+
+
+def _stored_bytes(file: InputFile, image: ImageHeader) -> bytes:
+    content = read_structure(file.read(), file.name)
+    if content is None:
+        raise CorruptInput(f"{file.name} is no longer DICOM; it changed while it was read")
+    return decode_frame(content, image.pixels, image.frame or 0, file.name).tobytes()
