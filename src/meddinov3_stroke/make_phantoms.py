@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from meddinov3_stroke import config
 from meddinov3_stroke.errors import UsageError
@@ -26,6 +26,8 @@ class Args(ConsoleOptions):
     """Number of patients; some have two studies."""
     seed: int = config.SEED
     """The same seed gives the same bytes."""
+    format: Literal["nifti", "dicom"] = "nifti"
+    """How volumes are written: a .nii.gz each, or a DICOM folder each (the CSV's paths are then in `dicom_path`)."""
 
 
 def run(args: Args) -> CohortManifest:
@@ -43,7 +45,14 @@ def run(args: Args) -> CohortManifest:
     total = count_series(args.patients, args.seed)
     with progress_bar("phantoms", total, "volumes", args.show_progress) as advance:
         workers = available_cpus()
-        manifest = write_cohort(args.output_dir, args.patients, args.seed, workers=workers, on_progress=advance)
+        manifest = write_cohort(
+            args.output_dir,
+            args.patients,
+            args.seed,
+            workers=workers,
+            on_progress=advance,
+            volume_format=args.format,
+        )
     print(f"{total} synthetic series of {args.patients} patients: {manifest.csv_path}\n{DISCLAIMER}")
     return manifest
 

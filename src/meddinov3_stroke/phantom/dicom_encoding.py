@@ -66,7 +66,9 @@ def file_bytes(
 def write_dataset(dataset: Dataset) -> bytes:
     """The bytes of a data set that has its file meta group."""
     buffer = io.BytesIO()
-    dcmwrite(buffer, dataset, enforce_file_format=True)
+    dataset.preamble = bytes(128)
+    # not enforced: that would put the data set's UID into the file meta group, and RSNA's have no UID's form
+    dcmwrite(buffer, dataset, enforce_file_format=False)
     return buffer.getvalue()
 
 

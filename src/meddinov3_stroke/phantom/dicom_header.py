@@ -128,6 +128,7 @@ def add_padding(dataset: Dataset, options: DicomOptions) -> None:
 def file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> FileMetaDataset:
     """The file meta group; the same on every machine."""
     meta = FileMetaDataset()
+    meta.FileMetaInformationGroupLength = 0  # counted when it is written
     meta.FileMetaInformationVersion = b"\0\1"
     meta.MediaStorageSOPClassUID = UID(sop_class_uid)
     meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)

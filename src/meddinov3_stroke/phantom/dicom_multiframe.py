@@ -103,6 +103,7 @@ def _converted(
             series_number=options.series_number,
             sop_instance_uid=sop_instance_uid,
             instance_number=1,
+            include_dimension_index=False,  # frames stay in the order given
         )
     dataset = Dataset()
     dataset.update({element.tag: element for element in converted})
