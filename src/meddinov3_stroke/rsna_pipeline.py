@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,13 +26,14 @@ from meddinov3_stroke.cohort import (
 )
 from meddinov3_stroke.embeddings import EmbeddingStore, PoolMode, pool_slices
 from meddinov3_stroke.errors import MedDINOError, SplitError, TooManyInvalid, UsageError
-from meddinov3_stroke.extraction import Extraction, Extractor, Status, extract_series
+from meddinov3_stroke.extraction import Extraction, Extractor, Status, extract_series, nifti_digest
 from meddinov3_stroke.labels import name_rows
 from meddinov3_stroke.runtime.atomic import write_json, write_npy
 from meddinov3_stroke.runtime.interrupt import finish_on_interrupt
 from meddinov3_stroke.runtime.progress import progress_bar
 from meddinov3_stroke.runtime.provenance import provenance
-from meddinov3_stroke.types import LABELS, HeadData
+from meddinov3_stroke.types import LABELS, HeadData, VolumeInput
+from meddinov3_stroke.volume import input_digest
 
 __all__ = [
     "SeriesTable",
@@ -90,7 +91,7 @@ def extract_splits(
     total = sum(len(table) for table in tables.values())
     with progress_bar("embedding", total, "volumes", show_progress) as advance, finish_on_interrupt("volume") as stop:
         for name, table in tables.items():
-            with closing(extract_series(table.paths, extractor, store)) as found_in_order:
+            with closing(extract_series(table.inputs, extractor, store, digest=_digest_of(table))) as found_in_order:
                 for row, found in zip(table.rows, found_in_order, strict=True):
                     if found.error is not None and not skip_invalid:
                         raise _with_row(found.error, table.name, row) from found.error
@@ -98,6 +99,11 @@ def extract_splits(
                     advance()
                     stop.check()
     return done
+
+
+def _digest_of(table: SeriesTable) -> Callable[[VolumeInput], str]:
+    nifti = table.nifti_inputs
+    return lambda source: nifti_digest(source) if source in nifti else input_digest(source)
 
 
 def _with_row(error: MedDINOError, table: str, row: int) -> MedDINOError:
@@ -109,7 +115,8 @@ def _with_row(error: MedDINOError, table: str, row: int) -> MedDINOError:
 def invalid_report(splits: Splits, extractions: Extractions) -> dict[str, Any]:
     """`invalid_nifti_report`: n_total, n_invalid, by_reason, by_split, examples (the first `EXAMPLES`)."""
     bad = [
-        {"split": name, "row": row, "path": str(found.path or ""), "status": found.status, "reason": found.code}
+        {"split": name, "row": row, "path": str(found.path or ""), "series_uid": found.input and found.input.series_uid}
+        | {"status": found.status, "reason": found.code}
         | {"message": found.message}
         for name, table in splits.items()
         for row, found in zip(table.rows, extractions[name], strict=True)

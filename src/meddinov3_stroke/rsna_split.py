@@ -22,7 +22,8 @@ class Args(ConsoleOptions):
     """Split a series CSV into train, validation and test: by patient, stratified on the six labels."""
 
     series_csv: Path
-    """CSV with nifti_path, study_uid and the six labels; patient_id and series_uid where known."""
+    """CSV with nifti_path (or dicom_path, or header_index), study_uid and the six labels; patient_id and series_uid
+    where known."""
     output_dir: OutputDir = config.SPLITS_DIR
     """Folder for train.csv, val.csv, test.csv and split_summary.json."""
     train_ratio: float = config.TRAIN_RATIO
@@ -37,6 +38,8 @@ class Args(ConsoleOptions):
     """Names of the CSV's columns where they differ, such as nifti_path=path,patient_id=PatientID."""
     label_policy: LabelPolicy = "strict"
     """Where any is not the OR of the five types: stop, set any to the OR, or take the row as it stands."""
+    exclude_ids: Path | None = None
+    """Text file of IDs, one a line: patients named there by patient, study or series ID are left out whole."""
 
 
 def run(args: Args) -> Splits:
@@ -62,10 +65,13 @@ def run(args: Args) -> Splits:
         columns=parse_column_mapping(args.columns),
         datasets_dir=config.load_settings().datasets_dir,
         label_policy=args.label_policy,
+        exclude_ids=args.exclude_ids,
     )
     splits = split_by_patient(table, ratios, args.seed)
     for warning in splits.warnings:
         logging.getLogger("meddinov3_stroke").warning(warning)
+    if table.exclusion is not None:
+        logging.getLogger("meddinov3_stroke").info(table.exclusion.sentence)
     write_splits(splits, args.output_dir)
     _print(splits, args.output_dir)
     return splits

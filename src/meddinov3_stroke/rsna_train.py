@@ -27,7 +27,8 @@ class Args(BackboneOptions):
     """Split a series CSV by patient, embed and cache every volume, train a head and test it."""
 
     series_csv: Path
-    """CSV with nifti_path, study_uid and the six labels; patient_id and series_uid where known."""
+    """CSV with nifti_path (or dicom_path, or header_index), study_uid and the six labels; patient_id and series_uid
+    where known."""
     output_dir: OutputDir = config.RSNA_OUTPUT_DIR
     """Folder for splits/, features/, test_metrics.json and pipeline_summary.json."""
     cache_dir: Path = config.RSNA_CACHE_DIR
@@ -44,6 +45,8 @@ class Args(BackboneOptions):
     """Names of the CSV's columns where they differ, such as nifti_path=path,patient_id=PatientID."""
     label_policy: LabelPolicy = "strict"
     """Where any is not the OR of the five types: stop, set any to the OR, or take the row as it stands."""
+    exclude_ids: Path | None = None
+    """Text file of IDs, one a line: patients named there by patient, study or series ID are left out whole."""
     pool_mode: Literal["mean", "max", "mean_max"] = config.POOL_MODE
     """How the embeddings of slices become one row per series."""
     resize: int = config.RESIZE
@@ -141,9 +144,12 @@ def _split(args: Args) -> Splits:
         columns=parse_column_mapping(args.columns),
         datasets_dir=config.load_settings().datasets_dir,
         label_policy=args.label_policy,
+        exclude_ids=args.exclude_ids,
     )
     splits = split_by_patient(table, ratios, args.seed)
     _tell(splits.warnings)
+    if table.exclusion is not None:
+        LOGGER.info("%s", table.exclusion.sentence)
     return splits
 
 

@@ -145,12 +145,13 @@ def test_a_relative_path_is_taken_from_datasets_dir_then_from_the_csv(series_csv
         path.write_text("")
     rows = [f"{name},s{k},0,0,0,0,0,0" for k, name in enumerate(("both.nii", "here.nii", "none.nii", "/abs/x.nii"))]
     table = read_series_table(series_csv(*rows), datasets_dir=datasets)
-    assert table.paths == (datasets / "both.nii", tmp_path / "here.nii", datasets / "none.nii", Path("/abs/x.nii"))
+    paths = [one.path for one in table.inputs if one is not None]
+    assert paths == [datasets / "both.nii", tmp_path / "here.nii", datasets / "none.nii", Path("/abs/x.nii")]
 
 
 def test_an_empty_path_is_no_path_and_never_the_folder(series_csv: Write, tmp_path: Path) -> None:
     table = read_series_table(series_csv(",,0,0,0,0,0,0", ",,0,0,0,0,0,0"), datasets_dir=tmp_path)
-    assert table.paths == (None, None)
+    assert table.inputs == (None, None)
     assert table.frame["study_uid"].tolist() == ["row-2", "row-3"]
 
 

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 
 from meddinov3_stroke.embeddings import EmbeddingStore, select_slices
-from meddinov3_stroke.errors import CorruptInput, NonFiniteEmbedding, OutOfScope, StorageError
-from meddinov3_stroke.runtime.digest import sha256_of_array, sha256_of_file
+from meddinov3_stroke.errors import CorruptInput, MissingInput, NonFiniteEmbedding, OutOfScope, StorageError
+from meddinov3_stroke.runtime.digest import sha256_of_array, sha256_of_document, sha256_of_file
 from meddinov3_stroke.types import (
     BackboneIdentity,
     Preprocessing,
     SliceEmbeddings,
+    SliceImage,
     SliceSelection,
     Volume,
+    VolumeInput,
     VolumeSource,
 )
 
@@ -36,11 +38,12 @@ IDENTITY = BackboneIdentity(
 
 @dataclass
 class CountingReader:
-    """Reads `<number of slices>` from a text file that only calls itself NIfTI."""
+    """Reads `<number of slices>` from a text file that only calls itself NIfTI; knows images where a series is named."""
 
     calls: list[Path] = field(default_factory=list)
 
-    def __call__(self, path: Path) -> Volume:
+    def __call__(self, source: VolumeInput) -> Volume:
+        path, uid = source.path, source.series_uid
         self.calls.append(path)
         text = path.read_text()
         if text.startswith("corrupt"):
@@ -50,7 +53,9 @@ class CountingReader:
         if text.startswith("unreadable"):
             raise StorageError(f"{path}: Input/output error")
         stored = np.full((int(text.split()[0]), 2, 2), len(text), dtype=np.int16)
-        source = VolumeSource(path, "nifti", sha256_of_file(path), sha256_of_array(stored))
+        images = tuple(SliceImage(f"1.2.{uid}.{k}", k + 1) for k in range(len(stored))) if uid else ()
+        study = uid and f"1.{uid}"
+        known = VolumeSource(path, "nifti", self.digest(source), sha256_of_array(stored), study, uid, images)
         return Volume(
             stored,
             slope=1.0,
@@ -59,9 +64,15 @@ class CountingReader:
             slice_positions_mm=np.zeros((len(stored), 3)),
             slice_steps_mm=np.zeros((len(stored), 3, 2)),
             spacing_mm=(5.0, 1.0, 1.0),
-            source=source,
+            source=known,
             warnings=("a warning",),
         )
+
+    def digest(self, source: VolumeInput) -> str:
+        """Of the file's bytes and the series asked for."""
+        if source.path.is_dir() or not source.path.exists():
+            raise MissingInput(f"{source.path}: nothing to read")
+        return sha256_of_document([sha256_of_file(source.path), source.series_uid])
 
 
 @dataclass

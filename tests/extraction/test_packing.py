@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from meddinov3_stroke.extraction.packing import Packer
 from meddinov3_stroke.extraction.reading import OpenVolume, Window
-from meddinov3_stroke.types import SliceSelection
+from meddinov3_stroke.types import SliceSelection, VolumeInput
 
 sizes = st.lists(st.integers(1, 23), min_size=1, max_size=12)
 batches = st.integers(1, 9)
@@ -55,7 +55,7 @@ def pack(n_slices: list[int], batch: int, backbone: Echo) -> tuple[list[OpenVolu
     packer = Packer(Batched(backbone, batch), lambda volume: told.append(volume.key))
     volumes = []
     for number, n in enumerate(n_slices):
-        volume = OpenVolume(Path(f"{number}.nii"), str(number), n, finish)
+        volume = OpenVolume(VolumeInput(Path(f"{number}.nii")), str(number), n, finish)
         values = (1000 * number + np.arange(n, dtype=np.float32))[:, None, None, None]
         for start in range(0, n, batch):
             packer.add(Window(volume, values[start : start + batch]))

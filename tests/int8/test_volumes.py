@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from meddinov3_stroke.errors import DatasetError, SplitError
 from meddinov3_stroke.int8 import CalibrationVolume, hold_out, refuse_copies, volumes_of_paths
+from meddinov3_stroke.types import VolumeInput
 
 cohorts = st.lists(st.integers(0, 12), min_size=2, max_size=40).filter(lambda groups: len(set(groups)) > 1)
 shares = st.floats(0.01, 0.99)
 
 
 def volumes(groups: list[int]) -> list[CalibrationVolume]:
-    return [CalibrationVolume(Path(f"{k}.nii.gz"), f"patient:{group}") for k, group in enumerate(groups)]
+    return [CalibrationVolume(VolumeInput(Path(f"{k}.nii.gz")), f"patient:{group}") for k, group in enumerate(groups)]
 
 
 @given(cohorts, shares, st.integers(0, 5))

@@ -7,8 +7,12 @@ from collections.abc import Mapping, Sequence
 from meddinov3_stroke.errors import SeriesTableError, UsageError
 from meddinov3_stroke.types import LABELS
 
-REQUIRED = ("nifti_path", *LABELS)
-"""Columns a series CSV must have. `study_uid` may come from the path."""
+VOLUME_COLUMNS = ("nifti_path", "dicom_path", "header_index")
+"""Columns that name a row's volume: a NIfTI file; a DICOM folder, zip archive or file; the header index that lists the
+files of its series. A CSV has at least one of them, a row exactly one that is not empty."""
+
+REQUIRED = LABELS
+"""Columns a series CSV must have beside one of `VOLUME_COLUMNS`. `study_uid` may come from the path."""
 
 OPTIONAL = ("patient_id", "study_uid", "series_uid")
 """Columns read where they are, and taken from the path where they are not."""
@@ -21,12 +25,12 @@ def parse_column_mapping(text: str | None) -> dict[str, str]:
         UsageError: not of that form, a name we do not know, or one named twice.
     """
     mapping: dict[str, str] = {}
+    known = (*VOLUME_COLUMNS, *REQUIRED, *OPTIONAL)
     for part in filter(None, (part.strip() for part in (text or "").split(","))):
         ours, sign, theirs = (piece.strip() for piece in part.partition("="))
-        if not sign or not theirs or ours not in (*REQUIRED, *OPTIONAL) or ours in mapping:
-            names = ", ".join((*REQUIRED, *OPTIONAL))
+        if not sign or not theirs or ours not in known or ours in mapping:
             raise UsageError(
-                f"--columns: cannot use {part!r}; expected OURS=THEIRS, each of ours once, ours of {names}"
+                f"--columns: cannot use {part!r}; expected OURS=THEIRS, each of ours once, ours of {', '.join(known)}"
             )
         mapping[ours] = theirs
     return mapping
@@ -38,13 +42,15 @@ def find_columns(header: Sequence[str], mapping: Mapping[str, str], where: str) 
     Raises:
         SeriesTableError: a needed column, or one that the mapping names, is missing or ambiguous.
     """
-    found = {name: _find(header, mapping.get(name, name), where) for name in (*REQUIRED, *OPTIONAL)}
+    found = {name: _find(header, mapping.get(name, name), where) for name in (*VOLUME_COLUMNS, *REQUIRED, *OPTIONAL)}
     missing = [name for name in found if found[name] is None and (name in REQUIRED or name in mapping)]
+    if all(found[name] is None for name in VOLUME_COLUMNS) and not set(missing) & set(VOLUME_COLUMNS):
+        missing.insert(0, VOLUME_COLUMNS[0])
     if missing:
         wanted = [f"{name} (as {mapping[name]!r})" if name in mapping else name for name in missing]
         raise SeriesTableError(
-            f"{where} lacks {', '.join(wanted)}; found {', '.join(header)}; needed {', '.join(REQUIRED)}; "
-            "name them with --columns OURS=THEIRS,..."
+            f"{where} lacks {', '.join(wanted)}; found {', '.join(header)}; needed {' or '.join(VOLUME_COLUMNS)}, and "
+            f"{', '.join(REQUIRED)}; name them with --columns OURS=THEIRS,..."
         )
     return {name: column for name, column in found.items() if column is not None}
 

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 import pandas as pd
 
+from meddinov3_stroke.cohort.columns import VOLUME_COLUMNS
 from meddinov3_stroke.errors import SeriesTableError
 from meddinov3_stroke.labels import name_rows
 
@@ -54,7 +55,7 @@ def resolve_identities(cells: pd.DataFrame, where: str) -> pd.DataFrame:
 
 def _name_rows_without_path(cells: pd.DataFrame, resolved: pd.DataFrame) -> None:
     # Such a row is an invalid volume, reported at extraction; until then it needs a study of its own.
-    nameless = (cells["nifti_path"] == "") & (resolved["study_uid"] == "")
+    nameless = (cells[list(VOLUME_COLUMNS)] == "").all(axis=1) & (resolved["study_uid"] == "")
     resolved.loc[nameless, "study_uid"] = [f"row-{row}" for row in cells.index[nameless]]
 
 
@@ -62,7 +63,7 @@ def _require_study(cells: pd.DataFrame, resolved: pd.DataFrame, where: str) -> N
     rows = [int(row) for row in cells.index[resolved["study_uid"] == ""]]
     if rows:
         raise SeriesTableError(
-            f"{where}: no study_uid in {name_rows(rows, counted=False)}, and the path has not the form "
+            f"{where}: no study_uid in {name_rows(rows, counted=False)}, and no nifti_path there has the form "
             "<patient>/<study>/_<series>.nii.gz; fill the column, or name it with --columns study_uid=..."
         )
 

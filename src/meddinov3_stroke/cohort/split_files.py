@@ -42,12 +42,14 @@ def split_frame(table: SeriesTable) -> pd.DataFrame:
 def split_document(splits: Splits) -> dict[str, object]:
     """How a split came about and what it holds, for JSON."""
     names = dict(splits.items())
+    exclusion = splits.train.exclusion
     return {
         "series_csv": splits.train.name,
         "series_csv_sha256": splits.train.sha256,
         "unit": "patient" if not any(t.n_without_patient for t in names.values()) else "patient; study where unknown",
         "ratios": dict(zip(names, splits.ratios, strict=True)),
         "seed": splits.seed,
+        "exclusion": None if exclusion is None else exclusion.document,
         "splits": {name: split_statistics(table) for name, table in names.items()},
         "warnings": list(splits.warnings),
     }

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from meddinov3_stroke.embeddings import Entry
-from meddinov3_stroke.types import BackboneIdentity, SliceEmbeddings, SliceSelection, VolumeSource
+from meddinov3_stroke.types import BackboneIdentity, SliceEmbeddings, SliceImage, SliceSelection, VolumeSource
 
-ENTRY_SCHEMA = 1
-"""Version of an entry's metadata."""
+ENTRY_SCHEMA = 2
+"""Version of an entry's metadata; 2 added the study, the series and the image of each slice, which 1 did not know."""
 
 
 def entry_of(embeddings: SliceEmbeddings, view: str) -> Entry:
@@ -40,6 +40,11 @@ def embeddings_of(entry: Entry, path: Path, backbone: BackboneIdentity) -> Slice
         resize=int(facts["resize"]),
         selection=SliceSelection(**facts["selection"]),
         backbone=backbone,
-        source=VolumeSource(path=path, **facts["source"]),
+        source=_source(path, facts["source"]),
         warnings=tuple(facts["warnings"]),
     )
+
+
+def _source(path: Path, facts: dict[str, Any]) -> VolumeSource:
+    images = tuple(SliceImage(**image) for image in facts.get("images", ()))
+    return VolumeSource(path=path, **{**facts, "images": images})

@@ -1,10 +1,9 @@
-"""From paths to what the engine is fed: cached embeddings, faults, or windows of prepared slices, in order."""
+"""From inputs to what the engine is fed: cached embeddings, faults, or windows of prepared slices, in order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
@@ -15,21 +14,24 @@ from meddinov3_stroke.errors import InputError, MachineError, MissingInput, OutO
 from meddinov3_stroke.extraction.entries import embeddings_of
 from meddinov3_stroke.extraction.extractor import Extractor
 from meddinov3_stroke.extraction.result import Extraction
-from meddinov3_stroke.runtime.digest import sha256_of_file
-from meddinov3_stroke.types import SliceEmbeddings, Volume
+from meddinov3_stroke.types import SliceEmbeddings, Volume, VolumeInput
+from meddinov3_stroke.volume import input_digest
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-"""Endings of the files that are read; a cached copy of the same bytes under another name is no exception."""
+"""Endings of a NIfTI file; a cached copy of the same bytes under another name is no exception."""
 
-Read = Callable[[Path], Volume]
+Read = Callable[[VolumeInput], Volume]
 """Reads a volume."""
+
+Digest = Callable[[VolumeInput], str]
+"""Hex sha256 of a volume before it is decoded; that of `Volume.source` once it is."""
 
 
 @dataclass(eq=False)
 class OpenVolume:
     """A volume whose slices are on their way through the engine."""
 
-    path: Path
+    input: VolumeInput
     key: str
     n_chosen: int
     finish: Callable[[Float32[np.ndarray, "chosen dim"]], SliceEmbeddings]
@@ -54,7 +56,7 @@ class Window:
 class Repeated:
     """The same input as an earlier one of this run that was not finished when this one was looked up."""
 
-    path: Path
+    input: VolumeInput
     key: str
 
 
@@ -63,9 +65,9 @@ class _UnreadableError(Exception):
 
 
 def read_in_order(
-    paths: Iterable[Path | None], extractor: Extractor, store: EmbeddingStore, read: Read
+    inputs: Iterable[VolumeInput | None], extractor: Extractor, store: EmbeddingStore, read: Read, digest: Digest
 ) -> Iterator[Extraction | Repeated | OpenVolume | Window]:
-    """For each path an `Extraction` (cached, or a fault), a `Repeated`, or an `OpenVolume` and then its windows.
+    """For each input an `Extraction` (cached, or a fault), a `Repeated`, or an `OpenVolume` and then its windows.
 
     One volume is held at a time, in its stored dtype, and one window of float slices.
 
@@ -74,63 +76,77 @@ def read_in_order(
         UsageError: the extractor's slices, batch or size cannot be honoured.
     """
     opened: set[str] = set()
-    for path in paths:
+    for source in inputs:
         try:
-            yield from _read_one(path, extractor, store, read, opened)
+            yield from _read_one(source, extractor, store, read, digest, opened)
         except InputError as error:
-            yield Extraction(path, "rejected", error=error)
+            yield Extraction(source, "rejected", error=error)
         except OutOfScope as error:
-            yield Extraction(path, "refused", error=error)
+            yield Extraction(source, "refused", error=error)
         except _UnreadableError as error:
-            yield Extraction(path, "failed", error=StorageError(f"{error}; run again to retry"))
+            yield Extraction(source, "failed", error=StorageError(f"{error}; run again to retry"))
 
 
 def _read_one(
-    path: Path | None, extractor: Extractor, store: EmbeddingStore, read: Read, opened: set[str]
+    source: VolumeInput | None,
+    extractor: Extractor,
+    store: EmbeddingStore,
+    read: Read,
+    digest: Digest,
+    opened: set[str],
 ) -> Iterator[Extraction | Repeated | OpenVolume | Window]:
-    path = _require_nifti_file(path)
+    if source is None:
+        raise MissingInput("nifti_path is empty; expected a .nii or .nii.gz file, or a dicom_path or header_index")
     identity = extractor.backbone.identity
-    sha256 = _digest(path)
+    sha256 = _digest(source, digest)
     key = embedding_key(sha256, identity, extractor.resize, extractor.selection, CLS_VIEW)
     entry = store.get(key)
     if entry is not None:
-        yield Extraction(path, "done", embeddings_of(entry, path, identity), from_cache=True)
+        yield Extraction(source, "done", embeddings_of(entry, source.path, identity), from_cache=True)
     elif key in opened:
-        yield Repeated(path, key)
+        yield Repeated(source, key)
     else:
-        volume = _read(path, sha256, read)
+        volume = _read(source, sha256, read)
         chosen = extractor.chosen(volume)
         windows = extractor.windows(volume, chosen)
-        opening = OpenVolume(path, key, len(chosen), extractor.finisher(volume, chosen))
+        opening = OpenVolume(source, key, len(chosen), extractor.finisher(volume, chosen))
         opened.add(key)
         yield opening
         yield from (Window(opening, pixels) for pixels in windows)
 
 
-def _require_nifti_file(path: Path | None) -> Path:
-    if path is None:
-        raise MissingInput("nifti_path is empty; expected a .nii or .nii.gz file")
+def nifti_digest(source: VolumeInput) -> str:
+    """`input_digest` of a source that must be a NIfTI file, as what stands under `nifti_path` must.
+
+    Raises:
+        MissingInput: a directory, or nothing.
+        UnsupportedInput: another ending than .nii or .nii.gz.
+        InputError, MachineError: as `input_digest`.
+    """
+    path = source.path
     if path.is_dir():
-        raise MissingInput(f"{path} is a directory; expected a .nii or .nii.gz file")
+        raise MissingInput(
+            f"{path} is a directory; expected a .nii or .nii.gz file; a DICOM folder belongs under dicom_path"
+        )
     if not path.exists():
         raise MissingInput(f"{path}: no such file; expected a .nii or .nii.gz file")
     if not path.name.lower().endswith(NIFTI_SUFFIXES):
-        raise UnsupportedInput(f"{path} is no .nii or .nii.gz file")
-    return path
+        raise UnsupportedInput(f"{path} is no .nii or .nii.gz file; DICOM belongs under dicom_path")
+    return input_digest(source)
 
 
-def _digest(path: Path) -> str:
+def _digest(source: VolumeInput, digest: Digest) -> str:
     try:
-        return sha256_of_file(path)
-    except OSError as error:
-        raise _UnreadableError(f"{path} cannot be read: {error.strerror}") from error
+        return digest(source)
+    except MachineError as error:
+        raise _UnreadableError(str(error)) from error
 
 
-def _read(path: Path, sha256: str, read: Read) -> Volume:
+def _read(source: VolumeInput, sha256: str, read: Read) -> Volume:
     try:
-        volume = read(path)
+        volume = read(source)
     except MachineError as error:
         raise _UnreadableError(str(error)) from error
     if volume.source.sha256 != sha256:
-        raise _UnreadableError(f"{path} changed while it was read")
+        raise _UnreadableError(f"{source.path} changed while it was read")
     return volume

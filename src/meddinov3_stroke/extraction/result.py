@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from meddinov3_stroke.errors import MedDINOError
-from meddinov3_stroke.types import SliceEmbeddings
+from meddinov3_stroke.types import SliceEmbeddings, VolumeInput
 
 Status = Literal["done", "rejected", "refused", "failed"]
 """Every input ends in exactly one: embedded; corrupt or unsupported; out of scope; not read this time (retryable)."""
@@ -17,11 +17,17 @@ Status = Literal["done", "rejected", "refused", "failed"]
 class Extraction:
     """One line of the ledger: `embeddings` are there exactly if `status` is `done`, `error` exactly if it is not."""
 
-    path: Path | None
+    input: VolumeInput | None
+    """None where the row of a table names no volume."""
     status: Status
     embeddings: SliceEmbeddings | None = None
     error: MedDINOError | None = None
     from_cache: bool = False
+
+    @property
+    def path(self) -> Path | None:
+        """Where the volume was to be read from."""
+        return None if self.input is None else self.input.path
 
     @property
     def code(self) -> str:

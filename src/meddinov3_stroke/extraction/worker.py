@@ -1,4 +1,4 @@
-"""The one loop over volumes. Several processes may run it on parts of the paths and on one store.
+"""The one loop over volumes. Several processes may run it on parts of the inputs and on one store.
 
 A thread reads, checks, decodes, orients and resizes ahead while the engine works; passes are filled across volumes.
 """
@@ -18,29 +18,35 @@ from meddinov3_stroke.errors import NonFiniteEmbedding, StorageError
 from meddinov3_stroke.extraction.entries import embeddings_of, entry_of
 from meddinov3_stroke.extraction.extractor import Extractor
 from meddinov3_stroke.extraction.packing import Packer
-from meddinov3_stroke.extraction.reading import OpenVolume, Read, Repeated, Window, read_in_order
+from meddinov3_stroke.extraction.reading import Digest, OpenVolume, Read, Repeated, Window, read_in_order
 from meddinov3_stroke.extraction.result import Extraction
 from meddinov3_stroke.runtime.prefetch import read_ahead
-from meddinov3_stroke.volume import read_volume
+from meddinov3_stroke.types import VolumeInput
+from meddinov3_stroke.volume import input_digest, read_volume
 
 WINDOWS_AHEAD = 3
 """Windows of prepared slices that wait for the engine; enough to hide the reading of a volume behind one pass each."""
 
 
 def extract_series(
-    paths: Iterable[Path | None], extractor: Extractor, store: EmbeddingStore, read: Read = read_volume
+    inputs: Iterable[VolumeInput | Path | None],
+    extractor: Extractor,
+    store: EmbeddingStore,
+    read: Read = read_volume,
+    digest: Digest = input_digest,
 ) -> Generator[Extraction, None, None]:
-    """What became of each path, in order, each as soon as it is known; a volume in the store is not decoded again.
+    """What became of each input, in order, each as soon as it is known; a volume in the store is not decoded again.
 
-    A finished volume is on disk before it is yielded, so whoever stops between two loses nothing; close the generator
-    to end the reading ahead at once.
+    A path stands for the input of that path. A finished volume is on disk before it is yielded, so whoever stops
+    between two loses nothing; close the generator to end the reading ahead at once.
 
     Raises:
         NonFiniteEmbedding: the backbone gave NaN or infinity; the volume is named and nothing of it is stored.
         StorageError: the store cannot be read or written.
     """
     run = _Run(extractor, store)
-    with closing(read_ahead(read_in_order(paths, extractor, store, read), WINDOWS_AHEAD)) as items:
+    sources = (VolumeInput(one) if isinstance(one, Path) else one for one in inputs)
+    with closing(read_ahead(read_in_order(sources, extractor, store, read, digest), WINDOWS_AHEAD)) as items:
         for item in items:
             run.take(item)
             yield from run.finished()
@@ -49,7 +55,7 @@ def extract_series(
 
 
 class _Run:
-    """One pass over some paths: the rows not yet told, in order, and the volumes on their way through the engine."""
+    """One pass over some inputs: the rows not yet told, in order, and the volumes on their way through the engine."""
 
     def __init__(self, extractor: Extractor, store: EmbeddingStore) -> None:
         self.packer = Packer(extractor, self._look_at)
@@ -81,15 +87,15 @@ class _Run:
         try:
             self._extractor.backbone.refuse_non_finite(volume.cls[-1], first=volume.n_done - len(volume.cls[-1]))
         except NonFiniteEmbedding as error:
-            raise NonFiniteEmbedding(f"{volume.path}: {error}") from error
+            raise NonFiniteEmbedding(f"{volume.input.path}: {error}") from error
         if volume.n_done == volume.n_chosen:
             embeddings = volume.finish(np.concatenate(volume.cls))
             self._store.put(volume.key, entry_of(embeddings, CLS_VIEW))
-            self._done[volume] = Extraction(volume.path, "done", embeddings)
+            self._done[volume] = Extraction(volume.input, "done", embeddings)
 
     def _again(self, row: Repeated) -> Extraction:
         entry = self._store.get(row.key)
         if entry is None:
-            raise StorageError(f"the entry of {row.path} was stored in this run and is gone; run again")
-        identity = self._extractor.backbone.identity
-        return Extraction(row.path, "done", embeddings_of(entry, row.path, identity), from_cache=True)
+            raise StorageError(f"the entry of {row.input.path} was stored in this run and is gone; run again")
+        embeddings = embeddings_of(entry, row.input.path, self._extractor.backbone.identity)
+        return Extraction(row.input, "done", embeddings, from_cache=True)

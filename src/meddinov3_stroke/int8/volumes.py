@@ -11,37 +11,43 @@ from jaxtyping import Int8
 
 from meddinov3_stroke.cohort import SeriesTable
 from meddinov3_stroke.errors import DatasetError, MissingInput, SplitError
+from meddinov3_stroke.types import VolumeInput
 
 
 @dataclass(frozen=True, eq=False)
 class CalibrationVolume:
     """A volume, whose patient it is, and its labels where they are known."""
 
-    path: Path
+    input: VolumeInput
     group: str
     """What must not be on both sides: the patient, the study, or the file itself."""
     labels: Int8[np.ndarray, " label"] | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where it is to be read from."""
+        return self.input.path
 
 
 def volumes_of_table(table: SeriesTable) -> list[CalibrationVolume]:
     """One volume a row.
 
     Raises:
-        MissingInput: a row without a path; names it.
+        MissingInput: a row that names no volume; says which.
     """
-    empty = [row for row, path in zip(table.rows, table.paths, strict=True) if path is None]
+    empty = [row for row, named in zip(table.rows, table.inputs, strict=True) if named is None]
     if empty:
         raise MissingInput(f"{table.name} row {empty[0]}: nifti_path is empty; mend the row")
     return [
-        CalibrationVolume(path, group, labels)
-        for path, group, labels in zip(table.paths, table.groups, table.labels, strict=True)
-        if path is not None
+        CalibrationVolume(named, group, labels)
+        for named, group, labels in zip(table.inputs, table.groups, table.labels, strict=True)
+        if named is not None
     ]
 
 
 def volumes_of_paths(paths: Sequence[Path]) -> list[CalibrationVolume]:
     """One volume a file, each a patient of its own: nothing else is known of them."""
-    return [CalibrationVolume(path, str(path.resolve())) for path in paths]
+    return [CalibrationVolume(VolumeInput(path), str(path.resolve())) for path in paths]
 
 
 def hold_out(
