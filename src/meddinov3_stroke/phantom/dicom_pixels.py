@@ -39,13 +39,13 @@ class StoredPixels:
         return self.values.dtype.kind == "i"
 
 
-def store_pixels(hu: Real[np.ndarray, "row col"], options: DicomOptions, slice_index: int) -> StoredPixels:
-    """The stored values of one slice; HU beyond what they can hold are clipped."""
+def store_pixels(hu: Real[np.ndarray, "row col"], options: DicomOptions, stream: int) -> StoredPixels:
+    """The stored values of one image; HU beyond what they can hold are clipped. `stream` numbers its draws."""
     if options.rescale == "lut":
         return _store_through_lut(hu)
     if options.pixels == "wrapped12":
         return _store_wrapped(hu)
-    slope, intercept = _rescale_of(options, slice_index)
+    slope, intercept = _rescale_of(options, stream)
     low, high = VALUE_RANGE[options.pixels]
     values = np.clip(np.rint((hu.astype(np.float64) - intercept) / slope), low, high).astype(np.int64)
     padding = _pad(values, options)
@@ -70,10 +70,10 @@ def _store_wrapped(hu: Real[np.ndarray, "row col"]) -> StoredPixels:
     return StoredPixels((read % 4096).astype(np.uint16), 12, 1.0, 0.0, None, read.astype(np.float32))
 
 
-def _rescale_of(options: DicomOptions, slice_index: int) -> tuple[float, float]:
+def _rescale_of(options: DicomOptions, stream: int) -> tuple[float, float]:
     if options.rescale == "constant":
         return options.slope, options.intercept
-    random = np.random.default_rng([options.seed, 11, slice_index])
+    random = np.random.default_rng([options.seed, 11, stream])
     return float(random.choice(DRAWN_SLOPES)), float(random.choice(DRAWN_INTERCEPTS))
 
 

@@ -83,7 +83,7 @@ def plan_images(
 def _planned(
     hu: Real[np.ndarray, "row col"], plane: Plane, options: DicomOptions, index: int | None, what: str
 ) -> PlannedImage:
-    pixels = store_pixels(hu, options, -1 if index is None else index)
+    pixels = store_pixels(hu, options, 0 if index is None else index + 1)
     faults = ("wrapped values",) if options.pixels == "wrapped12" else ()
     sop_instance_uid = unique_uid(options, options.seed, str(options.series_number), what)
     return PlannedImage("", sop_instance_uid, None, index, plane, pixels, "used", faults)
