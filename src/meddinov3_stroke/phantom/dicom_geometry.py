@@ -14,6 +14,8 @@ LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 """DICOM's axes run to left and posterior, NIfTI's to right and anterior."""
 SIGNIFICANT_DIGITS = 10
 """Of a number in a header: DICOM's decimal strings hold 16 characters, sign, point and exponent included."""
+DECIMALS = 12
+"""Kept of a number close to 0, so that its exponent has two digits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +94,7 @@ def as_written(values: Real[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shap
 
 def decimal_string(value: Number) -> str:
     """A number as DICOM's decimal string, at most 16 characters."""
-    return f"{float(value):.{SIGNIFICANT_DIGITS}g}"
+    return f"{round(float(value), DECIMALS):.{SIGNIFICANT_DIGITS}g}"
 
 
 def axial_geometry(

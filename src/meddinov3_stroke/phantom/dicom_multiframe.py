@@ -107,7 +107,7 @@ def _converted(
         )
     dataset = Dataset()
     dataset.update({element.tag: element for element in converted})
-    del dataset.PixelData
+    del dataset.PixelData, dataset.ContributingEquipmentSequence  # which says when it was converted, and by what
     for keyword in ("InstanceCreationDate", "ContentDate", "AcquisitionDateTime"):
         if keyword in dataset:
             setattr(dataset, keyword, CONVERSION_DATE)

@@ -17,6 +17,9 @@ from meddinov3_stroke.phantom.dicom_plan import Fate, Identity, PlannedImage, id
 from meddinov3_stroke.phantom.head import Phantom
 from meddinov3_stroke.runtime.atomic import write_bytes
 
+LEAST_JPEG_2000_PIXELS = 32
+"""Rows and columns below which the encoder's six resolutions do not fit."""
+
 if TYPE_CHECKING:
     from meddinov3_stroke.phantom.dicom_companions import CompanionFile
 
@@ -120,6 +123,9 @@ def _require_match(hu: Real[np.ndarray, "slice row col"], geometry: SliceGeometr
         raise UsageError(
             f"DICOM voxels of shape {hu.shape}: expected {(n_slices, *geometry.shape)}, as the geometry has"
         )
+    least = LEAST_JPEG_2000_PIXELS if options.transfer_syntax.startswith("jpeg_2000") else 1
+    if min(geometry.shape) < least:
+        raise UsageError(f"JPEG 2000 of {geometry.shape} pixels: expected at least {least} each way")
     named = {*options.missing_slices, *options.copied_slices, *options.repeated_slices}
     unknown = sorted(index for index in named if not 0 <= index < n_slices)
     if unknown:
