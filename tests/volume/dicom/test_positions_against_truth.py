@@ -7,11 +7,15 @@ reader nothing is known but its front door.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 from meddinov3_stroke import read_volume
 from meddinov3_stroke.phantom import (
@@ -74,11 +78,19 @@ def assert_bar(folder: Path, geometry: SliceGeometry, *, least_hu: float = -1024
     images = {(image.sop_instance_uid, image.frame_number): image for image in truth.images}
     shown = [images[image.sop_instance_uid, image.frame_number] for image in volume.source.images]
     assert [image.slice_index for image in shown] == [image.slice_index for image in truth.used]
-    assert volume.hu.shape == truth.hu.shape
+    assert sorted(volume.hu.shape[1:]) == sorted(geometry.shape)
+    assert_canonical(volume)
     for image, position_mm in zip(shown, volume.slice_positions_mm, strict=True):
         assert image.plane is not None
         corners = image.plane.voxel_positions_mm[[0, 0, -1, -1], [0, -1, 0, -1]] * LPS_TO_RAS
         assert np.linalg.norm(corners - position_mm, axis=1).min() < 1e-6
+
+
+def assert_canonical(volume: Volume) -> None:
+    """Slices run upwards, rows to the back, columns to the patient's left."""
+    assert (np.diff(volume.slice_positions_mm[:, 2]) > 0).all()
+    assert (np.abs(volume.slice_steps_mm).argmax(axis=1) == [1, 0]).all()
+    assert (volume.slice_steps_mm[:, [1, 0], [0, 1]] < 0).all()
 
 
 TILTS = pytest.mark.parametrize("tilt_degrees", [18.0, -18.0, 0.0], ids=["tilted", "tilted back", "straight"])
@@ -107,6 +119,7 @@ PIXELS: dict[str, dict[str, Any]] = {
     "padding of -2000 HU that no header tells": {"padding_value": -976, "is_padding_told": False},
     "padding of -3024 HU": {"padding_value": -2000},
     "a range of padding": {"padding_value": -2000, "padding_limit": -1500},
+    "a range of padding that ends above -1024 HU": {"intercept": -1200.0, "padding_value": -100, "padding_limit": 180},
     "padding of 0 in unsigned values": {"padding_value": 0, "pixels": "unsigned12"},
 }
 CONTAINERS: dict[str, dict[str, Any]] = {
@@ -169,6 +182,52 @@ def test_no_voxel_is_off_in_any_container(tmp_path: Path, options: dict[str, Any
 @TILTS
 def test_no_voxel_is_off_in_images_that_are_turned(tmp_path: Path, tilt_degrees: float) -> None:
     assert_bar(tmp_path, axial_geometry(EVEN, tilt_degrees=tilt_degrees, is_turned=True))
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (0, -1), (-1, 0), (-1, -1)], ids=str)
+@pytest.mark.parametrize("is_transposed", [False, True], ids=["rows across", "rows down"])
+def test_no_voxel_is_off_in_any_of_the_eight_ways_to_store_a_slice(
+    tmp_path: Path, corner: tuple[int, int], is_transposed: bool
+) -> None:
+    upright = axial_geometry(EVEN, (72, 56), pixel_spacing_mm=(2.75, 3.25), tilt_degrees=18.0)
+    assert_bar(tmp_path, stored_from(upright, corner, is_transposed), missing_slices=(6,))
+
+
+def stored_from(geometry: SliceGeometry, corner: tuple[int, int], is_transposed: bool) -> SliceGeometry:
+    """The same slices, stored from another corner of theirs and, transposed, along the other side first."""
+    firsts = [geometry.plane(k).voxel_positions_mm[corner] for k in range(len(geometry.positions_mm))]
+    down = geometry.column_direction * (1 if corner[0] == 0 else -1)
+    across = geometry.row_direction * (1 if corner[1] == 0 else -1)
+    turn = -1 if is_transposed else 1
+    return replace(
+        geometry,
+        positions_mm=np.round(firsts, 6),
+        row_direction=(across, down)[::turn][0],
+        column_direction=(across, down)[::turn][1],
+        pixel_spacing_mm=geometry.pixel_spacing_mm[::turn],
+        shape=geometry.shape[::turn],
+    )
+
+
+@settings(max_examples=20)
+@given(
+    angles=st.tuples(*[st.floats(-25, 25)] * 3),
+    shear=st.floats(-0.4, 0.4),
+    spacings_mm=st.lists(st.floats(0.6, 9), min_size=2, max_size=12),
+)
+def test_no_voxel_is_off_in_any_oblique_and_uneven_stack(
+    tmp_path_factory: pytest.TempPathFactory, angles: tuple[float, float, float], shear: float, spacings_mm: list[float]
+) -> None:
+    geometry = axial_geometry(spacings_mm)
+    rotation = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    sheared = geometry.positions_mm + geometry.positions_mm[:, 2:] * [0, shear, 0]
+    turned = replace(
+        geometry,
+        positions_mm=np.round(sheared @ rotation.T, 6),
+        row_direction=np.round(rotation @ geometry.row_direction, 9),
+        column_direction=np.round(rotation @ geometry.column_direction, 9),
+    )
+    assert_bar(tmp_path_factory.mktemp("oblique"), turned, names="shuffled")
 
 
 def test_no_voxel_is_off_in_pixels_and_images_that_are_no_squares(tmp_path: Path) -> None:
