@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 FRAMING = struct.Struct("<4sII")
@@ -23,6 +25,10 @@ MAX_HEADER_BYTES = 1 << 16
 MAX_GROWTH_BYTES = 2 << 30
 """Address space that the child may take beyond its own start; a frame of 2^26 pixels needs less."""
 
+MIN_PROCESSOR_S, PROCESSOR_S_PER_PIXEL = 0.75, 3e-6
+"""Processor time that a frame may take: 1.5 s for 512 x 512, which needs 0.01 to 0.05 s. Some damage sends CharLS into
+a loop of seconds; unlike a deadline, this limit does not strike on a busy machine."""
+
 MAX_WORDS = 300
 """Characters of a codec's complaint that are passed on."""
 
@@ -33,12 +39,18 @@ PLUGINS: dict[str, tuple[str, ...]] = {
     RLE_LOSSLESS: ("pylibjpeg",),
     "1.2.840.10008.1.2.4.57": ("gdcm",),
     "1.2.840.10008.1.2.4.70": ("gdcm",),
-    "1.2.840.10008.1.2.4.80": ("pyjpegls", "gdcm"),
-    "1.2.840.10008.1.2.4.81": ("pyjpegls", "gdcm"),
+    "1.2.840.10008.1.2.4.80": ("gdcm", "pyjpegls"),
+    "1.2.840.10008.1.2.4.81": ("gdcm", "pyjpegls"),
     "1.2.840.10008.1.2.4.90": ("pylibjpeg", "gdcm"),
     "1.2.840.10008.1.2.4.91": ("pylibjpeg", "gdcm"),
 }
 """Transfer syntax UIDs (RLE; JPEG Lossless; JPEG-LS; JPEG 2000) and pydicom's names of the decoders tried, in order."""
+
+_PLEASANTRY = "Unable to decode as exceptions were raised by all available plugins: "
+"""What pydicom says before a decoder's own words."""
+
+_GDCM_NOTHING = "'NoneType' object has no attribute 'encode'"
+"""What pydicom makes of it that gdcm gives no pixels and no reason."""
 
 Decode = Callable[[dict[str, Any], bytes], Any]
 
@@ -76,10 +88,14 @@ def decode(request: dict[str, Any], codestream: bytes) -> Any:
         except MemoryError:
             raise
         except Exception as error:  # the decoders raise whatever they meet
-            refusals.append(" ".join(str(error).split()))
+            refusals.append(_in_short(error))
     if not refusals:
         raise UnsupportedFrame("its decoder is not installed")
     raise ValueError("; ".join(refusals))
+
+
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split()).removeprefix(_PLEASANTRY).replace(_GDCM_NOTHING, "no pixels")
 
 
 def answer(request: dict[str, Any], codestream: bytes, decode: Decode = decode) -> bytes:
@@ -88,7 +104,8 @@ def answer(request: dict[str, Any], codestream: bytes, decode: Decode = decode) 
 
     options = request["options"]
     try:
-        values = decode(request, codestream)
+        with limited_processor_time(options["rows"] * options["columns"]):
+            values = decode(request, codestream)
         dtype = np.dtype(f"<{'ui'[options['pixel_representation']]}{options['bits_allocated'] // 8}")
         # a codec's precision may fit into fewer bytes than are allocated, and never needs more
         values = values.astype(dtype, order="C", casting="safe", copy=False)
@@ -97,7 +114,7 @@ def answer(request: dict[str, Any], codestream: bytes, decode: Decode = decode) 
     except UnsupportedFrame as error:
         return message({"status": "unsupported", "words": str(error)[:MAX_WORDS]})
     except Exception as error:
-        return message({"status": "corrupt", "words": f"{type(error).__name__}: {error}"[:MAX_WORDS]})
+        return message({"status": "corrupt", "words": str(error)[:MAX_WORDS]})
     return message({"status": "done", "dtype": values.dtype.str, "shape": values.shape}, values.tobytes())
 
 
@@ -108,6 +125,19 @@ def serve(requests: BinaryIO, answers: BinaryIO, decode: Decode = decode) -> Non
         _, header_bytes, payload_bytes = FRAMING.unpack(framing)
         header = json.loads(requests.read(header_bytes))
         answers.write(answer(header, requests.read(payload_bytes), decode))
+
+
+@contextmanager
+def limited_processor_time(n_pixels: int) -> Iterator[None]:
+    """Within it the process dies of SIGPROF once it has used the time of a frame, where the system can."""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+    signal.setitimer(signal.ITIMER_PROF, MIN_PROCESSOR_S + n_pixels * PROCESSOR_S_PER_PIXEL)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def limit_memory() -> None:
@@ -132,6 +162,8 @@ def main(decode: Decode = decode) -> None:
         os.dup2(nowhere, standard)
     import pydicom.pixels.decoders  # noqa: F401  loads every decoder, before memory is limited
 
+    if hasattr(signal, "SIGPROF"):
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)  # it may be inherited as ignored
     limit_memory()
     serve(requests, answers, decode)
 

@@ -122,6 +122,8 @@ class ChildProcess:
             return "closed its pipe"
         if status >= 0:
             return f"ended with status {status}"
+        if -status == signal.SIGPROF:
+            return "takes more processor time than it may"
         try:
             return f"died of {signal.Signals(-status).name}"
         except ValueError:
