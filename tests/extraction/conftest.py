@@ -38,7 +38,7 @@ IDENTITY = BackboneIdentity(
 
 @dataclass
 class CountingReader:
-    """Reads `<number of slices>` from a text file that only calls itself NIfTI; knows images where a series is named."""
+    """Reads `<number of slices>` from a text file that only calls itself NIfTI; knows images of a named series."""
 
     calls: list[Path] = field(default_factory=list)
 
