@@ -6,11 +6,12 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from meddinov3_stroke.errors import CorruptInput
 
 MAX_DEPTH = 64
-"""Deepest nesting of sequences that is read; a CT has fewer than ten, and every reader of sequences recurses."""
+"""Deepest nesting of sequences that is read; a CT has fewer than ten, and pydicom recurses."""
 
 UNDEFINED = 0xFFFFFFFF
 """A length that says: until the delimiter."""
@@ -41,13 +42,28 @@ class PixelElement:
     vr: str
 
 
+class _Level(NamedTuple):
+    """A data set, or a sequence inside one, whose end has not been reached."""
+
+    start: int
+    """Byte of the element or item that began it."""
+    tag: tuple[int, int]
+    end: int
+    """Byte after it; of an open one the latest that it can have."""
+    is_open: bool
+    """Of undefined length: its delimiter ends it."""
+    is_explicit: bool
+    is_sequence: bool
+
+
 def is_known_vr(vr: bytes) -> bool:
     """Whether the two bytes are a value representation of the standard."""
     return vr in _SHORT_VRS or vr in _LONG_VRS
 
 
 class DataSetWalk:
-    """A pass over (a part of) `content`; `name` is for messages."""
+    """A pass over (a part of) `content`; `name` is for messages. It keeps its levels itself, so that no nesting can
+    exhaust Python's stack."""
 
     def __init__(self, content: bytes, name: str, *, is_explicit: bool, is_big_endian: bool) -> None:
         order = ">" if is_big_endian else "<"
@@ -55,6 +71,8 @@ class DataSetWalk:
         self._read_explicit = struct.Struct(f"{order}HH2sH").unpack_from
         self._read_implicit = struct.Struct(f"{order}HHI").unpack_from
         self._read_length = struct.Struct(f"{order}I").unpack_from
+        self._levels: list[_Level] = []
+        """Data sets and sequences in turn, the whole data set first."""
         self._pixel_data: PixelElement | None = None
 
     def to_end(self, start: int) -> PixelElement | None:
@@ -63,7 +81,16 @@ class DataSetWalk:
         Raises:
             CorruptInput: an element ends after the file or its parent, or the nesting is deeper than `MAX_DEPTH`.
         """
-        self._elements(start, len(self._content), 0, is_explicit=self._is_explicit, is_open=False)
+        levels, position = self._levels, start
+        levels.append(_Level(start, (0, 0), len(self._content), False, self._is_explicit, False))
+        while levels:
+            level = levels[-1]
+            if level.is_sequence:
+                position = self._next_item(position, level)
+            elif level.is_explicit:
+                position = self._explicit_elements(position, level)
+            else:
+                position = self._implicit_elements(position, level)
         return self._pixel_data
 
     def group(self, start: int, wanted: int) -> Iterator[tuple[int, int, int]]:
@@ -85,38 +112,26 @@ class DataSetWalk:
             yield element, offset, length
             start = offset + length
 
-    def _elements(self, start: int, end: int, depth: int, *, is_explicit: bool, is_open: bool) -> int:
-        """The byte after the data set at `start`: an open one ends at its delimiter, any other exactly at `end`."""
-        position = (self._explicit if is_explicit else self._implicit)(start, end, depth)
-        if position < end:  # a delimiter stands there
-            mark, kind, length = self._read_implicit(self._content, position)
-            if is_open and kind == _ITEM_END and length == 0 and position + 8 <= end:
-                return position + 8
-            raise self._fault(position, mark, kind, "is a delimiter where an element is expected")
-        if is_open:
-            fault = f"begins an item of undefined length whose delimiter is missing before byte {end}"
-            raise self._fault(start - 8, _DELIMITER_GROUP, _ITEM, fault)
-        return position
-
-    def _explicit(self, position: int, end: int, depth: int) -> int:
-        """The byte where the explicit elements at `position` end: `end`, or that of a delimiter before it."""
-        content, read, read_length = self._content, self._read_explicit, self._read_length
-        short, long = (
-            _SHORT_VRS,
-            _LONG_VRS,
-        )  # local names: the loop runs for every element of a cohort
+    def _explicit_elements(self, position: int, level: _Level) -> int:
+        """The byte where the walk goes on: in a sequence that begins, or after the data set of this level."""
+        content, read, read_length, end = self._content, self._read_explicit, self._read_length, level.end
+        short, long = _SHORT_VRS, _LONG_VRS  # local names: the loop runs for every element of a cohort
         try:
             while position < end:
                 group, element, vr, length = read(content, position)
                 if group == _DELIMITER_GROUP:
-                    return position
+                    return self._end_item(position, element, level)
                 if vr in short:
                     following = position + 8 + length
                 elif vr in long:
                     (length,) = read_length(content, position + 8)
-                    following = self._long_value(position, end, depth, (group, element, vr, length))
-                elif depth == 0 and not content[position:end].strip(b"\0"):
-                    return end  # zero bytes to the end of the file, as some media are padded
+                    if vr == b"SQ" or (vr == b"UN" and length == UNDEFINED):
+                        # of unknown representation and undefined length: a sequence, written implicitly (PS3.5 6.2.2)
+                        return self._begin_sequence((position, position + 12), (group, element), length, vr == b"SQ")
+                    following = self._after_long_value(position, (group, element, vr, length), end)
+                elif len(self._levels) == 1 and not content[position:end].strip(b"\0"):
+                    position = end  # zero bytes to the end of the file, as some media are padded
+                    break
                 else:
                     raise self._fault(position, group, element, f"has the unknown value representation {vr!r}")
                 if following > end:
@@ -124,83 +139,44 @@ class DataSetWalk:
                 position = following
         except struct.error as error:
             raise self._cut(position) from error
-        return position
+        return self._end_data_set(position, level)
 
-    def _implicit(self, position: int, end: int, depth: int) -> int:
-        """As `_explicit`, where no element says its value representation."""
-        content, read = self._content, self._read_implicit
+    def _implicit_elements(self, position: int, level: _Level) -> int:
+        """As `_explicit_elements`, where no element says its value representation."""
+        content, read, end = self._content, self._read_implicit, level.end
         try:
             while position < end:
                 group, element, length = read(content, position)
                 if group == _DELIMITER_GROUP:
-                    return position
+                    return self._end_item(position, element, level)
                 value = position + 8
                 if length == UNDEFINED or (content[value : value + 4] == _ITEM_BYTES and _is_sequence(group, element)):
-                    following = self._sequence(position, value, length, end, depth + 1, is_explicit=False)
-                else:
-                    following = value + length
-                    if group == _PIXEL_GROUP and element == _PIXEL_ELEMENT and depth == 0:
-                        self._note_pixel_data(position, PixelElement(value, length, "OW"))
-                if following > end:
-                    raise self._overrun(position, group, element, length, following - end)
-                position = following
+                    return self._begin_sequence((position, value), (group, element), length, False)
+                if value + length > end:
+                    raise self._overrun(position, group, element, length, value + length - end)
+                if group == _PIXEL_GROUP and element == _PIXEL_ELEMENT:
+                    self._note_pixel_data(position, PixelElement(value, length, "OW"))
+                position = value + length
         except struct.error as error:
             raise self._cut(position) from error
-        return position
+        return self._end_data_set(position, level)
 
-    def _long_value(self, position: int, end: int, depth: int, header: tuple[int, int, bytes, int]) -> int:
-        """The byte after an explicit element with a 32-bit length."""
+    def _after_long_value(self, position: int, header: tuple[int, int, bytes, int], end: int) -> int:
+        """The byte after an explicit element with a 32-bit length that is no sequence."""
         group, element, vr, length = header
         value = position + 12
-        if vr == b"SQ" or (vr == b"UN" and length == UNDEFINED):
-            # of unknown representation and undefined length: a sequence written implicitly (PS3.5 section 6.2.2)
-            following = self._sequence(position, value, length, end, depth + 1, is_explicit=vr == b"SQ")
-        elif length != UNDEFINED:
+        if length != UNDEFINED:
             following = value + length
         elif vr in _FRAGMENT_VRS:
-            following = self._fragments(position, value, end)
+            following = self._after_fragments(position, value, end)
         else:
             raise self._fault(position, group, element, f"has an undefined length, which {vr.decode()} cannot have")
-        if group == _PIXEL_GROUP and element == _PIXEL_ELEMENT and depth == 0:
+        if group == _PIXEL_GROUP and element == _PIXEL_ELEMENT:
             known = None if length == UNDEFINED else length
             self._note_pixel_data(position, PixelElement(value, known, vr.decode()))
         return following
 
-    def _sequence(self, position: int, value: int, length: int, end: int, depth: int, *, is_explicit: bool) -> int:
-        """The byte after the sequence whose element is at `position` and whose first item is at `value`."""
-        group, element, _ = self._read_implicit(self._content, position)
-        if depth > MAX_DEPTH:
-            raise self._fault(position, group, element, f"is nested deeper than {MAX_DEPTH} sequences")
-        is_open = length == UNDEFINED
-        stop = end if is_open else value + length
-        if stop > end:
-            raise self._overrun(position, group, element, length, stop - end)
-        while value < stop:
-            mark, kind, item_length = self._read_implicit(self._content, value)
-            if mark == _DELIMITER_GROUP and kind == _SEQUENCE_END and is_open and item_length == 0:
-                return value + 8
-            if mark != _DELIMITER_GROUP or kind != _ITEM:
-                raise self._fault(value, mark, kind, f"stands where an item of ({group:04x},{element:04x}) is expected")
-            value = self._item(value, item_length, stop, depth, is_explicit=is_explicit)
-        if is_open:
-            raise self._fault(position, group, element, "is a sequence of undefined length without its delimiter")
-        return value
-
-    def _item(self, position: int, length: int, end: int, depth: int, *, is_explicit: bool) -> int:
-        """The byte after the item at `position`."""
-        value, is_open = position + 8, length == UNDEFINED
-        if not is_open:
-            if value + length > end:
-                raise self._overrun(position, _DELIMITER_GROUP, _ITEM, length, value + length - end)
-            end = value + length
-        # some writers put implicit items into an explicit file, and every reader takes them
-        is_explicit = is_explicit and (is_known_vr(self._content[value + 4 : value + 6]) or self._is_mark(value))
-        return self._elements(value, end, depth, is_explicit=is_explicit, is_open=is_open)
-
-    def _is_mark(self, position: int) -> bool:
-        return self._content[position : position + 2] in (b"\xfe\xff", b"\xff\xfe")
-
-    def _fragments(self, position: int, value: int, end: int) -> int:
+    def _after_fragments(self, position: int, value: int, end: int) -> int:
         """The byte after the encapsulated fragments at `value`, their delimiter included."""
         while value + 8 <= end:
             mark, kind, length = self._read_implicit(self._content, value)
@@ -216,7 +192,69 @@ class DataSetWalk:
         group, element, _ = self._read_implicit(self._content, position)
         raise self._fault(position, group, element, "holds fragments without the delimiter that ends them")
 
+    def _begin_sequence(self, place: tuple[int, int], tag: tuple[int, int], length: int, is_explicit: bool) -> int:
+        """The byte of the first item of the sequence whose element and value are at `place`."""
+        position, value = place
+        if len(self._levels) > 2 * MAX_DEPTH - 1:
+            raise self._fault(position, *tag, f"is nested deeper than {MAX_DEPTH} sequences")
+        end, is_open = self._levels[-1].end, length == UNDEFINED
+        if not is_open:
+            if value + length > end:
+                raise self._overrun(position, *tag, length, value + length - end)
+            end = value + length
+        self._levels.append(_Level(position, tag, end, is_open, is_explicit, True))
+        return value
+
+    def _next_item(self, position: int, level: _Level) -> int:
+        """The byte of the first element of the item at `position`, or that after the sequence, which ends here."""
+        if position >= level.end:
+            if level.is_open:
+                raise self._fault(level.start, *level.tag, "is a sequence of undefined length without its delimiter")
+            self._levels.pop()
+            return position
+        try:
+            mark, kind, length = self._read_implicit(self._content, position)
+        except struct.error as error:
+            raise self._cut(position) from error
+        value = position + 8
+        if mark == _DELIMITER_GROUP and kind == _SEQUENCE_END and level.is_open and length == 0 and value <= level.end:
+            self._levels.pop()
+            return value
+        if mark != _DELIMITER_GROUP or kind != _ITEM:
+            group, element = level.tag
+            raise self._fault(position, mark, kind, f"stands where an item of ({group:04x},{element:04x}) is expected")
+        end, is_open = level.end, length == UNDEFINED
+        if not is_open:
+            if value + length > end:
+                raise self._overrun(position, mark, kind, length, value + length - end)
+            end = value + length
+        # some writers put implicit items into an explicit file, and every reader takes them
+        is_explicit = level.is_explicit and (is_known_vr(self._content[value + 4 : value + 6]) or self._is_mark(value))
+        self._levels.append(_Level(position, (mark, kind), end, is_open, is_explicit, False))
+        return value
+
+    def _is_mark(self, position: int) -> bool:
+        return self._content[position : position + 2] in (b"\xfe\xff", b"\xff\xfe")
+
+    def _end_item(self, position: int, element: int, level: _Level) -> int:
+        """The byte after the delimiter at `position`, which must be that of an open item."""
+        (length,) = self._read_length(self._content, position + 4)
+        if not level.is_open or element != _ITEM_END or length != 0 or position + 8 > level.end:
+            raise self._fault(position, _DELIMITER_GROUP, element, "is a delimiter where an element is expected")
+        self._levels.pop()
+        return position + 8
+
+    def _end_data_set(self, position: int, level: _Level) -> int:
+        """`position`, which is the end of this level."""
+        if level.is_open:
+            fault = f"begins an item of undefined length whose delimiter is missing before byte {level.end}"
+            raise self._fault(level.start, *level.tag, fault)
+        self._levels.pop()
+        return position
+
     def _note_pixel_data(self, position: int, found: PixelElement) -> None:
+        if len(self._levels) > 1:
+            return  # an icon's
         if self._pixel_data is not None:
             raise self._fault(position, _PIXEL_GROUP, _PIXEL_ELEMENT, "is there twice")
         self._pixel_data = found
