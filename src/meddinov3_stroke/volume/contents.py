@@ -1,14 +1,12 @@
-"""What a path really is, told from its first bytes; everything that is no NIfTI under its own name is refused."""
+"""What a path really is, told from its first bytes; what is neither NIfTI under its own name nor DICOM is refused."""
 
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from meddinov3_stroke.errors import CorruptInput, MachineError, MissingInput, StorageError, UnsupportedInput
@@ -16,17 +14,20 @@ from meddinov3_stroke.errors import CorruptInput, MachineError, MissingInput, St
 HEAD_BYTES = 544
 """Enough of a file to tell every kind below: a NIfTI-2 header is 540 bytes."""
 
-DIRECTORY_PROBES = 64
-"""Entries of a directory that are opened to see whether it holds DICOM."""
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+"""Endings that make a path NIfTI; anything else is looked at for DICOM."""
 
-_DCM2NIIX = "convert the series to NIfTI with dcm2niix first"
+DICOM_KINDS = ("a DICOM file", "a zip archive")
+"""What a file that is read for DICOM may be known as; one of no known kind may be DICOM without its preamble."""
+
+_RENAME_DICOM = "it is no NIfTI: give it without the ending .nii or .nii.gz, or give the folder of its series"
 _EXPORT = "export the volume as .nii.gz"
 _FETCH = "fetch the file itself again"
 
 _SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
-    (128, b"DICM", "a DICOM file", _DCM2NIIX),
+    (128, b"DICM", "a DICOM file", _RENAME_DICOM),
     (0, b"\x1f\x8b", "a gzip stream", "rename it to end in .nii.gz"),
-    (0, b"PK\x03\x04", "a zip archive", f"unpack it; if it holds DICOM, {_DCM2NIIX}"),
+    (0, b"PK\x03\x04", "a zip archive", "if it holds a DICOM series, rename it to end in .zip; else unpack it"),
     (0, b"PK\x05\x06", "an empty zip archive", _FETCH),
     (0, b"version https://git-lfs", "a Git-LFS pointer", "run git lfs pull, or download the file itself"),
     (0, b"NRRD", "an NRRD file", _EXPORT),
@@ -92,12 +93,37 @@ def _recognise_nifti(head: bytes) -> Content | None:
     return None
 
 
+def is_nifti_name(path: Path) -> bool:
+    """Whether the name says NIfTI."""
+    return path.name.lower().endswith(NIFTI_SUFFIXES)
+
+
+def require_dicom_input(path: Path) -> None:
+    """Nothing, where `path` is a folder or a regular file that may hold DICOM: by its first bytes, a DICOM file, a zip
+    archive, or of no kind known here (a list, a header index, a data set without preamble).
+
+    Raises:
+        MissingInput: no such file, or an empty one.
+        UnsupportedInput: something else, named for what was found.
+    """
+    if stat.S_ISDIR(_mode(path)):
+        return
+    _require_regular_file(path)
+    with path.open("rb") as handle:
+        head = handle.read(HEAD_BYTES)
+    if not head:
+        raise MissingInput(f"{path} is empty (0 bytes); expected a head CT; {_FETCH}")
+    found = recognise(head)
+    if found is not None and found.name not in DICOM_KINDS:
+        raise UnsupportedInput(f"{path} is {found.name}; expected .nii, .nii.gz or DICOM; {found.remedy}")
+
+
 def require_nifti(path: Path) -> None:
-    """Nothing, where `path` is a regular file whose first bytes are what its .nii or .nii.gz name says.
+    """Nothing, where `path`, whose name says NIfTI, is a regular file whose first bytes say so too.
 
     Raises:
         MissingInput: no such file, an empty one, or a directory.
-        CorruptInput: a .nii or .nii.gz of no known content.
+        CorruptInput: of no known content.
         UnsupportedInput: something else, named for what was found.
     """
     _require_regular_file(path)
@@ -105,50 +131,35 @@ def require_nifti(path: Path) -> None:
         head = handle.read(HEAD_BYTES)
     if not head:
         raise MissingInput(f"{path} is empty (0 bytes); expected a NIfTI volume; {_FETCH}")
-    found, name = recognise(head), path.name.lower()
-    is_nii, is_nii_gz = name.endswith(".nii"), name.endswith(".nii.gz")
+    found, is_packed = recognise(head), path.name.lower().endswith(".gz")
     if found is None:
-        raise _unknown_content(path, head, named_nifti=is_nii or is_nii_gz)
-    if not ((is_nii and found.is_nifti) or (is_nii_gz and found.is_gzip)):
-        expected = "gzip-compressed NIfTI" if is_nii_gz else "an uncompressed NIfTI" if is_nii else ".nii or .nii.gz"
+        raise _unknown_content(path, head)
+    if not (found.is_gzip if is_packed else found.is_nifti):
+        expected = "gzip-compressed NIfTI" if is_packed else "an uncompressed NIfTI"
         raise UnsupportedInput(f"{path} is {found.name}; expected {expected}; {found.remedy}")
 
 
-def _unknown_content(path: Path, head: bytes, *, named_nifti: bool) -> CorruptInput | UnsupportedInput:
-    if named_nifti:
-        start = head[:4].hex(" ")
-        return CorruptInput(
-            f"{path} begins with {start}, neither gzip nor a NIfTI header; it is damaged or misnamed; {_FETCH}"
-        )
-    return UnsupportedInput(f"{path} is no .nii or .nii.gz file, nor of any kind known here; give a NIfTI volume")
+def _unknown_content(path: Path, head: bytes) -> CorruptInput:
+    start = head[:4].hex(" ")
+    return CorruptInput(
+        f"{path} begins with {start}, neither gzip nor a NIfTI header; it is damaged or misnamed; {_FETCH}"
+    )
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except ValueError as error:  # a NUL byte in the name
+        raise MissingInput(f"{str(path)!r} cannot be a path: {error}; check the path") from error
 
 
 def _require_regular_file(path: Path) -> None:
-    try:
-        mode = path.stat().st_mode
-    except ValueError as error:  # a NUL byte in the name
-        raise MissingInput(f"{str(path)!r} cannot be a path: {error}; check the path") from error
+    mode = _mode(path)
     if stat.S_ISDIR(mode):
-        raise _directory_error(path)
+        raise MissingInput(f"{path} is a directory; expected a .nii or .nii.gz file; name the file inside it")
     if not stat.S_ISREG(mode):
         kind = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}.get(stat.S_IFMT(mode), "a device")
-        raise UnsupportedInput(f"{path} is {kind}; expected a regular .nii or .nii.gz file; save the volume to a file")
-
-
-def _directory_error(path: Path) -> MissingInput | UnsupportedInput:
-    with os.scandir(path) as entries:
-        files = [Path(entry.path) for entry in islice(entries, DIRECTORY_PROBES) if entry.is_file()]
-    if any(_begins_as_dicom(file) for file in files):
-        return UnsupportedInput(f"{path} is a folder of DICOM files; expected a .nii or .nii.gz file; {_DCM2NIIX}")
-    return MissingInput(f"{path} is a directory; expected a .nii or .nii.gz file; name the file inside it")
-
-
-def _begins_as_dicom(path: Path) -> bool:
-    try:
-        with path.open("rb") as handle:
-            return handle.read(132)[128:] == b"DICM"
-    except PermissionError:
-        return False  # only decides which words describe the directory, which is refused either way
+        raise UnsupportedInput(f"{path} is {kind}; expected a regular file; save the volume to a file")
 
 
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})

@@ -88,7 +88,7 @@ def choose(stacks: Sequence[Stack], series_uid: str | None, where: str) -> Stack
     """The stack to read: the named series' (its largest where it has several), else by the rule of this module.
 
     Raises:
-        MissingInput: no such series, or no images at all.
+        MissingInput: no such series.
         UnsupportedInput: nothing usable; names why.
         OutOfScope: only stacks that are not axial.
         AmbiguousInput: more than one patient or study, and no series named.
@@ -133,8 +133,6 @@ def _named(stacks: Sequence[Stack], series_uid: str, where: str) -> Stack:
 
 
 def _nothing_usable(stacks: Sequence[Stack], where: str) -> Exception:
-    if not stacks:
-        return MissingInput(f"{where} holds no DICOM image; expected a head CT series")
     refused = [stack for stack in stacks if stack.verdict == "refused"]
     reasons = "; ".join(f"{stack.series_instance_uid}: {stack.reason}" for stack in (refused or stacks)[:4])
     more = f" and {len(refused or stacks) - 4} more" if len(refused or stacks) > 4 else ""

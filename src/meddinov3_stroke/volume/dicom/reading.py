@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Real
 
-from meddinov3_stroke.errors import CorruptInput, UnsupportedInput
+from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput
 from meddinov3_stroke.runtime.digest import sha256_of_array, sha256_of_document
 from meddinov3_stroke.types import SliceImage, Volume, VolumeSource
 from meddinov3_stroke.volume.dicom.choice import choose, contrast_hint
@@ -42,6 +42,9 @@ def find_stack(files: Sequence[InputFile], series_uid: str | None, where: str) -
         name, error = found.damaged[0]
         more = f" ({len(found.damaged)} such files)" if len(found.damaged) > 1 else ""
         raise type(error)(f"{error}{more}" if name in str(error) else f"{name}: {error}{more}")
+    if not found.stacks:
+        names = ", ".join(name for name, _ in found.without_images[:3])
+        raise MissingInput(f"{where} holds no DICOM image (found {names}); expected a head CT: its folder, or a .nii.gz")
     return found, choose(found.stacks, series_uid, where)
 
 

@@ -43,8 +43,8 @@ class SliceLayout:
     runs: tuple[GapRun, ...]
     """From inferior to superior; one where the slices are evenly spaced."""
     tilt_degrees: float
-    """Angle from the normal to the way from the first to the last slice; positive where that way leans to the end of
-    the column direction."""
+    """Angle from the normal to the way from the inferior to the superior slices; its sign is that of Gantry/Detector
+    Tilt on a supine patient: positive where that way leans against the column direction."""
 
     @property
     def is_even(self) -> bool:
@@ -114,5 +114,5 @@ def _tilt_degrees(stack: Stack) -> float:
     way = last.position_mm - first.position_mm
     upward = first.normal if first.normal @ way >= 0 else -first.normal
     along, aside = float(way @ upward), float(np.linalg.norm(np.cross(way, upward)))
-    lean = 1.0 if way @ first.column_direction >= 0 else -1.0
+    lean = -1.0 if way @ first.column_direction > 0 else 1.0
     return lean * float(np.degrees(np.arctan2(aside, along)))
