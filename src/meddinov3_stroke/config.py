@@ -60,6 +60,11 @@ POS_WEIGHT_CAP = 20.0
 RSNA_EPOCHS = 30
 TRAIN_BATCH_SIZE = 64
 
+PREPARE_WORKERS = 0
+"""Processes that read DICOM headers; 0 is one a CPU."""
+CONFLICTING_LABELS: Final = "stop"
+"""What to do with an ID of stage_2_train.csv that has both labels: stop or positive."""
+
 INPUT_DIR = Path("input")
 HEAD_DIR = Path("checkpoints/head_train")
 METRICS_JSON = Path("outputs/head_eval/metrics.json")
@@ -70,6 +75,9 @@ RSNA_CACHE_DIR = Path("outputs/rsna_cache")
 RSNA_CHECKPOINTS_DIR = Path("checkpoints/rsna_ich_head")
 EMBED_OUTPUT_PREFIX = "outputs/meddinov3_"
 CASE_OUTPUT_PREFIX = "outputs/ich_"
+RSNA_PREPARED_DIR = Path("outputs/rsna_prepared")
+"""Where `prepare-rsna` writes its tables."""
+COHORT_OUTPUT_PREFIX = "outputs/cohort_"
 DEMO_DIR = Path("outputs/demo")
 PHANTOM_DIR = Path("outputs/phantoms")
 

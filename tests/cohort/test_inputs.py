@@ -84,3 +84,8 @@ def test_the_same_series_of_an_index_with_other_labels_is_an_error(series_csv: W
     rows = ("c.parquet,S0,7,0,0,0,0,0,0", "c.parquet,S0,7,1,1,0,0,0,0")
     with pytest.raises(SeriesTableError, match=r"rows 2 and 3 name the same file .*c\.parquet \(series 7\)"):
         read_series_table(series_csv(*rows, header=header("header_index")))
+
+
+def test_nifti_under_dicom_path_is_an_error_with_its_row(series_csv: Write) -> None:
+    with pytest.raises(SeriesTableError, match=r"row 2; it belongs under nifti_path"):
+        read_series_table(series_csv("a.NII.gz,S0,7" + NO_LABELS, header=header("dicom_path")))

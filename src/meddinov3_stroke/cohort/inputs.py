@@ -27,10 +27,11 @@ def volume_inputs(
     `series_uid` goes with a DICOM input or an index, which may hold several series; with a NIfTI file it is only a key.
 
     Raises:
-        SeriesTableError: a row that names two volumes, or an index and no series of it.
+        SeriesTableError: a row that names two volumes, an index and no series of it, or NIfTI as DICOM.
     """
     _require_one_each(cells, where)
     _require_series(cells, series_uid, where)
+    _require_dicom(cells, where)
     resolve = cache(_resolver(csv_folder, datasets_dir))  # one index is named by thousands of rows
     inputs: list[VolumeInput | None] = []
     for nifti, dicom, index, uid in zip(*(cells[name] for name in VOLUME_COLUMNS), series_uid, strict=True):
@@ -55,6 +56,16 @@ def _require_series(cells: pd.DataFrame, series_uid: pd.Series, where: str) -> N
         raise SeriesTableError(
             f"{where}: a header_index and no series_uid in {name_rows(rows, counted=False)}; an index lists many "
             "series; fill series_uid with the one of the row"
+        )
+
+
+def _require_dicom(cells: pd.DataFrame, where: str) -> None:
+    is_nifti = (cells["dicom_path"] + cells["header_index"]).str.lower().str.endswith((".nii", ".nii.gz"))
+    rows = [int(row) for row in cells.index[is_nifti]]
+    if rows:
+        raise SeriesTableError(
+            f"{where}: a NIfTI file under dicom_path or header_index in {name_rows(rows, counted=False)}; it belongs "
+            "under nifti_path"
         )
 
 

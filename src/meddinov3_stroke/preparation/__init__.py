@@ -1,0 +1,7 @@
+"""Downloads of public cohorts as series tables that the rest of the pipeline runs from. No torch here."""
+
+from meddinov3_stroke.preparation.header_index import INDEX_SCHEMA
+from meddinov3_stroke.preparation.rsna import PreparedRsna, RsnaOptions, prepare_rsna
+from meddinov3_stroke.preparation.slice_labels import SLICE_LABEL_SCHEMA
+
+__all__ = ["INDEX_SCHEMA", "SLICE_LABEL_SCHEMA", "PreparedRsna", "RsnaOptions", "prepare_rsna"]

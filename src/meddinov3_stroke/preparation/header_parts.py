@@ -1,0 +1,135 @@
+"""Rows of headers on disk, in parts that are whole or absent: who is killed loses only the part in the making."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Bool
+
+from meddinov3_stroke.errors import LockTimeout
+from meddinov3_stroke.preparation.header_rows import DICTIONARY_COLUMNS, SCHEMA
+from meddinov3_stroke.runtime.atomic import atomic_file, storage_error
+
+LOGGER = logging.getLogger("meddinov3_stroke")
+
+PART_ROWS = 4096
+"""Rows after which a part is written; a killed run reads at most as many files again."""
+
+_FACTS = ["file", "n_bytes", "mtime_ns"]
+
+
+class HeaderParts:
+    """The parts in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def knows(self, listing: pa.Table) -> pa.Array:
+        """Which files of a listing have rows here, of the same size and time of change."""
+        known = np.zeros(len(listing), dtype=bool)
+        for path in self._paths():
+            rows = self._read(path, columns=_FACTS)
+            if rows is not None:
+                places, is_same = _places(rows, listing)
+                known[places[is_same]] = True
+        return pa.array(known)
+
+    def rows_of(self, listing: pa.Table, more: Sequence[pa.RecordBatch] = ()) -> pa.Table:
+        """The rows of the files of a listing, from the parts and from `more`; those of changed or gone files are left.
+
+        Columns of few different values are dictionaries.
+        """
+        tables = [_as_dictionaries(pa.Table.from_batches(more, SCHEMA))]
+        has_rows = np.zeros(len(listing), dtype=bool)
+        for path in self._paths():
+            rows = self._read(path, read_dictionary=DICTIONARY_COLUMNS)
+            if rows is None:
+                continue
+            places, is_wanted = _places(rows, listing)
+            is_wanted &= ~has_rows[places]  # a second part of the same files, of a run beside this one
+            has_rows[places[is_wanted]] = True
+            tables.append(rows.filter(pa.array(is_wanted)))
+        return pa.concat_tables(tables).unify_dictionaries()
+
+    @contextmanager
+    def writing(self) -> Iterator[Callable[[pa.RecordBatch], None]]:
+        """A function that keeps rows: a part is written as soon as `PART_ROWS` are there, and the rest at the end,
+        whatever ends the block.
+
+        Raises:
+            LockTimeout: another process writes parts here.
+            StorageError: a part cannot be written.
+        """
+        lock = filelock.FileLock(self.folder / ".lock")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise LockTimeout(
+                f"another process reads headers into {self.folder}; wait for it, or choose another --output-dir"
+            ) from error
+        except OSError as error:
+            raise storage_error(self.folder, error) from error
+        waiting: list[pa.RecordBatch] = []
+
+        def keep(batch: pa.RecordBatch) -> None:
+            waiting.append(batch)
+            if sum(map(len, waiting)) >= PART_ROWS:
+                self._write(waiting)
+                waiting.clear()
+
+        try:
+            yield keep
+        finally:
+            self._write(waiting)
+            lock.release()
+
+    def _write(self, batches: Sequence[pa.RecordBatch]) -> None:
+        table = pa.Table.from_batches(batches, SCHEMA)
+        if not len(table):
+            return
+        number = max((int(path.stem.split("-")[1]) for path in self._paths()), default=0) + 1
+        with atomic_file(self.folder / f"part-{number:06d}.parquet") as handle:
+            pq.write_table(table, handle, compression="zstd")
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.parquet"))
+
+    def _read(self, path: Path, **options: list[str]) -> pa.Table | None:
+        """A part, or None where it is of another pass or damaged, which is said; its files are then read again."""
+        try:
+            with pq.ParquetFile(path, read_dictionary=options.get("read_dictionary")) as part:
+                if (part.schema_arrow.metadata or {}).get(b"header_pass") != SCHEMA.metadata[b"header_pass"]:
+                    LOGGER.warning("%s is of another version of the header pass; its files are read again", path.name)
+                    return None
+                return part.read(columns=options.get("columns"))
+        except (pa.ArrowException, OSError) as error:
+            LOGGER.warning(
+                "%s is damaged (%s); its files are read again", path.name, " ".join(str(error).split())[:200]
+            )
+            return None
+
+
+def _places(rows: pa.Table, listing: pa.Table) -> tuple[np.ndarray, Bool[np.ndarray, " row"]]:
+    """(place of each row's file in the listing, 0 where it has none; whether it is there, unchanged)."""
+    found = pc.index_in(rows["file"], value_set=listing["file"].combine_chunks())
+    is_listed = np.asarray(pc.is_valid(found).combine_chunks())
+    places = np.asarray(pc.fill_null(found, 0).combine_chunks()).astype(np.int64)
+    for name in _FACTS[1:]:
+        is_listed &= np.asarray(rows[name].combine_chunks()) == np.asarray(listing[name].combine_chunks())[places]
+    return places, is_listed
+
+
+def _as_dictionaries(table: pa.Table) -> pa.Table:
+    for name in DICTIONARY_COLUMNS:
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, name, table[name].dictionary_encode())
+    return table

@@ -1,0 +1,170 @@
+"""RSNA 2019 as Kaggle gives it -> header index, series table and slice labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from meddinov3_stroke.cohort import Exclusion, SeriesTable, read_id_list, read_series_table
+from meddinov3_stroke.errors import SeriesTableError
+from meddinov3_stroke.labels import LabelPolicy
+from meddinov3_stroke.preparation.header_index import index_order, write_header_index
+from meddinov3_stroke.preparation.header_parts import HeaderParts
+from meddinov3_stroke.preparation.header_pass import HeaderPass, read_headers_of_folder
+from meddinov3_stroke.preparation.rsna_labels import ConflictPolicy, read_slice_labels
+from meddinov3_stroke.preparation.rsna_tables import (
+    LabelledSeries,
+    label_series,
+    ledger_document,
+    slice_label_pieces,
+)
+from meddinov3_stroke.preparation.series_assembly import FAILED, assemble_rows
+from meddinov3_stroke.preparation.slice_labels import write_slice_labels
+from meddinov3_stroke.runtime.atomic import write_text
+from meddinov3_stroke.runtime.statistics import Stopwatch
+from meddinov3_stroke.types import LABELS
+
+LABELS_CSV, IMAGES_FOLDER = "stage_2_train.csv", "stage_2_train"
+"""What Kaggle's folder holds (the competition's data page)."""
+
+SERIES_CSV = "rsna_hemorrhage_series_labels.csv"
+HEADER_INDEX = "header_index.parquet"
+SLICE_LABELS = "slice_labels.parquet"
+PARTS_FOLDER = "header_parts"
+"""Files and the folder that are written. The folder keeps every header that was read; it may be deleted when all is
+done, and a later run then reads them again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RsnaOptions:
+    """What is prepared, and how."""
+
+    root: Path
+    """Kaggle's folder."""
+    output_dir: Path
+    exclude_ids: Path | None = None
+    label_policy: LabelPolicy = "strict"
+    conflicting_labels: ConflictPolicy = "stop"
+    workers: int = 1
+    """Processes that read headers."""
+    show_progress: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedRsna:
+    """What was written."""
+
+    table: SeriesTable
+    ledger: dict[str, Any]
+    exclusion: Exclusion | None
+    n_files: int
+    n_headers_read: int
+    """Files whose header this run read."""
+    n_failed: int
+    """Files that the machine did not give this time."""
+    seconds: dict[str, float]
+    """Of each step."""
+    files: dict[str, Path]
+    warnings: tuple[str, ...]
+
+
+def prepare_rsna(options: RsnaOptions) -> PreparedRsna:
+    """The series table of a Kaggle folder, written with its header index and slice labels.
+
+    Raises:
+        LabelError: as `read_slice_labels`.
+        SeriesTableError: no series is left, or the table that was written is not one.
+        MissingInput: no folder of images, or an empty one.
+        MachineError: the machine refuses to read or write.
+        KeyboardInterrupt: SIGINT; headers that were read are kept.
+    """
+    seconds: dict[str, float] = {}
+    ids = None if options.exclude_ids is None else read_id_list(options.exclude_ids)
+    watch = Stopwatch()
+    labels = read_slice_labels(
+        options.root / LABELS_CSV, conflicts=options.conflicting_labels, policy=options.label_policy
+    )
+    seconds["labels"], watch = watch.elapsed_s, Stopwatch()
+    images_folder = options.root / IMAGES_FOLDER
+    headers = read_headers_of_folder(
+        images_folder,
+        HeaderParts(options.output_dir / PARTS_FOLDER),
+        workers=options.workers,
+        show_progress=options.show_progress,
+    )
+    seconds["headers"], watch = watch.elapsed_s, Stopwatch()
+    images = assemble_rows(headers.rows, images_folder)
+    order = index_order(images)
+    found = label_series(images, order, labels, ids)
+    _require_series(found, options.root)
+    seconds["series"], watch = watch.elapsed_s, Stopwatch()
+    files = {name: options.output_dir / file for name, file in _FILES.items()}
+    write_header_index(files["header_index"], images, order, images_folder)
+    write_slice_labels(files["slice_labels"], slice_label_pieces(found))
+    table = _write_table(found, files["series_csv"], files["header_index"], options.label_policy)
+    seconds["writing"] = watch.elapsed_s
+    return _prepared(found, headers, table, seconds, files)
+
+
+_FILES = {"series_csv": SERIES_CSV, "header_index": HEADER_INDEX, "slice_labels": SLICE_LABELS}
+
+
+def _prepared(
+    found: LabelledSeries, headers: HeaderPass, table: SeriesTable, seconds: dict[str, float], files: dict[str, Path]
+) -> PreparedRsna:
+    ledger = ledger_document(found)
+    exclusion = found.exclusion
+    return PreparedRsna(
+        table=table,
+        ledger=ledger,
+        exclusion=exclusion,
+        n_files=headers.n_files,
+        n_headers_read=headers.n_read_now,
+        n_failed=ledger["images"][FAILED],
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+        files=files,
+        warnings=(*found.labels.warnings, *(exclusion.warnings if exclusion else ()), *table.warnings, *_about(ledger)),
+    )
+
+
+def _require_series(found: LabelledSeries, root: Path) -> None:
+    if found.frame.empty:
+        series = found.series[0] if found.series else None
+        why = (
+            f"{len(found.series)} series, the first {series.status}: {series.reason}" if series else "no series at all"
+        )
+        raise SeriesTableError(f"{root}: no series is left for the table; found {why}")
+
+
+def _write_table(found: LabelledSeries, path: Path, index: Path, policy: LabelPolicy) -> SeriesTable:
+    """The table as the pipeline reads it back; writing one that it would refuse is found out here."""
+    frame: pd.DataFrame = found.frame.copy()
+    frame.insert(3, "header_index", index.resolve().as_posix())
+    frame = frame[["patient_id", "study_uid", "series_uid", "header_index", "n_slices", *LABELS]]
+    write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+    return read_series_table(path, label_policy=policy)
+
+
+def _about(ledger: dict[str, Any]) -> list[str]:
+    """What a reader must know of the images and series that are not in the table."""
+    warnings = []
+    images, series, ends = ledger["images"], ledger["series"], ledger["labels"]["ends"]
+    n_out = images["n_images"] - images["slice"]
+    if n_out:
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in list(images["by_reason"].items())[:3])
+        warnings.append(f"{n_out} of {images['n_images']} images are no slice of a volume: {reasons}")
+    n_bad = series["n_series"] - series["usable"] - series["excluded"]
+    if n_bad:
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in list(series["by_reason"].items())[:3])
+        warnings.append(f"{n_bad} of {series['n_series']} series are not in the table: {reasons}")
+    if ends["without_a_readable_file"]:
+        warnings.append(f"{ends['without_a_readable_file']} labelled images have no file that can be read")
+    if ledger["hu"]["n_slices_repaired"]:
+        warnings.append(
+            f"{ledger['hu']['n_slices_repaired']} slices of {ledger['hu']['n_series_repaired']} series have values "
+            "that wrapped at 4096 beside an intercept that is not theirs; they are repaired when they are read"
+        )
+    return warnings
