@@ -33,7 +33,7 @@ class Args(ConsoleOptions):
     series_csv: Path | None = None
     """Series CSV whose volumes are used; patients are never on both sides."""
     input: InputPaths = ()
-    """Volumes, .nii or .nii.gz, instead of a series CSV; at least two."""
+    """Volumes (.nii, .nii.gz, DICOM folder or .zip) instead of a series CSV; at least two."""
     backbone: str | None = None
     """Weights file (.pth, .safetensors) or a registered name such as demo (default: MEDDINOV3_CKPT_PATH)."""
     checkpoint: Path | None = None

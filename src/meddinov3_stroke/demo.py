@@ -77,8 +77,14 @@ def make_cohort(args: Args) -> Path:
     from meddinov3_stroke import make_phantoms
 
     folder = args.output_dir / "phantoms"
-    options = {"quiet": args.quiet, "json_log": args.json_log, "debug": args.debug}
-    phantom_args = make_phantoms.Args(output_dir=folder, patients=args.patients, seed=args.seed, **options)
+    phantom_args = make_phantoms.Args(
+        output_dir=folder,
+        patients=args.patients,
+        seed=args.seed,
+        quiet=args.quiet,
+        json_log=args.json_log,
+        debug=args.debug,
+    )
     return make_phantoms.run(phantom_args).csv_path
 
 

@@ -25,7 +25,10 @@ class Args(BackboneOptions):
     checkpoint: Path
     """best.pt or last.pt of a trained head."""
     input: OptionalPath = None
-    """Volume, .nii or .nii.gz (default: the first in input/)."""
+    """Volume: .nii, .nii.gz, or DICOM as a folder, .zip, .txt list of files or file (default: the first NIfTI in
+    input/)."""
+    series: str | None = None
+    """SeriesInstanceUID to read where a DICOM input holds several (default: by the rule that inspect prints)."""
     output_dir: OptionalOutputDir = None
     """Folder for summary.json, similarity_map.png and .npy, slice_probs.npy (default: outputs/ich_<case>)."""
     resize: int | None = None
@@ -56,7 +59,7 @@ def run(args: Args) -> Case:
     path = input_or_first(args.input)
     folder = args.output_dir or Path(f"{config.CASE_OUTPUT_PREFIX}{case_name(path)}")
     watch = Stopwatch()
-    volume = read_volume(path)
+    volume = read_volume(path, series=args.series)
     read_s = watch.elapsed_s
     predictor = load_predictor(args)
     n_chosen = len(select_slices(volume.n_slices, predictor.extractor.selection))

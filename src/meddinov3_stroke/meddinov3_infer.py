@@ -31,7 +31,10 @@ class Args(BackboneOptions):
     """Embed the slices of one head CT with the frozen backbone and draw a patch-similarity map."""
 
     input: OptionalPath = None
-    """Volume, .nii or .nii.gz (default: the first in input/)."""
+    """Volume: .nii, .nii.gz, or DICOM as a folder, .zip, .txt list of files or file (default: the first NIfTI in
+    input/)."""
+    series: str | None = None
+    """SeriesInstanceUID to read where a DICOM input holds several (default: by the rule that inspect prints)."""
     output_dir: OptionalOutputDir = None
     """Folder for embeddings, similarity map and summary.json (default: outputs/meddinov3_<case>)."""
     resize: int = config.RESIZE
@@ -62,7 +65,7 @@ def run(args: Args) -> dict[str, Any]:
     watch = Stopwatch()
     path = input_or_first(args.input)
     folder = args.output_dir or Path(f"{config.EMBED_OUTPUT_PREFIX}{case_name(path)}")
-    volume = read_volume(path)
+    volume = read_volume(path, series=args.series)
     slice_index = sim_slice_index(args.sim_slice, volume.n_slices)
     extractor = _extractor(args)
     with naming(path):

@@ -39,7 +39,7 @@ from meddinov3_stroke.types import (
     TopSlice,
     Volume,
 )
-from meddinov3_stroke.volume import read_volume
+from meddinov3_stroke.volume import Source, read_volume, source_path
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -166,30 +166,30 @@ class ICHPredictor:
             warnings = (*warnings, f"the head is applied as if trained on {applied_as(head, backbone)}-pooled volumes")
         return cls(extractor, head, top_k, warnings)
 
-    def __call__(self, path: Path | str, on_batch: Callable[[int], None] | None = None) -> Case:
-        """What is found in the volume at `path`; `on_batch` is told the number of slices just embedded.
+    def __call__(self, source: Source, on_batch: Callable[[int], None] | None = None) -> Case:
+        """What is found in the volume in `source` (all that `read_volume` takes); `on_batch` is told the number of
+        slices just embedded.
 
         Raises:
-            InputError: corrupt or unsupported.
+            InputError: corrupt, unsupported or ambiguous.
             OutOfScope: readable, but outside what the model is meant for.
             NonFiniteEmbedding: the backbone or the head gave NaN; the file is named.
         """
         watch = Stopwatch()
-        volume = read_volume(path)
+        volume = read_volume(source)
         return self.judge(volume, on_batch, read_s=watch.elapsed_s)
 
-    def map(self, paths: Iterable[Path | str]) -> Iterator[Case | FailedCase]:
-        """What became of each path, in order; a bad case is recorded and the next one goes on."""
-        for path in paths:
+    def map(self, sources: Iterable[Source]) -> Iterator[Case | FailedCase]:
+        """What became of each source, in order; a bad case is recorded and the next one goes on."""
+        for source in sources:
             try:
-                yield self(path)
+                yield self(source)
             except MedDINOError as error:
-                yield FailedCase(Path(path), _status(error), error.code, str(error))
+                yield FailedCase(_path_of(source), _status(error), error.code, str(error))
             except Exception as error:
-                LOGGER.error("%s: %s: %s", path, type(error).__name__, error, exc_info=error)
-                yield FailedCase(
-                    Path(path), "failed", MedDINOError.code, f"a bug of ours: {type(error).__name__}: {error}"
-                )
+                LOGGER.error("%s: %s: %s", _path_of(source), type(error).__name__, error, exc_info=error)
+                told = f"a bug of ours: {type(error).__name__}: {error}"
+                yield FailedCase(_path_of(source), "failed", MedDINOError.code, told)
 
     def judge(self, volume: Volume, on_batch: Callable[[int], None] | None = None, *, read_s: float = 0.0) -> Case:
         """What is found in a volume that is read already; `read_s` is the seconds that took."""
@@ -258,7 +258,7 @@ class ICHPredictor:
     ) -> TopSlice:
         x, y, z = (float(value) for value in volume.slice_positions_mm[index])
         score = float(suspicion(row[None], self.checkpoint.labels)[0])
-        return TopSlice(index, score, (x, y, z), self._named(row), patch)
+        return TopSlice(index, score, (x, y, z), self._named(row), patch, volume.source.image_of(index))
 
     def _named(self, row: Float64[np.ndarray, " label"]) -> dict[str, float]:
         return dict(zip(self.checkpoint.labels, row.tolist(), strict=True))
@@ -283,6 +283,14 @@ def _about_head(head: HeadCheckpoint, kind: HeadInput) -> dict[str, Any]:
     names = ("sha256", "pool_mode", "labels", "input_dim", "hidden_dim", "resize", "backbone", "seed", "epoch")
     about = {name: getattr(head, name) for name in (*names, "metric_name", "best_metric")}
     return {**about, "labels": list(head.labels), "applied_as": kind}
+
+
+def _path_of(source: Source) -> Path:
+    """The path in the record of a case that failed, also where the source itself is the fault."""
+    try:
+        return source_path(source)
+    except UsageError:
+        return Path()
 
 
 def _status(error: MedDINOError) -> FailedStatus:

@@ -41,9 +41,16 @@ IMPOSTORS = {
 }
 
 
-@pytest.mark.parametrize("name", ["case.nii", "case.nii.gz", "case.dcm", "case"])
+@pytest.mark.parametrize("name", ["case.nii", "case.nii.gz"])
 @pytest.mark.parametrize("kind", IMPOSTORS)
 def test_another_kind_of_file_is_named(write, kind, name) -> None:
+    with pytest.raises(UnsupportedInput, match=f"is an? {kind}; expected"):
+        read_volume(write(IMPOSTORS[kind], name, pack=False))
+
+
+@pytest.mark.parametrize("name", ["case.dcm", "case"])
+@pytest.mark.parametrize("kind", sorted(set(IMPOSTORS) - {"DICOM file", "zip archive"}))
+def test_what_cannot_be_dicom_is_named(write, kind, name) -> None:
     with pytest.raises(UnsupportedInput, match=f"is an? {kind}; expected"):
         read_volume(write(IMPOSTORS[kind], name, pack=False))
 
@@ -54,21 +61,26 @@ def test_another_kind_of_file_is_named_through_gzip(write, kind) -> None:
         read_volume(write(IMPOSTORS[kind].ljust(400)))
 
 
-@pytest.mark.parametrize("kind", ["DICOM file", "zip archive"])
-def test_dicom_is_sent_to_dcm2niix(write, kind) -> None:
-    with pytest.raises(UnsupportedInput, match="dcm2niix"):
-        read_volume(write(IMPOSTORS[kind], "case.zip", pack=False))
+@pytest.mark.parametrize(("kind", "remedy"), [("DICOM file", "folder of its series"), ("zip archive", r"end in \.zip")])
+def test_dicom_under_a_nifti_name_is_told_where_it_belongs(write, kind, remedy) -> None:
+    with pytest.raises(UnsupportedInput, match=remedy):
+        read_volume(write(IMPOSTORS[kind], "case.nii.gz", pack=False))
 
 
-def test_a_folder_of_dicom_is_sent_to_dcm2niix(tmp_path) -> None:
-    (tmp_path / "01.dcm").write_bytes(DICOM)
-    with pytest.raises(UnsupportedInput, match=r"folder of DICOM files.*dcm2niix"):
+def test_damaged_dicom_is_corrupt(tmp_path) -> None:
+    (tmp_path / "01.dcm").write_bytes(DICOM[:-1])
+    with pytest.raises(CorruptInput, match=r"01\.dcm"):
         read_volume(tmp_path)
 
 
-def test_another_directory_is_missing_input(tmp_path) -> None:
+def test_a_directory_without_dicom_is_missing_input(tmp_path) -> None:
     (tmp_path / "notes.txt").write_text("none")
-    with pytest.raises(MissingInput, match="is a directory"):
+    with pytest.raises(MissingInput, match=r"no DICOM image \(found notes\.txt\)"):
+        read_volume(tmp_path)
+
+
+def test_an_empty_directory_is_missing_input(tmp_path) -> None:
+    with pytest.raises(MissingInput, match="holds no files"):
         read_volume(tmp_path)
 
 
@@ -104,7 +116,7 @@ def test_unknown_bytes_under_a_nifti_name_are_corrupt(write) -> None:
 
 
 def test_unknown_bytes_under_another_name_are_unsupported(write) -> None:
-    with pytest.raises(UnsupportedInput, match=r"no \.nii or \.nii\.gz"):
+    with pytest.raises(UnsupportedInput, match=r"not DICOM, and no \.nii or \.nii\.gz"):
         read_volume(write(b"\x07" * 500, "case.raw", pack=False))
 
 
@@ -113,8 +125,8 @@ def test_unknown_bytes_under_another_name_are_unsupported(write) -> None:
     [
         ("case.nii", True, r"gzip stream; expected an uncompressed NIfTI; rename it to end in \.nii\.gz"),
         ("case.nii.gz", False, r"uncompressed NIfTI-1 file; expected gzip.*rename it to end in \.nii$"),
-        ("case.img", False, r"uncompressed NIfTI-1 file; expected \.nii or \.nii\.gz"),
-        ("case.gz", True, r"gzip stream; expected \.nii or \.nii\.gz"),
+        ("case.img", False, r"uncompressed NIfTI-1 file; expected \.nii, \.nii\.gz or DICOM; rename it to end in \.nii$"),
+        ("case.gz", True, r"gzip stream; expected \.nii, \.nii\.gz or DICOM; rename it to end in \.nii\.gz$"),
     ],
 )
 def test_a_nifti_under_another_name_is_told_its_own(write, make_nifti_bytes, head, name, pack, message) -> None:

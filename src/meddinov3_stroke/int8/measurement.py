@@ -52,7 +52,7 @@ def measure(
     """
     measured = []
     for each in volumes:
-        volume = read_volume(each.path)
+        volume = read_volume(each.input)
         plain, quantized = (FeatureExtractor(one, resize, batch).embed(volume).cls for one in (reference, int8))
         source = volume.source
         measured.append(MeasuredVolume(plain, quantized, source.sha256, source.pixels_sha256, each.labels))

@@ -48,7 +48,7 @@ def calibration_slices(
     selection = SliceSelection(max_slices=math.ceil(most / len(chosen)))
     windows, sources, digests = [], [], []
     for each in chosen:
-        volume = read_volume(each.path)
+        volume = read_volume(each.input)
         windows.append(backbone.prepare(volume.hu_slices(select_slices(volume.n_slices, selection)), resize))
         sources.append(volume.source.sha256)
         digests.append(volume.source.pixels_sha256)

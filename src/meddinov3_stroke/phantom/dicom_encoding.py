@@ -108,7 +108,7 @@ def _bare_frame(frame: Integer[np.ndarray, "row col"], bits_stored: int) -> byte
 
 
 def _transcode(native: Path, compressed: Path, transfer_syntax: str) -> None:
-    import gdcm  # type: ignore[import-untyped]
+    import gdcm
 
     name = {"jpeg_lossless": "JPEGLosslessProcess14", "jpeg_lossless_sv1": "JPEGLosslessProcess14_1"}[transfer_syntax]
     reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()

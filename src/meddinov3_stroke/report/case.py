@@ -85,6 +85,7 @@ def _writers(findings: CaseFindings) -> dict[str, Callable[[Path], None]]:
 
 def _top_slice(one: TopSlice) -> dict[str, Any]:
     document = asdict(one)
+    document |= document.pop("image") or {"sop_instance_uid": None, "frame_number": None}
     for name in ("position_mm", "reference_patch"):
         document[name] = None if document[name] is None else list(document[name])
     return document

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from meddinov3_stroke.types import SliceEmbeddings
+from meddinov3_stroke.types import SliceEmbeddings, VolumeSource
 
 
 def origin_document(embeddings: SliceEmbeddings, device: str) -> dict[str, Any]:
@@ -16,6 +16,7 @@ def origin_document(embeddings: SliceEmbeddings, device: str) -> dict[str, Any]:
         "input_format": embeddings.source.format,
         "input_sha256": embeddings.source.sha256,
         "pixels_sha256": embeddings.source.pixels_sha256,
+        "dicom": dicom_document(embeddings.source),
         "n_slices": embeddings.n_slices,
         "n_slices_embedded": len(embeddings.slice_indices),
         "embedding_dim": int(embeddings.cls.shape[1]),
@@ -28,4 +29,20 @@ def origin_document(embeddings: SliceEmbeddings, device: str) -> dict[str, Any]:
         "engine": backbone.engine,
         "precision": backbone.precision,
         "device": device,
+    }
+
+
+def dicom_document(source: VolumeSource) -> dict[str, Any] | None:
+    """Study, series and the image of each canonical slice, so that a finding can be pointed back to it; None for NIfTI.
+
+    `frame_numbers` (1-based) are there for a multi-frame object alone.
+    """
+    if not source.images:
+        return None
+    frames = [image.frame_number for image in source.images]
+    return {
+        "study_instance_uid": source.study_instance_uid,
+        "series_instance_uid": source.series_instance_uid,
+        "sop_instance_uids": [image.sop_instance_uid for image in source.images],
+        "frame_numbers": frames if any(frame is not None for frame in frames) else None,
     }

@@ -74,7 +74,7 @@ def as_input(source: Source, series: str | None = None) -> VolumeInput | tuple[P
     """`source` as an input with the series it names, or as DICOM files.
 
     Raises:
-        UsageError: a series named beside single files, or another series than the input's own.
+        UsageError: no files, a series named beside single files, or another series than the input's own.
     """
     if isinstance(source, VolumeInput):
         if series is not None and source.series_uid not in (None, series):
@@ -84,7 +84,15 @@ def as_input(source: Source, series: str | None = None) -> VolumeInput | tuple[P
         return VolumeInput(Path(source), series)
     if series is not None:
         raise UsageError("a series named beside single files; give the files of that series alone")
+    if not source:
+        raise UsageError("no files named; expected the DICOM files of one series")
     return tuple(Path(path) for path in source)
+
+
+def source_path(source: Source) -> Path:
+    """The path that stands for `source` in messages and names: of files, their folder."""
+    wanted = as_input(source)
+    return wanted.path if isinstance(wanted, VolumeInput) else wanted[0].parent
 
 
 def _refuse_series(wanted: VolumeInput) -> None:

@@ -36,15 +36,19 @@ _SHARP = re.compile(
 Canon FC3x, FC8x."""
 
 _CONTRAST = re.compile(
-    r"\bcta\b|angio|post[ -]?(?:con|gad|c\b)|with[ -]contrast|\bc\+|\+c\b|\bce\b|contrast|iohexol|omnipaque|perfusion|\bctp\b|venog",
+    r"\bcta\b|angio|post[ -]?(?:con|gad|c\b)|with[ -]contrast|\bc\+|\+c\b|\bce\b|contrast|iohexol|omnipaque|perfusion"
+    r"|\bctp\b|venog",
     re.IGNORECASE,
 )
 _NO_CONTRAST = re.compile(
-    r"non[ -]?con|without|w/o|no contrast|plain|native|nativ\b|unenhanced|\bnc\b|\bnect\b|\bncct\b|\bnone\b|\bc-|pre[ -]?con",
+    r"non[ -]?con|without|w/o|no contrast|plain|native|nativ\b|unenhanced|\bnc\b|\bnect\b|\bncct\b|\bnone\b|\bc-"
+    r"|pre[ -]?con",
     re.IGNORECASE,
 )
 _HEAD = re.compile(r"head|brain|skull|cran|neuro|schaedel|cereb|tete|crane|kopf|头|颅|脑", re.IGNORECASE)
-_ELSEWHERE = re.compile(r"chest|thorax|lung|abdom|pelvi|spine|neck|cardiac|knee|foot|hand|sinus|orbit|胸|腹", re.IGNORECASE)
+_ELSEWHERE = re.compile(
+    r"chest|thorax|lung|abdom|pelvi|spine|neck|cardiac|knee|foot|hand|sinus|orbit|胸|腹", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)

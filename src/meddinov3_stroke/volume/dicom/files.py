@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class InputFile:
                 return member.read(n_bytes)
         except RuntimeError as error:  # zipfile's word for a password
             raise UnsupportedInput(f"{self.name} is encrypted; unpack the archive with its password") from error
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, zipfile.zlib.error) as error:
+        except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, zlib.error) as error:
             raise CorruptInput(f"{self.name} cannot be unpacked ({error}); fetch the archive again") from error
 
 

@@ -75,11 +75,11 @@ class ImageHeader:
     padding: tuple[int, int] | None
     """Least and greatest stored value that is padding."""
     has_modality_lut: bool
-    position_mm: Float64[np.ndarray, "3"] | None
+    position_mm: Float64[np.ndarray, " 3"] | None
     """Image Position (Patient), LPS: centre of the first voxel."""
-    row_direction: Float64[np.ndarray, "3"] | None
+    row_direction: Float64[np.ndarray, " 3"] | None
     """Unit vector, LPS, in which the column index grows (first half of Image Orientation)."""
-    column_direction: Float64[np.ndarray, "3"] | None
+    column_direction: Float64[np.ndarray, " 3"] | None
     """Unit vector, LPS, in which the row index grows (second half)."""
     pixel_spacing_mm: tuple[float, float] | None
     """(between rows, between columns)."""
@@ -90,11 +90,16 @@ class ImageHeader:
     """Why position, orientation or pixel spacing are None, in words."""
 
     @property
-    def normal(self) -> Float64[np.ndarray, "3"]:
-        """Unit vector, LPS, across the image; only where there is an orientation."""
+    def directions(self) -> Float64[np.ndarray, "2 3"]:
+        """Unit vectors, LPS, in which the column and the row index grow; only where there is an orientation."""
         assert self.row_direction is not None  # asked of placed images only
         assert self.column_direction is not None
-        return np.cross(self.row_direction, self.column_direction)
+        return np.stack([self.row_direction, self.column_direction])
+
+    @property
+    def normal(self) -> Float64[np.ndarray, " 3"]:
+        """Unit vector, LPS, across the image; only where there is an orientation."""
+        return np.asarray(np.cross(*self.directions))
 
     @property
     def is_placed(self) -> bool:

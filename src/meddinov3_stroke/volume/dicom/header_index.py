@@ -28,7 +28,9 @@ def files_of_series(path: Path, series_uid: str | None) -> list[Path]:
         with machine_errors(path):
             rows = parquet.read_table(path, columns=["file"], filters=[("series_uid", "=", series_uid)])
     except (pa.ArrowException, KeyError, ValueError) as error:
-        raise CorruptInput(f"{path} is no header index ({type(error).__name__}); make it again with prepare-rsna") from error
+        raise CorruptInput(
+            f"{path} is no header index ({type(error).__name__}); make it again with prepare-rsna"
+        ) from error
     names = dict.fromkeys(name for name in rows["file"].to_pylist() if name)
     if not names:
         raise MissingInput(f"{path} has no series {series_uid}; check the UID, or make the index again")

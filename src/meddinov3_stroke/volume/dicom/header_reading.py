@@ -33,13 +33,45 @@ MAX_FRAMES = 4096
 """Frames in one object above which its header is taken as damage."""
 
 IMAGE_KEYWORDS = (
-    "SpecificCharacterSet ImageType SOPClassUID SOPInstanceUID Modality SeriesDescription ContrastBolusAgent BodyPartExamined "
-    "ProtocolName ConvolutionKernel SliceThickness GantryDetectorTilt PatientID StudyInstanceUID SeriesInstanceUID SeriesNumber "
-    "AcquisitionNumber InstanceNumber ImagePositionPatient ImageOrientationPatient PixelSpacing SamplesPerPixel "
-    "PhotometricInterpretation NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation "
-    "PixelPaddingValue PixelPaddingRangeLimit RescaleIntercept RescaleSlope ModalityLUTSequence "
-    "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence StudyDescription"
-).split()
+    "SpecificCharacterSet",
+    "ImageType",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "Modality",
+    "SeriesDescription",
+    "ContrastBolusAgent",
+    "BodyPartExamined",
+    "ProtocolName",
+    "ConvolutionKernel",
+    "SliceThickness",
+    "GantryDetectorTilt",
+    "PatientID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "AcquisitionNumber",
+    "InstanceNumber",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "ModalityLUTSequence",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    "StudyDescription",
+)
 """What is read of a header; of a patient only what tells patients apart."""
 
 IMAGE_TAGS = tuple(tag for keyword in IMAGE_KEYWORDS if (tag := tag_for_keyword(keyword)) is not None)
@@ -154,8 +186,12 @@ def _frame_header(image: ImageHeader, frame: int, groups: Sequence[Dataset], nam
         rescale=image.rescale if transform is None else _rescale(transform, image.pixels),
         image_type=image.image_type if frame_type is None else frame_type.texts("FrameType"),
         kernel=image.kernel if kernel is None else "\\".join(kernel.texts("ConvolutionKernel")),
-        slice_thickness_mm=(floats("SliceThickness", 1) or [image.slice_thickness_mm])[0],
+        slice_thickness_mm=_first(floats("SliceThickness", 1), image.slice_thickness_mm),
     )
+
+
+def _first(numbers: list[float] | None, otherwise: float | None) -> float | None:
+    return numbers[0] if numbers else otherwise
 
 
 _GROUP_OF = {

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Integer, Real
 from scipy import ndimage
 
 from meddinov3_stroke.errors import CorruptInput
-from meddinov3_stroke.types import AIR_HU
+from meddinov3_stroke.types import AIR_HU, PADDING_BELOW_HU
 from meddinov3_stroke.volume.dicom.dataset import parse_dataset
 from meddinov3_stroke.volume.dicom.header import ImageHeader
 from meddinov3_stroke.volume.dicom.structure import DicomContent
@@ -21,10 +21,10 @@ WRAP = 4096
 """Values of a 12-bit scanner wrap around here."""
 
 REPAIR_SHIFT, REPAIRED_INTERCEPT = 1000, -1000.0
-"""The RSNA 2019 repair: add 1000 to the stored values, take 4096 from those that reach it, intercept -1000 (FACTS 3)."""
+"""The RSNA 2019 repair: add 1000 to the stored values, take 4096 from those that reach it; intercept -1000."""
 
 TISSUE_ABOVE_HU = -900.0
-"""Padding that reads above this could also be tissue of the same value; only what touches the border is taken as air."""
+"""Padding that reads above this could be tissue of the same value; only what touches the border is taken as air."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ def _unwrapped(stored: Integer[np.ndarray, "row col"], slope: float) -> Real[np.
 def _looked_up(
     stored: Integer[np.ndarray, "row col"], image: ImageHeader, content: DicomContent
 ) -> Real[np.ndarray, "row col"]:
-    from pydicom.pixels import apply_modality_lut
+    from pydicom.pixels.processing import apply_modality_lut
 
     try:
         hu = np.asarray(apply_modality_lut(stored, parse_dataset(content, image.file)))
@@ -103,7 +103,7 @@ def _with_air(
 ) -> tuple[Real[np.ndarray, "row col"], int]:
     """HU with padding as air, and how many pixels that took; what already lies below -1024 HU reads as air anyway."""
     value = float(hu[padding].max())
-    if value < AIR_HU:
+    if value < PADDING_BELOW_HU:
         return hu, 0
     if value > TISSUE_ABOVE_HU:
         padding = _touching_border(padding)

@@ -104,9 +104,10 @@ def _require_readable(pixels: PixelFormat, name: str) -> None:
 
 def _unread_syntax(uid: str, name: str) -> UnsupportedInput:
     """The error for a transfer syntax without a decoder, with the name that the standard gives it."""
+    from pydicom.config import IGNORE
     from pydicom.uid import UID
 
-    known = UID(uid).name
+    known = UID(uid, IGNORE).name  # without a warning over a UID that is none
     words = f"{uid} ({known})" if known != uid else uid
     why = "its 12-bit decoder is under the GPL" if uid == JPEG_EXTENDED else "no decoder for it is at hand"
     return UnsupportedInput(

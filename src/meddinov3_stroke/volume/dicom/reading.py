@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Real
 
-from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput
+from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, UnsupportedInput
 from meddinov3_stroke.runtime.digest import sha256_of_array, sha256_of_document
 from meddinov3_stroke.types import SliceImage, Volume, VolumeSource
 from meddinov3_stroke.volume.dicom.choice import choose, contrast_hint
@@ -43,9 +43,21 @@ def find_stack(files: Sequence[InputFile], series_uid: str | None, where: str) -
         more = f" ({len(found.damaged)} such files)" if len(found.damaged) > 1 else ""
         raise type(error)(f"{error}{more}" if name in str(error) else f"{name}: {error}{more}")
     if not found.stacks:
-        names = ", ".join(name for name, _ in found.without_images[:3])
-        raise MissingInput(f"{where} holds no DICOM image (found {names}); expected a head CT: its folder, or a .nii.gz")
+        raise _no_image(found, where)
     return found, choose(found.stacks, series_uid, where)
+
+
+def _no_image(found: Survey, where: str) -> InputError:
+    names = [name for name, _ in found.without_images]
+    if names == [where]:
+        return UnsupportedInput(
+            f"{where} is {found.without_images[0][1]}, and no .nii or .nii.gz; expected a head CT: a NIfTI file, a "
+            "DICOM file or folder, or a zip archive of one"
+        )
+    listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return MissingInput(
+        f"{where} holds no DICOM image (found {listed}); expected a DICOM series; a NIfTI volume is named by its file"
+    )
 
 
 def stack_digest(stack: Stack, files: dict[str, InputFile]) -> str:
@@ -56,7 +68,9 @@ def stack_digest(stack: Stack, files: dict[str, InputFile]) -> str:
 
 def _digest_of(file_digests: Sequence[str], stack: Stack) -> str:
     frames = [image.frame for image in stack.images]
-    return sha256_of_document({"dicom": sorted(file_digests), "frames": [frame for frame in frames if frame is not None]})
+    return sha256_of_document(
+        {"dicom": sorted(file_digests), "frames": [frame for frame in frames if frame is not None]}
+    )
 
 
 def read_stack(found: Survey, stack: Stack, path: Path, *, max_voxels: int) -> Volume:
@@ -185,11 +199,11 @@ def _affine(stack: Stack) -> Float64[np.ndarray, "4 4"]:
 def _steps_mm(image: ImageHeader) -> Float64[np.ndarray, "3 2"]:
     """RAS+ mm from a stored voxel to the next row's and to the next column's."""
     assert image.pixel_spacing_mm is not None  # placed images only
-    directions = np.stack([image.column_direction, image.row_direction], axis=1)  # type: ignore[arg-type]
-    return np.asarray(directions * LPS_TO_RAS[:, None] * np.array(image.pixel_spacing_mm))
+    towards = image.directions[::-1].T  # [xyz, (row index, column index)]
+    return np.asarray(towards * LPS_TO_RAS[:, None] * np.array(image.pixel_spacing_mm))
 
 
-def _canonical(hu: Real[np.ndarray, "image row col"], orientation: Orientation) -> Real[np.ndarray, "slice row col"]:
+def _canonical(hu: Real[np.ndarray, "i j k"], orientation: Orientation) -> Real[np.ndarray, "slice row col"]:
     steps = tuple(slice(None, None, -1 if flip else 1) for flip in orientation.flips)
     return hu.transpose(orientation.axes)[steps]
 

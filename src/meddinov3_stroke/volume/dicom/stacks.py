@@ -66,7 +66,7 @@ class Stack:
     @property
     def slice_positions_mm(self) -> Float64[np.ndarray, "slice 3"]:
         """RAS+ mm of the centre of the first stored voxel of each image; of placed images only."""
-        return np.array([image.position_mm for image in self.images]) * LPS_TO_RAS
+        return np.asarray(np.array([image.position_mm for image in self.images]) * LPS_TO_RAS)
 
     @property
     def distances_mm(self) -> Float64[np.ndarray, " slice"]:
@@ -74,7 +74,7 @@ class Stack:
         return np.array([distance_mm(image, self.first.normal) for image in self.images])
 
 
-def distance_mm(image: ImageHeader, normal: Float64[np.ndarray, "3"]) -> float:
+def distance_mm(image: ImageHeader, normal: Float64[np.ndarray, " 3"]) -> float:
     """Where an image lies along a normal (LPS)."""
     assert image.position_mm is not None  # placed images only
     return float(image.position_mm @ normal)
@@ -123,10 +123,9 @@ def _same_plane(images: Sequence[ImageHeader]) -> list[list[ImageHeader]]:
 
 
 def _is_alike(first: ImageHeader, second: ImageHeader) -> bool:
-    directions = [np.concatenate([one.row_direction, one.column_direction]) for one in (first, second)]  # type: ignore[list-item]
     spacings = np.array([first.pixel_spacing_mm, second.pixel_spacing_mm], dtype=np.float64)
     return bool(
-        np.abs(directions[0] - directions[1]).max() <= DIRECTION_TOLERANCE
+        np.abs(first.directions - second.directions).max() <= DIRECTION_TOLERANCE
         and np.abs(spacings[0] - spacings[1]).max() <= SPACING_TOLERANCE_MM
     )
 
@@ -147,7 +146,9 @@ def _stacks_of(images: list[ImageHeader], same_pixels: SamePixels | None) -> lis
 def _stack(images: list[ImageHeader], same_pixels: SamePixels | None) -> Stack:
     normal = images[0].normal
     upward = 1.0 if normal[2] >= 0 else -1.0
-    ordered = sorted(images, key=lambda image: (upward * distance_mm(image, normal), image.sop_instance_uid, image.file))
+    ordered = sorted(
+        images, key=lambda image: (upward * distance_mm(image, normal), image.sop_instance_uid, image.file)
+    )
     kept, dropped, clashes = _without_duplicates(ordered, normal, same_pixels)
     if clashes:
         return Stack(tuple(kept), tuple(dropped), "refused", _clash_text(clashes))
@@ -157,7 +158,7 @@ def _stack(images: list[ImageHeader], same_pixels: SamePixels | None) -> Stack:
 
 
 def _without_duplicates(
-    ordered: Sequence[ImageHeader], normal: Float64[np.ndarray, "3"], same_pixels: SamePixels | None
+    ordered: Sequence[ImageHeader], normal: Float64[np.ndarray, " 3"], same_pixels: SamePixels | None
 ) -> tuple[list[ImageHeader], list[tuple[ImageHeader, str]], list[tuple[ImageHeader, ImageHeader]]]:
     """(images kept, copies dropped with the reason, different images at one position)."""
     kept: list[ImageHeader] = []
@@ -188,7 +189,7 @@ def _clash_text(clashes: Sequence[tuple[ImageHeader, ImageHeader]]) -> str:
     )
 
 
-def _plane_fault(images: Sequence[ImageHeader], normal: Float64[np.ndarray, "3"]) -> str:
+def _plane_fault(images: Sequence[ImageHeader], normal: Float64[np.ndarray, " 3"]) -> str:
     """Why these images are no axial stack, or nothing."""
     if len(images) == 1:
         return "a single image"
