@@ -97,8 +97,8 @@ class Volume:
     slope: float
     intercept: float
     affine: Float64[np.ndarray, "4 4"]
-    """Maps the canonical index (slice, row, col, 1) to RAS+ mm; where slices are not evenly spaced, by the straight line
-    through the first and the last."""
+    """Maps the canonical index (slice, row, col, 1) to RAS+ mm; where slices are not evenly spaced, along the straight
+    line through the first and the last."""
     slice_positions_mm: Float64[np.ndarray, "slice 3"]
     """RAS+ mm of the centre of voxel (row 0, col 0) of each slice, as acquired; never moved onto a grid."""
     slice_steps_mm: Float64[np.ndarray, "slice 3 2"]
