@@ -10,7 +10,6 @@ from meddinov3_stroke.phantom.dicom_series import (
     write_dicom_series,
 )
 from meddinov3_stroke.phantom.head import Phantom, make_phantom
-from meddinov3_stroke.phantom.nifti import nifti_bytes
 from meddinov3_stroke.phantom.sites import LesionSpec
 from meddinov3_stroke.phantom.spec import HeadSpec, PhantomSpec, draw_spec
 from meddinov3_stroke.phantom.writing import CohortManifest, SeriesRecord, write_cohort
@@ -35,7 +34,6 @@ __all__ = [
     "draw_spec",
     "geometry_of_affine",
     "make_phantom",
-    "nifti_bytes",
     "sample_hu",
     "write_cohort",
     "write_dicom_phantom",

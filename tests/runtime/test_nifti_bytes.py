@@ -11,7 +11,8 @@ import pytest
 import SimpleITK
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
-from meddinov3_stroke.phantom import Phantom, draw_spec, make_phantom, nifti_bytes
+from meddinov3_stroke.phantom import Phantom, draw_spec, make_phantom
+from meddinov3_stroke.runtime.nifti_bytes import nifti_bytes
 
 
 @pytest.fixture(scope="module", params=[0.0, 13.0, -17.0], ids=["straight", "tilted", "tilted back"])
