@@ -217,6 +217,7 @@ def test_a_format_that_is_not_read_is_named(changes, error, words, dicom_bytes, 
         ("1.2.840.10008.1.2.4.50", r"JPEG Baseline"),
         ("1.2.840.10008.1.2.4.100", r"MPEG2"),
         ("1.2.3.4.5", r"'1\.2\.3\.4\.5'"),
+        ("\0no\nuid", r"'\\x00no\\nuid'"),
     ],
 )
 def test_an_undecodable_syntax_is_named(syntax, words, dicom_bytes, pixel_format, ct_values, relabelled) -> None:
