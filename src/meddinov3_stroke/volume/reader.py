@@ -32,7 +32,7 @@ def read_volume(
         series: SeriesInstanceUID of the series to read, where the input holds several; without it the rule of
             `volume.dicom.choice` decides.
         max_voxels: refuse a header that declares more, before anything is allocated.
-        allow_single_slice: take a 2-D NIfTI image or a NIfTI volume of one slice.
+        allow_single_slice: take a 2-D NIfTI image, or a volume or series of one slice.
 
     Raises:
         MissingInput: no such file, an empty one, a folder without DICOM, or no such series.
@@ -52,7 +52,7 @@ def read_volume(
             return read_nifti(wanted.path, max_voxels=max_voxels, allow_single_slice=allow_single_slice)
     from meddinov3_stroke.volume.dicom.input import read_dicom  # pydicom is loaded for DICOM alone
 
-    return read_dicom(wanted, max_voxels=max_voxels)
+    return read_dicom(wanted, max_voxels=max_voxels, allow_single_slice=allow_single_slice)
 
 
 def input_digest(source: Source, *, series: str | None = None) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from meddinov3_stroke.errors import AmbiguousInput, MissingInput, OutOfScope, UnsupportedInput
 from meddinov3_stroke.volume.dicom.spacing import layout_of
-from meddinov3_stroke.volume.dicom.stacks import Stack
+from meddinov3_stroke.volume.dicom.stacks import SINGLE_IMAGE, Stack
 
 LEAST_SLICES = 8
 """Fewer are rarely a head; they are read where there is nothing else, or by name."""
@@ -88,18 +88,22 @@ def contrast_hint(stack: Stack) -> str:
     return ""
 
 
-def choose(stacks: Sequence[Stack], series_uid: str | None, where: str) -> Stack:
+def choose(stacks: Sequence[Stack], series_uid: str | None, where: str, *, allow_single_slice: bool = False) -> Stack:
     """The stack to read: the named series' (its largest where it has several), else by the rule of this module.
+
+    A single image is taken where `allow_single_slice` and nothing else is there.
 
     Raises:
         MissingInput: no such series.
         UnsupportedInput: nothing usable; names why.
-        OutOfScope: only stacks that are not axial.
+        OutOfScope: only stacks that are not axial, or a single image.
         AmbiguousInput: more than one patient or study, and no series named.
     """
     if series_uid is not None:
-        return _named(stacks, series_uid, where)
+        stacks, where = _of_series(stacks, series_uid, where), f"{where}, series {series_uid}"
     usable = [stack for stack in stacks if stack.verdict == "usable"]
+    if not usable and allow_single_slice:
+        usable = [stack for stack in stacks if stack.reason == SINGLE_IMAGE]
     if not usable:
         raise _nothing_usable(stacks, where)
     _require_one_study(usable, where)
@@ -125,22 +129,20 @@ def rank(stack: Stack) -> tuple[object, ...]:
     )
 
 
-def _named(stacks: Sequence[Stack], series_uid: str, where: str) -> Stack:
+def _of_series(stacks: Sequence[Stack], series_uid: str, where: str) -> list[Stack]:
     of_series = [stack for stack in stacks if stack.series_instance_uid == series_uid]
     if not of_series:
         known = ", ".join(sorted({stack.series_instance_uid for stack in stacks})[:8]) or "none"
         raise MissingInput(f"{where} has no series {series_uid}; found {known}; list them with inspect")
-    usable = [stack for stack in of_series if stack.verdict == "usable"]
-    if not usable:
-        raise _nothing_usable(of_series, f"{where}, series {series_uid}")
-    return min(usable, key=rank)
+    return of_series
 
 
 def _nothing_usable(stacks: Sequence[Stack], where: str) -> Exception:
     refused = [stack for stack in stacks if stack.verdict == "refused"]
     reasons = "; ".join(f"{stack.series_instance_uid}: {stack.reason}" for stack in (refused or stacks)[:4])
     more = f" and {len(refused or stacks) - 4} more" if len(refused or stacks) > 4 else ""
-    error = OutOfScope if all("off axial" in stack.reason for stack in stacks) else UnsupportedInput
+    outside = [stack for stack in stacks if "off axial" in stack.reason or stack.reason == SINGLE_IMAGE]
+    error = OutOfScope if outside and not refused else UnsupportedInput
     return error(f"{where} holds no axial CT series that can be read: {reasons}{more}; list them with inspect")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float64
@@ -89,17 +90,18 @@ class ImageHeader:
     geometry_fault: str = ""
     """Why position, orientation or pixel spacing are None, in words."""
 
-    @property
+    @cached_property
     def directions(self) -> Float64[np.ndarray, "2 3"]:
         """Unit vectors, LPS, in which the column and the row index grow; only where there is an orientation."""
         assert self.row_direction is not None  # asked of placed images only
         assert self.column_direction is not None
         return np.stack([self.row_direction, self.column_direction])
 
-    @property
+    @cached_property
     def normal(self) -> Float64[np.ndarray, " 3"]:
         """Unit vector, LPS, across the image; only where there is an orientation."""
-        return np.asarray(np.cross(*self.directions))
+        (a, b, c), (d, e, f) = self.directions.tolist()
+        return np.array([b * f - c * e, c * d - a * f, a * e - b * d])  # np.cross takes 50 times as long
 
     @property
     def is_placed(self) -> bool:

@@ -41,7 +41,6 @@ IMAGE_KEYWORDS = (
     "SeriesDescription",
     "ContrastBolusAgent",
     "BodyPartExamined",
-    "ProtocolName",
     "ConvolutionKernel",
     "SliceThickness",
     "GantryDetectorTilt",
@@ -70,7 +69,6 @@ IMAGE_KEYWORDS = (
     "ModalityLUTSequence",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
-    "StudyDescription",
 )
 """What is read of a header; of a patient only what tells patients apart."""
 

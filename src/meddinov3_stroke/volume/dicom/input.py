@@ -15,9 +15,9 @@ from meddinov3_stroke.volume.dicom.stacks import Stack
 from meddinov3_stroke.volume.dicom.survey import Survey
 
 
-def read_dicom(wanted: VolumeInput | tuple[Path, ...], *, max_voxels: int) -> Volume:
+def read_dicom(wanted: VolumeInput | tuple[Path, ...], *, max_voxels: int, allow_single_slice: bool) -> Volume:
     """The volume in a DICOM input; as `read_volume` says."""
-    with _found(wanted) as (found, stack, path):
+    with _found(wanted, allow_single_slice) as (found, stack, path):
         return read_stack(found, stack, path, max_voxels=max_voxels)
 
 
@@ -28,12 +28,14 @@ def dicom_digest(wanted: VolumeInput | tuple[Path, ...]) -> str:
 
 
 @contextmanager
-def _found(wanted: VolumeInput | tuple[Path, ...]) -> Iterator[tuple[Survey, Stack, Path]]:
+def _found(
+    wanted: VolumeInput | tuple[Path, ...], allow_single_slice: bool = False
+) -> Iterator[tuple[Survey, Stack, Path]]:
     """What the input holds, the stack to read of it, and the path that stands for it."""
     if isinstance(wanted, tuple):
         with open_files(wanted) as files:
             path = wanted[0].parent
-            yield *find_stack(files, None, str(path)), path
+            yield *find_stack(files, None, str(path), allow_single_slice=allow_single_slice), path
         return
     path, series_uid = wanted.path, wanted.series_uid
     with machine_errors(path):
@@ -41,4 +43,4 @@ def _found(wanted: VolumeInput | tuple[Path, ...]) -> Iterator[tuple[Survey, Sta
     of_index = files_of_series(path, series_uid) if path.name.lower().endswith(INDEX_SUFFIX) else None
     with open_files(path if of_index is None else of_index) as files:
         where = str(path) if of_index is None else f"{path}, series {series_uid}"
-        yield *find_stack(files, series_uid, where), path
+        yield *find_stack(files, series_uid, where, allow_single_slice=allow_single_slice), path

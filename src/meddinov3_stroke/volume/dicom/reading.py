@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +14,7 @@ from jaxtyping import Float64, Real
 
 from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, UnsupportedInput
 from meddinov3_stroke.runtime.digest import sha256_of_array, sha256_of_document
+from meddinov3_stroke.runtime.prefetch import read_ahead
 from meddinov3_stroke.types import SliceImage, Volume, VolumeSource
 from meddinov3_stroke.volume.dicom.choice import choose, contrast_hint
 from meddinov3_stroke.volume.dicom.files import InputFile
@@ -30,7 +32,13 @@ LOSSY = {"1.2.840.10008.1.2.4.81": "JPEG-LS near-lossless", "1.2.840.10008.1.2.4
 """Transfer syntaxes that may have changed values."""
 
 
-def find_stack(files: Sequence[InputFile], series_uid: str | None, where: str) -> tuple[Survey, Stack]:
+FILES_AHEAD = 2
+"""Files read, digested and walked ahead of the one that is decoded."""
+
+
+def find_stack(
+    files: Sequence[InputFile], series_uid: str | None, where: str, *, allow_single_slice: bool = False
+) -> tuple[Survey, Stack]:
     """What the files hold, and the stack of it to read.
 
     Raises:
@@ -44,7 +52,7 @@ def find_stack(files: Sequence[InputFile], series_uid: str | None, where: str) -
         raise type(error)(f"{error}{more}" if name in str(error) else f"{name}: {error}{more}")
     if not found.stacks:
         raise _no_image(found, where)
-    return found, choose(found.stacks, series_uid, where)
+    return found, choose(found.stacks, series_uid, where, allow_single_slice=allow_single_slice)
 
 
 def _no_image(found: Survey, where: str) -> InputError:
@@ -83,8 +91,9 @@ def read_stack(found: Survey, stack: Stack, path: Path, *, max_voxels: int) -> V
     _require_few_voxels(stack, path, max_voxels)
     _require_sane_scaling(stack)
     pixels = _Pixels(stack)
-    for k, (image, content) in enumerate(_opened(found, stack, pixels.file_digests)):
-        pixels.put(k, image_hu(decode_frame(content, image.pixels, image.frame or 0, image.file), image, content))
+    with closing(read_ahead(_opened(found, stack, pixels.file_digests), FILES_AHEAD)) as opened:
+        for k, (image, content) in enumerate(opened):
+            pixels.put(k, image_hu(decode_frame(content, image.pixels, image.frame or 0, image.file), image, content))
     affine = _affine(stack)
     orientation = canonical_orientation(affine)
     stored = np.ascontiguousarray(_canonical(pixels.hu, orientation))
@@ -190,10 +199,18 @@ def _affine(stack: Stack) -> Float64[np.ndarray, "4 4"]:
     """From (image, row, column, 1) of the stack as stored to RAS+ mm, by its first and last image."""
     positions = stack.slice_positions_mm
     affine = np.eye(4)
-    affine[:3, 0] = (positions[-1] - positions[0]) / (len(positions) - 1)
+    affine[:3, 0] = _mean_step_mm(stack)
     affine[:3, 1:3] = _steps_mm(stack.first)
     affine[:3, 3] = positions[0]
     return affine
+
+
+def _mean_step_mm(stack: Stack) -> Float64[np.ndarray, " 3"]:
+    """RAS+ mm from a slice to the next on the straight line through the first and last; across a single one."""
+    positions = stack.slice_positions_mm
+    if len(positions) == 1:
+        return np.asarray(stack.first.normal * LPS_TO_RAS * layout_of(stack).nominal_mm)
+    return np.asarray((positions[-1] - positions[0]) / (len(positions) - 1))
 
 
 def _steps_mm(image: ImageHeader) -> Float64[np.ndarray, "3 2"]:

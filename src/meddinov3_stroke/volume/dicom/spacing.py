@@ -44,12 +44,12 @@ class SliceLayout:
     """From inferior to superior; one where the slices are evenly spaced."""
     tilt_degrees: float
     """Angle from the normal to the way from the inferior to the superior slices; its sign is that of Gantry/Detector
-    Tilt on a supine patient: positive where that way leans against the column direction."""
+    Tilt: positive where that way leans to the front of the image plane."""
 
     @property
     def is_even(self) -> bool:
         """Whether one spacing holds throughout."""
-        return len(self.runs) == 1
+        return len(self.runs) <= 1
 
     @property
     def is_tilted(self) -> bool:
@@ -86,7 +86,9 @@ MOST_RUNS = 6
 
 
 def layout_of(stack: Stack) -> SliceLayout:
-    """How the images of a usable stack (two or more, placed) lie."""
+    """How the placed images of a stack lie; of a single one, its thickness stands for the spacing (1 mm where unknown)."""
+    if len(stack.images) == 1:
+        return SliceLayout(stack.first.slice_thickness_mm or 1.0, (), 0.0)
     gaps = np.abs(np.diff(stack.distances_mm))
     return SliceLayout(float(np.median(gaps)), _runs(gaps), _tilt_degrees(stack))
 
@@ -114,5 +116,6 @@ def _tilt_degrees(stack: Stack) -> float:
     way = last.position_mm - first.position_mm
     upward = first.normal if first.normal @ way >= 0 else -first.normal
     along, aside = float(way @ upward), float(np.linalg.norm(np.cross(way, upward)))
-    lean = -1.0 if way @ first.column_direction > 0 else 1.0
+    back = first.column_direction if first.column_direction[1] >= 0 else -first.column_direction  # LPS: y to posterior
+    lean = -1.0 if way @ back > 0 else 1.0
     return lean * float(np.degrees(np.arctan2(aside, along)))

@@ -33,6 +33,9 @@ SPACING_TOLERANCE_MM = 1e-4
 POSITION_TOLERANCE_MM = 0.01
 """Images closer than this along the normal are at one position; the thinnest CT reconstructions are 0.1 mm apart."""
 
+SINGLE_IMAGE = "a single image"
+"""Why one image alone is set aside; a caller that takes single slices takes it all the same."""
+
 LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 """DICOM's patient axes to NIfTI's."""
 
@@ -71,7 +74,7 @@ class Stack:
     @property
     def distances_mm(self) -> Float64[np.ndarray, " slice"]:
         """Position of each image along the normal."""
-        return np.array([distance_mm(image, self.first.normal) for image in self.images])
+        return np.asarray(np.array([image.position_mm for image in self.images]) @ self.first.normal)
 
 
 def distance_mm(image: ImageHeader, normal: Float64[np.ndarray, " 3"]) -> float:
@@ -192,7 +195,7 @@ def _clash_text(clashes: Sequence[tuple[ImageHeader, ImageHeader]]) -> str:
 def _plane_fault(images: Sequence[ImageHeader], normal: Float64[np.ndarray, " 3"]) -> str:
     """Why these images are no axial stack, or nothing."""
     if len(images) == 1:
-        return "a single image"
+        return SINGLE_IMAGE
     first, last = images[0].position_mm, images[-1].position_mm
     assert first is not None  # placed images only
     assert last is not None
