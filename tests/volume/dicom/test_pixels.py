@@ -14,7 +14,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import get_encoder
 
 from meddinov3_stroke.errors import CorruptInput, UnsupportedInput
-from meddinov3_stroke.volume.dicom.pixels import decode_frame, is_lossy
+from meddinov3_stroke.volume.dicom.pixels import decode_frame
 from meddinov3_stroke.volume.dicom.structure import read_structure
 
 IMPLICIT, EXPLICIT, BIG, DEFLATED = (f"1.2.840.10008.1.2{tail}" for tail in ("", ".1", ".2", ".1.99"))
@@ -291,11 +291,3 @@ def test_a_cut_codestream_never_gives_other_values(syntax, kept, dicom_bytes, pi
     except CorruptInput:
         return
     np.testing.assert_array_equal(decoded, values)  # only the end marker was lost
-
-
-def test_a_lossy_syntax_says_so_unless_the_header_knows_better() -> None:
-    assert is_lossy(JPEG[3], None)
-    assert is_lossy(JPEG[5], "")
-    assert is_lossy(EXPLICIT, "01")
-    assert not is_lossy(JPEG[5], "00")
-    assert not is_lossy(JPEG[4], None)

@@ -30,9 +30,6 @@ NATIVE_SYNTAXES = frozenset((IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEF
 JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 """12-bit lossy JPEG; its one complete decoder is under the GPL."""
 
-LOSSY_SYNTAXES = frozenset(("1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91"))
-"""JPEG-LS near-lossless and JPEG 2000: these may have lost detail."""
-
 MAX_FRAME_PIXELS = 2**26
 """A frame of more pixels than 8192 x 8192 is no CT."""
 
@@ -66,13 +63,6 @@ def decode_frame(content: DicomContent, pixels: PixelFormat, frame: int, name: s
     values = shared_codec().decode(EncodedFrame(syntax, encoded, pixels), name)
     # the other codecs have a precision of their own, which the decoder applies
     return _without_unused_bits(values, pixels) if syntax == RLE_LOSSLESS else values
-
-
-def is_lossy(transfer_syntax: str, lossy_image_compression: str | None) -> bool:
-    """Whether detail was lost: as Lossy Image Compression (0028,2110) says or, without it, as the syntax allows."""
-    if lossy_image_compression in ("00", "01"):
-        return lossy_image_compression == "01"
-    return transfer_syntax in LOSSY_SYNTAXES
 
 
 def _require_readable(pixels: PixelFormat, name: str) -> None:
