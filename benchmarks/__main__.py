@@ -22,6 +22,7 @@ NAMES = (
     "cold_start",
     "cached",
     "reading",
+    "dicom_reading",
     "head_training",
 )
 """The modules of the suite, in the order they are measured."""
