@@ -3,7 +3,7 @@
     uv run --with atheris python tools/fuzz_dicom.py FOLDER [-max_total_time=600] [-artifact_prefix=crashes/]
 
 FOLDER holds sound small files to begin with, at best one of each transfer syntax, and takes the new ones that reach new
-lines of code. Options are those of libFuzzer. A traceback, a warning, a file that takes over 2 s or more than 2 GiB ends
+lines of code. Options are those of libFuzzer. A traceback, a warning, a file that takes over 2 s or over 2 GiB ends
 the run and leaves the file that did it. Compressed frames are decoded in the child process, as always, whose limits are
 its own: a child that dies is no finding.
 """
