@@ -57,7 +57,7 @@ def run(args: Args) -> Case:
     from meddinov3_stroke.volume import read_volume
 
     path = input_or_first(args.input)
-    folder = args.output_dir or Path(f"{config.CASE_OUTPUT_PREFIX}{case_name(path)}")
+    folder = args.output_dir or Path(f"{config.CASE_OUTPUT_PREFIX}{case_name(path, args.series)}")
     watch = Stopwatch()
     volume = read_volume(path, series=args.series)
     read_s = watch.elapsed_s

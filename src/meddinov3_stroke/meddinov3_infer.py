@@ -64,7 +64,7 @@ def run(args: Args) -> dict[str, Any]:
 
     watch = Stopwatch()
     path = input_or_first(args.input)
-    folder = args.output_dir or Path(f"{config.EMBED_OUTPUT_PREFIX}{case_name(path)}")
+    folder = args.output_dir or Path(f"{config.EMBED_OUTPUT_PREFIX}{case_name(path, args.series)}")
     volume = read_volume(path, series=args.series)
     slice_index = sim_slice_index(args.sim_slice, volume.n_slices)
     extractor = _extractor(args)

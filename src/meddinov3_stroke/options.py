@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,8 +22,8 @@ OptionalPath = Annotated[Path | None, tyro.conf.arg(aliases=["-i"])]
 OptionalOutputDir = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
 DeviceName = Annotated[str, tyro.conf.arg(aliases=["-d"], metavar="auto|cpu|gpu|cuda:N|mps")]
 
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
-"""Endings of volumes; the longer first."""
+INPUT_SUFFIXES = (".nii.gz", ".nii", ".zip", ".dcm", ".txt", ".parquet")
+"""Endings that a case's name goes without; the longer first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +71,25 @@ def input_or_first(path: Path | None, folder: Path = config.INPUT_DIR) -> Path:
     """
     if path is not None:
         return path
-    found = sorted(file for file in folder.glob("*") if file.is_file() and case_name(file) != file.name)
+    from meddinov3_stroke.volume.contents import is_nifti_name  # brings nibabel, which --help does not need
+
+    found = sorted(file for file in folder.glob("*") if file.is_file() and is_nifti_name(file))
     if not found:
         raise MissingInput(f"no --input, and no .nii or .nii.gz file in {folder}/; name the volume with --input")
     return found[0]
 
 
-def case_name(path: Path) -> str:
-    """The file's name without .nii or .nii.gz; other names as they are."""
-    for suffix in NIFTI_SUFFIXES:
-        if path.name.lower().endswith(suffix):
-            return path.name[: -len(suffix)]
-    return path.name
+def case_name(path: Path, series_uid: str | None = None) -> str:
+    """The name of a file without its ending, or of a folder; with the series, where one is named, as `<name>_<series>`.
+
+    It is one part of a path, whatever the series is called.
+    """
+    name = path.name or path.resolve().name
+    for suffix in INPUT_SUFFIXES:
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+            break
+    return name if series_uid is None else f"{name}_{_NOT_IN_A_NAME.sub('_', series_uid)}"
+
+
+_NOT_IN_A_NAME = re.compile(r"[^0-9A-Za-z._-]")

@@ -54,6 +54,8 @@ def test_each_top_slice_holds_index_score_place_probabilities_and_reference(judg
             "position_mm": list(one.position_mm),
             "probabilities": one.probabilities,
             "reference_patch": list(one.reference_patch),
+            "sop_instance_uid": None,
+            "frame_number": None,
         }
 
 
