@@ -21,8 +21,8 @@ from meddinov3_stroke.phantom import TRANSFER_SYNTAXES, DicomOptions, axial_geom
 from meddinov3_stroke.preparation import header_parts, header_pass, header_reading
 from meddinov3_stroke.preparation.header_parts import HeaderParts
 from meddinov3_stroke.preparation.header_pass import read_headers_of_folder
-from meddinov3_stroke.preparation.header_reading import read_file
 from meddinov3_stroke.preparation.header_rows import FileFacts, batch_of, headers_of_rows, image_row
+from meddinov3_stroke.volume.dicom.file_headers import read_file_headers
 from meddinov3_stroke.volume.dicom.files import InputFile
 from meddinov3_stroke.volume.dicom.header import ImageHeader
 from meddinov3_stroke.volume.dicom.header_reading import read_headers
@@ -85,7 +85,7 @@ def large_image(tmp_path: Path) -> Callable[..., InputFile]:
 @pytest.mark.parametrize("syntax", sorted(TRANSFER_SYNTAXES))
 def test_a_header_from_the_head_is_that_of_the_whole_file(large_image: Callable[..., InputFile], syntax: str) -> None:
     file = large_image(transfer_syntax=syntax)
-    (header,), (whole,) = read_file(file) or (), read_headers(file.read(), file.name) or ()
+    (header,), (whole,) = read_file_headers(file) or (), read_headers(file.read(), file.name) or ()
     assert_same(header, whole)
 
 
@@ -95,7 +95,7 @@ def test_native_pixels_are_not_read(
 ) -> None:
     file = large_image(transfer_syntax=syntax)
     monkeypatch.setattr(InputFile, "read", lambda file: pytest.fail("the whole file was read"))
-    assert len(read_file(file) or ()) == 1
+    assert len(read_file_headers(file) or ()) == 1
 
 
 @pytest.mark.parametrize("n_lost", [2, 100, 20_000])
@@ -103,7 +103,7 @@ def test_a_cut_file_is_found_out_without_its_pixels(large_image: Callable[..., I
     file = large_image()
     file.path.write_bytes(file.read()[:-n_lost])
     with pytest.raises(CorruptInput, match=file.name):
-        read_file(InputFile(file.name, file.path, file.n_bytes - n_lost))
+        read_file_headers(InputFile(file.name, file.path, file.n_bytes - n_lost))
 
 
 def test_pixel_data_shorter_than_the_header_says_is_corrupt(large_image: Callable[..., InputFile]) -> None:
@@ -114,7 +114,7 @@ def test_pixel_data_shorter_than_the_header_says_is_corrupt(large_image: Callabl
     dataset.PixelData = dataset.PixelData[:-600]
     dataset.save_as(file.path)
     with pytest.raises(CorruptInput, match=r"32168 bytes of pixel data; expected 32768"):
-        read_file(InputFile(file.name, file.path, file.path.stat().st_size))
+        read_file_headers(InputFile(file.name, file.path, file.path.stat().st_size))
 
 
 def test_elements_behind_the_pixels_are_walked_too(large_image: Callable[..., InputFile]) -> None:
@@ -125,10 +125,10 @@ def test_elements_behind_the_pixels_are_walked_too(large_image: Callable[..., In
     dataset.add_new(0xFFFCFFFC, "OB", b"\0" * 500)
     dataset.save_as(file.path)
     whole = file.path.stat().st_size
-    assert read_file(InputFile(file.name, file.path, whole))
+    assert read_file_headers(InputFile(file.name, file.path, whole))
     file.path.write_bytes(file.path.read_bytes()[:-10])
     with pytest.raises(CorruptInput):
-        read_file(InputFile(file.name, file.path, whole - 10))
+        read_file_headers(InputFile(file.name, file.path, whole - 10))
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ MOST_RUNS = 6
 
 
 def layout_of(stack: Stack) -> SliceLayout:
-    """How the placed images of a stack lie; of a single one, its thickness stands for the spacing (1 mm where unknown)."""
+    """How the placed images of a stack lie; the thickness of a single one stands for the spacing (1 mm if unknown)."""
     if len(stack.images) == 1:
         return SliceLayout(stack.first.slice_thickness_mm or 1.0, (), 0.0)
     gaps = np.abs(np.diff(stack.distances_mm))

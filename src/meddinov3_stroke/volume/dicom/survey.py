@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from meddinov3_stroke.errors import CorruptInput, InputError
+from meddinov3_stroke.volume.dicom.file_headers import read_file_headers
 from meddinov3_stroke.volume.dicom.files import InputFile
 from meddinov3_stroke.volume.dicom.header import ImageHeader
-from meddinov3_stroke.volume.dicom.header_reading import read_headers
 from meddinov3_stroke.volume.dicom.pixels import decode_frame
 from meddinov3_stroke.volume.dicom.stacks import Stack, assemble
 from meddinov3_stroke.volume.dicom.structure import read_structure
@@ -49,15 +49,6 @@ def survey(files: Sequence[InputFile]) -> Survey:
             without.append((file.name, "not DICOM" if headers is None else "DICOM without an image"))
     by_name = {file.name: file for file in files}
     return Survey(by_name, assemble(images, partial(same_pixels, by_name)), tuple(without), tuple(damaged))
-
-
-def read_file_headers(file: InputFile) -> tuple[ImageHeader, ...] | None:
-    """The headers of the images in a file, one a frame; None where it is no DICOM.
-
-    Raises:
-        InputError: damaged, encrypted or too large.
-    """
-    return read_headers(file.read(), file.name)
 
 
 def same_pixels(files: dict[str, InputFile], first: ImageHeader, second: ImageHeader) -> bool:
