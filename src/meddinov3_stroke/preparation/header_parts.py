@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import filelock
@@ -35,11 +35,8 @@ class HeaderParts:
     def knows(self, listing: pa.Table) -> pa.Array:
         """Which files of a listing have rows here, of the same size and time of change."""
         known = np.zeros(len(listing), dtype=bool)
-        for path in self._paths():
-            rows = self._read(path, columns=_FACTS)
-            if rows is not None:
-                places, is_same = _places(rows, listing)
-                known[places[is_same]] = True
+        for _, places, is_same in self._matched(listing):
+            known[places[is_same]] = True
         return pa.array(known)
 
     def rows_of(self, listing: pa.Table, more: Sequence[pa.RecordBatch] = ()) -> pa.Table:
@@ -49,15 +46,23 @@ class HeaderParts:
         """
         tables = [_as_dictionaries(pa.Table.from_batches(more, SCHEMA))]
         has_rows = np.zeros(len(listing), dtype=bool)
-        for path in self._paths():
-            rows = self._read(path, read_dictionary=DICTIONARY_COLUMNS)
-            if rows is None:
-                continue
-            places, is_wanted = _places(rows, listing)
-            is_wanted &= ~has_rows[places]  # a second part of the same files, of a run beside this one
+        for path, places, is_same in self._matched(listing):
+            is_wanted = is_same & ~has_rows[places]  # a second part of the same files would repeat them
             has_rows[places[is_wanted]] = True
-            tables.append(rows.filter(pa.array(is_wanted)))
-        return pa.concat_tables(tables).unify_dictionaries()
+            tables.append(pq.read_table(path, read_dictionary=DICTIONARY_COLUMNS).filter(pa.array(is_wanted)))
+        return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+
+    def _matched(self, listing: pa.Table) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
+        """(part, place of each of its rows in the listing, whether the file is there and unchanged)."""
+        facts = [(path, found) for path in self._paths() if (found := self._facts(path)) is not None]
+        if not facts:
+            return
+        places, is_same = _places(pa.concat_tables(table for _, table in facts), listing)  # one look-up for all parts
+        start = 0
+        for path, table in facts:
+            rows = slice(start, start + len(table))
+            yield path, places[rows], is_same[rows]
+            start += len(table)
 
     @contextmanager
     def writing(self) -> Iterator[Callable[[pa.RecordBatch], None]]:
@@ -103,19 +108,20 @@ class HeaderParts:
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.parquet"))
 
-    def _read(self, path: Path, **options: list[str]) -> pa.Table | None:
-        """A part, or None where it is of another pass or damaged, which is said; its files are then read again."""
+    def _facts(self, path: Path) -> pa.Table | None:
+        """The files of a part, or None where it is of another pass or damaged: it is put aside then, and said so."""
         try:
-            with pq.ParquetFile(path, read_dictionary=options.get("read_dictionary")) as part:
-                if (part.schema_arrow.metadata or {}).get(b"header_pass") != SCHEMA.metadata[b"header_pass"]:
-                    LOGGER.warning("%s is of another version of the header pass; its files are read again", path.name)
-                    return None
-                return part.read(columns=options.get("columns"))
+            with pq.ParquetFile(path) as part:
+                version = (part.schema_arrow.metadata or {}).get(b"header_pass")
+                if version == SCHEMA.metadata[b"header_pass"]:
+                    return part.read(columns=_FACTS)
+                why = f"of another version of the header pass ({version!r})"
         except (pa.ArrowException, OSError) as error:
-            LOGGER.warning(
-                "%s is damaged (%s); its files are read again", path.name, " ".join(str(error).split())[:200]
-            )
-            return None
+            why = f"damaged ({' '.join(str(error).split())[:200]})"
+        LOGGER.warning("%s is %s; it is put aside and its files are read again", path.name, why)
+        with suppress(OSError):  # then it is only said again by the next run
+            path.replace(path.with_suffix(".aside"))
+        return None
 
 
 def _places(rows: pa.Table, listing: pa.Table) -> tuple[np.ndarray, Bool[np.ndarray, " row"]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,10 @@ class AssembledImages:
         return np.asarray(self.status == self.words.index(word)) if word in self.words else self.status < 0
 
 
+ROWS_AT_ONCE = 1 << 13
+"""Headers held at a time, and those of one series more."""
+
+
 class _Words:
     """Codes of texts that occur often."""
 
@@ -98,10 +103,28 @@ def assemble_rows(rows: pa.Table, folder: Path) -> AssembledImages:
         values = values if isinstance(values, pa.DictionaryArray) else values.dictionary_encode()
         known = np.array([words.code(word or "") for word in values.dictionary.to_pylist()], np.int32)
         codes[:] = known[np.asarray(values.indices)]
-    for places in _series_places(rows):
-        headers = headers_of_rows(rows.take(pa.array(places)))
+    for places, headers in _series_headers(rows):
         images.series.append(_place_series(headers, places, folder, images, words))
     return images
+
+
+def _series_headers(rows: pa.Table) -> Iterator[tuple[Int64[np.ndarray, " image"], list[ImageHeader]]]:
+    """(rows, headers) of each series; they are taken from the table some thousands at a time, which it does fast."""
+    waiting: list[Int64[np.ndarray, " _"]] = []
+    for places in _series_places(rows):
+        waiting.append(places)
+        if sum(map(len, waiting)) >= ROWS_AT_ONCE:
+            yield from _taken(rows, waiting)
+            waiting = []
+    if waiting:
+        yield from _taken(rows, waiting)
+
+
+def _taken(
+    rows: pa.Table, series: list[Int64[np.ndarray, " _"]]
+) -> Iterator[tuple[Int64[np.ndarray, " image"], list[ImageHeader]]]:
+    headers = iter(headers_of_rows(rows.take(pa.array(np.concatenate(series)))))
+    yield from ((places, list(islice(headers, len(places)))) for places in series)
 
 
 def _positions(rows: pa.Table) -> Float64[np.ndarray, "row 3"]:
