@@ -84,6 +84,12 @@ def test_outside_the_same_uid_still_warns(rsna_bytes) -> None:
         _ = pydicom.dcmread(pydicom.filebase.DicomBytesIO(content)).SeriesInstanceUID
 
 
+def test_strict_settings_of_the_user_do_not_refuse_what_rsna_has(rsna_bytes, monkeypatch) -> None:
+    monkeypatch.setattr(pydicom.config.settings, "_reading_validation_mode", pydicom.config.RAISE)
+    assert _parse(rsna_bytes()).SeriesInstanceUID == "ID_0a0ba0944f"
+    assert pydicom.config.settings.reading_validation_mode == pydicom.config.RAISE
+
+
 def test_a_value_that_cannot_be_converted_waits_for_its_reader(dicom_bytes, ct_values) -> None:
     content = dicom_bytes(ct_values())
     dataset = _parse(content.replace(b"\x28\x00\x10\x00US\x02\x00\x18\x00", b"\x28\x00\x10\x00US\x03\x00\x18\x00\x00"))

@@ -150,10 +150,12 @@ def test_overlay_bits_above_the_stored_ones_are_cut_off(
 
 
 @pytest.mark.parametrize("dtype", ["u2", "i2"])
-def test_values_at_the_high_bits_are_shifted_down(dtype, dicom_bytes, pixel_format, ct_values) -> None:
+@pytest.mark.parametrize("syntax", [EXPLICIT, RLE])
+def test_values_at_the_high_bits_are_shifted_down(syntax, dtype, dicom_bytes, pixel_format, ct_values) -> None:
     values = ct_values(dtype, 12)
     raised = (values.view("u2") << 4).view(dtype)
-    content = dicom_bytes(raised, bits_stored=12, high_bit=15)
+    streams = [_encoded_by_pydicom(raised, RLE)] if syntax == RLE else None
+    content = dicom_bytes(raised, syntax, bits_stored=12, high_bit=15, codestreams=streams)
 
     decoded = _decoded(content, pixel_format(values, bits_stored=12, high_bit=15))
 

@@ -87,14 +87,14 @@ def decode(request: dict[str, Any], codestream: bytes) -> Any:
             return decoder.as_array(source, index=0, raw=True, decoding_plugin=plugin, **options)[0]
         except MemoryError:
             raise
-        except Exception as error:  # the decoders raise whatever they meet
+        except BaseException as error:  # the decoders raise whatever they meet; a panic of Rust is no Exception
             refusals.append(_in_short(error))
     if not refusals:
         raise UnsupportedFrame("its decoder is not installed")
     raise ValueError("; ".join(refusals))
 
 
-def _in_short(error: Exception) -> str:
+def _in_short(error: BaseException) -> str:
     return " ".join(str(error).split()).removeprefix(_PLEASANTRY).replace(_GDCM_NOTHING, "no pixels")
 
 
