@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -37,7 +39,7 @@ class InputFile:
     n_bytes: int
     archive: zipfile.ZipFile | None = None
     member: str = ""
-    """Its name in the archive."""
+    """Its name in the archive, which no other member has."""
 
     def read(self) -> bytes:
         """All its bytes.
@@ -81,9 +83,9 @@ def open_files(source: Path | Sequence[Path]) -> Iterator[tuple[InputFile, ...]]
     """The files of a folder (with its subfolders), zip archive, list (.txt) or file, or those named, in order of names.
 
     Raises:
-        MissingInput: nothing there, or an empty folder, archive or list.
-        CorruptInput: an archive that is damaged or declares what cannot be.
-        UnsupportedInput: more than `MAX_FILES` files.
+        MissingInput: nothing there, or an empty folder, archive or list; a link or list that names no file.
+        CorruptInput: an archive that is damaged, declares what cannot be, or has two files of one name.
+        UnsupportedInput: more than `MAX_FILES` files, or one that is no regular file.
         MachineError: the machine refuses to give them.
     """
     with ExitStack() as stack:
@@ -100,7 +102,7 @@ def _files_of(source: Path | Sequence[Path], stack: ExitStack) -> Iterator[Input
     with machine_errors(source):
         if source.is_dir():
             yield from _in_folder(source)
-        elif zipfile.is_zipfile(source):
+        elif _is_archive(source):
             yield from _in_archive(source, stack)
         elif source.name.lower().endswith(LIST_SUFFIX):
             yield from _in_list(source)
@@ -108,21 +110,45 @@ def _files_of(source: Path | Sequence[Path], stack: ExitStack) -> Iterator[Input
             yield _on_disk(source, str(source))
 
 
+def _is_archive(path: Path) -> bool:
+    """Whether it ends as a zip archive does, or begins as one that was cut."""
+    if zipfile.is_zipfile(path):
+        return True
+    with path.open("rb") as handle:
+        return handle.read(4) == b"PK\x03\x04"
+
+
 def _on_disk(path: Path, name: str) -> InputFile:
     with machine_errors(path):
-        return InputFile(name, path, path.stat().st_size)
+        try:
+            found = path.stat()
+        except ValueError as error:  # a NUL byte in the name
+            raise MissingInput(f"{name!r} cannot be a path: {error}; check the path") from error
+    if not stat.S_ISREG(found.st_mode):
+        what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
+        raise UnsupportedInput(f"{name} is {what}; expected a DICOM file; name the files themselves")
+    return InputFile(name, path, found.st_size)
 
 
 def _in_folder(folder: Path) -> Iterator[InputFile]:
-    n_files = 0
-    for parent, folders, names in os.walk(folder, onerror=_raise):
-        folders.sort()
+    """Its files and those of its subfolders, through links too; each folder once."""
+    n_files, walked = 0, {folder.resolve()}
+    for parent, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if not _is_walked(Path(parent, name), walked)]
         for name in sorted(names):
+            n_files += 1
+            _require_few(n_files, folder)
             path = Path(parent, name)
-            if path.is_file():
-                n_files += 1
-                _require_few(n_files, folder)
-                yield _on_disk(path, path.relative_to(folder).as_posix())
+            yield _on_disk(path, path.relative_to(folder).as_posix())
+
+
+def _is_walked(folder: Path, walked: set[Path]) -> bool:
+    """Whether the folder, under whatever name, is among those walked; it is from now on."""
+    resolved = folder.resolve()
+    if resolved in walked:
+        return True
+    walked.add(resolved)
+    return False
 
 
 def _raise(error: OSError) -> None:
@@ -144,7 +170,13 @@ def _in_archive(path: Path, stack: ExitStack) -> Iterator[InputFile]:
         raise CorruptInput(f"{path} is a damaged zip archive ({error}); fetch it again") from error
     members = [member for member in archive.infolist() if not member.is_dir()]
     _require_few(len(members), path)
+    names = Counter(member.filename for member in members)
     for member in sorted(members, key=lambda member: member.filename):
+        if names[member.filename] > 1:
+            raise CorruptInput(
+                f"{path} holds {names[member.filename]} files named {member.filename}; expected one of each name; "
+                "pack it again"
+            )
         if member.file_size > MAX_ARCHIVE_RATIO * max(member.compress_size, 1):
             raise CorruptInput(
                 f"{path}: {member.filename} declares {member.file_size} bytes from {member.compress_size}; no sound "
@@ -161,4 +193,11 @@ def _in_list(path: Path) -> Iterator[InputFile]:
     entries = [entry for line in lines if (entry := line.split("#", 1)[0].strip())]
     _require_few(len(entries), path)
     for entry in entries:
-        yield _on_disk(path.parent / Path(entry).expanduser(), entry)
+        yield _on_disk(path.parent / _from_home(entry), entry)
+
+
+def _from_home(entry: str) -> Path:
+    try:
+        return Path(entry).expanduser()
+    except RuntimeError:  # no such user: it is a name that begins with ~
+        return Path(entry)
