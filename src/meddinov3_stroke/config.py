@@ -64,6 +64,8 @@ PREPARE_WORKERS = 0
 """Processes that read DICOM headers; 0 is one a CPU."""
 CONFLICTING_LABELS: Final = "stop"
 """What to do with an ID of stage_2_train.csv that has both labels: stop or positive."""
+UNDECIDED_TYPE: Final = "leave-out"
+"""What to do with a CQ500 case whose readers agree on a haemorrhage and on no type: leave-out or keep."""
 
 INPUT_DIR = Path("input")
 HEAD_DIR = Path("checkpoints/head_train")

@@ -27,8 +27,10 @@ class CsvFile:
     warnings: tuple[str, ...]
 
 
-def read_csv_file(path: Path) -> CsvFile:
-    """The cells of `path`; UTF-8 (with or without BOM) or, saying so, GBK. Blank lines are passed over.
+def read_csv_file(path: Path, what: str = "series CSV") -> CsvFile:
+    """The cells of `path`, UTF-8 (with or without BOM) or, saying so, GBK. Blank lines are passed over.
+
+    `what` is what messages call it.
 
     Raises:
         SeriesTableError: no such file, another encoding or separator, ragged rows, repeated or no column names.
@@ -36,7 +38,7 @@ def read_csv_file(path: Path) -> CsvFile:
     path = Path(path)
     if not path.is_file():
         found = "a directory" if path.is_dir() else "nothing"
-        raise SeriesTableError(f"no series CSV at {path}; found {found}, expected a comma-separated text file")
+        raise SeriesTableError(f"no {what} at {path}; found {found}, expected a comma-separated text file")
     content = path.read_bytes()
     text, warnings = _decode(path, content)
     cells = _parse(path, text)
