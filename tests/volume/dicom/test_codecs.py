@@ -248,6 +248,7 @@ def _in_a_process(frame: EncodedFrame, method: str) -> tuple[int, int, list]:
         assert worker.exitcode == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # Python 3.12 and later
 def test_a_forked_worker_has_a_child_of_its_own_even_while_the_lock_is_held(frame) -> None:
     codec = shared_codec()
     codec.decode(frame, "case.dcm")
