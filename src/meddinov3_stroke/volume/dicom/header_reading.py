@@ -177,13 +177,13 @@ def _frame_header(image: ImageHeader, frame: int, groups: Sequence[Dataset], nam
 
     transform = found.get("PixelValueTransformationSequence")
     frame_type = found.get("CTImageFrameTypeSequence")
-    kernel = found.get("CTReconstructionSequence")
+    kernels = [found[group].texts("ConvolutionKernel") for group in _KERNEL_GROUPS if group in found]
     return replace(
         _placed(image, floats),
         frame=frame,
         rescale=image.rescale if transform is None else _rescale(transform, image.pixels),
         image_type=image.image_type if frame_type is None else frame_type.texts("FrameType"),
-        kernel=image.kernel if kernel is None else "\\".join(kernel.texts("ConvolutionKernel")),
+        kernel="\\".join(next(filter(any, kernels), ())) or image.kernel,
         slice_thickness_mm=_first(floats("SliceThickness", 1), image.slice_thickness_mm),
     )
 
@@ -198,11 +198,17 @@ _GROUP_OF = {
     "PixelSpacing": "PixelMeasuresSequence",
     "SliceThickness": "PixelMeasuresSequence",
 }
+_KERNEL_GROUPS = (
+    "CTReconstructionSequence",
+    "UnassignedPerFrameConvertedAttributesSequence",
+    "UnassignedSharedConvertedAttributesSequence",
+)
+"""Where the kernel is told; an object converted from single images has it among what found no other place."""
 _GROUPS = (
     *dict.fromkeys(_GROUP_OF.values()),
     "PixelValueTransformationSequence",
     "CTImageFrameTypeSequence",
-    "CTReconstructionSequence",
+    *_KERNEL_GROUPS,
 )
 
 
