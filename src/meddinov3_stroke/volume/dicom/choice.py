@@ -29,23 +29,36 @@ RULE = (
 """The rule in a line, as `inspect` prints it."""
 
 _SHARP = re.compile(
-    r"bone|sharp|lung|edge|detail|ultra|\b(?:b|h|hr|hc|br|u|ur)[6-9]\d|^(?:y[abcde]|d|e|l|fc[38]\d)$|knochen|\bos\b",
+    r"bone|sharp|lung|edge|detail|ultra|knochen|\bos\b|骨|\b(?:[bhiju]|br|hr|hc|qr|ur)[6-9]\d|\bbl[5-9]\d|\bfc[358]\d"
+    r"|^(?:y[abcde]|d|e|l)$",
     re.IGNORECASE,
 )
-"""Words and names of sharp kernels: GE BONE, EDGE, LUNG, DETAIL; Siemens B60 to U90, Hr60; Philips YA to YE, D, E, L;
-Canon FC3x, FC8x."""
+"""Words and names of sharp kernels: GE BONE, EDGE, LUNG, DETAIL; Siemens B60 to U90, Hr60, J70, Bl57; Philips YA to YE,
+D, E, L; Canon FC3x, FC5x, FC8x."""
 
 _CONTRAST = re.compile(
-    r"\bcta\b|angio|post[ -]?(?:con|gad|c\b)|with[ -]contrast|\bc\+|\+c\b|\bce\b|contrast|iohexol|omnipaque|perfusion"
-    r"|\bctp\b|venog",
+    r"\bcta\b|angio|post[ -]?(?:con|gad|c\b)|\bc\+|\+c\b|\bce\b|contrast|iohexol|omnipaque|perfusion|\bctp\b|venog"
+    r"|arterial|venous|\bkm\b|增强",
     re.IGNORECASE,
 )
 _NO_CONTRAST = re.compile(
-    r"non[ -]?con|without|w/o|no contrast|plain|native|nativ\b|unenhanced|\bnc\b|\bnect\b|\bncct\b|\bnone\b|\bc-"
-    r"|pre[ -]?con",
+    r"non[ -]?con|without|w/o|\bwo\b|\bno (?:iv )?con|plain|\bnativ|unenhanced|\bnc\b|\bnect\b|\bncct\b|\bnone\b"
+    r"|\bc-(?!\w)|pre[ -]?con|\bohne\b|\bsans\b|平扫",
     re.IGNORECASE,
 )
-_HEAD = re.compile(r"head|brain|skull|cran|neuro|schaedel|cereb|tete|crane|kopf|头|颅|脑", re.IGNORECASE)
+_BOTH = re.compile(
+    r"\bw(?:ith)?[ /]*(?:and|&|\+)?[ /]*w(?:/o|o|ithout)\b|\bw(?:/o|o|ithout)[ /]*(?:and|&|\+)[ /]*w(?:ith)?\b",
+    re.IGNORECASE,
+)
+"""With and without: which of the two a series is cannot be told."""
+
+_NO_AGENT = re.compile(r"\W*(?:no|n/?a|nil|not? given|0)?\W*", re.IGNORECASE)
+"""What some write where an agent is asked for and there was none."""
+
+_HEAD = re.compile(
+    r"head|brain|skull|cran|crân|neuro|sch(?:ä|ae|a)del|cereb|hirn|t[eê]te|kopf|cabe[zç]a|encéph|头|颅|脑",
+    re.IGNORECASE,
+)
 _ELSEWHERE = re.compile(
     r"chest|thorax|lung|abdom|pelvi|spine|neck|cardiac|knee|foot|hand|sinus|orbit|胸|腹", re.IGNORECASE
 )
@@ -81,15 +94,16 @@ def traits_of(stack: Stack) -> Traits:
 def contrast_hint(stack: Stack) -> str:
     """What in the headers speaks of contrast, empty where nothing does."""
     agent, description = stack.first.contrast, stack.first.series_description
-    if agent and not _NO_CONTRAST.search(agent):
+    if not _NO_AGENT.fullmatch(agent) and not _NO_CONTRAST.search(agent):
         return f"agent {agent!r}"
-    if _CONTRAST.search(description) and not _NO_CONTRAST.search(description):
+    is_denied = _NO_CONTRAST.search(description) is not None and _BOTH.search(description) is None
+    if _CONTRAST.search(description) and not is_denied:
         return f"description {description!r}"
     return ""
 
 
 def choose(stacks: Sequence[Stack], series_uid: str | None, where: str, *, allow_single_slice: bool = False) -> Stack:
-    """The stack to read: the named series' (its largest where it has several), else by the rule of this module.
+    """The stack to read: the named series', or, where it has several or none is named, by the rule of this module.
 
     A single image is taken where `allow_single_slice` and nothing else is there.
 

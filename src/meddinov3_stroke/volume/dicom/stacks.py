@@ -13,8 +13,12 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64
+from pydicom.config import IGNORE
+from pydicom.uid import UID
 
+from meddinov3_stroke.volume.dicom.codecs import CODEC_SYNTAXES
 from meddinov3_stroke.volume.dicom.header import ImageHeader
+from meddinov3_stroke.volume.dicom.pixels import NATIVE_SYNTAXES
 from meddinov3_stroke.volume.dicom.roles import role_fault
 from meddinov3_stroke.volume.geometry import MAX_TILT_DEGREES
 
@@ -147,6 +151,8 @@ def _stacks_of(images: list[ImageHeader], same_pixels: SamePixels | None) -> lis
 
 
 def _stack(images: list[ImageHeader], same_pixels: SamePixels | None) -> Stack:
+    if fault := _codec_fault(images):
+        return Stack(tuple(images), (), "refused", fault)
     normal = images[0].normal
     upward = 1.0 if normal[2] >= 0 else -1.0
     ordered = sorted(
@@ -154,10 +160,21 @@ def _stack(images: list[ImageHeader], same_pixels: SamePixels | None) -> Stack:
     )
     kept, dropped, clashes = _without_duplicates(ordered, normal, same_pixels)
     if clashes:
-        return Stack(tuple(kept), tuple(dropped), "refused", _clash_text(clashes))
+        copies = {id(image) for image, _ in dropped}
+        all_but_copies = tuple(image for image in ordered if id(image) not in copies)
+        return Stack(all_but_copies, tuple(dropped), "refused", _clash_text(clashes))
     if fault := _plane_fault(kept, normal):
         return Stack(tuple(kept), tuple(dropped), "set aside", fault)
     return Stack(tuple(kept), tuple(dropped))
+
+
+def _codec_fault(images: Sequence[ImageHeader]) -> str:
+    """Which transfer syntax has no decoder here, or nothing."""
+    for image in images:
+        if image.transfer_syntax not in NATIVE_SYNTAXES | CODEC_SYNTAXES:
+            uid = UID(image.transfer_syntax, IGNORE)
+            return f"transfer syntax {uid} ({uid.name}) is not read here; export the series uncompressed"
+    return ""
 
 
 def _without_duplicates(
