@@ -36,8 +36,11 @@ class Args(ConsoleOptions):
     """Where any of a slice is not the OR of the five types: stop, set any to the OR, or take it as it stands."""
     conflicting_labels: Literal["stop", "positive"] = config.CONFLICTING_LABELS
     """Where an ID stands twice with different labels: stop and name the IDs, or take it as positive and say so."""
+    write_nifti: bool = False
+    """Write each series as nifti/<patient>/<study>/_<series>.nii.gz too, and let the CSV name these files; straight
+    from DICOM is the default and gives the same slices."""
     workers: int = config.PREPARE_WORKERS
-    """Processes that read headers; 0 is one a CPU."""
+    """Processes that read files; 0 is one a CPU."""
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -60,7 +63,7 @@ def run(args: Args) -> dict[str, Any]:
 
     watch = Stopwatch()
     workers = args.workers or available_cpus()
-    names = ("root", "output_dir", "exclude_ids", "label_policy", "conflicting_labels", "show_progress")
+    names = ("root", "output_dir", "exclude_ids", "label_policy", "conflicting_labels", "write_nifti", "show_progress")
     found = prepare_rsna(RsnaOptions(workers=workers, **{name: getattr(args, name) for name in names}))
     for warning in found.warnings:
         LOGGER.warning("%s", warning)
@@ -78,8 +81,8 @@ def run(args: Args) -> dict[str, Any]:
     _print(found, args.output_dir / "preparation_summary.json")
     if found.n_failed:
         raise PartialFailure(
-            f"{found.n_failed} files could not be read this time and are in no series; the rest is written; run again "
-            "to retry them"
+            f"{found.n_failed} files or series could not be read this time and are not in the table; the rest is "
+            "written; run again to retry them"
         )
     return summary
 
@@ -100,6 +103,7 @@ def _document(found: PreparedRsna, workers: int) -> dict[str, Any]:
             "workers": workers,
             "files_per_s": round(found.n_headers_read / reading_s, 1) if reading_s and found.n_headers_read else None,
         },
+        "nifti": found.nifti,
         "seconds": found.seconds,
         "files": {name: str(path) for name, path in found.files.items()},
         "warnings": list(found.warnings),

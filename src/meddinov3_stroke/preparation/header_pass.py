@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meddinov3_stroke.errors import MachineError, MissingInput, UnsupportedInput
+from meddinov3_stroke.errors import MissingInput, UnsupportedInput
 from meddinov3_stroke.preparation.header_parts import HeaderParts
 from meddinov3_stroke.preparation.header_reading import read_files
 from meddinov3_stroke.preparation.header_rows import FAILED, FileFacts
+from meddinov3_stroke.preparation.processes import in_processes
 from meddinov3_stroke.runtime.interrupt import finish_on_interrupt
 from meddinov3_stroke.runtime.progress import progress_bar
 from meddinov3_stroke.volume.contents import machine_errors
@@ -110,44 +107,17 @@ def read_headers_of_folder(folder: Path, parts: HeaderParts, *, workers: int, sh
         parts.writing() as keep,
         closing(_read(folder, pending, workers)) as batches,
     ):
-        for n_files, batch in batches:
+        for batch in batches:
             is_failed = pc.equal(batch["status"], FAILED)
             keep(batch.filter(pc.invert(is_failed)))
             failed.append(batch.filter(is_failed))
-            advance(n_files)
+            advance(len(pc.unique(batch["file"])))
             stop.check()
     return HeaderPass(parts.rows_of(listing, failed), len(listing), len(pending))
 
 
-def _read(folder: Path, pending: pa.Table, workers: int) -> Generator[tuple[int, pa.RecordBatch], None, None]:
-    """(files, their rows) of chunk after chunk, in order."""
+def _read(folder: Path, pending: pa.Table, workers: int) -> Generator[pa.RecordBatch, None, None]:
+    """The rows of chunk after chunk, in order."""
     chunks = (pending.slice(start, CHUNK_FILES) for start in range(0, len(pending), CHUNK_FILES))
-    facts = ([FileFacts(**row) for row in chunk.to_pylist()] for chunk in chunks)
-    if workers == 1 or len(pending) <= CHUNK_FILES:
-        yield from ((len(files), read_files(folder, files)) for files in facts)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_leave_interrupts)
-    waiting: deque[tuple[int, Future[pa.RecordBatch]]] = deque()
-    try:
-        for files in facts:
-            waiting.append((len(files), pool.submit(read_files, folder, files)))
-            if len(waiting) > 2 * workers:
-                yield _next(waiting)
-        while waiting:
-            yield _next(waiting)
-    except BrokenProcessPool as error:
-        raise MachineError(
-            "a process that reads headers died (out of memory?); what was read is kept; run again, with fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _next(waiting: deque[tuple[int, Future[pa.RecordBatch]]]) -> tuple[int, pa.RecordBatch]:
-    n_files, future = waiting.popleft()
-    return n_files, future.result()
-
-
-def _leave_interrupts() -> None:
-    # Ctrl-C reaches every process of the terminal; the parent alone decides when to stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    files = ([FileFacts(**row) for row in chunk.to_pylist()] for chunk in chunks)
+    return in_processes(partial(read_files, folder), files, 1 if len(pending) <= CHUNK_FILES else workers)

@@ -14,18 +14,19 @@ from meddinov3_stroke.labels import LabelPolicy
 from meddinov3_stroke.preparation.header_index import index_order, write_header_index
 from meddinov3_stroke.preparation.header_parts import HeaderParts
 from meddinov3_stroke.preparation.header_pass import HeaderPass, read_headers_of_folder
+from meddinov3_stroke.preparation.nifti_copies import NiftiCopy, copies_document, write_nifti_copies
 from meddinov3_stroke.preparation.rsna_labels import ConflictPolicy, read_slice_labels
 from meddinov3_stroke.preparation.rsna_tables import (
     LabelledSeries,
     label_series,
+    leave_out,
     ledger_document,
     slice_label_pieces,
 )
-from meddinov3_stroke.preparation.series_assembly import FAILED, assemble_rows
+from meddinov3_stroke.preparation.series_assembly import FAILED, USABLE, assemble_rows
 from meddinov3_stroke.preparation.slice_labels import write_slice_labels
 from meddinov3_stroke.runtime.atomic import write_text
 from meddinov3_stroke.runtime.statistics import Stopwatch
-from meddinov3_stroke.types import LABELS
 
 LABELS_CSV, IMAGES_FOLDER = "stage_2_train.csv", "stage_2_train"
 """What Kaggle's folder holds (the competition's data page)."""
@@ -50,6 +51,8 @@ class RsnaOptions:
     conflicting_labels: ConflictPolicy = "stop"
     workers: int = 1
     """Processes that read headers."""
+    write_nifti: bool = False
+    """Whether each series is written as NIfTI too, which the table then names."""
     show_progress: bool = False
 
 
@@ -64,7 +67,9 @@ class PreparedRsna:
     n_headers_read: int
     """Files whose header this run read."""
     n_failed: int
-    """Files that the machine did not give this time."""
+    """Files and series that the machine did not give this time."""
+    nifti: dict[str, Any] | None
+    """Counts of the NIfTI files, where they were asked for."""
     seconds: dict[str, float]
     """Of each step."""
     files: dict[str, Path]
@@ -103,17 +108,38 @@ def prepare_rsna(options: RsnaOptions) -> PreparedRsna:
     seconds["series"], watch = watch.elapsed_s, Stopwatch()
     files = {name: options.output_dir / file for name, file in _FILES.items()}
     write_header_index(files["header_index"], images, order, images_folder)
+    seconds["index"], watch = watch.elapsed_s, Stopwatch()
+    copies: list[NiftiCopy] = []
+    if options.write_nifti:
+        found, copies = _with_copies(found, files["header_index"], options)
+        _require_series(found, options.root)
+        seconds["nifti"], watch = watch.elapsed_s, Stopwatch()
     write_slice_labels(files["slice_labels"], slice_label_pieces(found))
-    table = _write_table(found, files["series_csv"], files["header_index"], options.label_policy)
+    table = _write_table(found, files, copies, options.label_policy)
     seconds["writing"] = watch.elapsed_s
-    return _prepared(found, headers, table, seconds, files)
+    return _prepared(found, headers, table, seconds, files, copies)
+
+
+def _with_copies(found: LabelledSeries, index: Path, options: RsnaOptions) -> tuple[LabelledSeries, list[NiftiCopy]]:
+    """(what is left for the table, the copies of all)."""
+    usable = [one for one in found.series if one.status == USABLE]
+    copies = write_nifti_copies(
+        usable, index, options.output_dir, workers=options.workers, show_progress=options.show_progress
+    )
+    faults = {copy.series_uid: (copy.status, copy.reason) for copy in copies if copy.path is None}
+    return leave_out(found, faults), copies
 
 
 _FILES = {"series_csv": SERIES_CSV, "header_index": HEADER_INDEX, "slice_labels": SLICE_LABELS}
 
 
 def _prepared(
-    found: LabelledSeries, headers: HeaderPass, table: SeriesTable, seconds: dict[str, float], files: dict[str, Path]
+    found: LabelledSeries,
+    headers: HeaderPass,
+    table: SeriesTable,
+    seconds: dict[str, float],
+    files: dict[str, Path],
+    copies: list[NiftiCopy],
 ) -> PreparedRsna:
     ledger = ledger_document(found)
     exclusion = found.exclusion
@@ -123,10 +149,17 @@ def _prepared(
         exclusion=exclusion,
         n_files=headers.n_files,
         n_headers_read=headers.n_read_now,
-        n_failed=ledger["images"][FAILED],
+        n_failed=ledger["images"][FAILED] + ledger["series"][FAILED],
+        nifti=copies_document(copies) if copies else None,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         files=files,
-        warnings=(*found.labels.warnings, *(exclusion.warnings if exclusion else ()), *table.warnings, *_about(ledger)),
+        warnings=(
+            *found.labels.warnings,
+            *(exclusion.warnings if exclusion else ()),
+            *table.warnings,
+            *_about(ledger),
+            *_about_nifti(copies),
+        ),
     )
 
 
@@ -139,13 +172,18 @@ def _require_series(found: LabelledSeries, root: Path) -> None:
         raise SeriesTableError(f"{root}: no series is left for the table; found {why}")
 
 
-def _write_table(found: LabelledSeries, path: Path, index: Path, policy: LabelPolicy) -> SeriesTable:
+def _write_table(
+    found: LabelledSeries, files: dict[str, Path], copies: list[NiftiCopy], policy: LabelPolicy
+) -> SeriesTable:
     """The table as the pipeline reads it back; writing one that it would refuse is found out here."""
     frame: pd.DataFrame = found.frame.copy()
-    frame.insert(3, "header_index", index.resolve().as_posix())
-    frame = frame[["patient_id", "study_uid", "series_uid", "header_index", "n_slices", *LABELS]]
-    write_text(path, frame.to_csv(index=False, lineterminator="\n"))
-    return read_series_table(path, label_policy=policy)
+    if copies:
+        paths = {copy.series_uid: copy.path.resolve().as_posix() for copy in copies if copy.path is not None}
+        frame.insert(3, "nifti_path", frame["series_uid"].map(paths))
+    else:
+        frame.insert(3, "header_index", files["header_index"].resolve().as_posix())
+    write_text(files["series_csv"], frame.to_csv(index=False, lineterminator="\n"))
+    return read_series_table(files["series_csv"], label_policy=policy)
 
 
 def _about(ledger: dict[str, Any]) -> list[str]:
@@ -168,3 +206,13 @@ def _about(ledger: dict[str, Any]) -> list[str]:
             "that wrapped at 4096 beside an intercept that is not theirs; they are repaired when they are read"
         )
     return warnings
+
+
+def _about_nifti(copies: list[NiftiCopy]) -> list[str]:
+    counts = copies_document(copies)
+    if not counts["n_misplaced"]:
+        return []
+    return [
+        f"NIfTI cannot hold the positions of {counts['n_misplaced']} series whose slices are not evenly spaced (off by "
+        f"up to {counts['most_misplaced_mm']:g} mm); the true ones are in the .slices.json beside each"
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -125,6 +125,25 @@ def _frame(series: list[AssembledSeries], labels: Int8[np.ndarray, "slice 6"]) -
     return frame
 
 
+def leave_out(found: LabelledSeries, faults: Mapping[str, tuple[str, str]]) -> LabelledSeries:
+    """The same without the series of the table that `faults` names by UID, with status and reason."""
+    stays = ~found.frame["series_uid"].isin(list(faults)).to_numpy()
+    of_slices = np.repeat(stays, found.frame["n_slices"].to_numpy(dtype=np.int64))
+    series = tuple(
+        replace(one, status=faults[one.series_uid][0], reason=faults[one.series_uid][1])
+        if one.status == USABLE and one.series_uid in faults
+        else one
+        for one in found.series
+    )
+    return replace(
+        found,
+        series=series,
+        frame=found.frame[stays].reset_index(drop=True),
+        slice_places=found.slice_places[of_slices],
+        slice_labels=found.slice_labels[of_slices],
+    )
+
+
 def slice_label_pieces(found: LabelledSeries, rows_at_once: int = 1 << 16) -> Iterator[pa.Table]:
     """The rows of `slice_labels.parquet`, some at a time."""
     for start in range(0, len(found.slice_places), rows_at_once):
@@ -175,7 +194,7 @@ def _series_document(series: tuple[AssembledSeries, ...]) -> dict[str, Any]:
     faulty = [one for one in series if one.status not in (USABLE, EXCLUDED)]
     return {
         "n_series": len(series),
-        **{word: counts[word] for word in (USABLE, SET_ASIDE, REFUSED, UNLABELLED, EXCLUDED)},
+        **{word: counts[word] for word in (USABLE, SET_ASIDE, REFUSED, UNLABELLED, EXCLUDED, REJECTED, FAILED)},
         "by_reason": dict(Counter(one.reason for one in faulty).most_common(EXAMPLES)),
         "examples": [
             {"series_uid": one.series_uid, "status": one.status, "reason": one.reason} for one in faulty[:EXAMPLES]
