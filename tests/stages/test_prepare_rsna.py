@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from meddinov3_stroke import prepare_rsna
@@ -105,3 +107,81 @@ def test_a_file_that_the_machine_does_not_give_exits_8_after_the_rest_is_written
     summary = json.loads((tmp_path / "out" / "preparation_summary.json").read_text())
     assert summary["ledger"]["images"]["failed"] == 1
     assert prepare(root, tmp_path / "out") == 0
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of the command on thirty-six patients of nine slices, six with each type and six with none."""
+    folder = tmp_path_factory.mktemp("rsna")
+    rows = ["ID,Label"]
+    row, column = np.mgrid[:24, :24]
+    inside = np.hypot(row - 12, column - 12) < 10
+    for k in range(36):
+        types = {label: int(k % 6 == place) for place, label in enumerate(KAGGLE_LABELS[:5], start=1)}
+        hu = np.where(inside, 30 + 10 * (k % 6), -1000) + np.random.default_rng(k).normal(0, 3, (9, 1, 1))
+        options = DicomOptions(
+            seed=k, patient_id=f"ID_p{k}", header="stripped", names="sop_uid", instance_numbers="absent"
+        )
+        images = folder / "root" / "stage_2_train"
+        truth = write_dicom_series(images, hu.astype(np.float32), axial_geometry([5.0] * 8, (24, 24)), options)
+        for image in truth.used:
+            values = types | {"any": max(types.values())}
+            rows += [f"{image.sop_instance_uid}_{label},{values[label]}" for label in KAGGLE_LABELS]
+    (folder / "root" / "stage_2_train.csv").write_text("\n".join(rows) + "\n")
+    assert prepare(folder / "root", folder / "out") == 0
+    return folder / "out"
+
+
+def train(prepared: Path, weights: Path, output: Path, *flags: str) -> int:
+    from meddinov3_stroke import rsna_train
+
+    arguments = {
+        "--series-csv": prepared / "rsna_hemorrhage_series_labels.csv",
+        "--output-dir": output,
+        "--cache-dir": output / "cache",
+        "--checkpoints-dir": output / "checkpoints",
+        "--backbone": weights,
+        "--resize": 32,
+        "--epochs": 1,
+        "--device": "cpu",
+        "--engine": "torch",
+        "--precision": "fp32",
+    }
+    return rsna_train.main([*(str(word) for pair in arguments.items() for word in pair), "--quiet", *flags])
+
+
+def test_training_and_case_inference_run_from_the_table_unchanged(
+    prepared: Path, random_weights: Callable[..., Path], tmp_path: Path
+) -> None:
+    from meddinov3_stroke import ich_infer
+
+    weights = random_weights()
+    assert train(prepared, weights, tmp_path / "run") == 0
+    summary = json.loads((tmp_path / "run" / "pipeline_summary.json").read_text())
+    assert (summary["extraction"]["n_total"], summary["extraction"]["done"]) == (36, 36)
+    (uid,) = read_series_table(prepared / "rsna_hemorrhage_series_labels.csv").frame["series_uid"][:1]
+    case = ["--input", prepared / "header_index.parquet", "--series", uid, "--output-dir", tmp_path / "case"]
+    model = ["--checkpoint", tmp_path / "run" / "checkpoints" / "best.pt", "--backbone", weights, "--device", "cpu"]
+    how = ["--engine", "torch", "--precision", "fp32", "--quiet"]
+    assert ich_infer.main([str(word) for word in (*case, *model, *how)]) == 0
+    found = json.loads((tmp_path / "case" / "summary.json").read_text())
+    assert set(found["probabilities"]) == set(KAGGLE_LABELS)
+
+
+def test_split_and_training_leave_out_the_same_patients_and_split_alike(
+    prepared: Path, random_weights: Callable[..., Path], tmp_path: Path
+) -> None:
+    from meddinov3_stroke import rsna_split
+
+    (tmp_path / "ids.txt").write_text("# held out\nID_p0\nID_p7\n")
+    flags = ("--exclude-ids", str(tmp_path / "ids.txt"))
+    csv = str(prepared / "rsna_hemorrhage_series_labels.csv")
+    assert rsna_split.main(["--series-csv", csv, "--output-dir", str(tmp_path / "split"), *flags]) == 0
+    assert train(prepared, random_weights(), tmp_path / "run", *flags) == 0
+    for name in ("train.csv", "val.csv", "test.csv"):
+        assert (tmp_path / "split" / name).read_bytes() == (tmp_path / "run" / "splits" / name).read_bytes()
+        assert not {"ID_p0", "ID_p7"} & set(pd.read_csv(tmp_path / "split" / name)["patient_id"])
+    of_split = json.loads((tmp_path / "split" / "split_summary.json").read_text())
+    of_run = json.loads((tmp_path / "run" / "pipeline_summary.json").read_text())
+    assert of_split["exclusion"] == of_run["split"]["exclusion"]
+    assert of_split["exclusion"]["n_excluded_patients"] == 2
