@@ -125,7 +125,7 @@ def test_unknown_bytes_under_another_name_are_unsupported(write) -> None:
     [
         ("case.nii", True, r"gzip stream; expected an uncompressed NIfTI; rename it to end in \.nii\.gz"),
         ("case.nii.gz", False, r"uncompressed NIfTI-1 file; expected gzip.*rename it to end in \.nii$"),
-        ("case.img", False, r"uncompressed NIfTI-1 file; expected \.nii, \.nii\.gz or DICOM; rename it to end in \.nii$"),
+        ("case.img", False, r"NIfTI-1 file; expected \.nii, \.nii\.gz or DICOM; rename it to end in \.nii$"),
         ("case.gz", True, r"gzip stream; expected \.nii, \.nii\.gz or DICOM; rename it to end in \.nii\.gz$"),
     ],
 )
