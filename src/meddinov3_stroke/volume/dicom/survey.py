@@ -52,10 +52,15 @@ def survey(files: Sequence[InputFile]) -> Survey:
 
 
 def same_pixels(files: dict[str, InputFile], first: ImageHeader, second: ImageHeader) -> bool:
-    """Whether two images hold the same stored pixels and read them alike."""
+    """Whether two images hold the same stored pixels and read them alike; what cannot be decoded is like nothing."""
     if (first.pixels, first.rescale, first.padding) != (second.pixels, second.rescale, second.padding):
         return False
-    frames = [_stored_bytes(files[image.file], image) for image in (first, second)]
+    if first.frame == second.frame and files[first.file].read() == files[second.file].read():
+        return True
+    try:
+        frames = [_stored_bytes(files[image.file], image) for image in (first, second)]
+    except InputError:
+        return False
     return frames[0] == frames[1]
 
 
