@@ -24,7 +24,7 @@ def volumes(groups: list[int]) -> list[CalibrationVolume]:
 def test_no_patient_is_on_both_sides_and_no_volume_is_lost(groups: list[int], share: float, seed: int) -> None:
     calibration, check = hold_out(volumes(groups), share, seed)
     assert {one.group for one in calibration}.isdisjoint(one.group for one in check)
-    assert sorted(one.path for one in calibration + check) == sorted(one.path for one in volumes(groups))
+    assert sorted(one.input.path for one in calibration + check) == sorted(one.input.path for one in volumes(groups))
 
 
 @given(cohorts, shares)

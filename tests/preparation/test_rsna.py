@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+import pydicom
 import pytest
+from pydicom.config import disable_value_validation
 
 from meddinov3_stroke.errors import LabelError, MissingInput, SeriesTableError
 from meddinov3_stroke.preparation import PreparedRsna, RsnaOptions, prepare_rsna
@@ -151,6 +153,22 @@ def test_a_rescale_that_no_ct_has_keeps_the_series_out(kaggle: Kaggle, out: Path
     cohort.add("odd", slope=1e9)
     assert prepare(cohort.write(), out).ledger["series"]["refused"] == 1
     assert set(index_rows(out)["status"]) == {"slice", "refused"}
+
+
+def test_one_series_uid_under_two_studies_is_refused(kaggle: Kaggle, out: Path) -> None:
+    cohort = kaggle()
+    cohort.add("sound")
+    first, second = cohort.add("a", study=7), cohort.add("b", study=8)
+    for image in second.used:
+        path = cohort.images / image.file
+        dataset = pydicom.dcmread(path)
+        with disable_value_validation():
+            dataset.SeriesInstanceUID = first.identity.series_uid
+            dataset.save_as(path)
+    found = prepare(cohort.write(), out)
+    assert (found.ledger["series"]["usable"], found.ledger["series"]["refused"]) == (1, 1)
+    assert found.ledger["images"]["refused"] == 8
+    assert first.identity.series_uid not in series_rows(out).index
 
 
 def test_a_series_with_an_unlabelled_slice_is_not_in_the_table(kaggle: Kaggle, out: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from meddinov3_stroke import rsna_train
 from meddinov3_stroke.embeddings import EmbeddingStore, select_slices
-from meddinov3_stroke.errors import CorruptInput, MissingInput, SplitError, TooManyInvalid, UsageError
+from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, SplitError, TooManyInvalid, UsageError
 from meddinov3_stroke.heads import load_checkpoint
 from meddinov3_stroke.types import LABELS, BackboneIdentity, Preprocessing, SliceEmbeddings, SliceSelection, Volume
 
@@ -333,3 +333,18 @@ def test_standard_output_shows_figures_paths_and_the_disclaimer(
     shown = capsys.readouterr().out
     for expected in ("epidural", "macro", "pipeline_summary.json", "research use only"):
         assert expected in shown
+
+
+@pytest.mark.parametrize("what", ["a folder", "a DICOM file"])
+def test_under_nifti_path_only_nifti_is_read(
+    args: rsna_train.Args, extractor: FakeExtractor, cohort: Path, what: str
+) -> None:
+    from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
+
+    folder = cohort.parent / "dicom"
+    hu = np.zeros((3, 8, 8), np.float32)
+    truth = write_dicom_series(folder, hu, axial_geometry([5.0] * 2, (8, 8)), DicomOptions())
+    named = folder if what == "a folder" else folder / truth.used[0].file
+    csv = changed_csv(cohort, lambda table: table.__setitem__("nifti_path", [str(named), *table["nifti_path"][1:]]))
+    with pytest.raises(InputError, match=r"row 2: .*(is a directory|is no \.nii).*--skip-invalid-nifti"):
+        rsna_train.run(replace(args, series_csv=csv))

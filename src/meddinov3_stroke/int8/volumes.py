@@ -23,11 +23,6 @@ class CalibrationVolume:
     """What must not be on both sides: the patient, the study, or the file itself."""
     labels: Int8[np.ndarray, " label"] | None = None
 
-    @property
-    def path(self) -> Path:
-        """Where it is to be read from."""
-        return self.input.path
-
 
 def volumes_of_table(table: SeriesTable) -> list[CalibrationVolume]:
     """One volume a row.

@@ -159,18 +159,16 @@ def _place_series(
         images.status[place], images.reason[place] = words.code(status), words.code(reason)
 
     chosen, found = _stack_of(headers, places, folder, images.rows)
+    fault = _fault_of(headers, chosen, found)
     for stack in found:
-        status = SLICE if stack is chosen else REFUSED if stack.verdict == "refused" else SET_ASIDE
+        end = _end_of(stack, chosen, fault)
         for header in stack.images:
-            tell(header, status, "" if stack is chosen else stack.reason or _other_stack(chosen))
+            tell(header, *end)
         for header, reason in stack.set_aside:
             tell(header, SET_ASIDE, reason)
     first = headers[0]
     names = (first.series_instance_uid, first.study_instance_uid, first.patient_id)
-    fault = _fault_of(headers, chosen, found)
     if fault is not None:
-        for header in chosen.images if chosen is not None else ():
-            tell(header, *fault)
         return AssembledSeries(*names, 0, *fault)
     assert chosen is not None
     for k, header in enumerate(chosen.images):
@@ -214,6 +212,13 @@ def _fault_of(headers: list[ImageHeader], chosen: Stack | None, stacks: tuple[St
     return None
 
 
-def _other_stack(chosen: Stack | None) -> str:
-    n_slices = 0 if chosen is None else len(chosen.images)
-    return f"of another size, orientation, kernel or acquisition than the {n_slices} slices that are read"
+def _end_of(stack: Stack, chosen: Stack | None, fault: tuple[str, str] | None) -> tuple[str, str]:
+    """(status, reason) of the images of a stack."""
+    if stack.verdict != "usable":
+        return REFUSED if stack.verdict == "refused" else SET_ASIDE, stack.reason
+    if fault is not None:
+        return fault
+    if stack is chosen or chosen is None:
+        return SLICE, ""
+    n_slices = len(chosen.images)
+    return SET_ASIDE, f"of another size, orientation, kernel or acquisition than the {n_slices} slices that are read"
