@@ -59,10 +59,11 @@ def input_digest(source: Source, *, series: str | None = None) -> str:
     """`read_volume(source).source.sha256`, without decoding a pixel.
 
     Raises:
-        InputError, OutOfScope, MachineError: as `read_volume`, where it shows before decoding.
+        InputError, OutOfScope, MachineError, UsageError: as `read_volume`, where it shows before decoding.
     """
     wanted = as_input(source, series)
     if isinstance(wanted, VolumeInput) and is_nifti_name(wanted.path):
+        _refuse_series(wanted)
         with machine_errors(wanted.path):
             return sha256_of_file(wanted.path)
     from meddinov3_stroke.volume.dicom.input import dicom_digest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +11,9 @@ from pydicom.uid import UID
 from meddinov3_stroke.volume.contents import machine_errors, require_dicom_input
 from meddinov3_stroke.volume.dicom.choice import contrast_hint, rank
 from meddinov3_stroke.volume.dicom.files import open_files
+from meddinov3_stroke.volume.dicom.reading import scaling_fault
 from meddinov3_stroke.volume.dicom.spacing import layout_of
-from meddinov3_stroke.volume.dicom.stacks import Stack, Verdict
+from meddinov3_stroke.volume.dicom.stacks import Stack
 from meddinov3_stroke.volume.dicom.survey import Survey, survey
 
 
@@ -60,7 +60,7 @@ class Inspection:
 
     @property
     def n_used(self) -> int:
-        """Series that the rule takes: one a study."""
+        """Series that the rule takes: one a patient and study."""
         return sum(one.verdict == "used" for one in self.series)
 
 
@@ -80,26 +80,26 @@ def inspect_dicom(path: Path) -> Inspection:
     used = _used(found)
     return Inspection(
         path=path,
-        series=tuple(_facts(stack, used.get(stack.study_instance_uid)) for stack in found.stacks),
+        series=tuple(_facts(stack, any(stack is one for one in used)) for stack in found.stacks),
         without_images=found.without_images,
         damaged=tuple((name, str(error)) for name, error in found.damaged),
         n_files=len(files),
     )
 
 
-def _used(found: Survey) -> Mapping[str, Stack]:
-    """Study -> the stack of it that the rule takes."""
-    usable: dict[str, list[Stack]] = defaultdict(list)
+def _used(found: Survey) -> list[Stack]:
+    """The stack that the rule takes of each patient and study."""
+    usable: dict[tuple[str, str], list[Stack]] = defaultdict(list)
     for stack in found.stacks:
         if stack.verdict == "usable":
-            usable[stack.study_instance_uid].append(stack)
-    return {study: min(stacks, key=rank) for study, stacks in usable.items()}
+            usable[stack.first.patient_id, stack.study_instance_uid].append(stack)
+    return [min(stacks, key=rank) for stacks in usable.values()]
 
 
-def _facts(stack: Stack, used: Stack | None) -> SeriesFacts:
+def _facts(stack: Stack, is_used: bool) -> SeriesFacts:
     first = stack.first
     layout = layout_of(stack) if stack.verdict == "usable" else None
-    verdict, reason = _verdict(stack.verdict, stack.reason, stack is used)
+    verdict, reason = _verdict(stack, is_used)
     between = None
     if layout is not None and first.pixel_spacing_mm is not None:
         between = (layout.nominal_mm, *first.pixel_spacing_mm)
@@ -124,7 +124,9 @@ def _facts(stack: Stack, used: Stack | None) -> SeriesFacts:
     )
 
 
-def _verdict(verdict: Verdict, reason: str, is_used: bool) -> tuple[str, str]:
-    if verdict != "usable":
-        return verdict, reason
+def _verdict(stack: Stack, is_used: bool) -> tuple[str, str]:
+    if stack.verdict != "usable":
+        return stack.verdict, stack.reason
+    if fault := scaling_fault(stack):
+        return "refused", fault
     return ("used", "") if is_used else ("set aside", "the rule prefers another series; name this one with --series")

@@ -89,7 +89,8 @@ def read_stack(found: Survey, stack: Stack, path: Path, *, max_voxels: int) -> V
         UnsupportedInput: a transfer syntax that is not decoded, or more than `max_voxels`.
     """
     _require_few_voxels(stack, path, max_voxels)
-    _require_sane_scaling(stack)
+    if fault := scaling_fault(stack):
+        raise CorruptInput(fault)
     pixels = _Pixels(stack)
     with closing(read_ahead(_opened(found, stack, pixels.file_digests), FILES_AHEAD)) as opened:
         for k, (image, content) in enumerate(opened):
@@ -182,13 +183,15 @@ def _require_few_voxels(stack: Stack, path: Path, max_voxels: int) -> None:
         )
 
 
-def _require_sane_scaling(stack: Stack) -> None:
+def scaling_fault(stack: Stack) -> str:
+    """Which image of a stack has a slope and intercept that cannot be, or nothing."""
     for image in stack.images:
         if not image.rescale.is_sane and not image.has_modality_lut:
-            raise CorruptInput(
+            return (
                 f"{image.file}: Rescale Slope {image.rescale.slope:g} and Intercept {image.rescale.intercept:g} cannot "
                 "be those of a CT; the header is damaged; fetch it again"
             )
+    return ""
 
 
 def _file_shape(stack: Stack) -> tuple[int, int, int]:
@@ -251,16 +254,23 @@ def _left_out(found: Survey, stack: Stack) -> Iterator[str]:
     if stack.set_aside:
         names = ", ".join(image.file for image, _ in stack.set_aside[:3])
         more = ", ..." if len(stack.set_aside) > 3 else ""
-        yield f"{len(stack.set_aside)} duplicate images were left out ({names}{more})"
+        n_copies = _counted(len(stack.set_aside), "duplicate image was", "duplicate images were")
+        yield f"{n_copies} left out ({names}{more})"
     others = [other for other in found.stacks if other is not stack]
     reasons = Counter(other.reason or "another usable series" for other in others for _ in other.images)
     if reasons:
         told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
-        yield f"{sum(reasons.values())} other images were set aside: {told}"
+        n_others = _counted(sum(reasons.values()), "other image was", "other images were")
+        yield f"{n_others} set aside: {told}"
     not_dicom = [name for name, what in found.without_images if what == "not DICOM"]
     if not_dicom:
         more = ", ..." if len(not_dicom) > 3 else ""
-        yield f"{len(not_dicom)} files are not DICOM and were set aside ({', '.join(not_dicom[:3])}{more})"
+        n_files = _counted(len(not_dicom), "file is not DICOM and was", "files are not DICOM and were")
+        yield f"{n_files} set aside ({', '.join(not_dicom[:3])}{more})"
+
+
+def _counted(n: int, one: str, many: str) -> str:
+    return f"{n} {one if n == 1 else many}"
 
 
 def _about(stack: Stack) -> Iterator[str]:
