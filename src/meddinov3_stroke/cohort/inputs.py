@@ -51,7 +51,8 @@ def _require_one_each(cells: pd.DataFrame, where: str) -> None:
 
 
 def _require_series(cells: pd.DataFrame, series_uid: pd.Series, where: str) -> None:
-    rows = [int(row) for row in cells.index[(cells["header_index"] != "") & (series_uid == "")]]
+    is_index = (cells["header_index"] != "") | cells["dicom_path"].str.lower().str.endswith(".parquet")
+    rows = [int(row) for row in cells.index[is_index & (series_uid == "")]]
     if rows:
         raise SeriesTableError(
             f"{where}: a header_index and no series_uid in {name_rows(rows, counted=False)}; an index lists many "
