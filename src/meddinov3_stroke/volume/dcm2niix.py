@@ -13,6 +13,11 @@ from meddinov3_stroke.volume.contents import is_nifti_name
 from meddinov3_stroke.volume.dicom.files import open_files
 from meddinov3_stroke.volume.dicom.reading import find_stack
 
+NIFTI_SUFFIX = ".nii.gz"
+
+PLAIN_NAME = "volume"
+"""What dcm2niix is told to call its files: of a name given by a user it would replace %d, %p and their like."""
+
 TIMEOUT_S = 600
 """Seconds that dcm2niix may take for a series."""
 
@@ -30,16 +35,17 @@ def convert_with_dcm2niix(source: Path, series_uid: str | None, output: Path) ->
         raise MachineError("no dcm2niix on this machine; install it (pip install dcm2niix), or leave --dcm2niix out")
     if is_nifti_name(source):
         raise UnsupportedInput(f"{source} is NIfTI already; dcm2niix takes DICOM")
-    stem = output.name[: -len(".nii.gz")]
+    stem = output.name[: -len(NIFTI_SUFFIX)]
     with TemporaryDirectory(prefix="dcm2niix-") as folder:
         images, given = Path(folder, "images"), Path(folder, "given")
         images.mkdir()
         given.mkdir()
         _lay_out(source, series_uid, images)
-        _run([program, "-z", "y", "-b", "n", "-f", stem, "-o", str(given), str(images)])
+        _run([program, "-z", "y", "-b", "n", "-f", PLAIN_NAME, "-o", str(given), str(images)])
         written = []
-        for path in sorted(given.glob("*.nii.gz")):
-            written.append(output.with_name(output.name if path.name == f"{stem}.nii.gz" else path.name))
+        for path in sorted(given.glob(f"{PLAIN_NAME}*{NIFTI_SUFFIX}"), key=lambda path: len(path.name)):
+            beside = output.with_name(stem + path.name.removeprefix(PLAIN_NAME))
+            written.append(output if path.name == PLAIN_NAME + NIFTI_SUFFIX else beside)
             write_bytes(written[-1], path.read_bytes())
     if not written:
         raise UnsupportedInput(f"dcm2niix wrote nothing for {source}; convert it without --dcm2niix")
@@ -56,7 +62,9 @@ def _lay_out(source: Path, series_uid: str | None, folder: Path) -> None:
 
 def _run(command: list[str]) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False)
+    except OSError as error:
+        raise MachineError(f"dcm2niix cannot be run ({error.strerror}); install it again") from error
     except subprocess.TimeoutExpired as error:
         raise MachineError(f"dcm2niix did not end within {TIMEOUT_S} s") from error
     if done.returncode:

@@ -6,10 +6,11 @@ width where it is coarser. Within a slice: linear, after a Gaussian of (ratio - 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int16
+from jaxtyping import Bool, Float32, Float64, Int16
 from scipy import ndimage
 
 from meddinov3_stroke.errors import UsageError
@@ -20,6 +21,9 @@ METHOD = (
     "grid's spacing across slices, a Gaussian of (ratio - 1) / 2 pixels within; outside the volume -1000 HU"
 )
 """How voxels are made, in words."""
+
+EDGE_TOLERANCE = 1e-4
+"""Pixels beyond the outermost centres that still count as the image."""
 
 MAX_RESAMPLED_VOXELS = 2**29
 """Voxels above which a grid is refused: 512 x 1024 x 1024."""
@@ -48,10 +52,10 @@ def resample(volume: Volume, spacing_mm: tuple[float, float, float]) -> Resample
     origins = volume.slice_positions_mm @ axes.T  # [slice, (normal, row, column)] mm along the grid's axes
     first, last = origins.min(axis=0), origins.max(axis=0)
     last[1:] += (np.array(volume.stored.shape[1:]) - 1) * sides_mm
-    shape = np.floor((last - first) / spacing_mm + 1e-6).astype(int) + 1
-    if int(np.prod(shape)) > MAX_RESAMPLED_VOXELS:
+    shape = tuple(int(n) + 1 for n in np.floor((last - first) / spacing_mm + 1e-6))
+    if math.prod(shape) > MAX_RESAMPLED_VOXELS:
         raise UsageError(f"--spacing: a grid of {' x '.join(map(str, shape))} voxels; at most {MAX_RESAMPLED_VOXELS}")
-    hu = np.empty(tuple(shape), dtype=np.int16)
+    hu = np.empty(shape, dtype=np.int16)
     for k in range(shape[0]):
         weights = _slice_weights(origins[:, 0], first[0] + k * spacing_mm[0], spacing_mm[0])
         hu[k] = np.rint(_plane(volume, weights, origins, first, sides_mm, spacing_mm, (shape[1], shape[2])))
@@ -98,5 +102,12 @@ def _plane(
         if blur.any():
             hu = ndimage.gaussian_filter(hu, blur, mode="nearest")
         offset = (first[1:] - origins[k, 1:]) / sides_mm
-        plane += weight * ndimage.affine_transform(hu, scale, offset, shape, order=1, mode="constant", cval=AIR_HU)
+        moved = ndimage.affine_transform(hu, scale, offset, shape, order=1, mode="nearest")
+        rows, columns = (_is_inside(offset[i] + scale[i] * np.arange(shape[i]), hu.shape[i]) for i in range(2))
+        plane += weight * np.where(rows[:, None] & columns, moved, np.float32(AIR_HU))
     return plane
+
+
+def _is_inside(places: Float64[np.ndarray, " place"], n_pixels: int) -> Bool[np.ndarray, " place"]:
+    """Whether places, in pixels, lie on the image; what rounding alone puts beyond its edge does."""
+    return np.asarray((places >= -EDGE_TOLERANCE) & (places <= n_pixels - 1 + EDGE_TOLERANCE))
