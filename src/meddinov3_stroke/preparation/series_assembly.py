@@ -17,6 +17,7 @@ from meddinov3_stroke.preparation.header_rows import READ, headers_of_rows
 from meddinov3_stroke.volume.dicom.choice import rank
 from meddinov3_stroke.volume.dicom.files import InputFile
 from meddinov3_stroke.volume.dicom.header import ImageHeader
+from meddinov3_stroke.volume.dicom.reading import scaling_fault
 from meddinov3_stroke.volume.dicom.stacks import LPS_TO_RAS, Stack, assemble
 from meddinov3_stroke.volume.dicom.survey import same_pixels
 
@@ -205,11 +206,8 @@ def _fault_of(headers: list[ImageHeader], chosen: Stack | None, stacks: tuple[St
         refused = [stack for stack in stacks if stack.verdict == "refused"]
         largest = max(refused or stacks, key=lambda stack: len(stack.images))
         return REFUSED if refused else SET_ASIDE, largest.reason
-    odd = [image for image in chosen.images if not (image.rescale.is_sane or image.has_modality_lut)]
-    if odd:
-        scaling = f"slope {odd[0].rescale.slope:g}, intercept {odd[0].rescale.intercept:g}"
-        return REFUSED, f"{len(odd)} of {len(chosen.images)} slices with a rescale that cannot be a CT's ({scaling})"
-    return None
+    fault = scaling_fault(chosen)
+    return (REFUSED, fault) if fault else None
 
 
 def _end_of(stack: Stack, chosen: Stack | None, fault: tuple[str, str] | None) -> tuple[str, str]:
