@@ -1,4 +1,4 @@
-"""What an inspection says to the terminal: one block a study, one line a series, then what holds no image."""
+"""What an inspection says to the terminal: a block a series, those used first; then other files."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ _STYLES = {"used": "bold green", "set aside": "dim", "refused": "red"}
 def print_inspection(found: Inspection, rule: str, console: Console | None = None) -> None:
     """Print an inspection on standard output, or on `console`."""
     console = console or Console(soft_wrap=False)
-    in_order = sorted(found.series, key=lambda one: one.study_instance_uid)
+    in_order = sorted(found.series, key=lambda one: (one.study_instance_uid, one.verdict != "used"))
     for study, series in groupby(in_order, key=lambda one: one.study_instance_uid):
         console.print(f"Study {study or '(no UID)'}", markup=False, highlight=False)
         for one in series:
             console.print(_series_block(one))
     _print_files(console, "without an image", found.without_images)
     _print_files(console, "damaged", found.damaged)
-    n_series = len(found.series)
-    console.print(f"{found.n_files} files, {n_series} series, {found.n_used} used", highlight=False)
+    if found.damaged:
+        console.print("damaged files refuse the whole input; to read the rest, name it in a .txt list", highlight=False)
+    n_series = len({one.series_instance_uid for one in found.series})
+    n_files = f"{found.n_files} file{'s' if found.n_files > 1 else ''}"
+    console.print(f"{n_files}, {n_series} series, {found.n_used} used", highlight=False)
     if found.n_used:
         console.print(f"rule: {rule}", highlight=False)
     if found.n_used > 1:
-        console.print("more than one study: reading needs --series UID", highlight=False)
+        console.print("more than one patient or study: reading needs --series UID", highlight=False)
 
 
 def _series_block(one: SeriesFacts) -> Table:
-    """A series as a grid: verdict and what it is at the left, its facts at the right."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(width=9)
-    table.add_column(overflow="fold")
+    """A series as a grid: its verdict at the left, what it is and its facts at the right."""
+    table = _grid()
     style = _STYLES[one.verdict]
     table.add_row(f"[{style}]{one.verdict}[/]", f"[{style}]{escape(_title(one))}[/]")
     for line in _lines(one):
@@ -47,10 +48,18 @@ def _series_block(one: SeriesFacts) -> Table:
     return table
 
 
+def _grid() -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(width=max(map(len, _STYLES)))
+    table.add_column(overflow="fold")
+    return table
+
+
 def _title(one: SeriesFacts) -> str:
     named = "" if one.series_number is None else f"series {one.series_number}: "
     what = " ".join(filter(None, (one.modality, one.description or "(no description)")))
-    return f"{named}{what}, {one.n_images} image{'s' if one.n_images > 1 else ''} of {one.rows} x {one.columns}"
+    counted = f"{one.n_images} {'image' if one.rows else 'object'}{'s' if one.n_images > 1 else ''}"
+    return f"{named}{what}, {counted}" + (f" of {one.rows} x {one.columns}" if one.rows else "")
 
 
 def _lines(one: SeriesFacts) -> list[str]:
@@ -61,13 +70,15 @@ def _lines(one: SeriesFacts) -> list[str]:
         facts.append(f"{between:.3f} x {rows:.3f} x {columns:.3f} mm")
     if one.kernel:
         facts.append(f"kernel {one.kernel}")
-    facts.append(one.transfer_syntax)
-    lines.append(", ".join(facts))
+    if one.rows:  # of what holds no image it says nothing
+        facts.append(one.transfer_syntax)
+    lines += [", ".join(facts)] if facts else []
     lines += one.notes
     if one.contrast:
         lines.append(f"contrast: {one.contrast}")
     if one.duplicates:
-        lines.append(f"{len(one.duplicates)} duplicates dropped: {_some(one.duplicates)}")
+        n_copies = len(one.duplicates)
+        lines.append(f"{n_copies} duplicate{'s' if n_copies > 1 else ''} dropped: {_some(one.duplicates)}")
     lines.append(f"UID {one.series_instance_uid}")
     return lines
 
@@ -76,11 +87,12 @@ def _print_files(console: Console, what: str, files: Sequence[tuple[str, str]]) 
     if not files:
         return
     console.print(f"{len(files)} file{'s' if len(files) > 1 else ''} {what}", highlight=False)
+    table = _grid()
     for name, reason in files[:MOST_FILES]:
-        told = reason if name in reason else f"{name}: {reason}"
-        console.print(f"           {told}", markup=False, highlight=False)
+        table.add_row("", escape(reason if name in reason else f"{name}: {reason}"))
     if len(files) > MOST_FILES:
-        console.print(f"           and {len(files) - MOST_FILES} more", highlight=False)
+        table.add_row("", f"and {len(files) - MOST_FILES} more")
+    console.print(table)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -92,12 +92,13 @@ def assemble(headers: Iterable[ImageHeader], same_pixels: SamePixels | None = No
 
     `same_pixels` decides whether two images of different UIDs at one position are copies; without it they are not.
     """
-    apart: dict[tuple[str, str, str], list[ImageHeader]] = defaultdict(list)
+    apart: dict[tuple[str, str, int, int, str], list[ImageHeader]] = defaultdict(list)
     groups: dict[tuple[object, ...], list[ImageHeader]] = defaultdict(list)
     for image in headers:
         fault = role_fault(image)
         if fault:
-            apart[image.study_instance_uid, image.series_instance_uid, fault].append(image)
+            size = (image.pixels.rows, image.pixels.columns)
+            apart[image.study_instance_uid, image.series_instance_uid, *size, fault].append(image)
         else:
             groups[_group_of(image)].append(image)
     stacks = [Stack(tuple(images), verdict="set aside", reason=key[-1]) for key, images in apart.items()]
@@ -203,8 +204,9 @@ def _is_same_place(first: ImageHeader, second: ImageHeader) -> bool:
 
 def _clash_text(clashes: Sequence[tuple[ImageHeader, ImageHeader]]) -> str:
     first, second = clashes[0]
+    times = "once" if len(clashes) == 1 else f"{len(clashes)} times"
     return (
-        f"different images at one position ({len(clashes)} times; {first.file} and {second.file} the first), and no "
+        f"different images at one position ({times}; {first.file} and {second.file} the first), and no "
         "acquisition number that parts them"
     )
 
