@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "convert": ("convert_volume", "DICOM or NIfTI -> NIfTI, optionally reoriented and resampled"),
     "prepare-rsna": ("prepare_rsna", "the Kaggle RSNA folder -> header index, series CSV and slice labels"),
     "prepare-cohort": ("prepare_cohort", "CQ500, PhysioNet CT-ICH or BHSD -> the same series table"),
+    "extract": ("extract_features", "series CSV -> one row of features each, unsplit, for test-head"),
     "train-rsna": ("rsna_train", "series CSV -> split, cached features, trained and tested head"),
     "split": ("rsna_split", "series CSV -> train, validation and test by patient"),
     "train-head": ("head_train", "train a head on embeddings and labels in .npy files"),

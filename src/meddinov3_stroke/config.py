@@ -72,6 +72,8 @@ HEAD_DIR = Path("checkpoints/head_train")
 METRICS_JSON = Path("outputs/head_eval/metrics.json")
 PROBS_NPY = Path("outputs/head_eval/probs.npy")
 SPLITS_DIR = Path("outputs/rsna_splits")
+FEATURES_OUTPUT_DIR = Path("outputs/features")
+"""Default of `extract`."""
 RSNA_OUTPUT_DIR = Path("outputs/rsna_pipeline")
 RSNA_CACHE_DIR = Path("outputs/rsna_cache")
 RSNA_CHECKPOINTS_DIR = Path("checkpoints/rsna_ich_head")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,15 @@ import tyro
 
 from meddinov3_stroke import config
 from meddinov3_stroke.errors import MissingInput
+from meddinov3_stroke.labels import LabelPolicy
 from meddinov3_stroke.runtime.command import ConsoleOptions
 
 if TYPE_CHECKING:
+    from meddinov3_stroke.cohort import SeriesTable
+    from meddinov3_stroke.feature_extractor import FeatureExtractor
     from meddinov3_stroke.lazy_backbone import SliceEncoder
+
+LOGGER = logging.getLogger("meddinov3_stroke")
 
 InputPath = Annotated[Path, tyro.conf.arg(aliases=["-i"])]
 OutputDir = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
@@ -61,6 +67,62 @@ class BackboneOptions(ConsoleOptions):
             accept_int8=self.accept_int8,
         )
         return open_backbone(plan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortOptions(BackboneOptions):
+    """Which table of series, and how its volumes become one row of features each."""
+
+    series_csv: Path
+    """CSV with nifti_path (or dicom_path, or header_index), study_uid and the six labels; patient_id and series_uid
+    where known."""
+    cache_dir: Path = config.RSNA_CACHE_DIR
+    """Folder of cached embeddings; may be shared by runs and by processes."""
+    columns: str | None = None
+    """Names of the CSV's columns where they differ, such as nifti_path=path,patient_id=PatientID."""
+    label_policy: LabelPolicy = "strict"
+    """Where any is not the OR of the five types: stop, set any to the OR, or take the row as it stands."""
+    exclude_ids: Path | None = None
+    """Text file of IDs, one a line: patients named there by patient, study or series ID are left out whole."""
+    pool_mode: Literal["mean", "max", "mean_max"] = config.POOL_MODE
+    """How the embeddings of slices become one row per series."""
+    resize: int = config.RESIZE
+    """Side in pixels of the square the backbone sees; a multiple of 16."""
+    stride: int = config.STRIDE
+    """Embed every stride-th slice."""
+    max_slices: int = config.MAX_SLICES
+    """At most this many slices of a volume, evenly spaced; 0 is no limit."""
+    skip_invalid_nifti: bool = False
+    """Go on without volumes that cannot be read or are out of scope, up to --max-invalid, and report them."""
+    max_invalid: float = config.MAX_INVALID
+    """Largest share of volumes that may be skipped, 0 to 1; above it the run stops (exit 8)."""
+
+    def read_table(self) -> SeriesTable:
+        """The checked rows of the series CSV, those of excluded patients left out.
+
+        Raises:
+            DatasetError: the table, its labels, or the list of IDs.
+        """
+        from meddinov3_stroke.cohort import parse_column_mapping, read_series_table
+
+        table = read_series_table(
+            self.series_csv,
+            columns=parse_column_mapping(self.columns),
+            datasets_dir=config.load_settings().datasets_dir,
+            label_policy=self.label_policy,
+            exclude_ids=self.exclude_ids,
+        )
+        if table.exclusion is not None:
+            LOGGER.info("%s", table.exclusion.sentence)
+        return table
+
+    def extractor(self) -> FeatureExtractor:
+        """The backbone with the size, batch and slices these flags name."""
+        from meddinov3_stroke.feature_extractor import FeatureExtractor
+        from meddinov3_stroke.types import SliceSelection
+
+        selection = SliceSelection(stride=self.stride, max_slices=self.max_slices)
+        return FeatureExtractor(self.open_backbone(), resize=self.resize, batch=self.batch, selection=selection)
 
 
 def input_or_first(path: Path | None, folder: Path = config.INPUT_DIR) -> Path:

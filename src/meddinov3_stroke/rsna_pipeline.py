@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 from jaxtyping import Int64
 
 from meddinov3_stroke.cohort import (
-    SPLITS,
     SeriesDigests,
     SeriesTable,
     Splits,
@@ -77,8 +76,16 @@ class SplitFeatures:
     """The rows that are left, in the order of `data`."""
 
 
+class NamedTables(Protocol):
+    """Tables by name: the three splits, or a cohort of its own."""
+
+    def items(self) -> Iterable[tuple[str, SeriesTable]]:
+        """(name, table) of each."""
+        ...
+
+
 def extract_splits(
-    splits: Splits, extractor: Extractor, store: EmbeddingStore, *, skip_invalid: bool, show_progress: bool = True
+    splits: NamedTables, extractor: Extractor, store: EmbeddingStore, *, skip_invalid: bool, show_progress: bool = True
 ) -> Extractions:
     """What became of every series, with one progress bar over all of them; finished volumes are not computed again.
 
@@ -112,7 +119,7 @@ def _with_row(error: MedDINOError, table: str, row: int) -> MedDINOError:
     )
 
 
-def invalid_report(splits: Splits, extractions: Extractions) -> dict[str, Any]:
+def invalid_report(splits: NamedTables, extractions: Extractions) -> dict[str, Any]:
     """`invalid_nifti_report`: n_total, n_invalid, by_reason, by_split, examples (the first `EXAMPLES`)."""
     bad = [
         {"split": name, "row": row, "path": str(found.path or ""), "series_uid": found.input and found.input.series_uid}
@@ -126,7 +133,7 @@ def invalid_report(splits: Splits, extractions: Extractions) -> dict[str, Any]:
         "n_total": sum(len(found) for found in extractions.values()),
         "n_invalid": len(bad),
         "by_reason": dict(Counter(str(one["reason"]) for one in bad).most_common()),
-        "by_split": {name: sum(one["split"] == name for one in bad) for name in SPLITS},
+        "by_split": {name: sum(one["split"] == name for one in bad) for name, _ in splits.items()},
         "examples": bad[:EXAMPLES],
     }
 
@@ -144,7 +151,7 @@ def ledger_of(extractions: Extractions) -> dict[str, int]:
     }
 
 
-def volume_warnings(splits: Splits, extractions: Extractions) -> dict[str, Any]:
+def volume_warnings(splits: NamedTables, extractions: Extractions) -> dict[str, Any]:
     """How many volumes were embedded with a warning (padding, non-square slices ...), and the first `EXAMPLES`."""
     warned = [
         {"row": row, "warnings": list(found.embeddings.warnings)}
@@ -193,7 +200,7 @@ def require_within_cap(report: Mapping[str, Any], max_invalid: float) -> None:
     )
 
 
-def audit_extractions(splits: Splits, extractions: Extractions) -> tuple[str, ...]:
+def audit_extractions(splits: NamedTables, extractions: Extractions) -> tuple[str, ...]:
     """Warnings on copies within a patient.
 
     Raises:
@@ -221,7 +228,7 @@ def pool_split(name: str, table: SeriesTable, extractions: list[Extraction], mod
     return SplitFeatures(HeadData(np.stack(rows), left.labels), left)
 
 
-def class_balance(splits: Splits, features: Mapping[str, SplitFeatures]) -> dict[str, Any]:
+def class_balance(splits: NamedTables, features: Mapping[str, SplitFeatures]) -> dict[str, Any]:
     """{split: {before, after}}: patients, studies, series and positives before and after unreadable volumes left."""
     return {
         name: {"before": split_statistics(table), "after": split_statistics(features[name].table)}

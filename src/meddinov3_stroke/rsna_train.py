@@ -6,11 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from meddinov3_stroke import config
-from meddinov3_stroke.labels import LabelPolicy
-from meddinov3_stroke.options import BackboneOptions, OutputDir
+from meddinov3_stroke.options import CohortOptions, OutputDir
 from meddinov3_stroke.runtime.command import run_command
 from meddinov3_stroke.runtime.provenance import DISCLAIMER, provenance
 from meddinov3_stroke.types import LABELS, HeadContext, HeadOptions
@@ -23,16 +22,11 @@ LOGGER = logging.getLogger("meddinov3_stroke")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(BackboneOptions):
+class Args(CohortOptions):
     """Split a series CSV by patient, embed and cache every volume, train a head and test it."""
 
-    series_csv: Path
-    """CSV with nifti_path (or dicom_path, or header_index), study_uid and the six labels; patient_id and series_uid
-    where known."""
     output_dir: OutputDir = config.RSNA_OUTPUT_DIR
     """Folder for splits/, features/, test_metrics.json and pipeline_summary.json."""
-    cache_dir: Path = config.RSNA_CACHE_DIR
-    """Folder of cached embeddings; may be shared by runs and by processes."""
     checkpoints_dir: Path = config.RSNA_CHECKPOINTS_DIR
     """Folder for best.pt, last.pt, train_summary.json and training_curve.png."""
     train_ratio: float = config.TRAIN_RATIO
@@ -41,20 +35,6 @@ class Args(BackboneOptions):
     """Share of patients in the validation split."""
     test_ratio: float = config.TEST_RATIO
     """Share of patients in the test split; the three sum to 1."""
-    columns: str | None = None
-    """Names of the CSV's columns where they differ, such as nifti_path=path,patient_id=PatientID."""
-    label_policy: LabelPolicy = "strict"
-    """Where any is not the OR of the five types: stop, set any to the OR, or take the row as it stands."""
-    exclude_ids: Path | None = None
-    """Text file of IDs, one a line: patients named there by patient, study or series ID are left out whole."""
-    pool_mode: Literal["mean", "max", "mean_max"] = config.POOL_MODE
-    """How the embeddings of slices become one row per series."""
-    resize: int = config.RESIZE
-    """Side in pixels of the square the backbone sees; a multiple of 16."""
-    stride: int = config.STRIDE
-    """Embed every stride-th slice."""
-    max_slices: int = config.MAX_SLICES
-    """At most this many slices of a volume, evenly spaced; 0 is no limit."""
     epochs: int = config.RSNA_EPOCHS
     """Passes over the training rows, at least 1."""
     train_batch_size: int = config.TRAIN_BATCH_SIZE
@@ -71,10 +51,6 @@ class Args(BackboneOptions):
     """Epochs without a better validation macro AUROC before training stops; 0 trains to the end."""
     seed: int = config.SEED
     """Seed of the split and of the head's training."""
-    skip_invalid_nifti: bool = False
-    """Go on without volumes that cannot be read or are out of scope, up to --max-invalid, and report them."""
-    max_invalid: float = config.MAX_INVALID
-    """Largest share of volumes that may be skipped, 0 to 1; above it no head is trained (exit 8)."""
 
     @property
     def head_options(self) -> HeadOptions:
@@ -101,7 +77,7 @@ def run(args: Args) -> dict[str, Any]:
     watch = Stopwatch()
     splits = _split(args)
     rsna.write_splits(splits, args.output_dir / "splits")
-    extractor = _extractor(args)
+    extractor = args.extractor()
     extractions, extraction = _extract(args, splits, extractor)
     report = rsna.invalid_report(splits, extractions)
     origin = {**provenance(), **_origin(args, splits, extractor)}
@@ -132,33 +108,17 @@ def run(args: Args) -> dict[str, Any]:
 
 
 def _split(args: Args) -> Splits:
-    from meddinov3_stroke.cohort import check_ratios, parse_column_mapping
+    from meddinov3_stroke.cohort import check_ratios
     from meddinov3_stroke.heads import check_options
-    from meddinov3_stroke.rsna_pipeline import check_max_invalid, read_series_table, split_by_patient
+    from meddinov3_stroke.rsna_pipeline import check_max_invalid, split_by_patient
 
     ratios = check_ratios((args.train_ratio, args.val_ratio, args.test_ratio))
     check_max_invalid(args.max_invalid)
     check_options(args.head_options)
-    table = read_series_table(
-        args.series_csv,
-        columns=parse_column_mapping(args.columns),
-        datasets_dir=config.load_settings().datasets_dir,
-        label_policy=args.label_policy,
-        exclude_ids=args.exclude_ids,
-    )
+    table = args.read_table()
     splits = split_by_patient(table, ratios, args.seed)
     _tell(splits.warnings)
-    if table.exclusion is not None:
-        LOGGER.info("%s", table.exclusion.sentence)
     return splits
-
-
-def _extractor(args: Args) -> FeatureExtractor:
-    from meddinov3_stroke.feature_extractor import FeatureExtractor
-    from meddinov3_stroke.types import SliceSelection
-
-    selection = SliceSelection(stride=args.stride, max_slices=args.max_slices)
-    return FeatureExtractor(args.open_backbone(), resize=args.resize, batch=args.batch, selection=selection)
 
 
 def _extract(args: Args, splits: Splits, extractor: FeatureExtractor) -> tuple[Extractions, dict[str, Any]]:
