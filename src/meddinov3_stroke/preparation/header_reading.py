@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from pydicom.datadict import tag_for_keyword
 
 from meddinov3_stroke.errors import InputError, MachineError
 from meddinov3_stroke.preparation.header_rows import (
@@ -18,8 +19,21 @@ from meddinov3_stroke.preparation.header_rows import (
     faulty_row,
     image_row,
 )
-from meddinov3_stroke.volume.dicom.file_headers import read_file_headers
+from meddinov3_stroke.volume.dicom.dataset import parse_dataset
+from meddinov3_stroke.volume.dicom.fields import HeaderFields
+from meddinov3_stroke.volume.dicom.file_headers import HEAD_BYTES, read_file_headers
 from meddinov3_stroke.volume.dicom.files import InputFile
+from meddinov3_stroke.volume.dicom.structure import DicomContent
+
+_IDENTITY = {
+    "sop_instance_uid": "SOPInstanceUID",
+    "series_instance_uid": "SeriesInstanceUID",
+    "study_instance_uid": "StudyInstanceUID",
+    "patient_id": "PatientID",
+}
+"""What tells whose a damaged file is; nothing else of it is trusted."""
+
+_IDENTITY_TAGS = tuple(tag for keyword in _IDENTITY.values() if (tag := tag_for_keyword(keyword)) is not None)
 
 
 def read_files(folder: Path, files: Sequence[FileFacts]) -> pa.RecordBatch:
@@ -28,12 +42,23 @@ def read_files(folder: Path, files: Sequence[FileFacts]) -> pa.RecordBatch:
 
 
 def _rows_of_file(folder: Path, facts: FileFacts) -> list[dict[str, Any]]:
+    file = InputFile(facts.file, folder / facts.file, facts.n_bytes)
     try:
-        headers = read_file_headers(InputFile(facts.file, folder / facts.file, facts.n_bytes))
+        headers = read_file_headers(file)
     except InputError as error:
-        return [faulty_row(facts, REJECTED, f"{error.code}: {error}")]
+        return [faulty_row(facts, REJECTED, f"{error.code}: {error}") | _identity(file)]
     except MachineError as error:
         return [faulty_row(facts, FAILED, f"{error.code}: {error}")]
     if not headers:
         return [faulty_row(facts, NOT_AN_IMAGE, "not DICOM" if headers is None else "DICOM without an image")]
     return [image_row(facts, header) for header in headers]
+
+
+def _identity(file: InputFile) -> dict[str, str]:
+    """Whose a damaged file is, as far as its head still says: the labels of its series are not whole without it."""
+    try:
+        head = DicomContent("", file.head(HEAD_BYTES), None)
+        fields = HeaderFields(parse_dataset(head, file.name, _IDENTITY_TAGS), file.name)
+    except (InputError, MachineError):
+        return {}
+    return {name: text for name, keyword in _IDENTITY.items() if (text := fields.text(keyword))}

@@ -198,6 +198,14 @@ def _about(ledger: dict[str, Any]) -> list[str]:
     if n_bad:
         reasons = "; ".join(f"{reason} ({count})" for reason, count in list(series["by_reason"].items())[:3])
         warnings.append(f"{n_bad} of {series['n_series']} series are not in the table: {reasons}")
+    if ends["positive_any_in_no_series"]:
+        warnings.append(
+            f"{ends['positive_any_in_no_series']} images with a positive label are in no series: their files are not "
+            "there, or too damaged to say which; a series that lacks one may be labelled negative though it is not"
+        )
+    n_other = ledger["labels"]["copies"]["n_slices_with_other_labels"]
+    if n_other:
+        warnings.append(f"{n_other} slices have copies with other labels; each is positive for what any of them has")
     if ends["without_a_readable_file"]:
         warnings.append(f"{ends['without_a_readable_file']} labelled images have no file that can be read")
     if ledger["hu"]["n_slices_repaired"]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Bool, Int8, Int64
 
 from meddinov3_stroke.cohort import Exclusion, IdList, exclude
@@ -49,23 +50,29 @@ class LabelledSeries:
     labels: SliceLabels
     label_places: Int64[np.ndarray, " row"]
     """Row of `labels` of each row of the header pass, -1 where it has none."""
+    image_labels: Int8[np.ndarray, "row 6"]
+    """Labels of each row of the header pass, -1 where not known; of a slice the maximum over it and its copies."""
     exclusion: Exclusion | None
 
 
 def label_series(
     images: AssembledImages, order: Int64[np.ndarray, " row"], labels: SliceLabels, exclude_ids: IdList | None
 ) -> LabelledSeries:
-    """Each usable series with the maximum of its slices' labels; `order` is that of the header index."""
+    """Each usable series with the maximum of its slices' labels; `order` is that of the header index.
+
+    A slice has the maximum of its own labels and those of its copies, which were dropped: the pixels are the same.
+    """
     label_places = labels.places_of(images.rows["sop_instance_uid"].combine_chunks())
     is_slice = images.slice_index[order] >= 0
     slices = order[is_slice]
     starts, usable = _starts(images)
-    lacking = np.add.reduceat(label_places[slices] < 0, starts) if usable else np.zeros(0, np.int64)
+    image_labels = _image_labels(images, labels, label_places)
+    lacking = np.add.reduceat(image_labels[slices, 0] < 0, starts) if usable else np.zeros(0, np.int64)
     stays, exclusion = _exclusion(usable, exclude_ids)
     fates = [_fate(one, int(n), bool(stay)) for one, n, stay in zip(usable, lacking, stays, strict=True)]
     kept = np.array([one.status == USABLE for one in fates], dtype=bool)
     is_kept = np.repeat(kept, [one.n_slices for one in usable]) if usable else np.zeros(0, dtype=bool)
-    of_slices = labels.labels[label_places[slices[is_kept]]]
+    of_slices = image_labels[slices[is_kept]]
     changed = iter(fates)
     series = tuple(next(changed) if one.status == USABLE else one for one in _by_uid(images))
     return LabelledSeries(
@@ -76,8 +83,22 @@ def label_series(
         slice_labels=of_slices,
         labels=labels,
         label_places=label_places,
+        image_labels=image_labels,
         exclusion=exclusion,
     )
+
+
+def _own_labels(labels: SliceLabels, places: Int64[np.ndarray, " some"]) -> Int8[np.ndarray, "some 6"]:
+    return np.where((places >= 0)[:, None], labels.labels[places], np.int8(-1))
+
+
+def _image_labels(
+    images: AssembledImages, labels: SliceLabels, places: Int64[np.ndarray, " row"]
+) -> Int8[np.ndarray, "row 6"]:
+    found = _own_labels(labels, places)
+    copies = np.flatnonzero(images.copy_of >= 0)
+    np.maximum.at(found, images.copy_of[copies], _own_labels(labels, places[copies]))
+    return found
 
 
 def _by_uid(images: AssembledImages) -> list[AssembledSeries]:
@@ -163,7 +184,7 @@ def ledger_document(found: LabelledSeries) -> dict[str, Any]:
     return {
         "images": _images_document(found.images),
         "series": _series_document(found.series),
-        "labels": found.labels.document | {"ends": _label_ends(found)},
+        "labels": found.labels.document | {"ends": _label_ends(found), "copies": _copies_document(found)},
         "hu": _hu_document(found),
     }
 
@@ -203,19 +224,60 @@ def _series_document(series: tuple[AssembledSeries, ...]) -> dict[str, Any]:
 
 
 def _label_ends(found: LabelledSeries) -> dict[str, int]:
-    """Where each labelled image went; sums to n_images of the labels."""
-    n_images, places = len(found.labels.labels), found.label_places
-    in_table, is_slice, has_file = (np.zeros(n_images, dtype=bool) for _ in range(3))
-    in_table[places[found.slice_places]] = True
-    is_slice[places[(found.images.slice_index >= 0) & (places >= 0)]] = True
-    has_file[places[places >= 0]] = True
-    return {
-        "of_slices_in_the_table": int(in_table.sum()),
-        "of_slices_of_other_series": int((is_slice & ~in_table).sum()),
-        "of_images_that_are_no_slice": int((has_file & ~is_slice).sum()),
-        "without_a_readable_file": int((~has_file).sum()),
-        "positive_any_outside_the_table": int(found.labels.labels[~in_table, 0].sum()),
+    """Where each labelled image went; sums to n_images of the labels, but for what begins with `positive`."""
+    images = found.images
+    is_read = ~(images.status_of(REJECTED) | images.status_of(FAILED))
+    in_table, of_copy, is_slice, has_file = (
+        _reached(found, is_chosen)
+        for is_chosen in (_in_table(found), _copies_in_table(found), images.slice_index >= 0, is_read)
+    )
+    is_positive = found.labels.labels[:, 0] > 0
+    ends = {
+        "of_slices_in_the_table": in_table,
+        "of_copies_of_slices_in_the_table": of_copy & ~in_table,
+        "of_slices_of_other_series": is_slice & ~in_table & ~of_copy,
+        "of_images_that_are_no_slice": has_file & ~is_slice & ~of_copy,
+        "without_a_readable_file": ~has_file,
+        "positive_any_outside_the_table": is_positive & ~in_table & ~of_copy,
+        "positive_any_in_no_series": is_positive & ~_reached(found, _in_a_series(found)),
     }
+    return {name: int(is_it.sum()) for name, is_it in ends.items()}
+
+
+def _reached(found: LabelledSeries, is_chosen: Bool[np.ndarray, " row"]) -> Bool[np.ndarray, " image"]:
+    """Which labelled images are the ones of the chosen rows of the header pass."""
+    reached = np.zeros(len(found.labels.labels), dtype=bool)
+    reached[found.label_places[is_chosen & (found.label_places >= 0)]] = True
+    return reached
+
+
+def _in_table(found: LabelledSeries) -> Bool[np.ndarray, " row"]:
+    in_table = np.zeros(len(found.label_places), dtype=bool)
+    in_table[found.slice_places] = True
+    return in_table
+
+
+def _copies_in_table(found: LabelledSeries) -> Bool[np.ndarray, " row"]:
+    copy_of = found.images.copy_of
+    return np.asarray((copy_of >= 0) & _in_table(found)[copy_of])
+
+
+def _in_a_series(found: LabelledSeries) -> Bool[np.ndarray, " row"]:
+    """Which rows are of a series that has an end, for which a damaged file needs only to name it."""
+    known = pa.array([one.series_uid for one in found.series], pa.string())
+    uids = found.images.rows["series_instance_uid"].combine_chunks()
+    is_known = np.asarray(pc.fill_null(pc.is_in(uids.dictionary, value_set=known), False))
+    codes = np.asarray(pc.fill_null(uids.indices, -1))
+    return np.asarray(np.append(is_known, False)[codes])
+
+
+def _copies_document(found: LabelledSeries) -> dict[str, int]:
+    """Copies of slices in the table, and the slices that have another label than one of their copies."""
+    copies = np.flatnonzero(_copies_in_table(found))
+    twins = found.images.copy_of[copies]
+    own, of_copy = (_own_labels(found.labels, found.label_places[some]) for some in (twins, copies))
+    disagree = (own != of_copy).any(axis=1) & (own[:, 0] >= 0) & (of_copy[:, 0] >= 0)
+    return {"n_copies": len(copies), "n_slices_with_other_labels": len(np.unique(twins[disagree]))}
 
 
 def _hu_document(found: LabelledSeries) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from meddinov3_stroke.volume.dicom.choice import rank
 from meddinov3_stroke.volume.dicom.files import InputFile
 from meddinov3_stroke.volume.dicom.header import ImageHeader
 from meddinov3_stroke.volume.dicom.reading import scaling_fault
-from meddinov3_stroke.volume.dicom.stacks import LPS_TO_RAS, Stack, assemble
+from meddinov3_stroke.volume.dicom.stacks import LPS_TO_RAS, Stack, assemble, distance_mm
 from meddinov3_stroke.volume.dicom.survey import same_pixels
 
 SLICE, SET_ASIDE, REFUSED, REJECTED, FAILED = "slice", "set aside", "refused", "rejected", "failed"
@@ -53,6 +53,8 @@ class AssembledImages:
     """0-based in the canonical volume of its series, inferior to superior; -1 where it is no slice of it."""
     positions_mm: Float64[np.ndarray, "row 3"]
     """RAS+ mm of the centre of the first stored voxel (Image Position); NaN where the header has none."""
+    copy_of: Int32[np.ndarray, " row"]
+    """Row of the slice whose copy the image is (same position, same pixels, dropped); -1 where it is none."""
     status: Int32[np.ndarray, " row"]
     """Place in `words`."""
     reason: Int32[np.ndarray, " row"]
@@ -95,6 +97,7 @@ def assemble_rows(rows: pa.Table, folder: Path) -> AssembledImages:
         rows,
         slice_index=np.full(n_rows, -1, np.int32),
         positions_mm=_positions(rows),
+        copy_of=np.full(n_rows, -1, np.int32),
         status=np.empty(n_rows, np.int32),
         reason=np.empty(n_rows, np.int32),
         words=words.listed,
@@ -104,9 +107,20 @@ def assemble_rows(rows: pa.Table, folder: Path) -> AssembledImages:
         values = values if isinstance(values, pa.DictionaryArray) else values.dictionary_encode()
         known = np.array([words.code(word or "") for word in values.dictionary.to_pylist()], np.int32)
         codes[:] = known[np.asarray(values.indices)]
+    damaged = _damaged(rows)
     for places, headers in _series_headers(rows):
-        images.series.append(_place_series(headers, places, folder, images, words))
+        fault = damaged.get(headers[0].series_instance_uid, "")
+        images.series.append(_place_series(headers, places, folder, images, words, fault))
     return images
+
+
+def _damaged(rows: pa.Table) -> dict[str, str]:
+    """Why a series is not whole, of each that a damaged file says it belongs to: what is in that file is not known."""
+    some = rows.filter(pc.and_kleene(pc.equal(rows["status"], REJECTED), pc.is_valid(rows["series_instance_uid"])))
+    faults: dict[str, list[str]] = {}
+    for uid, reason in zip(some["series_instance_uid"].to_pylist(), some["reason"].to_pylist(), strict=True):
+        faults.setdefault(uid, []).append(reason)
+    return {uid: f"{len(reasons)} of its files cannot be read: {min(reasons)}" for uid, reasons in faults.items()}
 
 
 def _series_headers(rows: pa.Table) -> Iterator[tuple[Int64[np.ndarray, " image"], list[ImageHeader]]]:
@@ -152,6 +166,7 @@ def _place_series(
     folder: Path,
     images: AssembledImages,
     words: _Words,
+    damage: str,
 ) -> AssembledSeries:
     place_of = {id(header): int(place) for header, place in zip(headers, places, strict=True)}
 
@@ -160,7 +175,7 @@ def _place_series(
         images.status[place], images.reason[place] = words.code(status), words.code(reason)
 
     chosen, found = _stack_of(headers, places, folder, images.rows)
-    fault = _fault_of(headers, chosen, found)
+    fault = _fault_of(headers, chosen, found, damage)
     for stack in found:
         end = _end_of(stack, chosen, fault)
         for header in stack.images:
@@ -174,6 +189,8 @@ def _place_series(
     assert chosen is not None
     for k, header in enumerate(chosen.images):
         images.slice_index[place_of[id(header)]] = k
+    for header, twin in _copies(chosen):
+        images.copy_of[place_of[id(header)]] = place_of[id(twin)]
     return AssembledSeries(*names, len(chosen.images), USABLE)
 
 
@@ -194,7 +211,17 @@ def _stack_of(
     return min(usable, key=rank) if usable else None, stacks
 
 
-def _fault_of(headers: list[ImageHeader], chosen: Stack | None, stacks: tuple[Stack, ...]) -> tuple[str, str] | None:
+def _copies(stack: Stack) -> Iterator[tuple[ImageHeader, ImageHeader]]:
+    """(image that was dropped from the stack, the slice of it that lies at its position)."""
+    distances_mm = stack.distances_mm
+    for header, _ in stack.set_aside:
+        nearest = int(np.abs(distances_mm - distance_mm(header, stack.first.normal)).argmin())
+        yield header, stack.images[nearest]
+
+
+def _fault_of(
+    headers: list[ImageHeader], chosen: Stack | None, stacks: tuple[Stack, ...], damage: str
+) -> tuple[str, str] | None:
     """(status, reason) of a series that gives no volume, None where it gives one."""
     first = headers[0]
     if not first.series_instance_uid:
@@ -206,7 +233,7 @@ def _fault_of(headers: list[ImageHeader], chosen: Stack | None, stacks: tuple[St
         refused = [stack for stack in stacks if stack.verdict == "refused"]
         largest = max(refused or stacks, key=lambda stack: len(stack.images))
         return REFUSED if refused else SET_ASIDE, largest.reason
-    fault = scaling_fault(chosen)
+    fault = scaling_fault(chosen) or damage
     return (REFUSED, fault) if fault else None
 
 
