@@ -86,6 +86,18 @@ def test_a_case_is_found_whatever_the_folders_are_called(
     assert "427" in found.name
 
 
+def test_case_zero_is_a_case(cq500: Callable[..., Path], tmp_path: Path) -> None:
+    root = cq500(("CQ500-CT-0", "B1", SDH), folders=("CQ500-CT-0", "other/CQ500CT0"))
+    found = prepare_cq500(root, tmp_path / "out")
+    assert found.ledger["by_status"] == {"usable": 1}
+    assert any("1 cases lie in more than one place (CQ500-CT-0)" in warning for warning in found.warnings)
+
+
+def test_a_number_of_thousands_of_digits_is_no_name(cq500: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(SeriesTableError, match="is no name such as"):
+        prepare_cq500(cq500(("CQ500-CT-" + "9" * 5000, "B1", SDH)), tmp_path / "out")
+
+
 def test_an_archive_is_a_case_too_and_a_folder_comes_first(cq500: Callable[..., Path], tmp_path: Path) -> None:
     root = cq500(("CQ500-CT-1", "B1", SDH), ("CQ500-CT-2", "B1", SDH), folders=("CQ500CT2 CQ500CT2",))
     for name in ("CQ500-CT-1.zip", "CQ500-CT-2.zip"):

@@ -43,7 +43,7 @@ UndecidedPolicy = Literal["leave-out", "keep"]
 """What to do with a case in which most readers see a haemorrhage and no type has a majority: leave it out of the table,
 or keep it as `any` without a type, which a reader of the table must then allow (--label-policy ignore)."""
 
-_NUMBER = re.compile(r"CQ500[-_ ]*CT[-_ ]*(\d+)", re.IGNORECASE)
+_NUMBER = re.compile(r"CQ500[-_ ]*CT[-_ ]*([0-9]{1,9})(?![0-9])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,11 @@ def prepare_cq500(root: Path, output_dir: Path, undecided: UndecidedPolicy = "le
     names = _names(csv, reads_path)
     votes = _votes(csv, reads_path)
     batches = column_of(csv, "Category", reads_path.name)
-    places = find_cases(root)
-    cases = [
-        _case(name, batch, vote, places.get(_number(name) or -1, []), undecided)
-        for name, batch, vote in zip(names, batches, votes, strict=True)
-    ]
-    known = {_number(name) for name in names}
-    extra = [str(found[0].name) for number, found in places.items() if number not in known]
+    cases_there = find_cases(root)
+    numbers = [_number(name) for name in names]
+    places = [[] if number is None else cases_there.get(number, []) for number in numbers]
+    cases = [_case(*of_case, undecided) for of_case in zip(names, batches, votes, places, strict=True)]
+    extra = [found[0].name for number, found in cases_there.items() if number not in set(numbers)]
     facts = {**_facts(names, votes, undecided, extra, csv), "batches": dict(Counter(batches))}
     policy: LabelPolicy = "ignore" if undecided == "keep" else "strict"
     warnings = [*csv.warnings, *_warnings(names, votes, places, extra)]
@@ -200,7 +198,7 @@ def _facts(
     }
 
 
-def _warnings(names: list[str], votes: list[Vote], places: dict[int, list[Path]], extra: list[str]) -> Iterator[str]:
+def _warnings(names: list[str], votes: list[Vote], places: list[list[Path]], extra: list[str]) -> Iterator[str]:
     undecided = [name for name, vote in zip(names, votes, strict=True) if vote.is_undecided]
     if undecided:
         yield (
@@ -210,7 +208,7 @@ def _warnings(names: list[str], votes: list[Vote], places: dict[int, list[Path]]
     odd = [name for name, vote in zip(names, votes, strict=True) if vote.contradicts_itself]
     if odd:
         yield f"{len(odd)} cases have a majority for a type and not for ICH ({name_cases(odd)}); `any` is 1 there"
-    twice = [name for name in names if len(places.get(_number(name) or -1, [])) > 1]
+    twice = [name for name, found in zip(names, places, strict=True) if len(found) > 1]
     if twice:
         yield (
             f"{len(twice)} cases lie in more than one place ({name_cases(twice)}); a folder was taken before an "
