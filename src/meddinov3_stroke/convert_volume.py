@@ -129,6 +129,8 @@ def _content(args: Args, volume: Volume) -> tuple[bytes, dict[str, Any]]:
         return nifti_bytes_of(volume, axes), about
     x_mm, y_mm, z_mm = args.spacing
     grid = resample(volume, (z_mm, y_mm, x_mm))
+    if grid.n_clipped:
+        LOGGER.warning("%d voxels are beyond the range of int16 and end at its limit", grid.n_clipped)
     shape = "x".join(map(str, grid.hu.shape[::-1]))
     about = {
         "resampled": {"spacing_mm": list(args.spacing), "method": METHOD},

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
@@ -76,6 +76,7 @@ class SplitFeatures:
     """The rows that are left, in the order of `data`."""
 
 
+@runtime_checkable
 class NamedTables(Protocol):
     """Tables by name: the three splits, or a cohort of its own."""
 

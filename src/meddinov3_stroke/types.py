@@ -69,8 +69,8 @@ class VolumeSource:
     format: str
     """`nifti` or `dicom`."""
     sha256: str
-    """Digest of the file's bytes as stored; of a DICOM input, that of the sorted digests of its files and the series
-    asked for."""
+    """Digest of the file's bytes as stored; of DICOM, over the sorted digests of the files that were read, their frames
+    and the reader's version."""
     pixels_sha256: str
     """Digest of the stored voxels in canonical orientation, with dtype, shape, slope and intercept; equal pixels under
     two names share it."""

@@ -14,8 +14,6 @@ import pytest
 
 from meddinov3_stroke import prepare_cohort
 from meddinov3_stroke.cohort import read_series_table
-from meddinov3_stroke.embeddings import EmbeddingStore
-from meddinov3_stroke.extraction import extract_series
 from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
 
 FINDINGS = ("ICH", "IPH", "IVH", "SDH", "EDH", "SAH")
@@ -101,28 +99,40 @@ def test_one_command_writes_a_table_and_a_summary_that_adds_up(prepared: tuple[s
 
 
 @pytest.fixture(scope="module")
-def backbone(random_weights: Callable[..., Path]) -> Any:
+def weights(random_weights: Callable[..., Path]) -> Path:
+    return random_weights()
+
+
+@pytest.fixture(scope="module")
+def backbone(weights: Path) -> Any:
     from meddinov3_stroke.backbone import load_backbone
 
-    return load_backbone(random_weights(), engine="torch", precision="fp32", device="cpu")
+    return load_backbone(weights, engine="torch", precision="fp32", device="cpu")
 
 
 def test_extraction_head_test_and_case_inference_run_on_the_table(
-    prepared: tuple[str, Path], backbone: Any, random_head: Callable[..., Path], tmp_path: Path
+    prepared: tuple[str, Path], weights: Path, backbone: Any, random_head: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from meddinov3_stroke import head_eval
-    from meddinov3_stroke.feature_extractor import FeatureExtractor
+    from meddinov3_stroke import extract_features, head_eval
     from meddinov3_stroke.predictor import ICHPredictor
-    from meddinov3_stroke.rsna_pipeline import pool_split, write_features
 
     cohort, out = prepared
-    table = read_series_table(out / f"{cohort}_series_labels.csv")
-    extractor = FeatureExtractor(backbone, resize=64, batch=4)
-    ledger = list(extract_series(table.inputs, extractor, EmbeddingStore(tmp_path / "cache")))
-    assert [found.message for found in ledger if found.error] == []
-    write_features({"test": pool_split("test", table, ledger, "mean")}, tmp_path / "features", "mean", extractor)
+    series_csv = out / f"{cohort}_series_labels.csv"
+    table = read_series_table(series_csv)
+    arguments = [
+        "--series-csv",
+        str(series_csv),
+        "--backbone",
+        str(weights),
+        "--engine",
+        "torch",
+        "--precision",
+        "fp32",
+    ]
+    arguments += ["--precision", "fp32", "--device", "cpu", "--resize", "64", "--cache-dir", str(tmp_path / "cache"), "--quiet"]
+    assert extract_features.main([*arguments, "--output-dir", str(tmp_path / "features")]) == 0
     head = random_head(backbone)
-    flags = {name: tmp_path / "features" / f"test_{name}.npy" for name in ("embeddings", "labels")}
+    flags = {name: tmp_path / "features" / f"cohort_{name}.npy" for name in ("embeddings", "labels")}
     arguments = [word for name, path in flags.items() for word in (f"--{name}", str(path))]
     arguments += ["--checkpoint", str(head), "--output-json", str(tmp_path / "metrics.json"), "--quiet"]
     assert head_eval.main([*arguments, "--output-probs", str(tmp_path / "probs.npy")]) == 0

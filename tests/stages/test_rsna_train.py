@@ -98,7 +98,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def extractor(monkeypatch: pytest.MonkeyPatch) -> FakeExtractor:
     fake = FakeExtractor()
-    monkeypatch.setattr(rsna_train, "_extractor", lambda args: fake)
+    monkeypatch.setattr(rsna_train.Args, "extractor", lambda args: fake)
     return fake
 
 

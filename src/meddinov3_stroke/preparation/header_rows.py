@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from meddinov3_stroke.volume.dicom.header import ImageHeader, PixelFormat, Rescale
 
-PASS_VERSION = 1
+PASS_VERSION = 2
 """Raised when the same file would give another row; rows of an older pass are then read again."""
 
 _TEXT = [

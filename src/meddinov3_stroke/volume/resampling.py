@@ -25,6 +25,8 @@ METHOD = (
 EDGE_TOLERANCE = 1e-4
 """Pixels beyond the outermost centres that still count as the image."""
 
+_INT16 = np.iinfo(np.int16)
+
 MAX_RESAMPLED_VOXELS = 2**29
 """Voxels above which a grid is refused: 512 x 1024 x 1024."""
 
@@ -36,6 +38,8 @@ class Resampled:
     hu: Int16[np.ndarray, "slice row col"]
     affine: Float64[np.ndarray, "4 4"]
     """Maps (slice, row, col, 1) to RAS+ mm."""
+    n_clipped: int = 0
+    """Voxels beyond the range of int16, which end at its limit."""
 
 
 def resample(volume: Volume, spacing_mm: tuple[float, float, float]) -> Resampled:
@@ -55,14 +59,16 @@ def resample(volume: Volume, spacing_mm: tuple[float, float, float]) -> Resample
     shape = tuple(int(n) + 1 for n in np.floor((last - first) / spacing_mm + 1e-6))
     if math.prod(shape) > MAX_RESAMPLED_VOXELS:
         raise UsageError(f"--spacing: a grid of {' x '.join(map(str, shape))} voxels; at most {MAX_RESAMPLED_VOXELS}")
-    hu = np.empty(shape, dtype=np.int16)
+    hu, n_clipped = np.empty(shape, dtype=np.int16), 0
     for k in range(shape[0]):
         weights = _slice_weights(origins[:, 0], first[0] + k * spacing_mm[0], spacing_mm[0])
-        hu[k] = np.rint(_plane(volume, weights, origins, first, sides_mm, spacing_mm, (shape[1], shape[2])))
+        plane = np.rint(_plane(volume, weights, origins, first, sides_mm, spacing_mm, (shape[1], shape[2])))
+        hu[k] = plane.clip(_INT16.min, _INT16.max)
+        n_clipped += int(np.count_nonzero(plane != hu[k]))
     affine = np.eye(4)
     affine[:3, :3] = axes.T * np.array(spacing_mm)
     affine[:3, 3] = axes.T @ first
-    return Resampled(hu, affine)
+    return Resampled(hu, affine, n_clipped)
 
 
 def _axes(volume: Volume) -> tuple[Float64[np.ndarray, "3 3"], Float64[np.ndarray, " 2"]]:

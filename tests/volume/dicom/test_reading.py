@@ -105,12 +105,11 @@ def test_a_regular_series_is_what_simpleitk_reads(tmp_path: Path) -> None:
         np.testing.assert_allclose(volume.affine @ [k, row, column, 1], [-x, -y, z, 1], atol=1e-6)
 
 
-def test_copies_are_left_out_and_named(tmp_path: Path) -> None:
-    assert warnings_of(tmp_path, copied_slices=(0,), repeated_slices=(4,))[0].startswith(
-        "2 duplicate images were left out ("
-    )
+def test_copies_are_left_out_and_counted(tmp_path: Path) -> None:
+    told = "2 duplicate images were left out (inspect lists them)"
+    assert told in warnings_of(tmp_path, copied_slices=(0,), repeated_slices=(4,))
     shutil.rmtree(tmp_path)
-    assert "1 duplicate image was left out (IM0002.dcm)" in warnings_of(tmp_path, copied_slices=(0,))
+    assert "1 duplicate image was left out (inspect lists them)" in warnings_of(tmp_path, copied_slices=(0,))
 
 
 def test_images_set_aside_are_counted_by_reason(tmp_path: Path) -> None:
@@ -217,7 +216,9 @@ def test_a_lossy_transfer_syntax_is_told(tmp_path: Path, transfer_syntax: str) -
 
 def test_contrast_in_the_headers_of_what_is_read_is_told(tmp_path: Path) -> None:
     warnings = warnings_of(tmp_path, contrast_agent="OMNIPAQUE")
-    assert "the headers speak of contrast (agent 'OMNIPAQUE'); this model is for non-contrast CT" in warnings
+    told = "the agent in the headers speaks of contrast (see inspect); this model is for non-contrast CT"
+    assert told in warnings
+    assert "OMNIPAQUE" not in " ".join(warnings)  # free text may name a patient
 
 
 def test_different_pixels_at_one_position_are_refused_and_both_files_named(tmp_path: Path) -> None:
@@ -240,7 +241,7 @@ def test_acquisitions_at_the_same_positions_are_parted_and_one_is_read(tmp_path:
         edit(tmp_path / "again" / image.file, second)
     volume = read_volume(tmp_path)
     assert sorted(np.unique(volume.hu - truth.hu)) in ([0], [7])
-    assert "10 other images were set aside: another usable series (10)" in volume.warnings
+    assert any(one.startswith("only 10 of the 20 slices of this series are read") for one in volume.warnings)
 
 
 def test_a_named_series_that_was_set_aside_says_why(tmp_path: Path) -> None:

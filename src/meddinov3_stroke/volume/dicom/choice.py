@@ -37,15 +37,17 @@ _SHARP = re.compile(
 D, E, L; Canon FC3x, FC5x, FC8x."""
 
 _CONTRAST = re.compile(
-    r"\bcta\b|angio|post[ -]?(?:con|gad|c\b)|\bc\+|\+c\b|\bce\b|contrast|iohexol|omnipaque|perfusion|\bctp\b|venog"
-    r"|arterial|venous|\bkm\b|增强",
+    r"\bcta\b|angio|post[ -]?(?:con|gad|c\b)|\bc\+|\+ ?c\b|\bw/ ?c\b|\bce\b|contrast|enhanced|iohexol|omnipaque"
+    r"|perfusion|\bctp\b|venog|arterial|venous|\bkm\b|\bpost con|增强",
     re.IGNORECASE,
 )
 _NO_CONTRAST = re.compile(
-    r"non[ -]?con|without|w/o|\bwo\b|\bno (?:iv )?con|plain|\bnativ|unenhanced|\bnc\b|\bnect\b|\bncct\b|\bnone\b"
-    r"|\bc-(?!\w)|pre[ -]?con|\bohne\b|\bsans\b|平扫",
+    r"(?:non|without|w/o|\bwo\b|\bno\b|pre|\bohne\b|\bsans\b)[ -]*(?:iv[ -]*)?(?:con(?:trast)?|km|enhanced)\w*|without"
+    r"|w/o|\bwo\b|plain|\bnativ\w*|unenhanced|\bnc\b|\bnect\b|\bncct\b|\bnone\b|\bc-(?!\w)|\bohne\b|\bsans\b|平扫",
     re.IGNORECASE,
 )
+"""What denies contrast, with the word it denies; what is left of a text may still speak of it."""
+
 _BOTH = re.compile(
     r"\bw(?:ith)?[ /]*(?:and|&|\+)?[ /]*w(?:/o|o|ithout)\b|\bw(?:/o|o|ithout)[ /]*(?:and|&|\+)[ /]*w(?:ith)?\b",
     re.IGNORECASE,
@@ -56,7 +58,7 @@ _NO_AGENT = re.compile(r"\W*(?:no|n/?a|nil|not? given|0)?\W*", re.IGNORECASE)
 """What some write where an agent is asked for and there was none."""
 
 _HEAD = re.compile(
-    r"head|brain|skull|cran|crân|neuro|sch(?:ä|ae|a)del|cereb|hirn|t[eê]te|kopf|cabe[zç]a|encéph|头|颅|脑",
+    r"head|brain|skull|cran|crân|neuro|sch(?:ä|ae|a)del|cereb|hirn|cráneo|t[eê]te|kopf|cabe[zç]a|encéph|头|颅|脑",
     re.IGNORECASE,
 )
 _ELSEWHERE = re.compile(
@@ -96,8 +98,7 @@ def contrast_hint(stack: Stack) -> str:
     agent, description = stack.first.contrast, stack.first.series_description
     if not _NO_AGENT.fullmatch(agent) and not _NO_CONTRAST.search(agent):
         return f"agent {agent!r}"
-    is_denied = _NO_CONTRAST.search(description) is not None and _BOTH.search(description) is None
-    if _CONTRAST.search(description) and not is_denied:
+    if _BOTH.search(description) or _CONTRAST.search(_NO_CONTRAST.sub(" ", description)):
         return f"description {description!r}"
     return ""
 

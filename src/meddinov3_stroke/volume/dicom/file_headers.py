@@ -9,7 +9,8 @@ from meddinov3_stroke.volume.dicom.files import InputFile
 from meddinov3_stroke.volume.dicom.header import ImageHeader
 from meddinov3_stroke.volume.dicom.header_reading import headers_of
 from meddinov3_stroke.volume.dicom.pixels import NATIVE_SYNTAXES
-from meddinov3_stroke.volume.dicom.structure import DicomContent, PixelElement, read_structure
+from meddinov3_stroke.volume.dicom.roles import role_fault
+from meddinov3_stroke.volume.dicom.structure import DicomContent, PixelElement, begins_as_dicom, read_structure
 
 HEAD_BYTES = 1 << 14
 """Bytes read of a file at first; RSNA's headers have about 1 KiB, a scanner's rarely more than 8."""
@@ -26,7 +27,8 @@ def read_file_headers(file: InputFile) -> tuple[ImageHeader, ...] | None:
     if content is None:
         return None
     headers = headers_of(content, file.name)
-    if headers and content.pixel_data is not None and content.transfer_syntax in NATIVE_SYNTAXES:
+    is_slice = any(not role_fault(header) for header in headers)  # what is set aside is never decoded
+    if is_slice and content.pixel_data is not None and content.transfer_syntax in NATIVE_SYNTAXES:
         _require_pixel_bytes(headers[0], content.pixel_data)
     return headers
 
@@ -40,6 +42,9 @@ def _content(file: InputFile) -> DicomContent | None:
     if file.n_bytes > HEAD_BYTES:
         head = file.head(HEAD_BYTES)
         _require_length(file, len(head), HEAD_BYTES)
+        if not begins_as_dicom(head):
+            return None
+        file.require_readable_size()
         with suppress(CorruptInput):
             found = read_structure(head + bytes(file.n_bytes - len(head)), file.name)
             if found is None or _ends_with_pixels(found, len(head), file.n_bytes):

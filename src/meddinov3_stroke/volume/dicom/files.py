@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
 import os
+import re
 import stat
 import zipfile
 import zlib
@@ -14,6 +16,7 @@ from pathlib import Path
 
 from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput
 from meddinov3_stroke.volume.contents import machine_errors
+from meddinov3_stroke.volume.dicom.structure import MAGIC, PREAMBLE_BYTES
 
 MAX_FILES = 50_000
 """Files looked through for one volume; a study has a few thousand. A flat Kaggle folder is for `prepare-rsna`."""
@@ -25,7 +28,14 @@ MAX_ARCHIVE_RATIO = 1032
 """Deflate gives at most 258 bytes for 2 bits; an archive that declares more is a bomb or damaged."""
 
 LIST_SUFFIX = ".txt"
-"""Ending of a list of files: one path a line, relative to the list's folder, `#` begins a comment."""
+"""Ending of a list of files: one path a line, relative to the list's folder; `#` at the start of a line or after a
+blank begins a comment."""
+
+_COMMENT = re.compile(r"(?:^|\s)#")
+
+
+_UNPACKING_FAULTS = (zlib.error, lzma.LZMAError, OSError)
+"""What the unpackers raise on damaged members; bz2's is a plain OSError. The archive itself was opened before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +58,22 @@ class InputFile:
             CorruptInput: longer than it says, or its checksum in the archive does not hold.
             UnsupportedInput: above `MAX_FILE_BYTES`, or an encrypted member.
         """
+        self.require_readable_size()
         return self.head(self.n_bytes + 1)
 
-    def head(self, n_bytes: int) -> bytes:
-        """Its first `n_bytes` bytes; as `read`."""
+    def require_readable_size(self) -> None:
+        """Nothing, where the file may be read whole.
+
+        Raises:
+            UnsupportedInput: above `MAX_FILE_BYTES`.
+        """
         if self.n_bytes > MAX_FILE_BYTES:
             raise UnsupportedInput(
                 f"{self.name} has {self.n_bytes} bytes; at most {MAX_FILE_BYTES} are read of one DICOM file"
             )
+
+    def head(self, n_bytes: int) -> bytes:
+        """Its first `n_bytes` bytes, of a file of any size; else as `read`."""
         content = self._head(n_bytes)
         if len(content) > self.n_bytes:
             raise CorruptInput(f"{self.name} has more than the {self.n_bytes} bytes it had before; read it again")
@@ -74,7 +92,7 @@ class InputFile:
                 return member.read(n_bytes)
         except RuntimeError as error:  # zipfile's word for a password
             raise UnsupportedInput(f"{self.name} is encrypted; unpack the archive with its password") from error
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, zlib.error) as error:
+        except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, *_UNPACKING_FAULTS) as error:
             raise CorruptInput(f"{self.name} cannot be unpacked ({error}); fetch the archive again") from error
 
 
@@ -104,7 +122,7 @@ def _files_of(source: Path | Sequence[Path], stack: ExitStack) -> Iterator[Input
             yield from _in_folder(source)
         elif _is_archive(source):
             yield from _in_archive(source, stack)
-        elif source.name.lower().endswith(LIST_SUFFIX):
+        elif source.name.lower().endswith(LIST_SUFFIX) and not _begins_as_dicom(source):
             yield from _in_list(source)
         else:
             yield _on_disk(source, str(source))
@@ -116,6 +134,11 @@ def _is_archive(path: Path) -> bool:
         return True
     with path.open("rb") as handle:
         return handle.read(4) == b"PK\x03\x04"
+
+
+def _begins_as_dicom(path: Path) -> bool:
+    with path.open("rb") as handle:
+        return handle.read(PREAMBLE_BYTES + len(MAGIC)).endswith(MAGIC)
 
 
 def _on_disk(path: Path, name: str) -> InputFile:
@@ -190,7 +213,7 @@ def _in_list(path: Path) -> Iterator[InputFile]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UnsupportedInput(f"{path} is no list of files in UTF-8; expected one path a line") from error
-    entries = [entry for line in lines if (entry := line.split("#", 1)[0].strip())]
+    entries = [entry for line in lines if (entry := _COMMENT.split(line, maxsplit=1)[0].strip())]
     _require_few(len(entries), path)
     for entry in entries:
         yield _on_disk(path.parent / _from_home(entry), entry)

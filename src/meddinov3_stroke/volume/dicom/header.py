@@ -87,6 +87,8 @@ class ImageHeader:
     slice_thickness_mm: float | None
     gantry_tilt_degrees: float | None
     """As the header states it; what the geometry says counts."""
+    frame_of_reference_uid: str = ""
+    """Positions under different ones cannot be compared."""
     geometry_fault: str = ""
     """Why position, orientation or pixel spacing are None, in words."""
 

@@ -67,10 +67,14 @@ IMAGE_KEYWORDS = (
     "RescaleIntercept",
     "RescaleSlope",
     "ModalityLUTSequence",
+    "FrameOfReferenceUID",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )
 """What is read of a header; of a patient only what tells patients apart."""
+
+NO_PIXELS = PixelFormat(0, 0, 1, "", 0, 0, 0, False)
+"""Stands in the header of an object whose pixels are never read."""
 
 IMAGE_TAGS = tuple(tag for keyword in IMAGE_KEYWORDS if (tag := tag_for_keyword(keyword)) is not None)
 
@@ -92,9 +96,10 @@ def headers_of(content: DicomContent, name: str) -> tuple[ImageHeader, ...]:
     fields = HeaderFields(dataset, name)
     if fields.text("SOPClassUID") == "" and content.pixel_data is None and not fields.text("SOPInstanceUID"):
         return ()  # a DICOMDIR or another object that holds no image
-    pixels = _pixel_format(fields) if content.pixel_data is not None else PixelFormat(0, 0, 1, "", 0, 0, 0, False)
+    is_ct = fields.text("Modality").upper() == "CT" and content.pixel_data is not None
+    pixels = _pixel_format(fields) if is_ct else NO_PIXELS  # what is no CT is set aside, whatever its pixels are
     image = _image_header(fields, content, pixels)
-    groups = fields.sequence("PerFrameFunctionalGroupsSequence")
+    groups = fields.sequence("PerFrameFunctionalGroupsSequence") if is_ct else []
     if not groups:
         return (image,)
     if len(groups) != pixels.n_frames:
@@ -158,6 +163,7 @@ def _image_header(fields: HeaderFields, content: DicomContent, pixels: PixelForm
         pixel_spacing_mm=None,
         slice_thickness_mm=fields.number("SliceThickness"),
         gantry_tilt_degrees=fields.number("GantryDetectorTilt"),
+        frame_of_reference_uid=fields.text("FrameOfReferenceUID"),
     )
     return _placed(header, fields.floats)
 

@@ -32,6 +32,9 @@ LOSSY = {"1.2.840.10008.1.2.4.81": "JPEG-LS near-lossless", "1.2.840.10008.1.2.4
 """Transfer syntaxes that may have changed values."""
 
 
+READER_VERSION = 1
+"""Raised when the same files would give other slices or HU: embeddings cached before are then not reused."""
+
 FILES_AHEAD = 2
 """Files read, digested and walked ahead of the one that is decoded."""
 
@@ -77,7 +80,11 @@ def stack_digest(stack: Stack, files: dict[str, InputFile]) -> str:
 def _digest_of(file_digests: Sequence[str], stack: Stack) -> str:
     frames = [image.frame for image in stack.images]
     return sha256_of_document(
-        {"dicom": sorted(file_digests), "frames": [frame for frame in frames if frame is not None]}
+        {
+            "dicom": sorted(file_digests),
+            "reader": READER_VERSION,
+            "frames": [frame for frame in frames if frame is not None],
+        }
     )
 
 
@@ -252,21 +259,38 @@ def _slice_image(image: ImageHeader) -> SliceImage:
 def _left_out(found: Survey, stack: Stack) -> Iterator[str]:
     """What of the input is not in the volume."""
     if stack.set_aside:
-        names = ", ".join(image.file for image, _ in stack.set_aside[:3])
-        more = ", ..." if len(stack.set_aside) > 3 else ""
         n_copies = _counted(len(stack.set_aside), "duplicate image was", "duplicate images were")
-        yield f"{n_copies} left out ({names}{more})"
+        yield f"{n_copies} left out (inspect lists them)"
     others = [other for other in found.stacks if other is not stack]
-    reasons = Counter(other.reason or "another usable series" for other in others for _ in other.images)
+    yield from _rest_of_series(stack, others)
+    reasons = Counter(
+        other.reason or "another usable series"
+        for other in others
+        for _ in other.images
+        if other.verdict != "usable" or other.series_instance_uid != stack.series_instance_uid
+    )
     if reasons:
         told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
         n_others = _counted(sum(reasons.values()), "other image was", "other images were")
         yield f"{n_others} set aside: {told}"
-    not_dicom = [name for name, what in found.without_images if what == "not DICOM"]
-    if not_dicom:
-        more = ", ..." if len(not_dicom) > 3 else ""
-        n_files = _counted(len(not_dicom), "file is not DICOM and was", "files are not DICOM and were")
-        yield f"{n_files} set aside ({', '.join(not_dicom[:3])}{more})"
+    n_not_dicom = sum(what == "not DICOM" for _, what in found.without_images)
+    if n_not_dicom:
+        n_files = _counted(n_not_dicom, "file is not DICOM and was", "files are not DICOM and were")
+        yield f"{n_files} set aside (inspect lists them)"
+
+
+def _rest_of_series(stack: Stack, others: Sequence[Stack]) -> Iterator[str]:
+    """What to say where the series has usable slices that are not in the stack."""
+    n_rest = sum(
+        len(other.images)
+        for other in others
+        if other.verdict == "usable" and other.series_instance_uid == stack.series_instance_uid
+    )
+    if n_rest:
+        yield (
+            f"only {len(stack.images)} of the {len(stack.images) + n_rest} slices of this series are read: the others "
+            "differ in acquisition, kernel, size, orientation or kind"
+        )
 
 
 def _counted(n: int, one: str, many: str) -> str:
@@ -284,5 +308,6 @@ def _about(stack: Stack) -> Iterator[str]:
     if stack.first.transfer_syntax in LOSSY:
         yield f"compressed with {LOSSY[stack.first.transfer_syntax]}, which may have changed values"
     hint = contrast_hint(stack)
-    if hint:
-        yield f"the headers speak of contrast ({hint}); this model is for non-contrast CT"
+    if hint:  # its words stay out: free text may name a patient, and warnings go into outputs and the cache
+        where = hint.split(" ", 1)[0]
+        yield f"the {where} in the headers speaks of contrast (see inspect); this model is for non-contrast CT"

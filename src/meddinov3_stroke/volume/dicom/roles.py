@@ -39,6 +39,8 @@ def role_fault(image: ImageHeader) -> str:
         return "a picture of a report"
     if image.sop_class_uid and image.sop_class_uid not in CT_IMAGES:
         return f"SOP class {image.sop_class_uid}, not CT"
+    if image.pixels.n_frames > 1 and image.frame is None:
+        return "a multi-frame object that does not say where its frames lie"
     if not image.is_placed:
         return image.geometry_fault
     return ""

@@ -34,6 +34,11 @@ DIRECTION_TOLERANCE = 1e-3
 SPACING_TOLERANCE_MM = 1e-4
 """Difference of pixel spacings up to which they are the same."""
 
+MAX_PLANES = 64
+"""Orientations in one series above which its other images are refused; a reformat in every direction has a few."""
+
+_PLANE_TOLERANCES = np.repeat([DIRECTION_TOLERANCE, SPACING_TOLERANCE_MM], [6, 2])
+
 POSITION_TOLERANCE_MM = 0.01
 """Images closer than this along the normal are at one position; the thinnest CT reconstructions are 0.1 mm apart."""
 
@@ -103,8 +108,10 @@ def assemble(headers: Iterable[ImageHeader], same_pixels: SamePixels | None = No
             groups[_group_of(image)].append(image)
     stacks = [Stack(tuple(images), verdict="set aside", reason=key[-1]) for key, images in apart.items()]
     for images in groups.values():
-        for alike in _same_plane(images):
-            stacks += _stacks_of(alike, same_pixels)
+        planes, beyond = _same_plane(sorted(images, key=_by_content))
+        stacks += [stack for plane in planes for stack in _stacks_of(plane, same_pixels)]
+        if beyond:
+            stacks.append(Stack(tuple(beyond), verdict="refused", reason=f"more than {MAX_PLANES} orientations"))
     return tuple(sorted(stacks, key=_place))
 
 
@@ -114,28 +121,42 @@ def _place(stack: Stack) -> tuple[object, ...]:
 
 
 def _group_of(image: ImageHeader) -> tuple[object, ...]:
-    pixels = image.pixels
-    return (image.study_instance_uid, image.series_instance_uid, pixels.rows, pixels.columns, image.kernel)
+    """What the images of one stack have in common: whose they are, what they show and how, and in which space."""
+    return (
+        image.patient_id,
+        image.study_instance_uid,
+        image.series_instance_uid,
+        image.frame_of_reference_uid,
+        (image.pixels.rows, image.pixels.columns),
+        image.kernel,
+        image.contrast,
+        "DERIVED" in image.image_type,
+    )
 
 
-def _same_plane(images: Sequence[ImageHeader]) -> list[list[ImageHeader]]:
-    """The images by orientation and pixel spacing, each within tolerance of the first of its group."""
+def _by_content(image: ImageHeader) -> tuple[object, ...]:
+    """An order that file names and the order of files leave alone, but among copies of one image."""
+    assert image.position_mm is not None  # placed images only
+    return (*image.position_mm.tolist(), image.sop_instance_uid, image.frame or 0, image.file)
+
+
+def _same_plane(images: Sequence[ImageHeader]) -> tuple[list[list[ImageHeader]], list[ImageHeader]]:
+    """The images by orientation and pixel spacing, each within tolerance of the first of its group, and those that
+    would be of one group too many."""
     planes: list[list[ImageHeader]] = []
+    beyond: list[ImageHeader] = []
+    firsts = np.empty((MAX_PLANES, 8))
     for image in images:
-        home = next((plane for plane in planes if _is_alike(plane[0], image)), None)
-        if home is None:
+        plane = np.concatenate([image.directions.ravel(), np.array(image.pixel_spacing_mm)])
+        alike = (np.abs(firsts[: len(planes)] - plane) <= _PLANE_TOLERANCES).all(axis=1)
+        if alike.any():
+            planes[int(alike.argmax())].append(image)
+        elif len(planes) < MAX_PLANES:
+            firsts[len(planes)] = plane
             planes.append([image])
         else:
-            home.append(image)
-    return planes
-
-
-def _is_alike(first: ImageHeader, second: ImageHeader) -> bool:
-    spacings = np.array([first.pixel_spacing_mm, second.pixel_spacing_mm], dtype=np.float64)
-    return bool(
-        np.abs(first.directions - second.directions).max() <= DIRECTION_TOLERANCE
-        and np.abs(spacings[0] - spacings[1]).max() <= SPACING_TOLERANCE_MM
-    )
+            beyond.append(image)
+    return planes, beyond
 
 
 def _stacks_of(images: list[ImageHeader], same_pixels: SamePixels | None) -> list[Stack]:
@@ -164,9 +185,21 @@ def _stack(images: list[ImageHeader], same_pixels: SamePixels | None) -> Stack:
         copies = {id(image) for image, _ in dropped}
         all_but_copies = tuple(image for image in ordered if id(image) not in copies)
         return Stack(all_but_copies, tuple(dropped), "refused", _clash_text(clashes))
+    if fault := _shared_uid(kept):
+        return Stack(tuple(kept), tuple(dropped), "refused", fault)
     if fault := _plane_fault(kept, normal):
         return Stack(tuple(kept), tuple(dropped), "set aside", fault)
     return Stack(tuple(kept), tuple(dropped))
+
+
+def _shared_uid(images: Sequence[ImageHeader]) -> str:
+    """Which different images bear one SOP Instance UID, so that a finding could not be pointed back; or nothing."""
+    bearers: dict[tuple[str, int | None], str] = {}
+    for image in images:
+        other = bearers.setdefault((image.sop_instance_uid, image.frame), image.file)
+        if other != image.file and image.sop_instance_uid:
+            return f"different images bear one SOP Instance UID ({other} and {image.file} the first)"
+    return ""
 
 
 def _codec_fault(images: Sequence[ImageHeader]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from meddinov3_stroke.errors import CorruptInput
 from meddinov3_stroke.volume.dicom.elements import DataSetWalk, PixelElement, is_known_vr
 
-__all__ = ["DicomContent", "PixelElement", "read_structure"]
+__all__ = ["DicomContent", "PixelElement", "begins_as_dicom", "read_structure"]
 
 PREAMBLE_BYTES, MAGIC = 128, b"DICM"
 """A DICOM file begins with these; files of older writers, and raw data sets, do not (PS3.10 section 7.1)."""
@@ -60,10 +60,9 @@ def read_structure(content: bytes, name: str) -> DicomContent | None:
         CorruptInput: an element ends after the file or its parent, the nesting is deeper than 64, the data set stops
             inside an element, or a deflated one inflates beyond `MAX_INFLATED_BYTES`.
     """
-    has_magic = content[PREAMBLE_BYTES : PREAMBLE_BYTES + len(MAGIC)] == MAGIC
-    start = PREAMBLE_BYTES + len(MAGIC) if has_magic else 0
-    if not has_magic and not _begins_as_data_set(content):
+    if not begins_as_dicom(content):
         return None
+    start = PREAMBLE_BYTES + len(MAGIC) if _has_magic(content) else 0
     stated, uid_offset, start = _read_meta(content, start, name)
     if stated == DEFLATED:
         content = _inflated(content, uid_offset, start, name)
@@ -73,6 +72,15 @@ def read_structure(content: bytes, name: str) -> DicomContent | None:
     walk = DataSetWalk(content, name, is_explicit=is_explicit, is_big_endian=is_big_endian)
     pixel_data = walk.to_end(start)
     return DicomContent(stated or (EXPLICIT_LITTLE if is_explicit else IMPLICIT_LITTLE), content, pixel_data)
+
+
+def begins_as_dicom(head: bytes) -> bool:
+    """Whether a file that begins with `head` is to be walked: it has DICOM's magic, or begins as a data set does."""
+    return _has_magic(head) or _begins_as_data_set(head)
+
+
+def _has_magic(content: bytes) -> bool:
+    return content[PREAMBLE_BYTES : PREAMBLE_BYTES + len(MAGIC)] == MAGIC
 
 
 def _begins_as_data_set(content: bytes) -> bool:
