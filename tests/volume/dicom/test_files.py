@@ -250,3 +250,12 @@ def test_the_head_of_a_file_is_its_first_bytes(tmp_path: Path) -> None:
     path = packed(tmp_path / "study.zip", {"a": b"0123456789"})
     with open_files(path) as (file,):
         assert file.head(4) == b"0123"
+
+
+def test_an_archive_of_a_million_entries_is_refused_before_they_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = packed(tmp_path / "many.zip", {f"{k}": b"" for k in range(70_000)}, zipfile.ZIP_STORED)  # ZIP64's end record
+    monkeypatch.setattr(files_module.zipfile, "ZipFile", lambda path: pytest.fail("the entries were listed"))
+    with pytest.raises(UnsupportedInput, match="more than 50000 files"), open_files(path):
+        pass

@@ -187,6 +187,7 @@ def _require_few(n_files: int, source: Path) -> None:
 
 
 def _in_archive(path: Path, stack: ExitStack) -> Iterator[InputFile]:
+    _require_few(_declared_members(path), path)  # before zipfile builds an object for each
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
@@ -206,6 +207,23 @@ def _in_archive(path: Path, stack: ExitStack) -> Iterator[InputFile]:
                 "archive holds that; fetch it again"
             )
         yield InputFile(f"{path.name}:{member.filename}", path, member.file_size, archive, member.filename)
+
+
+def _declared_members(path: Path) -> int:
+    """How many members the archive's end record speaks of; 0 where it has none (APPNOTE.TXT 4.3.14 and 4.3.16)."""
+    with path.open("rb") as handle:
+        handle.seek(-min(path.stat().st_size, _END_BYTES), os.SEEK_END)
+        end = handle.read()
+    at = end.rfind(b"PK\x05\x06")
+    if at < 0 or len(end) < at + 12:
+        return 0
+    n_members = int.from_bytes(end[at + 10 : at + 12], "little")
+    at = end.rfind(b"PK\x06\x06", 0, at) if n_members == 0xFFFF else -1
+    return n_members if at < 0 else int.from_bytes(end[at + 32 : at + 40], "little")
+
+
+_END_BYTES = 22 + 20 + 56 + 0xFFFF
+"""Longest end of an archive: the end record with its comment, the locator and the ZIP64 end record."""
 
 
 def _in_list(path: Path) -> Iterator[InputFile]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -16,21 +15,18 @@ from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, Unsu
 from meddinov3_stroke.runtime.digest import sha256_of_array, sha256_of_document
 from meddinov3_stroke.runtime.prefetch import read_ahead
 from meddinov3_stroke.types import SliceImage, Volume, VolumeSource
-from meddinov3_stroke.volume.dicom.choice import choose, contrast_hint
+from meddinov3_stroke.volume.dicom.choice import choose
 from meddinov3_stroke.volume.dicom.files import InputFile
 from meddinov3_stroke.volume.dicom.header import ImageHeader
 from meddinov3_stroke.volume.dicom.hounsfield import ImageHu, image_hu
 from meddinov3_stroke.volume.dicom.pixels import decode_frame
+from meddinov3_stroke.volume.dicom.remarks import remarks_on
 from meddinov3_stroke.volume.dicom.spacing import layout_of
 from meddinov3_stroke.volume.dicom.stacks import LPS_TO_RAS, Stack
 from meddinov3_stroke.volume.dicom.structure import DicomContent, read_structure
 from meddinov3_stroke.volume.dicom.survey import Survey, survey
 from meddinov3_stroke.volume.geometry import Orientation, canonical_orientation
 from meddinov3_stroke.volume.hounsfield import judge_voxels
-
-LOSSY = {"1.2.840.10008.1.2.4.81": "JPEG-LS near-lossless", "1.2.840.10008.1.2.4.91": "JPEG 2000"}
-"""Transfer syntaxes that may have changed values."""
-
 
 READER_VERSION = 1
 """Raised when the same files would give other slices or HU: embeddings cached before are then not reused."""
@@ -129,7 +125,7 @@ def read_stack(found: Survey, stack: Stack, path: Path, *, max_voxels: int) -> V
         spacing_mm=(layout_of(stack).nominal_mm, row_mm, column_mm),
         source=source,
         n_padding_voxels=n_padding + pixels.n_padding_to_air,
-        warnings=(*_left_out(found, stack), *_about(stack), *pixels.warnings, *voxel_warnings),
+        warnings=(*remarks_on(found, stack), *pixels.warnings, *voxel_warnings),
     )
 
 
@@ -254,60 +250,3 @@ def _slice_geometry(
 
 def _slice_image(image: ImageHeader) -> SliceImage:
     return SliceImage(image.sop_instance_uid, None if image.frame is None else image.frame + 1)
-
-
-def _left_out(found: Survey, stack: Stack) -> Iterator[str]:
-    """What of the input is not in the volume."""
-    if stack.set_aside:
-        n_copies = _counted(len(stack.set_aside), "duplicate image was", "duplicate images were")
-        yield f"{n_copies} left out (inspect lists them)"
-    others = [other for other in found.stacks if other is not stack]
-    yield from _rest_of_series(stack, others)
-    reasons = Counter(
-        other.reason or "another usable series"
-        for other in others
-        for _ in other.images
-        if other.verdict != "usable" or other.series_instance_uid != stack.series_instance_uid
-    )
-    if reasons:
-        told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
-        n_others = _counted(sum(reasons.values()), "other image was", "other images were")
-        yield f"{n_others} set aside: {told}"
-    n_not_dicom = sum(what == "not DICOM" for _, what in found.without_images)
-    if n_not_dicom:
-        n_files = _counted(n_not_dicom, "file is not DICOM and was", "files are not DICOM and were")
-        yield f"{n_files} set aside (inspect lists them)"
-
-
-def _rest_of_series(stack: Stack, others: Sequence[Stack]) -> Iterator[str]:
-    """What to say where the series has usable slices that are not in the stack."""
-    n_rest = sum(
-        len(other.images)
-        for other in others
-        if other.verdict == "usable" and other.series_instance_uid == stack.series_instance_uid
-    )
-    if n_rest:
-        yield (
-            f"only {len(stack.images)} of the {len(stack.images) + n_rest} slices of this series are read: the others "
-            "differ in acquisition, kernel, size, orientation or kind"
-        )
-
-
-def _counted(n: int, one: str, many: str) -> str:
-    return f"{n} {one if n == 1 else many}"
-
-
-def _about(stack: Stack) -> Iterator[str]:
-    """What a reader must know of the stack's geometry, scaling and contrast."""
-    yield from layout_of(stack).notes
-    scalings = {(image.rescale.slope, image.rescale.intercept) for image in stack.images}
-    if len(scalings) > 1:
-        yield f"{len(scalings)} pairs of slope and intercept in one series; each slice is read by its own"
-    if not all(image.rescale.is_stated or image.has_modality_lut for image in stack.images):
-        yield "no rescale slope or intercept in the header; stored values are taken as HU"
-    if stack.first.transfer_syntax in LOSSY:
-        yield f"compressed with {LOSSY[stack.first.transfer_syntax]}, which may have changed values"
-    hint = contrast_hint(stack)
-    if hint:  # its words stay out: free text may name a patient, and warnings go into outputs and the cache
-        where = hint.split(" ", 1)[0]
-        yield f"the {where} in the headers speaks of contrast (see inspect); this model is for non-contrast CT"
