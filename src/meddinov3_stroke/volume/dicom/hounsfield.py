@@ -55,7 +55,12 @@ def image_hu(stored: Integer[np.ndarray, "row col"], image: ImageHeader, content
     n_to_air = 0
     if padding is not None:
         hu, n_to_air = _with_air(hu, padding)
-    return ImageHu(hu, n_to_air, image.rescale.is_wrapped and not image.has_modality_lut)
+    return ImageHu(hu, n_to_air, image.rescale.is_wrapped and not image.has_modality_lut and _is_changed(stored, image))
+
+
+def _is_changed(stored: Integer[np.ndarray, "row col"], image: ImageHeader) -> bool:
+    """Whether the repair gives other HU than slope and intercept as they stand."""
+    return image.rescale.intercept != 0.0 or bool(stored.max() >= WRAP - REPAIR_SHIFT)
 
 
 def _padding_of(stored: Integer[np.ndarray, "row col"], image: ImageHeader) -> Bool[np.ndarray, "row col"] | None:
