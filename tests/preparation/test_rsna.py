@@ -16,6 +16,7 @@ from pydicom.config import disable_value_validation
 from meddinov3_stroke.errors import LabelError, MissingInput, SeriesTableError
 from meddinov3_stroke.preparation import PreparedRsna, RsnaOptions, prepare_rsna
 from meddinov3_stroke.types import LABELS
+from meddinov3_stroke.volume import read_volume
 
 Kaggle = Callable[..., Any]
 
@@ -280,3 +281,27 @@ def test_another_run_writes_the_same_bytes(kaggle: Kaggle, tmp_path: Path) -> No
         prepare(cohort.root, tmp_path / name)
     for name in ("slice_labels.parquet", "header_index.parquet"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "orientation",
+    [[1, 0, 0, 0, 1, 0], [-1, 0, 0, 0, -1, 0], [-1, 0, 0, 0, 1, 0], [1, 0, 0, 0, -1, 0], [0, 1, 0, -1, 0, 0]],
+    ids=str,
+)
+def test_slice_labels_have_the_positions_that_the_reader_gives(
+    kaggle: Kaggle, out: Path, orientation: list[float]
+) -> None:
+    cohort = kaggle()
+    cohort.add("one", n_slices=5)
+    for path in cohort.images.iterdir():
+        dataset = pydicom.dcmread(path)
+        with disable_value_validation():
+            dataset.ImageOrientationPatient = orientation
+            dataset.save_as(path)
+    (named,) = prepare(cohort.write(), out).table.inputs
+    assert named is not None
+    volume = read_volume(named)
+    rows = pq.read_table(out / "slice_labels.parquet").to_pandas()
+    assert rows["sop_uid"].tolist() == [image.sop_instance_uid for image in volume.source.images]
+    positions = rows[["position_x_mm", "position_y_mm", "position_z_mm"]].to_numpy()
+    np.testing.assert_allclose(positions, volume.slice_positions_mm, atol=1e-9)

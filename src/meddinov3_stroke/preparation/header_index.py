@@ -32,7 +32,7 @@ INDEX_SCHEMA = pa.schema(
         ("file", pa.string()),  # absolute path
         ("frame", pa.int64()),  # 0-based in a multi-frame file, else null
         ("slice_index", pa.int32()),  # canonical, 0-based, inferior to superior; -1: no slice of the series' volume
-        ("position_x_mm", pa.float64()),  # RAS+, centre of the first stored voxel
+        ("position_x_mm", pa.float64()),  # RAS+, centre of the first voxel as stored (Image Position), of any image
         ("position_y_mm", pa.float64()),
         ("position_z_mm", pa.float64()),
         ("rows", pa.int32()),

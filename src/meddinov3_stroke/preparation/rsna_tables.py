@@ -174,7 +174,7 @@ def slice_label_pieces(found: LabelledSeries, rows_at_once: int = 1 << 16) -> It
             rows["series_instance_uid"].combine_chunks().cast(pa.string()),
             found.images.slice_index[places],
             rows["sop_instance_uid"].combine_chunks(),
-            found.images.positions_mm[places],
+            found.images.slice_positions_mm[places],
             found.slice_labels[start : start + rows_at_once],
         )
 

@@ -18,6 +18,7 @@ from meddinov3_stroke.volume.dicom.choice import rank
 from meddinov3_stroke.volume.dicom.files import InputFile
 from meddinov3_stroke.volume.dicom.header import ImageHeader
 from meddinov3_stroke.volume.dicom.reading import scaling_fault
+from meddinov3_stroke.volume.dicom.stack_geometry import canonical_positions_mm
 from meddinov3_stroke.volume.dicom.stacks import LPS_TO_RAS, Stack, assemble, distance_mm
 from meddinov3_stroke.volume.dicom.survey import same_pixels
 
@@ -53,6 +54,8 @@ class AssembledImages:
     """0-based in the canonical volume of its series, inferior to superior; -1 where it is no slice of it."""
     positions_mm: Float64[np.ndarray, "row 3"]
     """RAS+ mm of the centre of the first stored voxel (Image Position); NaN where the header has none."""
+    slice_positions_mm: Float64[np.ndarray, "row 3"]
+    """RAS+ mm of the centre of the first canonical voxel of each slice, as `Volume.slice_positions_mm`; else NaN."""
     copy_of: Int32[np.ndarray, " row"]
     """Row of the slice whose copy the image is (same position, same pixels, dropped); -1 where it is none."""
     status: Int32[np.ndarray, " row"]
@@ -97,6 +100,7 @@ def assemble_rows(rows: pa.Table, folder: Path) -> AssembledImages:
         rows,
         slice_index=np.full(n_rows, -1, np.int32),
         positions_mm=_positions(rows),
+        slice_positions_mm=np.full((n_rows, 3), np.nan),
         copy_of=np.full(n_rows, -1, np.int32),
         status=np.empty(n_rows, np.int32),
         reason=np.empty(n_rows, np.int32),
@@ -187,8 +191,9 @@ def _place_series(
     if fault is not None:
         return AssembledSeries(*names, 0, *fault)
     assert chosen is not None
-    for k, header in enumerate(chosen.images):
-        images.slice_index[place_of[id(header)]] = k
+    of_slices = [place_of[id(header)] for header in chosen.images]
+    images.slice_index[of_slices] = np.arange(len(of_slices))
+    images.slice_positions_mm[of_slices] = canonical_positions_mm(chosen)
     for header, twin in _copies(chosen):
         images.copy_of[place_of[id(header)]] = place_of[id(twin)]
     return AssembledSeries(*names, len(chosen.images), USABLE)

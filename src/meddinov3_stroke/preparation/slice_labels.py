@@ -21,7 +21,7 @@ SLICE_LABEL_SCHEMA = pa.schema(
         ("series_uid", pa.string()),
         ("slice_index", pa.int32()),  # canonical, 0-based, inferior to superior
         ("sop_uid", pa.string()),  # empty where the volume knows no images
-        ("position_x_mm", pa.float64()),  # RAS+ of the slice's first voxel
+        ("position_x_mm", pa.float64()),  # RAS+ of the centre of voxel (row 0, col 0), as Volume.slice_positions_mm
         ("position_y_mm", pa.float64()),
         ("position_z_mm", pa.float64()),
         *((label, pa.int8()) for label in LABELS),
