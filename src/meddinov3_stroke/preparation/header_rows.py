@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from meddinov3_stroke.volume.dicom.header import ImageHeader, PixelFormat, Rescale
 
-PASS_VERSION = 2
+PASS_VERSION = 3
 """Raised when the same file would give another row; rows of an older pass are then read again."""
 
 _TEXT = [
@@ -19,6 +19,7 @@ _TEXT = [
     "series_instance_uid",
     "study_instance_uid",
     "patient_id",
+    "frame_of_reference_uid",
     "modality",
     "sop_class_uid",
     "series_description",
@@ -26,6 +27,7 @@ _TEXT = [
     "kernel",
     "contrast",
     "transfer_syntax",
+    "frame_of_reference_uid",
     "geometry_fault",
 ]
 _WHOLE = ("frame", "series_number", "acquisition_number", "instance_number")
