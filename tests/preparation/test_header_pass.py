@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -202,6 +203,23 @@ def test_a_damaged_part_is_said_and_its_files_read_again(
     assert "is damaged" in caplog.text
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_part_with_a_flipped_bit_is_said_and_its_files_read_again(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int
+) -> None:
+    first = read(folder, tmp_path / "parts")
+    (part,) = (tmp_path / "parts").glob("part-*")
+    content = bytearray(part.read_bytes())
+    generator = np.random.default_rng(seed)
+    content[generator.integers(len(content))] ^= 1 << generator.integers(8)
+    part.write_bytes(content)
+    again = read(folder, tmp_path / "parts")
+    assert again.n_read_now == 30
+    assert again.rows.to_pylist() == first.rows.to_pylist()
+    assert "is damaged" in caplog.text
+    assert read(folder, tmp_path / "parts").n_read_now == 0
+
+
 def test_a_part_of_another_version_is_not_trusted(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -209,6 +227,8 @@ def test_a_part_of_another_version_is_not_trusted(
     (part,) = (tmp_path / "parts").glob("part-*")
     table = pq.read_table(part)
     pq.write_table(table.replace_schema_metadata({"header_pass": "0"}), part)
+    digest = hashlib.sha256(part.read_bytes()).hexdigest()[: header_parts.DIGEST_DIGITS]
+    part.rename(part.with_name(f"part-000001-{digest}.parquet"))
     assert read(folder, tmp_path / "parts").n_read_now == 30
     assert "another version" in caplog.text
 

@@ -1,7 +1,12 @@
-"""Rows of headers on disk, in parts that are whole or absent: who is killed loses only the part in the making."""
+"""Rows of headers on disk, in parts that are whole or absent: who is killed loses only the part in the making.
+
+A part's name holds the digest of its bytes, which are compared whenever it is read: a part in which a bit has flipped
+is put aside, and its files are read again.
+"""
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,14 +19,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool
 
-from meddinov3_stroke.errors import LockTimeout
+from meddinov3_stroke.errors import LockTimeout, StorageError
 from meddinov3_stroke.preparation.header_rows import DICTIONARY_COLUMNS, SCHEMA
-from meddinov3_stroke.runtime.atomic import atomic_file, storage_error
+from meddinov3_stroke.runtime.atomic import storage_error, write_bytes
+from meddinov3_stroke.runtime.digest import sha256_of_bytes
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
 PART_ROWS = 4096
 """Rows after which a part is written; a killed run reads at most as many files again."""
+
+DIGEST_DIGITS = 32
+"""Digits of a part's sha256 in its name."""
 
 _FACTS = ["file", "n_bytes", "mtime_ns"]
 
@@ -49,12 +58,15 @@ class HeaderParts:
         for path, places, is_same in self._matched(listing):
             is_wanted = is_same & ~has_rows[places]  # a second part of the same files would repeat them
             has_rows[places[is_wanted]] = True
-            tables.append(pq.read_table(path, read_dictionary=DICTIONARY_COLUMNS).filter(pa.array(is_wanted)))
+            rows = self._read(path)
+            if rows is None:  # since it was asked whether it is sound
+                raise StorageError(f"{path} changed while it was read; check the disk, and run again")
+            tables.append(rows.filter(pa.array(is_wanted)))
         return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
 
     def _matched(self, listing: pa.Table) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
         """(part, place of each of its rows in the listing, whether the file is there and unchanged)."""
-        facts = [(path, found) for path in self._paths() if (found := self._facts(path)) is not None]
+        facts = [(path, found) for path in self._paths() if (found := self._read(path, _FACTS)) is not None]
         if not facts:
             return
         places, is_same = _places(pa.concat_tables(table for _, table in facts), listing)  # one look-up for all parts
@@ -101,27 +113,36 @@ class HeaderParts:
         table = pa.Table.from_batches(batches, SCHEMA)
         if not len(table):
             return
-        number = max((int(path.stem.split("-")[1]) for path in self._paths()), default=0) + 1
-        with atomic_file(self.folder / f"part-{number:06d}.parquet") as handle:
-            pq.write_table(table, handle, compression="zstd")
+        content = io.BytesIO()
+        pq.write_table(table, content, compression="zstd")
+        number = 1 + sum(1 for _ in self.folder.glob("part-*"))  # those put aside are counted too
+        write_bytes(self.folder / f"part-{number:06d}-{_digest(content.getvalue())}.parquet", content.getvalue())
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.parquet"))
 
-    def _facts(self, path: Path) -> pa.Table | None:
-        """The files of a part, or None where it is of another pass or damaged: it is put aside then, and said so."""
+    def _read(self, path: Path, columns: list[str] | None = None) -> pa.Table | None:
+        """The rows of a part, or None where it is of another pass or damaged: it is put aside then, and said so."""
         try:
-            with pq.ParquetFile(path) as part:
-                version = (part.schema_arrow.metadata or {}).get(b"header_pass")
-                if version == SCHEMA.metadata[b"header_pass"]:
-                    return part.read(columns=_FACTS)
+            content = path.read_bytes()
+            if path.stem.rpartition("-")[2] == _digest(content):
+                with pq.ParquetFile(pa.BufferReader(content), read_dictionary=DICTIONARY_COLUMNS) as part:
+                    version = (part.schema_arrow.metadata or {}).get(b"header_pass")
+                    if version == SCHEMA.metadata[b"header_pass"]:
+                        return part.read(columns=columns)
                 why = f"of another version of the header pass ({version!r})"
+            else:
+                why = "damaged (its bytes are not those that were written)"
         except (pa.ArrowException, OSError) as error:
             why = f"damaged ({' '.join(str(error).split())[:200]})"
         LOGGER.warning("%s is %s; it is put aside and its files are read again", path.name, why)
         with suppress(OSError):  # then it is only said again by the next run
             path.replace(path.with_suffix(".aside"))
         return None
+
+
+def _digest(content: bytes) -> str:
+    return sha256_of_bytes(content)[:DIGEST_DIGITS]
 
 
 def _places(rows: pa.Table, listing: pa.Table) -> tuple[np.ndarray, Bool[np.ndarray, " row"]]:

@@ -19,7 +19,6 @@ _TEXT = [
     "series_instance_uid",
     "study_instance_uid",
     "patient_id",
-    "frame_of_reference_uid",
     "modality",
     "sop_class_uid",
     "series_description",
