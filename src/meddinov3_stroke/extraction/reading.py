@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,15 +11,21 @@ from jaxtyping import Float32
 
 from meddinov3_stroke.embeddings import EmbeddingStore, embedding_key
 from meddinov3_stroke.embeddings.key import CLS_VIEW
-from meddinov3_stroke.errors import InputError, MachineError, MissingInput, OutOfScope, StorageError, UnsupportedInput
+from meddinov3_stroke.errors import (
+    InputError,
+    MachineError,
+    MissingInput,
+    OutOfScope,
+    StorageError,
+    UnsupportedInput,
+    UsageError,
+)
 from meddinov3_stroke.extraction.entries import embeddings_of
 from meddinov3_stroke.extraction.extractor import Extractor
 from meddinov3_stroke.extraction.result import Extraction
 from meddinov3_stroke.types import SliceEmbeddings, Volume, VolumeInput
 from meddinov3_stroke.volume import input_digest
-
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-"""Endings of a NIfTI file; a cached copy of the same bytes under another name is no exception."""
+from meddinov3_stroke.volume.contents import is_nifti_name
 
 Read = Callable[[VolumeInput], Volume]
 """Reads a volume."""
@@ -130,23 +137,30 @@ def nifti_digest(source: VolumeInput) -> str:
         )
     if not path.exists():
         raise MissingInput(f"{path}: no such file; expected a .nii or .nii.gz file")
-    if not path.name.lower().endswith(NIFTI_SUFFIXES):
+    if not is_nifti_name(path):
         raise UnsupportedInput(f"{path} is no .nii or .nii.gz file; DICOM belongs under dicom_path")
     return input_digest(source)
 
 
-def _digest(source: VolumeInput, digest: Digest) -> str:
+@contextmanager
+def _faults_of_one_input() -> Iterator[None]:
+    """Turn what would end the run into what ends one input alone."""
     try:
-        return digest(source)
+        yield
     except MachineError as error:
         raise _UnreadableError(str(error)) from error
+    except UsageError as error:  # a header index without a series, say: the others may be sound
+        raise UnsupportedInput(str(error)) from error
+
+
+def _digest(source: VolumeInput, digest: Digest) -> str:
+    with _faults_of_one_input():
+        return digest(source)
 
 
 def _read(source: VolumeInput, sha256: str, read: Read) -> Volume:
-    try:
+    with _faults_of_one_input():
         volume = read(source)
-    except MachineError as error:
-        raise _UnreadableError(str(error)) from error
     if volume.source.sha256 != sha256:
         raise _UnreadableError(f"{source.path} changed while it was read")
     return volume

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from meddinov3_stroke import read_volume
-from meddinov3_stroke.errors import CorruptInput, MissingInput, UsageError
+from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput, UsageError
 from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke.types import VolumeInput
+from meddinov3_stroke.volume.dicom import header_index
 from meddinov3_stroke.volume.dicom.header_index import files_of_series
 from meddinov3_stroke.volume.reader import input_digest
 
@@ -95,6 +96,46 @@ def test_a_table_of_other_columns_is_no_index(tmp_path: Path, columns: dict[str,
     pq.write_table(pa.table(columns), tmp_path / "index.parquet")
     with pytest.raises(CorruptInput, match="is no header index"):
         read_volume(tmp_path / "index.parquet", series="1")
+
+
+NOT_UTF8 = pa.Array.from_buffers(
+    pa.string(), 1, [None, pa.py_buffer(np.array([0, 2], np.int32).tobytes()), pa.py_buffer(b"\xff\xfe")]
+)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [pa.array([5]), pa.array([b"\xff\xfe"]), pa.array([["a"]]), pa.array([{"a": 1}]), NOT_UTF8],
+    ids=["numbers", "bytes", "lists", "structures", "no UTF-8"],
+)
+def test_files_that_are_no_text_are_no_index(tmp_path: Path, files: pa.Array) -> None:
+    pq.write_table(pa.table({"series_uid": ["1"], "file": files}), tmp_path / "index.parquet")
+    with pytest.raises(CorruptInput, match="is no header index"):
+        read_volume(tmp_path / "index.parquet", series="1")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000])
+def test_a_name_that_no_file_can_have_is_missing(tmp_path: Path, name: str) -> None:
+    pq.write_table(pa.table({"series_uid": ["1"], "file": [name]}), tmp_path / "index.parquet")
+    with pytest.raises(MissingInput):
+        read_volume(tmp_path / "index.parquet", series="1")
+
+
+def test_an_index_of_endless_rows_is_refused_before_they_are_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(header_index, "MAX_FILES", 10)
+    path = tmp_path / "index.parquet"
+    pq.write_table(pa.table({"series_uid": ["1"] * 10 + ["2"] * 11, "file": ["a"] * 21}), path)
+    assert files_of_series(path, "1") == [tmp_path / "a"]
+    with pytest.raises(UnsupportedInput, match="more than 10 images of series 2"):
+        files_of_series(path, "2")
+
+
+def test_a_folder_called_like_an_index_is_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "study.parquet"
+    write_dicom_series(folder, HU, GEOMETRY, DicomOptions())
+    assert read_volume(folder).n_slices == 9
 
 
 def test_no_index_at_all_is_missing(tmp_path: Path) -> None:

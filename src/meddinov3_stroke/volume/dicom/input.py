@@ -9,7 +9,7 @@ from pathlib import Path
 from meddinov3_stroke.types import Volume, VolumeInput
 from meddinov3_stroke.volume.contents import machine_errors, require_dicom_input
 from meddinov3_stroke.volume.dicom.files import open_files
-from meddinov3_stroke.volume.dicom.header_index import INDEX_SUFFIX, files_of_series
+from meddinov3_stroke.volume.dicom.header_index import files_of_series, is_header_index
 from meddinov3_stroke.volume.dicom.reading import find_stack, read_stack, stack_digest
 from meddinov3_stroke.volume.dicom.stacks import Stack
 from meddinov3_stroke.volume.dicom.survey import Survey
@@ -40,7 +40,7 @@ def _found(
     path, series_uid = wanted.path, wanted.series_uid
     with machine_errors(path):
         require_dicom_input(path)
-    of_index = files_of_series(path, series_uid) if path.name.lower().endswith(INDEX_SUFFIX) else None
+    of_index = files_of_series(path, series_uid) if is_header_index(path) else None
     with open_files(path if of_index is None else of_index) as files:
         where = str(path) if of_index is None else f"{path}, series {series_uid}"
         yield *find_stack(files, series_uid, where, allow_single_slice=allow_single_slice), path
