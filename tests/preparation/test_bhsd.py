@@ -14,6 +14,7 @@ import pytest
 from meddinov3_stroke.cohort import read_id_list
 from meddinov3_stroke.errors import LabelError, SeriesTableError, UsageError
 from meddinov3_stroke.preparation import prepare_bhsd
+from meddinov3_stroke.preparation.bhsd_mapping import TEMPLATE
 from meddinov3_stroke.types import LABELS
 
 FIRST, SECOND = "ID_0219ef88_ID_e5c1a31210", "ID_04a52d93_ID_22d1b6c1ee"
@@ -74,6 +75,24 @@ def test_a_corrected_mapping_is_kept_and_used(bhsd: Callable[..., Path], out: Pa
     assert mapping.read_text() == text
     assert not any("confirmed" in warning for warning in found.warnings)
     assert pd.read_csv(out / "bhsd_series_labels.csv")["subarachnoid"].tolist() == [1]
+
+
+@pytest.mark.parametrize("pattern", ["(ID)_([0-9a-f]+)", "ID_([0-9a-f]+)", "(ID_[0-9a-f]+)", "(?:ID|XX)_[0-9a-f]+"])
+def test_an_id_is_all_that_the_pattern_matches_whatever_its_groups(
+    bhsd: Callable[..., Path], out: Path, pattern: str
+) -> None:
+    out.mkdir()
+    (out / "bhsd_mapping.toml").write_text(TEMPLATE.replace("ID_[0-9a-f]{8,10}", pattern))
+    prepare_bhsd(bhsd({"ID_0a1b2c3d": {}, "ID_000012eaf_1": {}}), out)
+    assert read_id_list(out / "exclude_ids.txt").ids == ("ID_000012eaf", "ID_0a1b2c3d")
+
+
+def test_a_pattern_that_matches_nothing_of_a_name_gives_no_id(bhsd: Callable[..., Path], out: Path) -> None:
+    out.mkdir()
+    (out / "bhsd_mapping.toml").write_text(TEMPLATE.replace("ID_[0-9a-f]{8,10}", "x*"))
+    found = prepare_bhsd(bhsd({"ID_0a1b2c3d": {}}), out)
+    assert not (out / "exclude_ids.txt").exists()
+    assert any("1 names hold no RSNA ID" in warning for warning in found.warnings)
 
 
 def test_rsna_ids_in_names_are_written_for_exclusion(bhsd: Callable[..., Path], out: Path) -> None:

@@ -199,6 +199,19 @@ def test_a_cell_of_another_form_names_its_row(physionet: PhysioNet, out: Path, c
         prepare_physionet(physionet.write(), out)
 
 
+@pytest.mark.parametrize("column", ["PatientNumber", "SliceNumber"])
+@pytest.mark.parametrize("n_digits", [10, 400, 5000])
+def test_a_number_of_many_digits_is_no_number(physionet: PhysioNet, out: Path, column: str, n_digits: int) -> None:
+    physionet.add(49)
+    csv = physionet.write() / "hemorrhage_diagnosis_raw_ct.csv"
+    frame = pd.read_csv(csv, dtype=str)
+    frame.loc[0, column] = "9" * n_digits
+    frame.to_csv(csv, index=False)
+    with pytest.raises(LabelError, match=f"row 2: {column} is '9+") as raised:
+        prepare_physionet(physionet.root, out)
+    assert len(str(raised.value)) < 400
+
+
 def test_a_folder_without_scans_is_an_error(physionet: PhysioNet, out: Path) -> None:
     physionet.root.mkdir()
     physionet.rows.append([49, 1, *[0] * 5, 1, 0])

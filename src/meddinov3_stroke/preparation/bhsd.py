@@ -58,7 +58,7 @@ def prepare_bhsd(
         for name in sorted({*images, *masks}):
             cases.append(_case(name, images.get(name), masks.get(name), mapping, mapping_path))
             advance()
-    ids = sorted({found for name in images for found in re.findall(mapping.rsna_id, name)})
+    ids = sorted({found[0] for name in images for found in re.finditer(mapping.rsna_id, name) if found[0]})
     warnings = _warnings(mapping, mapping_path, is_new, ids, list(images))
     facts = {
         "mapping": {**asdict(mapping), "values": dict(mapping.values)},
@@ -134,7 +134,7 @@ def _warnings(mapping: BhsdMapping, mapping_path: Path, is_new: bool, ids: list[
             f"names and label values of BHSD are not confirmed (confirmed = false in {mapping_path.name}); no figure "
             "from this table counts before you have compared the mapping with your copy"
         )
-    without = [name for name in names if not re.search(mapping.rsna_id, name)]
+    without = [name for name in names if not any(found[0] for found in re.finditer(mapping.rsna_id, name))]
     if without:
         warnings.append(
             f"{len(without)} names hold no RSNA ID ({name_cases(without)}): these patients cannot be left out of RSNA "

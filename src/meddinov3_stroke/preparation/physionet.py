@@ -42,7 +42,7 @@ NO_HEMORRHAGE = "No_Hemorrhage"
 WHOLE_NUMBER_MM = 0.01
 """How far a slice's index in the file may be from a whole number, in slices."""
 
-_SCAN = re.compile(r"(\d+)\.nii(\.gz)?", re.IGNORECASE)
+_SCAN = re.compile(r"([0-9]{1,9})\.nii(\.gz)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,10 +134,11 @@ def read_diagnoses(path: Path) -> Diagnoses:
 
 
 def _whole_numbers(column: pd.Series, path: Path) -> list[int]:
-    unlike = column[~column.str.fullmatch(r"\d+(\.0*)?")]
+    unlike = column[~column.str.fullmatch(r"[0-9]{1,9}(\.0*)?")]
     if len(unlike):
-        raise LabelError(f"{path} row {unlike.index[0]}: {column.name} is {unlike.iloc[0]!r}; expected a whole number")
-    return [int(float(value)) for value in column]
+        found = f"{unlike.iloc[0]!r:.40}"
+        raise LabelError(f"{path} row {unlike.index[0]}: {column.name} is {found}; expected a whole number below 10^9")
+    return [int(value.partition(".")[0]) for value in column]
 
 
 def _labels(column: pd.Series, path: Path) -> list[int]:
