@@ -31,7 +31,8 @@ class Args(ConsoleOptions):
     """Folder for rsna_hemorrhage_series_labels.csv, header_index.parquet, slice_labels.parquet, header_parts/ and
     preparation_summary.json."""
     exclude_ids: Path | None = None
-    """Text file of IDs, one a line: patients named there by patient, study or series ID are left out whole."""
+    """Text file of IDs, one a line: patients named there by patient, study, series or image (SOP) ID, in upper or lower
+    case, are left out whole."""
     label_policy: LabelPolicy = "strict"
     """Where any of a slice is not the OR of the five types: stop, set any to the OR, or take it as it stands."""
     conflicting_labels: Literal["stop", "positive"] = config.CONFLICTING_LABELS

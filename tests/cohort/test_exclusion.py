@@ -39,6 +39,7 @@ def ids(tmp_path: Path) -> Callable[[str], Path]:
         ("S2", ["S3", "S4", "S4", "S5"]),
         ("R1", ["S3", "S4", "S4", "S5"]),
         ("R4", ["S1", "S2", "S3", "S5"]),
+        ("p2\ns5", ["S1", "S2", "S4", "S4"]),
         ("P2\nS5", ["S1", "S2", "S4", "S4"]),
         ("\ufeff# test patients\nP2  # held out\n\nP2\n", ["S1", "S2", "S4", "S4", "S5"]),
     ],
@@ -62,7 +63,21 @@ def test_an_id_that_matches_nothing_is_warned_of_and_counted(series_csv: Write, 
 
 
 def test_a_part_of_an_id_is_no_match(series_csv: Write, ids: Callable[[str], Path]) -> None:
-    assert len(read_series_table(series_csv(*ROWS, header=HEADER), exclude_ids=ids("P"))) == len(ROWS)
+    table = read_series_table(series_csv(*ROWS, header=HEADER), exclude_ids=ids("P\nP3"))
+    assert len(table) == len(ROWS) - 1
+
+
+@pytest.mark.parametrize("text", ["nobody", "ID_0a1b2c3d\nID_ffffffff\n"])
+def test_a_list_of_which_nothing_matches_is_an_error(series_csv: Write, ids: Callable[[str], Path], text: str) -> None:
+    with pytest.raises(SeriesTableError, match=r"none of its \d IDs .* nobody would be left out"):
+        read_series_table(series_csv(*ROWS, header=HEADER), exclude_ids=ids(text))
+
+
+@pytest.mark.parametrize("text", ["", "# nobody yet\n\n"])
+def test_an_empty_list_leaves_nobody_out_and_says_so(series_csv: Write, ids: Callable[[str], Path], text: str) -> None:
+    table = read_series_table(series_csv(*ROWS, header=HEADER), exclude_ids=ids(text))
+    assert len(table) == len(ROWS)
+    assert any("ids.txt holds no ID; nobody is left out" in warning for warning in table.warnings)
 
 
 def test_a_list_of_everybody_is_an_error(series_csv: Write, ids: Callable[[str], Path]) -> None:
@@ -73,8 +88,6 @@ def test_a_list_of_everybody_is_an_error(series_csv: Write, ids: Callable[[str],
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "holds no ID"),
-        (b"# only words\n", "holds no ID"),
         (b"\xff\xfe", "not UTF-8"),
         (b"P1,S1\n", "one ID a line"),
     ],

@@ -197,6 +197,30 @@ def test_excluded_patients_leave_with_all_their_studies(kaggle: Kaggle, out: Pat
     assert len(pq.read_table(out / "slice_labels.parquet")) == 4
 
 
+def test_an_image_named_for_exclusion_takes_its_patient_along(kaggle: Kaggle, out: Path, tmp_path: Path) -> None:
+    cohort = kaggle()
+    cohort.add("a", patient="ID_x")
+    named = cohort.add("b", patient="ID_x")
+    cohort.add("c", patient="ID_y")
+    ids = tmp_path / "ids.txt"
+    ids.write_text(f"{named.used[1].sop_instance_uid.upper()}\n")
+    found = prepare(cohort.write(), out, exclude_ids=ids)
+    assert series_rows(out)["patient_id"].tolist() == ["ID_y"]
+    assert found.exclusion is not None
+    assert (found.exclusion.unmatched, found.exclusion.n_series) == ((), 2)
+
+
+def test_an_image_of_an_unusable_series_takes_its_patient_too(kaggle: Kaggle, out: Path, tmp_path: Path) -> None:
+    cohort = kaggle()
+    cohort.add("a", patient="ID_x")
+    single = cohort.add("single", patient="ID_x", n_slices=2, missing_slices=(1,))
+    cohort.add("c", patient="ID_y")
+    ids = tmp_path / "ids.txt"
+    ids.write_text(f"{single.used[0].sop_instance_uid}\n")
+    prepare(cohort.write(), out, exclude_ids=ids)
+    assert series_rows(out)["patient_id"].tolist() == ["ID_y"]
+
+
 def test_identical_duplicate_rows_are_dropped_and_counted(kaggle: Kaggle, out: Path) -> None:
     cohort = kaggle()
     cohort.add("one", {0: ("subdural",)})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from meddinov3_stroke.runtime.digest import sha256_of_bytes
 
 ID_COLUMNS = ("patient_id", "study_uid", "series_uid")
 """What an ID of the list may be."""
+
+_NO_ALIASES: Mapping[str, str] = MappingProxyType({})
 
 NAMED = 8
 """IDs that a warning names before it only counts the rest."""
@@ -45,7 +48,9 @@ class Exclusion:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """One where IDs matched nothing."""
+        """One where IDs matched nothing, or where there is none."""
+        if not self.ids.ids:
+            return (f"{self.ids.name} holds no ID; nobody is left out",)
         if not self.unmatched:
             return ()
         more = f" and {len(self.unmatched) - NAMED} more" if len(self.unmatched) > NAMED else ""
@@ -75,10 +80,10 @@ class Exclusion:
 
 
 def read_id_list(path: Path) -> IdList:
-    """The IDs of a text file, one a line; `#` begins a comment, an ID that stands twice counts once.
+    """The IDs of a text file, one a line; `#` begins a comment, an ID that stands twice counts once. There may be none.
 
     Raises:
-        SeriesTableError: no such file, no text in UTF-8, no ID, or a line of several words.
+        SeriesTableError: no such file, no text in UTF-8, or a line of several words.
     """
     if not path.is_file():
         found = "a directory" if path.is_dir() else "nothing"
@@ -95,29 +100,34 @@ def read_id_list(path: Path) -> IdList:
             raise SeriesTableError(f"{path} line {number}: found {text!r}; expected one ID a line and nothing else")
         if text:
             ids[text] = None
-    if not ids:
-        raise SeriesTableError(f"{path} holds no ID; expected one a line")
     return IdList(tuple(ids), path.name, sha256_of_bytes(content))
 
 
 def exclude(
-    identities: pd.DataFrame, groups: Sequence[str], ids: IdList
+    identities: pd.DataFrame, groups: Sequence[str], ids: IdList, aliases: Mapping[str, str] = _NO_ALIASES
 ) -> tuple[Int64[np.ndarray, " kept"], Exclusion]:
-    """(positions of the rows that stay, what left). Where an ID is a row's patient, study or series, the whole patient
-    leaves: `groups` says which rows are one patient's.
+    """(positions of the rows that stay, what left). Where an ID is a row's patient, study or series, in whatever case,
+    the whole patient leaves: `groups` says which rows are one patient's.
 
-    `identities` has the columns of `ID_COLUMNS`.
+    `identities` has the columns of `ID_COLUMNS`. `aliases` says of other IDs, in lower case, for which of a row's own
+    they stand: of an image, for its patient.
+
+    Raises:
+        SeriesTableError: there are IDs, and not one matches: it is another cohort's list, or another kind of ID.
     """
-    wanted = set(ids.ids)
-    named = np.zeros(len(identities), dtype=bool)
-    matched: set[str] = set()
-    for column in ID_COLUMNS:
-        values = identities[column].astype(str)
-        named |= values.isin(wanted).to_numpy()
-        matched |= wanted & set(values)
+    wanted = {one: aliases.get(one.lower(), one).lower() for one in ids.ids}
+    columns = [identities[column].astype(str).str.lower() for column in ID_COLUMNS]
+    known = set().union(*columns)
+    unmatched = tuple(one for one, name in wanted.items() if name not in known)
+    if ids.ids and len(unmatched) == len(ids.ids):
+        raise SeriesTableError(
+            f"{ids.name}: none of its {len(ids.ids)} IDs ({unmatched[0]} the first) is a patient_id, study_uid or "
+            "series_uid here; nobody would be left out; is it another cohort's list? Where these patients were left "
+            "out before, go without --exclude-ids"
+        )
+    named = np.any([column.isin(set(wanted.values())).to_numpy() for column in columns], axis=0)
     of_group = np.asarray(groups, dtype=object)
     leaving = set(of_group[named])
     stays = np.array([group not in leaving for group in of_group], dtype=bool)
-    unmatched = tuple(one for one in ids.ids if one not in matched)
     exclusion = Exclusion(ids, unmatched, n_patients=len(leaving), n_series=int((~stays).sum()))
     return np.flatnonzero(stays).astype(np.int64), exclusion

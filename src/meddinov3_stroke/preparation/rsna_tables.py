@@ -68,7 +68,7 @@ def label_series(
     starts, usable = _starts(images)
     image_labels = _image_labels(images, labels, label_places)
     lacking = np.add.reduceat(image_labels[slices, 0] < 0, starts) if usable else np.zeros(0, np.int64)
-    stays, exclusion = _exclusion(usable, exclude_ids)
+    stays, exclusion = _exclusion(images, usable, exclude_ids)
     fates = [_fate(one, int(n), bool(stay)) for one, n, stay in zip(usable, lacking, stays, strict=True)]
     kept = np.array([one.status == USABLE for one in fates], dtype=bool)
     is_kept = np.repeat(kept, [one.n_slices for one in usable]) if usable else np.zeros(0, dtype=bool)
@@ -113,7 +113,7 @@ def _starts(images: AssembledImages) -> tuple[Int64[np.ndarray, " series"], list
 
 
 def _exclusion(
-    usable: list[AssembledSeries], ids: IdList | None
+    images: AssembledImages, usable: list[AssembledSeries], ids: IdList | None
 ) -> tuple[Bool[np.ndarray, " series"], Exclusion | None]:
     stays = np.ones(len(usable), dtype=bool)
     if ids is None:
@@ -123,8 +123,20 @@ def _exclusion(
         columns=["patient_id", "study_uid", "series_uid"],
     )
     groups = [f"patient:{one.patient_id}" if one.patient_id else f"study:{one.study_uid}" for one in usable]
-    kept, exclusion = exclude(names, groups, ids)
+    kept, exclusion = exclude(names, groups, ids, _owners_of_images(images, ids))
     return np.isin(np.arange(len(usable)), kept), exclusion
+
+
+def _owners_of_images(images: AssembledImages, ids: IdList) -> dict[str, str]:
+    """{SOP UID in lower case: patient of the image, or its study where the patient is not known} of the IDs that are
+    images."""
+    sop_uids = pc.utf8_lower(images.rows["sop_instance_uid"].combine_chunks())
+    wanted = pa.array([one.lower() for one in ids.ids], pa.string())
+    places = np.flatnonzero(np.asarray(pc.is_in(sop_uids, value_set=wanted)))
+    columns = ["patient_id", "study_instance_uid"]
+    owners = images.rows.select(columns).take(pa.array(places)).to_pylist()
+    named = zip(sop_uids.take(pa.array(places)).to_pylist(), owners, strict=True)
+    return {uid: owner for uid, of in named if uid and (owner := of[columns[0]] or of[columns[1]])}
 
 
 def _fate(one: AssembledSeries, n_lacking: int, stays: bool) -> AssembledSeries:
