@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Int8
 
 from meddinov3_stroke.errors import InputError, LabelError, MachineError, OutOfScope, SeriesTableError
@@ -21,11 +20,11 @@ from meddinov3_stroke.preparation.cohort_tables import (
     CohortCase,
     PreparedCohort,
     failed_case,
+    labelled_case,
     name_cases,
     write_cohort,
 )
 from meddinov3_stroke.preparation.masks import slice_values
-from meddinov3_stroke.preparation.slice_labels import slice_label_table
 from meddinov3_stroke.runtime.atomic import write_text
 from meddinov3_stroke.runtime.progress import progress_bar
 from meddinov3_stroke.types import LABELS
@@ -95,18 +94,7 @@ def _case(name: str, image: Path | None, mask: Path | None, mapping: BhsdMapping
     except (InputError, OutOfScope, MachineError) as error:
         return failed_case(name, error)
     labels = _labels(values, mapping.values, mask, mapping_path)
-    columns = {
-        "patient_id": "",
-        "study_uid": name,
-        "series_uid": name,
-        "nifti_path": image.resolve().as_posix(),
-        "mask": mask.resolve().as_posix(),
-        "n_slices": volume.n_slices,
-    }
-    highest = dict(zip(LABELS, labels.max(axis=0).tolist(), strict=True))
-    uids = [pa.array([text] * volume.n_slices, pa.string()) for text in (name, "")]
-    slices = slice_label_table(uids[0], np.arange(volume.n_slices), uids[1], volume.slice_positions_mm, labels)
-    return CohortCase(name, columns=columns, labels=highest, slices=slices)
+    return labelled_case(name, volume, mask, labels, patient_id="")
 
 
 def _labels(

@@ -8,20 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+from jaxtyping import Int8
 
 from meddinov3_stroke.cohort import CsvFile, SeriesTable, read_series_table
 from meddinov3_stroke.errors import MedDINOError, SeriesTableError
 from meddinov3_stroke.labels import LabelPolicy
-from meddinov3_stroke.preparation.slice_labels import write_slice_labels
+from meddinov3_stroke.preparation.slice_labels import SLICE_LABELS, slice_label_table, write_slice_labels
+from meddinov3_stroke.preparation.statuses import USABLE
 from meddinov3_stroke.runtime.atomic import write_text
-from meddinov3_stroke.types import LABELS
+from meddinov3_stroke.types import LABELS, Volume
 
-USABLE = "usable"
-"""A case that is a row of the table; every other status is one that is not, with its reason."""
-
-SLICE_LABELS = "slice_labels.parquet"
 NAMED = 8
 """Cases that a warning names before it only counts the rest."""
 
@@ -60,6 +59,24 @@ def failed_case(name: str, error: MedDINOError) -> CohortCase:
     """The case whose volume or mask cannot be used."""
     status = {3: "rejected", 4: "refused", 5: "rejected", 7: "failed"}.get(error.exit_code, "rejected")
     return CohortCase(name, status, f"{error.code}: {error}")
+
+
+def labelled_case(
+    name: str, volume: Volume, mask: Path | None, labels: Int8[np.ndarray, "slice 6"], *, patient_id: str
+) -> CohortCase:
+    """The usable case of one NIfTI file, its study and series called as itself, with the labels of its slices."""
+    columns = {
+        "patient_id": patient_id,
+        "study_uid": name,
+        "series_uid": name,
+        "nifti_path": volume.source.path.resolve().as_posix(),
+        "mask": "" if mask is None else mask.resolve().as_posix(),
+        "n_slices": volume.n_slices,
+    }
+    highest = dict(zip(LABELS, labels.max(axis=0).tolist(), strict=True))
+    series_uid, sop_uid = (pa.array([text] * volume.n_slices, pa.string()) for text in (name, ""))
+    slices = slice_label_table(series_uid, np.arange(volume.n_slices), sop_uid, volume.slice_positions_mm, labels)
+    return CohortCase(name, columns=columns, labels=highest, slices=slices)
 
 
 def write_cohort(

@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from meddinov3_stroke.errors import MissingInput, UnsupportedInput
 from meddinov3_stroke.preparation.header_parts import HeaderParts
 from meddinov3_stroke.preparation.header_reading import read_files
-from meddinov3_stroke.preparation.header_rows import FAILED, FileFacts
+from meddinov3_stroke.preparation.header_rows import FileFacts
 from meddinov3_stroke.preparation.processes import in_processes
+from meddinov3_stroke.preparation.statuses import FAILED
 from meddinov3_stroke.runtime.interrupt import finish_on_interrupt
 from meddinov3_stroke.runtime.progress import progress_bar
 from meddinov3_stroke.volume.contents import machine_errors

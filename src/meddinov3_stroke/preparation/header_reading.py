@@ -10,15 +10,8 @@ import pyarrow as pa
 from pydicom.datadict import tag_for_keyword
 
 from meddinov3_stroke.errors import InputError, MachineError
-from meddinov3_stroke.preparation.header_rows import (
-    FAILED,
-    NOT_AN_IMAGE,
-    REJECTED,
-    FileFacts,
-    batch_of,
-    faulty_row,
-    image_row,
-)
+from meddinov3_stroke.preparation.header_rows import FileFacts, batch_of, faulty_row, image_row
+from meddinov3_stroke.preparation.statuses import FAILED, REJECTED, SET_ASIDE
 from meddinov3_stroke.volume.dicom.dataset import parse_dataset
 from meddinov3_stroke.volume.dicom.fields import HeaderFields
 from meddinov3_stroke.volume.dicom.file_headers import HEAD_BYTES, read_file_headers
@@ -50,7 +43,7 @@ def _rows_of_file(folder: Path, facts: FileFacts) -> list[dict[str, Any]]:
     except MachineError as error:
         return [faulty_row(facts, FAILED, f"{error.code}: {error}")]
     if not headers:
-        return [faulty_row(facts, NOT_AN_IMAGE, "not DICOM" if headers is None else "DICOM without an image")]
+        return [faulty_row(facts, SET_ASIDE, "not DICOM" if headers is None else "DICOM without an image")]
     return [image_row(facts, header) for header in headers]
 
 

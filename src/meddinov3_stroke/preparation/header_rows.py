@@ -87,9 +87,8 @@ DICTIONARY_COLUMNS = [
 ]
 """Columns of few different values; held as codes in memory."""
 
-READ, NOT_AN_IMAGE, REJECTED, FAILED = "read", "set aside", "rejected", "failed"
-"""What became of a file in the header pass: a header; sound, but no image; damaged or unsupported; not given by the
-machine this time, so asked for again by the next run."""
+READ = "read"
+"""A file that gave a header; of the others the status is `SET_ASIDE` (no image), `REJECTED` or `FAILED`."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import Any
 
 from meddinov3_stroke.errors import InputError, MachineError, OutOfScope
 from meddinov3_stroke.preparation.processes import in_processes
-from meddinov3_stroke.preparation.series_assembly import FAILED, REFUSED, REJECTED, AssembledSeries
+from meddinov3_stroke.preparation.series_assembly import AssembledSeries
+from meddinov3_stroke.preparation.statuses import FAILED, REFUSED, REJECTED
 from meddinov3_stroke.runtime.atomic import write_bytes, write_json
 from meddinov3_stroke.runtime.digest import sha256_of_file
 from meddinov3_stroke.runtime.interrupt import finish_on_interrupt

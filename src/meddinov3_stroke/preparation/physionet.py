@@ -14,7 +14,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from jaxtyping import Int8, Int64
 
 from meddinov3_stroke.cohort import CsvFile, read_csv_file
@@ -24,11 +23,11 @@ from meddinov3_stroke.preparation.cohort_tables import (
     PreparedCohort,
     column_of,
     failed_case,
+    labelled_case,
     name_cases,
     write_cohort,
 )
 from meddinov3_stroke.preparation.masks import slice_values
-from meddinov3_stroke.preparation.slice_labels import slice_label_table
 from meddinov3_stroke.runtime.progress import progress_bar
 from meddinov3_stroke.types import LABELS, Volume
 from meddinov3_stroke.volume import read_volume
@@ -181,18 +180,8 @@ def _case(
     except (InputError, OutOfScope, MachineError, DatasetError) as error:
         return failed_case(name, error), nothing, []
     agreement, fault = _compared(mask, volume, labels)
-    columns = {
-        "patient_id": name,
-        "study_uid": name,
-        "series_uid": name,
-        "nifti_path": scan.resolve().as_posix(),
-        "mask": "" if mask is None or fault else mask.resolve().as_posix(),
-        "n_slices": volume.n_slices,
-    }
-    highest = dict(zip(LABELS, labels.max(axis=0).tolist(), strict=True))
-    uids = [pa.array([text] * volume.n_slices, pa.string()) for text in (name, "")]
-    slices = slice_label_table(uids[0], np.arange(volume.n_slices), uids[1], volume.slice_positions_mm, labels)
-    return CohortCase(name, columns=columns, labels=highest, slices=slices), agreement, fault
+    case = labelled_case(name, volume, None if fault else mask, labels, patient_id=name)
+    return case, agreement, fault
 
 
 def _slice_labels(name: str, volume: Volume, rows: Mapping[int, tuple[int, ...]]) -> Int8[np.ndarray, "slice 6"]:

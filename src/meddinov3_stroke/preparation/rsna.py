@@ -16,15 +16,11 @@ from meddinov3_stroke.preparation.header_parts import HeaderParts
 from meddinov3_stroke.preparation.header_pass import HeaderPass, read_headers_of_folder
 from meddinov3_stroke.preparation.nifti_copies import NiftiCopy, copies_document, write_nifti_copies
 from meddinov3_stroke.preparation.rsna_labels import ConflictPolicy, read_slice_labels
-from meddinov3_stroke.preparation.rsna_tables import (
-    LabelledSeries,
-    label_series,
-    leave_out,
-    ledger_document,
-    slice_label_pieces,
-)
-from meddinov3_stroke.preparation.series_assembly import FAILED, USABLE, assemble_rows
-from meddinov3_stroke.preparation.slice_labels import write_slice_labels
+from meddinov3_stroke.preparation.rsna_ledger import ledger_document
+from meddinov3_stroke.preparation.rsna_tables import LabelledSeries, label_series, leave_out, slice_label_pieces
+from meddinov3_stroke.preparation.series_assembly import assemble_rows
+from meddinov3_stroke.preparation.slice_labels import SLICE_LABELS, write_slice_labels
+from meddinov3_stroke.preparation.statuses import FAILED, USABLE
 from meddinov3_stroke.runtime.atomic import write_text
 from meddinov3_stroke.runtime.statistics import Stopwatch
 
@@ -33,7 +29,6 @@ LABELS_CSV, IMAGES_FOLDER = "stage_2_train.csv", "stage_2_train"
 
 SERIES_CSV = "rsna_hemorrhage_series_labels.csv"
 HEADER_INDEX = "header_index.parquet"
-SLICE_LABELS = "slice_labels.parquet"
 PARTS_FOLDER = "header_parts"
 """Files and the folder that are written. The folder keeps every header that was read; it may be deleted when all is
 done, and a later run then reads them again."""

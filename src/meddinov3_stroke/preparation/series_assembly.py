@@ -14,6 +14,7 @@ from jaxtyping import Float64, Int32, Int64
 
 from meddinov3_stroke.errors import InputError
 from meddinov3_stroke.preparation.header_rows import READ, headers_of_rows
+from meddinov3_stroke.preparation.statuses import REFUSED, REJECTED, SET_ASIDE, SLICE, USABLE
 from meddinov3_stroke.volume.dicom.choice import rank
 from meddinov3_stroke.volume.dicom.files import InputFile
 from meddinov3_stroke.volume.dicom.header import ImageHeader
@@ -21,13 +22,6 @@ from meddinov3_stroke.volume.dicom.reading import scaling_fault
 from meddinov3_stroke.volume.dicom.stack_geometry import canonical_positions_mm
 from meddinov3_stroke.volume.dicom.stacks import LPS_TO_RAS, Stack, assemble, distance_mm
 from meddinov3_stroke.volume.dicom.survey import same_pixels
-
-SLICE, SET_ASIDE, REFUSED, REJECTED, FAILED = "slice", "set aside", "refused", "rejected", "failed"
-"""What becomes of an image: a slice of its series' volume; none, and why; one of a series that cannot be trusted; a
-file that is damaged; a file that the machine did not give this time."""
-
-USABLE = "usable"
-"""What a series is that gives a volume; else `SET_ASIDE` or `REFUSED`."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from jaxtyping import Float64, Int8, Integer
 from meddinov3_stroke.runtime.atomic import atomic_file
 from meddinov3_stroke.types import LABELS
 
+SLICE_LABELS = "slice_labels.parquet"
+"""Its name, beside every series table that has slice labels."""
+
 ROW_GROUP_ROWS = 8192
 """Rows of a row group: one series is in one or two of them."""
 
