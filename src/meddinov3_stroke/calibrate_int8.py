@@ -32,6 +32,9 @@ class Args(ConsoleOptions):
 
     series_csv: Path | None = None
     """Series CSV whose volumes are used; patients are never on both sides."""
+    exclude_ids: Path | None = None
+    """Text file of IDs, one a line: patients of the series CSV named there by patient, study or series ID are not used
+    (those of a test cohort, say)."""
     input: InputPaths = ()
     """Volumes (.nii, .nii.gz, DICOM folder or .zip) instead of a series CSV; at least two."""
     backbone: str | None = None
@@ -84,6 +87,8 @@ def _check_flags(args: Args) -> None:
         raise UsageError("name the volumes by --series-csv or by --input, one of the two")
     if args.checkpoint is not None and args.series_csv is None:
         raise UsageError("--checkpoint: AUROC needs labels, which only --series-csv brings")
+    if args.exclude_ids is not None and args.series_csv is None:
+        raise UsageError("--exclude-ids: IDs of patients belong to --series-csv")
     if not 0 < args.check_share < 1:
         raise UsageError(f"--check-share {args.check_share:g}: expected a share between 0 and 1")
     for name in ("calibration_slices", "check_volumes", "batch"):
@@ -97,7 +102,11 @@ def _volumes(args: Args) -> list[CalibrationVolume]:
 
     if args.series_csv is None:
         return volumes_of_paths(args.input)
-    return volumes_of_table(read_series_table(args.series_csv, datasets_dir=config.load_settings().datasets_dir))
+    datasets_dir = config.load_settings().datasets_dir
+    table = read_series_table(args.series_csv, datasets_dir=datasets_dir, exclude_ids=args.exclude_ids)
+    for warning in table.exclusion.warnings if table.exclusion else ():
+        LOGGER.warning("%s", warning)
+    return volumes_of_table(table)
 
 
 def _calibrate(

@@ -153,12 +153,31 @@ def test_auroc_of_a_head_is_compared_on_the_held_out_volumes_of_a_table(
     assert set(found.auroc["fp32"]["per_class"]) == set(LABELS)
 
 
+def test_excluded_patients_are_not_calibrated_or_checked_on(
+    args: Callable[..., Args], volumes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from meddinov3_stroke import int8
+
+    def only_tell(used: list[int8.CalibrationVolume], *_: Any) -> None:
+        raise DatasetError(",".join(sorted(one.group for one in used)))
+
+    rows = [[str(path), f"S{k}", f"P{k}", 0, 0, 0, 0, 0, 0] for k, path in enumerate(volumes)]
+    csv, ids = tmp_path / "series.csv", tmp_path / "ids.txt"
+    pd.DataFrame(rows, columns=["nifti_path", "study_uid", "patient_id", *LABELS]).to_csv(csv, index=False)
+    ids.write_text("P1\n")
+    monkeypatch.setattr(int8, "hold_out", only_tell)
+    left = ",".join(f"patient:P{k}" for k in range(len(volumes)) if k != 1)
+    with pytest.raises(DatasetError, match=f"^{left}$"):
+        run(args(input=(), series_csv=csv, exclude_ids=ids))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"input": ()}, UsageError, "one of the two"),
         ({"series_csv": Path("a.csv")}, UsageError, "one of the two"),
         ({"checkpoint": Path("best.pt")}, UsageError, "only --series-csv brings"),
+        ({"exclude_ids": Path("ids.txt")}, UsageError, "belong to --series-csv"),
         ({"check_share": 1.0}, UsageError, "--check-share 1"),
         ({"calibration_slices": 0}, UsageError, "--calibration-slices 0"),
         ({"input": (Path("one.nii.gz"),)}, DatasetError, "at least 2 patients"),
