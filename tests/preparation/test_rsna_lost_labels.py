@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+import pydicom
 import pytest
+from pydicom.config import disable_value_validation
 
 from meddinov3_stroke.errors import CorruptInput
 from meddinov3_stroke.preparation import PreparedRsna, RsnaOptions, prepare_rsna
@@ -123,3 +125,17 @@ def test_a_slice_without_labels_has_those_of_its_copy(kaggle: Kaggle, out: Path)
     cohort.rows = [row for row in cohort.rows if not row.startswith(f"{uid}_")]
     cohort.write()
     assert prepare(cohort.root, out).ledger["series"]["usable"] == 1
+
+
+def test_a_positive_image_beside_the_slices_that_are_read_is_said(kaggle: Kaggle, out: Path) -> None:
+    cohort = kaggle()
+    truth = cohort.add("one", {0: ("epidural",)}, n_slices=5)
+    path = cohort.images / truth.used[0].file
+    dataset = pydicom.dcmread(path)
+    with disable_value_validation():
+        dataset.PixelSpacing = [0.9, 0.9]
+        dataset.save_as(path)
+    found = prepare(cohort.write(), out)
+    assert series_rows(out)[["n_slices", "any"]].to_numpy().tolist() == [[4, 0]]
+    assert found.ledger["labels"]["ends"]["positive_any_beside_the_slices_read"] == 1
+    assert any("1 images with a positive label are of series in the table but not" in told for told in found.warnings)

@@ -198,6 +198,12 @@ def _about(ledger: dict[str, Any]) -> list[str]:
             f"{ends['positive_any_in_no_series']} images with a positive label are in no series: their files are not "
             "there, or too damaged to say which; a series that lacks one may be labelled negative though it is not"
         )
+    n_beside = ends["positive_any_beside_the_slices_read"]
+    if n_beside:
+        warnings.append(
+            f"{n_beside} images with a positive label are of series in the table but not among the slices that are "
+            "read of them; the label of a series is the maximum of the slices that are read"
+        )
     n_other = ledger["labels"]["copies"]["n_slices_with_other_labels"]
     if n_other:
         warnings.append(f"{n_other} slices have copies with other labels; each is positive for what any of them has")

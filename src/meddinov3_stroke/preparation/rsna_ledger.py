@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,8 @@ def _label_ends(found: LabelledSeries) -> dict[str, int]:
         _reached(found, is_chosen)
         for is_chosen in (_in_table(found), _copies_in_table(found), images.slice_index >= 0, is_read)
     )
+    of_series = _reached(found, _of_series(found, [one.series_uid for one in found.series]))
+    of_table = _reached(found, _of_series(found, found.frame["series_uid"]))
     is_positive = found.labels.labels[:, 0] > 0
     ends = {
         "of_slices_in_the_table": in_table,
@@ -87,7 +90,8 @@ def _label_ends(found: LabelledSeries) -> dict[str, int]:
         "of_images_that_are_no_slice": has_file & ~is_slice & ~of_copy,
         "without_a_readable_file": ~has_file,
         "positive_any_outside_the_table": is_positive & ~in_table & ~of_copy,
-        "positive_any_in_no_series": is_positive & ~_reached(found, _in_a_series(found)),
+        "positive_any_beside_the_slices_read": is_positive & ~in_table & ~of_copy & of_table,
+        "positive_any_in_no_series": is_positive & ~of_series,
     }
     return {name: int(is_it.sum()) for name, is_it in ends.items()}
 
@@ -110,9 +114,9 @@ def _copies_in_table(found: LabelledSeries) -> Bool[np.ndarray, " row"]:
     return np.asarray((copy_of >= 0) & _in_table(found)[copy_of])
 
 
-def _in_a_series(found: LabelledSeries) -> Bool[np.ndarray, " row"]:
-    """Which rows are of a series that has an end, for which a damaged file needs only to name it."""
-    known = pa.array([one.series_uid for one in found.series], pa.string())
+def _of_series(found: LabelledSeries, series_uids: Iterable[str]) -> Bool[np.ndarray, " row"]:
+    """Which rows are of one of these series, for which a damaged file needs only to name it."""
+    known = pa.array(list(series_uids), pa.string())
     uids = found.images.rows["series_instance_uid"].combine_chunks()
     is_known = np.asarray(pc.fill_null(pc.is_in(uids.dictionary, value_set=known), False))
     codes = np.asarray(pc.fill_null(uids.indices, -1))
