@@ -129,7 +129,17 @@ def test_extraction_head_test_and_case_inference_run_on_the_table(
         "--precision",
         "fp32",
     ]
-    arguments += ["--precision", "fp32", "--device", "cpu", "--resize", "64", "--cache-dir", str(tmp_path / "cache"), "--quiet"]
+    arguments += [
+        "--precision",
+        "fp32",
+        "--device",
+        "cpu",
+        "--resize",
+        "64",
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        "--quiet",
+    ]
     assert extract_features.main([*arguments, "--output-dir", str(tmp_path / "features")]) == 0
     head = random_head(backbone)
     flags = {name: tmp_path / "features" / f"cohort_{name}.npy" for name in ("embeddings", "labels")}
