@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64, Real
+from jaxtyping import Real
 
 from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, UnsupportedInput
 from meddinov3_stroke.runtime.digest import sha256_of_array, sha256_of_document
@@ -22,7 +22,8 @@ from meddinov3_stroke.volume.dicom.hounsfield import ImageHu, image_hu
 from meddinov3_stroke.volume.dicom.pixels import decode_frame
 from meddinov3_stroke.volume.dicom.remarks import remarks_on
 from meddinov3_stroke.volume.dicom.spacing import layout_of
-from meddinov3_stroke.volume.dicom.stacks import LPS_TO_RAS, Stack
+from meddinov3_stroke.volume.dicom.stack_geometry import file_shape, slice_geometry, stack_affine
+from meddinov3_stroke.volume.dicom.stacks import Stack
 from meddinov3_stroke.volume.dicom.structure import DicomContent, read_structure
 from meddinov3_stroke.volume.dicom.survey import Survey, survey
 from meddinov3_stroke.volume.geometry import Orientation, canonical_orientation
@@ -98,12 +99,12 @@ def read_stack(found: Survey, stack: Stack, path: Path, *, max_voxels: int) -> V
     with closing(read_ahead(_opened(found, stack, pixels.file_digests), FILES_AHEAD)) as opened:
         for k, (image, content) in enumerate(opened):
             pixels.put(k, image_hu(decode_frame(content, image.pixels, image.frame or 0, image.file), image, content))
-    affine = _affine(stack)
+    affine = stack_affine(stack)
     orientation = canonical_orientation(affine)
     stored = np.ascontiguousarray(_canonical(pixels.hu, orientation))
     stored.flags.writeable = False
     n_padding, voxel_warnings = judge_voxels(stored, 1.0, 0.0, path)
-    positions, steps = _slice_geometry(stack, orientation)
+    positions, steps = slice_geometry(stack, orientation)
     images = stack.images[:: -1 if orientation.flips[0] else 1]
     source = VolumeSource(
         path=path,
@@ -119,7 +120,7 @@ def read_stack(found: Survey, stack: Stack, path: Path, *, max_voxels: int) -> V
         stored=stored,
         slope=1.0,
         intercept=0.0,
-        affine=orientation.apply_to_affine(affine, _file_shape(stack)),
+        affine=orientation.apply_to_affine(affine, file_shape(stack)),
         slice_positions_mm=positions,
         slice_steps_mm=steps,
         spacing_mm=(layout_of(stack).nominal_mm, row_mm, column_mm),
@@ -197,55 +198,9 @@ def scaling_fault(stack: Stack) -> str:
     return ""
 
 
-def _file_shape(stack: Stack) -> tuple[int, int, int]:
-    return len(stack.images), stack.first.pixels.rows, stack.first.pixels.columns
-
-
-def _affine(stack: Stack) -> Float64[np.ndarray, "4 4"]:
-    """From (image, row, column, 1) of the stack as stored to RAS+ mm, by its first and last image."""
-    positions = stack.slice_positions_mm
-    affine = np.eye(4)
-    affine[:3, 0] = _mean_step_mm(stack)
-    affine[:3, 1:3] = _steps_mm(stack.first)
-    affine[:3, 3] = positions[0]
-    return affine
-
-
-def _mean_step_mm(stack: Stack) -> Float64[np.ndarray, " 3"]:
-    """RAS+ mm from a slice to the next on the straight line through the first and last; across a single one."""
-    positions = stack.slice_positions_mm
-    if len(positions) == 1:
-        return np.asarray(stack.first.normal * LPS_TO_RAS * layout_of(stack).nominal_mm)
-    return np.asarray((positions[-1] - positions[0]) / (len(positions) - 1))
-
-
-def _steps_mm(image: ImageHeader) -> Float64[np.ndarray, "3 2"]:
-    """RAS+ mm from a stored voxel to the next row's and to the next column's."""
-    assert image.pixel_spacing_mm is not None  # placed images only
-    towards = image.directions[::-1].T  # [xyz, (row index, column index)]
-    return np.asarray(towards * LPS_TO_RAS[:, None] * np.array(image.pixel_spacing_mm))
-
-
 def _canonical(hu: Real[np.ndarray, "i j k"], orientation: Orientation) -> Real[np.ndarray, "slice row col"]:
     steps = tuple(slice(None, None, -1 if flip else 1) for flip in orientation.flips)
     return hu.transpose(orientation.axes)[steps]
-
-
-def _slice_geometry(
-    stack: Stack, orientation: Orientation
-) -> tuple[Float64[np.ndarray, "slice 3"], Float64[np.ndarray, "slice 3 2"]]:
-    """RAS+ mm of each canonical slice's first voxel, and its steps along canonical rows and columns."""
-    positions = stack.slice_positions_mm
-    steps = np.stack([_steps_mm(image) for image in stack.images])
-    shape = _file_shape(stack)
-    canonical_steps = np.empty_like(steps)
-    for place, (axis, flip) in enumerate(zip(orientation.axes[1:], orientation.flips[1:], strict=True)):
-        step = steps[:, :, axis - 1]
-        canonical_steps[:, :, place] = -step if flip else step
-        if flip:
-            positions = positions + step * (shape[axis] - 1)
-    order = slice(None, None, -1 if orientation.flips[0] else 1)
-    return positions[order], canonical_steps[order]
 
 
 def _slice_image(image: ImageHeader) -> SliceImage:
