@@ -164,7 +164,7 @@ def _summary(
         "pool_mode": "slice",
         "similarity": _about_map(similar),
         "elapsed_s": round(elapsed_s, 4),
-        "embed_s": round(embed_s, 4),
+        "embed_s": round(embed_s, 6),
         "slices_per_s": round(len(embeddings.slice_indices) / embed_s, 3),
         "memory": memory_statistics(backbone.device),
         "warnings": [*embeddings.warnings, *demo_warnings(embeddings.backbone), *backbone.warnings],
