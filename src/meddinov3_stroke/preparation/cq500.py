@@ -131,7 +131,7 @@ def _find_reads(root: Path) -> Path:
         found = sorted(path for path in root.glob(f"*/{READS_CSV}"))
     if len(found) != 1:
         listed = ", ".join(str(path.relative_to(root)) for path in found) or "nothing"
-        raise SeriesTableError(f"{root}: expected {READS_CSV} there or one folder below; found {listed}")
+        raise SeriesTableError(f"{root}: expected {READS_CSV} there or one folder below; found {listed}; check --root")
     return found[0]
 
 

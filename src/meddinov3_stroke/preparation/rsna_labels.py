@@ -101,7 +101,9 @@ def _columns(path: Path) -> tuple[pa.ChunkedArray, Int8[np.ndarray, " row"], Int
     """(SOP UID as a dictionary, place in `LABELS`, value) of each row of the CSV."""
     if not path.is_file():
         found = "a directory" if path.is_dir() else "nothing"
-        raise LabelError(f"no labels at {path}; found {found}, expected Kaggle's stage_2_train.csv")
+        raise LabelError(
+            f"no labels at {path}; found {found}, expected Kaggle's stage_2_train.csv; --root names the folder it lies in"
+        )
     pieces = list(_pieces(path))
     if not pieces:
         raise LabelError(f"{path} has no rows; expected six for each image")

@@ -109,7 +109,7 @@ def open_files(source: Path | Sequence[Path]) -> Iterator[tuple[InputFile, ...]]
     with ExitStack() as stack:
         files = tuple(_files_of(source, stack))
         if not files:
-            raise MissingInput(f"{source} holds no files; expected a DICOM series")
+            raise MissingInput(f"{source} holds no files; expected a DICOM series; check the path")
         yield files
 
 
