@@ -102,7 +102,7 @@ def _columns(path: Path) -> tuple[pa.ChunkedArray, Int8[np.ndarray, " row"], Int
     if not path.is_file():
         found = "a directory" if path.is_dir() else "nothing"
         raise LabelError(
-            f"no labels at {path}; found {found}, expected Kaggle's stage_2_train.csv; --root names the folder it lies in"
+            f"no labels at {path}; found {found}, expected Kaggle's stage_2_train.csv; --root names its folder"
         )
     pieces = list(_pieces(path))
     if not pieces:
