@@ -192,3 +192,18 @@ def test_original_cells_are_kept_as_they_stood(series_csv: Write) -> None:
     table = read_series_table(series_csv('"007, NaN",a.nii,S,0.0,0,0,0,0,0', header=header))
     assert table.original.loc[0, "note"] == "007, NaN"
     assert table.original.loc[0, "any"] == "0.0"
+
+
+def test_the_table_of_the_first_implementation_is_read_without_a_flag(series_csv: Write) -> None:
+    header = "rel_dir,study_uid,series_uid,nifti_path," + ",".join(f"label_{label}" for label in LABELS)
+    row = "ID_a/ID_s1,ID_s1,ID_r1,/data/nii_1mm/ID_a/ID_s1/_1.nii.gz,1.0,0.0,1.0,0,0,0"
+    table = read_series_table(series_csv(row, header=header))
+    np.testing.assert_array_equal(table.labels, [[1, 0, 1, 0, 0, 0]])
+    assert table.frame[["patient_id", "study_uid", "series_uid"]].to_numpy().tolist() == [["ID_a", "ID_s1", "ID_r1"]]
+    assert table.warnings == ()
+
+
+def test_a_plain_label_column_wins_over_its_alias(series_csv: Write) -> None:
+    header = "nifti_path,study_uid," + ",".join(LABELS) + ",label_any"
+    table = read_series_table(series_csv("ID_a/ID_s1/_1.nii.gz,ID_s1,1,1,0,0,0,0,0", header=header))
+    assert table.labels[0, 0] == 1

@@ -40,6 +40,17 @@ def test_the_script_writes_three_csvs(series_csv: Path, tmp_path: Path) -> None:
     assert sizes == [21, 5, 4]
 
 
+def test_split_csvs_keep_the_columns_of_the_users_table_and_name_the_split(series_csv: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(series_csv).rename(columns={label: f"label_{label}" for label in LABELS})
+    table.insert(0, "rel_dir", "somewhere")
+    table.to_csv(series_csv, index=False)
+    assert split(series_csv, tmp_path / "out") == 0
+    for name in ("train", "val", "test"):
+        written = pd.read_csv(tmp_path / "out" / f"{name}.csv")
+        assert list(written.columns[: len(table.columns)]) == list(table.columns)
+        assert set(written["split"]) == {name}
+
+
 def test_the_same_seed_writes_the_same_bytes(series_csv: Path, tmp_path: Path) -> None:
     for folder in ("one", "two"):
         assert split(series_csv, tmp_path / folder) == 0

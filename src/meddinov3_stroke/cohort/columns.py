@@ -14,6 +14,9 @@ files of its series. A CSV has at least one of them, a row exactly one that is n
 REQUIRED = LABELS
 """Columns a series CSV must have beside one of `VOLUME_COLUMNS`. `study_uid` may come from the path."""
 
+ALIASES = {label: f"label_{label}" for label in LABELS}
+"""Second names under which a column is read without a flag: those of RSNA series tables in circulation."""
+
 OPTIONAL = ("patient_id", "study_uid", "series_uid")
 """Columns read where they are, and taken from the path where they are not."""
 
@@ -37,7 +40,7 @@ def parse_column_mapping(text: str | None) -> dict[str, str]:
 
 
 def find_columns(header: Sequence[str], mapping: Mapping[str, str], where: str) -> dict[str, str]:
-    """{our name: the CSV's name}: by the mapping, else by the same name, else by the same name in other case.
+    """{our name: the CSV's name}: by the mapping, else by the same name in any case, else by its alias in any case.
 
     Raises:
         SeriesTableError: a needed column, or one that the mapping names, is missing or ambiguous.
@@ -50,15 +53,20 @@ def find_columns(header: Sequence[str], mapping: Mapping[str, str], where: str) 
         wanted = [f"{name} (as {mapping[name]!r})" if name in mapping else name for name in missing]
         raise SeriesTableError(
             f"{where} lacks {', '.join(wanted)}; found {', '.join(header)}; needed {' or '.join(VOLUME_COLUMNS)}, and "
-            f"{', '.join(REQUIRED)}; name them with --columns OURS=THEIRS,..."
+            f"{', '.join(REQUIRED)} (or label_any, ...); name them with --columns OURS=THEIRS,..."
         )
     return {name: column for name, column in found.items() if column is not None}
 
 
 def _find(header: Sequence[str], name: str, where: str) -> str | None:
-    if name in header:
-        return name
-    matches = [column for column in header if column.casefold() == name.casefold()]
-    if len(matches) > 1:
-        raise SeriesTableError(f"{where}: {name} could be {' or '.join(matches)}; say which with --columns {name}=...")
-    return matches[0] if matches else None
+    for wanted in filter(None, (name, ALIASES.get(name))):
+        if wanted in header:
+            return wanted
+        matches = [column for column in header if column.casefold() == wanted.casefold()]
+        if len(matches) > 1:
+            raise SeriesTableError(
+                f"{where}: {name} could be {' or '.join(matches)}; say which with --columns {name}=..."
+            )
+        if matches:
+            return matches[0]
+    return None

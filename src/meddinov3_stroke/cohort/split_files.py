@@ -15,8 +15,8 @@ from meddinov3_stroke.runtime.provenance import provenance
 def write_splits(splits: Splits, folder: Path) -> dict[str, Path]:
     """Paths of the `train.csv`, `val.csv`, `test.csv` and `split_summary.json` written in `folder`.
 
-    Each CSV keeps the columns of the original as they stood and adds patient_id, study_uid and series_uid as resolved
-    and `source_row`, the row in the original.
+    Each CSV keeps the columns of the original as they stood and adds patient_id, study_uid and series_uid as resolved,
+    `source_row`, the row in the original, and `split`, the name of the split.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -25,7 +25,7 @@ def write_splits(splits: Splits, folder: Path) -> dict[str, Path]:
     written = {}
     for name, table in splits.items():
         written[name] = folder / f"{name}.csv"
-        write_text(written[name], split_frame(table).to_csv(index=False, lineterminator="\n"))
+        write_text(written[name], split_frame(table).assign(split=name).to_csv(index=False, lineterminator="\n"))
     written["summary"] = folder / "split_summary.json"
     write_json(written["summary"], {**provenance(), **split_document(splits)})
     return written
