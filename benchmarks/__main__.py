@@ -10,8 +10,8 @@ from pathlib import Path
 
 from benchmarks.machine import describe_machine
 from benchmarks.table import Table
-from meddinov3_stroke.runtime.atomic import write_json
-from meddinov3_stroke.runtime.statistics import Stopwatch
+from meddinov3_stroke.system.atomic import write_json
+from meddinov3_stroke.system.statistics import Stopwatch
 
 NAMES = (
     "engines",

@@ -63,9 +63,8 @@ def extract_once(weights: Path, models_dir: Path, volumes: Path, store: Path) ->
     """Seconds of the stage in this process, and what it imported."""
     paths = sorted(volumes.iterdir())
     start = time.perf_counter()
-    from meddinov3_stroke.embeddings import EmbeddingStore
-    from meddinov3_stroke.extraction import extract_series
     from meddinov3_stroke.feature_extractor import FeatureExtractor
+    from meddinov3_stroke.features import EmbeddingStore, extract_series
     from meddinov3_stroke.lazy_backbone import open_backbone
     from meddinov3_stroke.models import plan_backbone
 

@@ -16,8 +16,8 @@ from benchmarks.bars import Bar, judged
 from benchmarks.reading import noisy_head
 from benchmarks.rounds import median, take_turns
 from benchmarks.table import Table
+from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
-from meddinov3_stroke.volume import read_volume
 
 OVER_PYDICOM = Bar(2, "x", "less than")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int16
 
-from meddinov3_stroke.runtime.nifti_bytes import nifti_bytes
+from meddinov3_stroke.system.nifti_bytes import nifti_bytes
 
 SPACING_MM = (2.5, 0.45, 0.45)
 """Slice, row, column."""

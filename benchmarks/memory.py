@@ -45,8 +45,8 @@ def measure(quick: bool) -> Table:
 def embed_once(weights: Path, models_dir: Path, warm_up: Path, path: Path) -> dict[str, Any]:
     """Resident MiB of the warm engine, and how far embedding the volume raised the peak above it."""
     from meddinov3_stroke.backbone import load_backbone
+    from meddinov3_stroke.ct import read_volume
     from meddinov3_stroke.feature_extractor import FeatureExtractor
-    from meddinov3_stroke.volume import read_volume
 
     extractor = FeatureExtractor(load_backbone(weights, device="cpu", models_dir=models_dir))
     extractor.embed(read_volume(warm_up))

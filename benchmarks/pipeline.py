@@ -18,11 +18,10 @@ from benchmarks.table import Table
 from benchmarks.workspace import workspace
 from meddinov3_stroke import config
 from meddinov3_stroke.backbone import Backbone
-from meddinov3_stroke.embeddings import EmbeddingStore
-from meddinov3_stroke.extraction import extract_series
+from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.feature_extractor import FeatureExtractor
-from meddinov3_stroke.runtime.atomic import write_npy
-from meddinov3_stroke.volume import read_volume
+from meddinov3_stroke.features import EmbeddingStore, extract_series
+from meddinov3_stroke.system.atomic import write_npy
 
 VOLUME_SHARE, COHORT_SHARE = Bar(95, " %"), Bar(90, " %")
 

@@ -20,9 +20,9 @@ import numpy as np
 from jaxtyping import Int16
 
 from benchmarks.table import Table
-from meddinov3_stroke.runtime.statistics import peak_resident_mib
-from meddinov3_stroke.volume import read_volume
-from meddinov3_stroke.volume.stream import PIECE_BYTES, READ_BYTES
+from meddinov3_stroke.ct import read_volume
+from meddinov3_stroke.ct.stream import PIECE_BYTES, READ_BYTES
+from meddinov3_stroke.system.statistics import peak_resident_mib
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -19,9 +19,8 @@ from benchmarks.rounds import Seconds, median, take_turns
 from benchmarks.table import Table
 from benchmarks.workspace import Workspace, prepared, workspace
 from meddinov3_stroke.backbone import Backbone, load_backbone
-from meddinov3_stroke.embeddings import EmbeddingStore
-from meddinov3_stroke.extraction import extract_series
 from meddinov3_stroke.feature_extractor import FeatureExtractor
+from meddinov3_stroke.features import EmbeddingStore, extract_series
 
 BATCHES = (1, 4, 8, 16, 32)
 

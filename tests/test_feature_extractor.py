@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from meddinov3_stroke import embeddings, explain, feature_extractor
+from meddinov3_stroke import explain, feature_extractor
+from meddinov3_stroke import features as embeddings
 from meddinov3_stroke.backbone import Backbone, load_backbone
+from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.feature_extractor import FeatureExtractor
 from meddinov3_stroke.types import SliceSelection, Volume
-from meddinov3_stroke.volume import read_volume
 
 
 @pytest.fixture(scope="module")

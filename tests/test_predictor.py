@@ -12,7 +12,7 @@ import pytest
 
 from meddinov3_stroke import predictor as predictor_module
 from meddinov3_stroke.backbone import Backbone, load_backbone
-from meddinov3_stroke.embeddings import pool_slices
+from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.errors import (
     CheckpointError,
     CorruptInput,
@@ -22,9 +22,9 @@ from meddinov3_stroke.errors import (
     UsageError,
 )
 from meddinov3_stroke.explain import DEMO_NOTICE, patch_similarity
+from meddinov3_stroke.features import pool_slices
 from meddinov3_stroke.predictor import Case, FailedCase, ICHPredictor, contradictions
 from meddinov3_stroke.types import LABELS, SliceSelection, Threshold
-from meddinov3_stroke.volume import read_volume
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["meddinov3_stroke.volume.dicom", "pydicom"]):
+with atheris.instrument_imports(include=["meddinov3_stroke.ct.dicom", "pydicom"]):
+    from meddinov3_stroke.ct.dicom.codecs import shared_codec
+    from meddinov3_stroke.ct.dicom.header_reading import headers_of
+    from meddinov3_stroke.ct.dicom.pixels import decode_frame
+    from meddinov3_stroke.ct.dicom.structure import read_structure
     from meddinov3_stroke.errors import CorruptInput, UnsupportedInput
-    from meddinov3_stroke.volume.dicom.codecs import shared_codec
-    from meddinov3_stroke.volume.dicom.header_reading import headers_of
-    from meddinov3_stroke.volume.dicom.pixels import decode_frame
-    from meddinov3_stroke.volume.dicom.structure import read_structure
 
 LIMITS = ("-timeout=4", "-rss_limit_mb=2048", "-max_len=65536")
 """Of libFuzzer. Its clock counts whole seconds and the start of a new child, hence 4 for the bar of 2."""

@@ -6,27 +6,33 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from meddinov3_stroke.runtime.provenance import DISCLAIMER
+from meddinov3_stroke.system.provenance import DISCLAIMER
 
 PROG = "meddinov3-stroke"
 
 VERBS: dict[str, tuple[str, str]] = {
-    "demo": ("demo", "make a phantom cohort and run the whole pipeline on it, with no weights and no network"),
+    "demo": ("commands.demo", "make a phantom cohort and run the whole pipeline on it, with no weights and no network"),
     "predict": ("ich_infer", "haemorrhage probabilities, suspicious slices and heat-maps of one head CT"),
     "embed": ("meddinov3_infer", "slice embeddings and a patch-similarity map of one head CT"),
-    "inspect": ("inspect_input", "studies and series of a DICOM folder or archive, each with a verdict and its reason"),
-    "convert": ("convert_volume", "DICOM or NIfTI -> NIfTI, optionally reoriented and resampled"),
-    "prepare-rsna": ("prepare_rsna", "the Kaggle RSNA folder -> header index, series CSV and slice labels"),
-    "prepare-cohort": ("prepare_cohort", "CQ500, PhysioNet CT-ICH or BHSD -> the same series table"),
-    "extract": ("extract_features", "series CSV -> one row of features each, unsplit, for test-head"),
+    "inspect": (
+        "commands.inspect",
+        "studies and series of a DICOM folder or archive, each with a verdict and reason",
+    ),
+    "convert": ("commands.convert", "DICOM or NIfTI -> NIfTI, optionally reoriented and resampled"),
+    "prepare-rsna": ("commands.prepare_rsna", "the Kaggle RSNA folder -> header index, series CSV and slice labels"),
+    "prepare-cohort": ("commands.prepare_cohort", "CQ500, PhysioNet CT-ICH or BHSD -> the same series table"),
+    "extract": ("commands.extract", "series CSV -> one row of features each, unsplit, for test-head"),
     "train-rsna": ("rsna_train", "series CSV -> split, cached features, trained and tested head"),
     "split": ("rsna_split", "series CSV -> train, validation and test by patient"),
     "train-head": ("head_train", "train a head on embeddings and labels in .npy files"),
     "test-head": ("head_eval", "evaluate a head on embeddings and labels in .npy files"),
-    "phantom": ("make_phantoms", "synthetic head CT with haemorrhages, masks and a series CSV"),
-    "download": ("download_models", "fetch the MedDINOv3 weights, or ask their size"),
-    "calibrate": ("calibrate_int8", "make an int8 backbone on your volumes and measure whether it may be used"),
-    "convert-weights": ("convert_weights", "turn a pickled weights file into safetensors without running its code"),
+    "phantom": ("commands.phantom", "synthetic head CT with haemorrhages, masks and a series CSV"),
+    "download": ("commands.download", "fetch the MedDINOv3 weights, or ask their size"),
+    "calibrate": ("commands.calibrate", "make an int8 backbone on your volumes and measure whether it may be used"),
+    "convert-weights": (
+        "commands.convert_weights",
+        "convert pickled weights to safetensors without running their code",
+    ),
 }
 """Verb -> (module of the stage, what it does in one line)."""
 

@@ -1,6 +1,6 @@
 """The one exception tree. Each class carries its `code` (printed) and its `exit_code` (what a shell sees).
 
-MedDINOError                  70  a bug of ours, unless a subclass says otherwise
+MedDINOError                  70  internal error, unless a subclass says otherwise
 ├── UsageError                 2  wrong arguments
 ├── InputError                 3  a volume file is corrupt or unsupported
 │   ├── MissingInput
@@ -30,12 +30,41 @@ MedDINOError                  70  a bug of ours, unless a subclass says otherwis
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Status = Literal["done", "rejected", "refused", "failed"]
+"""How a case or a cohort row ends: processed; corrupt or unsupported; out of scope; failed (worth another try)."""
+
+STATUSES: tuple[Status, ...] = get_args(Status)
+"""The values of `Status`, in the order summaries list them."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one case or cohort row ended."""
+
+    status: Status = "done"
+    code: str = ""
+    """Code of the error, such as `E-INPUT-CORRUPT`; empty when done."""
+    message: str = ""
+    """The error in one line; empty when done."""
+
+    @classmethod
+    def of(cls, error: Exception) -> Outcome:
+        """The outcome of a case that raised `error`; an error outside this tree counts as an internal one."""
+        if isinstance(error, MedDINOError):
+            return cls(error.status, error.code, str(error))
+        return cls("failed", MedDINOError.code, f"internal error: {type(error).__name__}: {error}")
+
 
 class MedDINOError(Exception):
     """Base of every error raised on purpose; the message is one line: what, where and what to do."""
 
     code = "E-BUG"
     exit_code = 70
+    status: Status = "failed"
+    """Status of a case that ends with this error."""
 
 
 class UsageError(MedDINOError):
@@ -50,6 +79,7 @@ class InputError(MedDINOError):
 
     code = "E-INPUT"
     exit_code = 3
+    status = "rejected"
 
 
 class MissingInput(InputError):
@@ -81,6 +111,7 @@ class OutOfScope(MedDINOError):
 
     code = "E-SCOPE"
     exit_code = 4
+    status = "refused"
 
 
 class DatasetError(MedDINOError):

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from meddinov3_stroke.embeddings import pool_slices, select_slices
 from meddinov3_stroke.errors import NonFiniteEmbedding, UsageError
 from meddinov3_stroke.explain import patch_similarity
+from meddinov3_stroke.features import pool_slices, select_slices
 from meddinov3_stroke.lazy_backbone import SliceEncoder
 from meddinov3_stroke.types import SliceEmbeddings, SliceSelection, SliceTokens, Volume
 

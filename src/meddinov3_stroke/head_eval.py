@@ -14,8 +14,8 @@ from jaxtyping import Float64
 from meddinov3_stroke import config
 from meddinov3_stroke.labels import LabelPolicy, label_names
 from meddinov3_stroke.options import DeviceName
-from meddinov3_stroke.runtime.command import ConsoleOptions, run_command
-from meddinov3_stroke.runtime.provenance import DISCLAIMER, provenance
+from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
 from meddinov3_stroke.types import HeadData
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def run(args: Args) -> dict[str, Any]:
     """
     from meddinov3_stroke.heads import load_checkpoint, load_head_data, read_origin
     from meddinov3_stroke.report.training import metrics_table
-    from meddinov3_stroke.runtime.atomic import write_json, write_npy
-    from meddinov3_stroke.runtime.device import resolve_device, use_available_cpus
+    from meddinov3_stroke.system.atomic import write_json, write_npy
+    from meddinov3_stroke.system.device import resolve_device, use_available_cpus
 
     device = str(resolve_device(args.device))
     use_available_cpus()
@@ -92,8 +92,8 @@ def evaluate_head(
         CheckpointError: the embedding's size or the labels are not the checkpoint's; lists expected and found.
         DatasetError: NaN, empty, or counts that differ.
     """
-    from meddinov3_stroke.evaluation import auroc_report, binary_cross_entropy, bootstrap_macro_auroc, operating_points
     from meddinov3_stroke.heads import check_columns, check_head_data, predict_logits
+    from meddinov3_stroke.metrics import auroc_report, binary_cross_entropy, bootstrap_macro_auroc, operating_points
 
     check_head_data(data, "test")
     names = tuple(labels) if labels is not None else _column_names(checkpoint, data.labels.shape[1])
@@ -141,7 +141,7 @@ def _check_origin(checkpoint: HeadCheckpoint, origin: EmbeddingOrigin) -> list[s
 
 def _about_inputs(args: Args, checkpoint: HeadCheckpoint, device: str) -> dict[str, Any]:
     from meddinov3_stroke.report.training import about_backbone
-    from meddinov3_stroke.runtime.digest import sha256_of_file
+    from meddinov3_stroke.system.digest import sha256_of_file
 
     return {
         "inputs": {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from meddinov3_stroke.evaluation import AurocReport, auroc_report, bootstrap_macro_auroc, youden_thresholds
 from meddinov3_stroke.heads import (
     HeadCheckpoint,
     MLPHead,
@@ -14,6 +13,7 @@ from meddinov3_stroke.heads import (
     predict_logits,
     save_checkpoint,
 )
+from meddinov3_stroke.metrics import AurocReport, auroc_report, bootstrap_macro_auroc, youden_thresholds
 from meddinov3_stroke.types import HeadData
 
 __all__ = [

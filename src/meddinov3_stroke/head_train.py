@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from meddinov3_stroke import config
 from meddinov3_stroke.labels import LabelPolicy, label_names
 from meddinov3_stroke.options import DeviceName, OutputDir
-from meddinov3_stroke.runtime.command import ConsoleOptions, run_command
-from meddinov3_stroke.runtime.provenance import provenance
+from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.provenance import provenance
 from meddinov3_stroke.types import HeadContext, HeadData, HeadOptions, HeadOutput
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def run(args: Args) -> dict[str, Any]:
     """
     from meddinov3_stroke.heads import check_options, load_head_data, read_origin, same_origin
     from meddinov3_stroke.report.training import training_table
-    from meddinov3_stroke.runtime.device import resolve_device, use_available_cpus
+    from meddinov3_stroke.system.device import resolve_device, use_available_cpus
 
     check_options(args.options)
     device = str(resolve_device(args.device))
@@ -133,8 +133,8 @@ def train_head(
     """
     from meddinov3_stroke.errors import NonFiniteLoss
     from meddinov3_stroke.heads import check_head_data, check_options, check_train_and_val
-    from meddinov3_stroke.runtime.interrupt import finish_on_interrupt
-    from meddinov3_stroke.runtime.progress import progress_bar
+    from meddinov3_stroke.system.interrupt import finish_on_interrupt
+    from meddinov3_stroke.system.progress import progress_bar
 
     check_options(options)
     check_head_data(train, "training")
@@ -165,9 +165,9 @@ class _Training:
     def __init__(
         self, train: HeadData, val: HeadData, options: HeadOptions, context: HeadContext, output_dir: Path, device: str
     ) -> None:
-        from meddinov3_stroke.evaluation import undefined_reason
         from meddinov3_stroke.heads import BestEpoch, positive_weights
-        from meddinov3_stroke.runtime.statistics import Stopwatch
+        from meddinov3_stroke.metrics import undefined_reason
+        from meddinov3_stroke.system.statistics import Stopwatch
 
         self.train, self.val, self.options, self.context = train, val, options, context
         self.output_dir, self.device, self.watch = output_dir, device, Stopwatch()
@@ -185,8 +185,8 @@ class _Training:
 
     def keep(self, result: EpochResult) -> None:
         """Judge an epoch on validation, record it, and write last.pt and, if it is the best so far, best.pt."""
-        from meddinov3_stroke.evaluation import auroc_report
         from meddinov3_stroke.heads import save_checkpoint
+        from meddinov3_stroke.metrics import auroc_report
 
         names = self.context.label_names
         output = HeadOutput(result.val_logits, names)
@@ -202,8 +202,8 @@ class _Training:
 
     def checkpoint(self, result: EpochResult, output: HeadOutput, metric: float | None) -> HeadCheckpoint:
         """The head as it stands after an epoch, with thresholds from its own validation probabilities."""
-        from meddinov3_stroke.evaluation import youden_thresholds
         from meddinov3_stroke.heads import HeadCheckpoint
+        from meddinov3_stroke.metrics import youden_thresholds
 
         names, context = self.context.label_names, self.context
         return HeadCheckpoint(
@@ -226,7 +226,7 @@ class _Training:
     def write(self, warnings: Sequence[str], stopped: str) -> dict[str, Any]:
         """The summary, written with the curve beside the checkpoints; both only if an epoch was finished."""
         from meddinov3_stroke.report.curves import training_curve_png
-        from meddinov3_stroke.runtime.atomic import write_bytes, write_json
+        from meddinov3_stroke.system.atomic import write_bytes, write_json
 
         if self.best_checkpoint is None:
             return {}
@@ -259,7 +259,7 @@ class _Training:
         }
 
     def _about_result(self, best: HeadCheckpoint, stopped: str) -> dict[str, Any]:
-        from meddinov3_stroke.runtime.statistics import memory_statistics
+        from meddinov3_stroke.system.statistics import memory_statistics
 
         return {
             "pos_weight": best.pos_weight,

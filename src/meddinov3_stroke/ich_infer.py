@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from meddinov3_stroke import config
 from meddinov3_stroke.options import BackboneOptions, OptionalOutputDir, OptionalPath, case_name, input_or_first
-from meddinov3_stroke.runtime.command import run_command
+from meddinov3_stroke.system.command import run_command
 
 if TYPE_CHECKING:
     from meddinov3_stroke.predictor import Case, ICHPredictor
@@ -50,11 +50,11 @@ def run(args: Args) -> Case:
         OutOfScope: readable, but outside what the model is meant for.
         WeightsError: no weights or no head, or a head of another backbone, preprocessing or resize.
     """
+    from meddinov3_stroke.ct import read_volume
     from meddinov3_stroke.feature_extractor import select_slices
     from meddinov3_stroke.report import print_case
-    from meddinov3_stroke.runtime.progress import progress_bar
-    from meddinov3_stroke.runtime.statistics import Stopwatch
-    from meddinov3_stroke.volume import read_volume
+    from meddinov3_stroke.system.progress import progress_bar
+    from meddinov3_stroke.system.statistics import Stopwatch
 
     path = input_or_first(args.input)
     folder = args.output_dir or Path(f"{config.CASE_OUTPUT_PREFIX}{case_name(path, args.series)}")

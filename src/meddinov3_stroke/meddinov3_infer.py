@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from meddinov3_stroke import config
 from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.options import BackboneOptions, OptionalOutputDir, OptionalPath, case_name, input_or_first
-from meddinov3_stroke.runtime.command import run_command
-from meddinov3_stroke.runtime.provenance import DISCLAIMER, provenance
+from meddinov3_stroke.system.command import run_command
+from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
 from meddinov3_stroke.types import SliceEmbeddings, SliceSelection, Volume
 
 if TYPE_CHECKING:
     from meddinov3_stroke.feature_extractor import FeatureExtractor
     from meddinov3_stroke.lazy_backbone import SliceEncoder
-    from meddinov3_stroke.pictures import SliceMap
+    from meddinov3_stroke.report import SliceMap
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -58,9 +58,9 @@ def run(args: Args) -> dict[str, Any]:
         OutOfScope: readable, but outside what the model is meant for.
         WeightsError: no weights, or weights that give NaN.
     """
+    from meddinov3_stroke.ct import read_volume
     from meddinov3_stroke.feature_extractor import naming
-    from meddinov3_stroke.runtime.statistics import Stopwatch
-    from meddinov3_stroke.volume import read_volume
+    from meddinov3_stroke.system.statistics import Stopwatch
 
     watch = Stopwatch()
     path = input_or_first(args.input)
@@ -101,7 +101,7 @@ def _extractor(args: Args) -> FeatureExtractor:
 def _map_slice(args: Args, volume: Volume, extractor: FeatureExtractor, slice_index: int) -> SliceMap:
     """The slice of the map and the similarity of its patches; comes first, so that a wrong flag costs no volume."""
     from meddinov3_stroke.explain import parse_patch, patch_similarity
-    from meddinov3_stroke.pictures import SliceMap
+    from meddinov3_stroke.report import SliceMap
 
     tokens = extractor.tokens(volume, [slice_index])
     assert tokens.patches is not None  # asked for
@@ -121,8 +121,8 @@ def _map_slice(args: Args, volume: Volume, extractor: FeatureExtractor, slice_in
 def _embed(args: Args, volume: Volume, extractor: FeatureExtractor) -> tuple[SliceEmbeddings, float]:
     """The embeddings and the seconds they took."""
     from meddinov3_stroke.feature_extractor import select_slices
-    from meddinov3_stroke.runtime.progress import progress_bar
-    from meddinov3_stroke.runtime.statistics import Stopwatch
+    from meddinov3_stroke.system.progress import progress_bar
+    from meddinov3_stroke.system.statistics import Stopwatch
 
     n_chosen = len(select_slices(volume.n_slices, extractor.selection))
     LOGGER.info("embedding %d of %d slices", n_chosen, volume.n_slices)
@@ -135,8 +135,8 @@ def _save(folder: Path, embeddings: SliceEmbeddings, similar: SliceMap, summary:
     """Paths of the files written, `summary.json` last."""
     from meddinov3_stroke.explain import is_demo
     from meddinov3_stroke.feature_extractor import pool_slices
-    from meddinov3_stroke.pictures import slice_picture
-    from meddinov3_stroke.runtime.atomic import write_bytes, write_json, write_npy
+    from meddinov3_stroke.report import slice_picture
+    from meddinov3_stroke.system.atomic import write_bytes, write_json, write_npy
 
     arrays = {
         "meddinov3_slice_embeddings.npy": embeddings.cls,
@@ -156,7 +156,7 @@ def _summary(
 ) -> dict[str, Any]:
     from meddinov3_stroke.explain import demo_warnings
     from meddinov3_stroke.report import origin_document
-    from meddinov3_stroke.runtime.statistics import memory_statistics
+    from meddinov3_stroke.system.statistics import memory_statistics
 
     return {
         **provenance(),
@@ -172,7 +172,7 @@ def _summary(
 
 
 def _about_map(similar: SliceMap) -> dict[str, Any]:
-    from meddinov3_stroke.pictures import SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH
+    from meddinov3_stroke.report import SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH
 
     return {
         "measure": "cosine similarity of patch tokens to the reference patch",

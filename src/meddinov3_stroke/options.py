@@ -13,10 +13,10 @@ import tyro
 from meddinov3_stroke import config
 from meddinov3_stroke.errors import MissingInput
 from meddinov3_stroke.labels import LabelPolicy
-from meddinov3_stroke.runtime.command import ConsoleOptions
+from meddinov3_stroke.system.command import ConsoleOptions
 
 if TYPE_CHECKING:
-    from meddinov3_stroke.cohort import SeriesTable
+    from meddinov3_stroke.data import SeriesTable
     from meddinov3_stroke.feature_extractor import FeatureExtractor
     from meddinov3_stroke.lazy_backbone import SliceEncoder
 
@@ -103,7 +103,7 @@ class CohortOptions(BackboneOptions):
         Raises:
             DatasetError: the table, its labels, or the list of IDs.
         """
-        from meddinov3_stroke.cohort import parse_column_mapping, read_series_table
+        from meddinov3_stroke.data import parse_column_mapping, read_series_table
 
         table = read_series_table(
             self.series_csv,
@@ -133,7 +133,7 @@ def input_or_first(path: Path | None, folder: Path = config.INPUT_DIR) -> Path:
     """
     if path is not None:
         return path
-    from meddinov3_stroke.volume.contents import is_nifti_name  # brings nibabel, which --help does not need
+    from meddinov3_stroke.ct.contents import is_nifti_name  # brings nibabel, which --help does not need
 
     found = sorted(file for file in folder.glob("*") if file.is_file() and is_nifti_name(file))
     if not found:

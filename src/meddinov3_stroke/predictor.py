@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from meddinov3_stroke.ct import Source, read_volume, source_path
 from meddinov3_stroke.errors import InputError, MedDINOError, OutOfScope, UsageError
 from meddinov3_stroke.explain import (
     HeadInput,
@@ -28,9 +29,9 @@ from meddinov3_stroke.lazy_backbone import SliceEncoder, open_backbone
 from meddinov3_stroke.models import plan_backbone
 from meddinov3_stroke.options import case_name
 from meddinov3_stroke.report import save_case
-from meddinov3_stroke.runtime.atomic import write_json
-from meddinov3_stroke.runtime.provenance import provenance
-from meddinov3_stroke.runtime.statistics import Stopwatch
+from meddinov3_stroke.system.atomic import write_json
+from meddinov3_stroke.system.provenance import provenance
+from meddinov3_stroke.system.statistics import Stopwatch
 from meddinov3_stroke.types import (
     CaseFindings,
     SliceEmbeddings,
@@ -39,7 +40,6 @@ from meddinov3_stroke.types import (
     TopSlice,
     Volume,
 )
-from meddinov3_stroke.volume import Source, read_volume, source_path
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 

@@ -12,7 +12,8 @@ from typing import Any, Protocol, get_args, runtime_checkable
 import numpy as np
 from jaxtyping import Int64
 
-from meddinov3_stroke.cohort import (
+from meddinov3_stroke.ct import input_digest
+from meddinov3_stroke.data import (
     SeriesDigests,
     SeriesTable,
     Splits,
@@ -23,16 +24,23 @@ from meddinov3_stroke.cohort import (
     split_statistics,
     write_splits,
 )
-from meddinov3_stroke.embeddings import EmbeddingStore, PoolMode, pool_slices
 from meddinov3_stroke.errors import MedDINOError, SplitError, TooManyInvalid, UsageError
-from meddinov3_stroke.extraction import Extraction, Extractor, Status, extract_series, nifti_digest
+from meddinov3_stroke.features import (
+    EmbeddingStore,
+    Extraction,
+    Extractor,
+    PoolMode,
+    Status,
+    extract_series,
+    nifti_digest,
+    pool_slices,
+)
 from meddinov3_stroke.labels import name_rows
-from meddinov3_stroke.runtime.atomic import write_json, write_npy
-from meddinov3_stroke.runtime.interrupt import finish_on_interrupt
-from meddinov3_stroke.runtime.progress import progress_bar
-from meddinov3_stroke.runtime.provenance import provenance
+from meddinov3_stroke.system.atomic import write_json, write_npy
+from meddinov3_stroke.system.interrupt import finish_on_interrupt
+from meddinov3_stroke.system.progress import progress_bar
+from meddinov3_stroke.system.provenance import provenance
 from meddinov3_stroke.types import LABELS, HeadData, VolumeInput
-from meddinov3_stroke.volume import input_digest
 
 __all__ = [
     "SeriesTable",

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from meddinov3_stroke import config
 from meddinov3_stroke.labels import LabelPolicy
 from meddinov3_stroke.options import OutputDir
-from meddinov3_stroke.runtime.command import ConsoleOptions, run_command
-from meddinov3_stroke.runtime.provenance import DISCLAIMER
+from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.provenance import DISCLAIMER
 
 if TYPE_CHECKING:
-    from meddinov3_stroke.cohort import Splits
+    from meddinov3_stroke.data import Splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def run(args: Args) -> Splits:
     """
     import logging
 
-    from meddinov3_stroke.cohort import (
+    from meddinov3_stroke.data import (
         check_ratios,
         parse_column_mapping,
         read_series_table,
@@ -81,7 +81,7 @@ def _print(splits: Splits, folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from meddinov3_stroke.cohort import split_statistics
+    from meddinov3_stroke.data import split_statistics
     from meddinov3_stroke.types import LABELS
 
     counts = {name: split_statistics(table) for name, table in splits.items()}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from meddinov3_stroke import config
 from meddinov3_stroke.options import CohortOptions, OutputDir
-from meddinov3_stroke.runtime.command import run_command
-from meddinov3_stroke.runtime.provenance import DISCLAIMER, provenance
+from meddinov3_stroke.system.command import run_command
+from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
 from meddinov3_stroke.types import LABELS, HeadContext, HeadOptions
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def run(args: Args) -> dict[str, Any]:
         KeyboardInterrupt: SIGINT; what is finished is kept and not computed again.
     """
     from meddinov3_stroke import rsna_pipeline as rsna
-    from meddinov3_stroke.runtime.atomic import write_json
-    from meddinov3_stroke.runtime.statistics import Stopwatch, memory_statistics
+    from meddinov3_stroke.system.atomic import write_json
+    from meddinov3_stroke.system.statistics import Stopwatch, memory_statistics
 
     watch = Stopwatch()
     splits = _split(args)
@@ -108,7 +108,7 @@ def run(args: Args) -> dict[str, Any]:
 
 
 def _split(args: Args) -> Splits:
-    from meddinov3_stroke.cohort import check_ratios
+    from meddinov3_stroke.data import check_ratios
     from meddinov3_stroke.heads import check_options
     from meddinov3_stroke.rsna_pipeline import check_max_invalid, split_by_patient
 
@@ -122,9 +122,9 @@ def _split(args: Args) -> Splits:
 
 
 def _extract(args: Args, splits: Splits, extractor: FeatureExtractor) -> tuple[Extractions, dict[str, Any]]:
-    from meddinov3_stroke.embeddings import EmbeddingStore
+    from meddinov3_stroke.features import EmbeddingStore
     from meddinov3_stroke.rsna_pipeline import extract_splits, ledger_of, volume_warnings
-    from meddinov3_stroke.runtime.statistics import Stopwatch
+    from meddinov3_stroke.system.statistics import Stopwatch
 
     watch = Stopwatch()
     extractions = extract_splits(
@@ -152,7 +152,7 @@ def _features(
 
 def _train(args: Args, features: Mapping[str, SplitFeatures], extractor: FeatureExtractor) -> dict[str, Any]:
     from meddinov3_stroke.head_train import train_head
-    from meddinov3_stroke.runtime.device import use_available_cpus
+    from meddinov3_stroke.system.device import use_available_cpus
 
     use_available_cpus()
     folder = args.output_dir / "features"
@@ -172,10 +172,10 @@ def _train(args: Args, features: Mapping[str, SplitFeatures], extractor: Feature
 
 
 def _test(args: Args, features: Mapping[str, SplitFeatures]) -> dict[str, Any]:
-    from meddinov3_stroke.evaluation import weighted_log_loss
     from meddinov3_stroke.head_eval import evaluate_head
     from meddinov3_stroke.heads import load_checkpoint
-    from meddinov3_stroke.runtime.atomic import write_npy
+    from meddinov3_stroke.metrics import weighted_log_loss
+    from meddinov3_stroke.system.atomic import write_npy
 
     test = features["test"]
     checkpoint = load_checkpoint(args.checkpoints_dir / "best.pt")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int8, Int64, Real
@@ -49,7 +49,9 @@ class VolumeInput:
     path: Path
     """A NIfTI file; a DICOM file, folder, zip archive or list of files (.txt); or a header index (.parquet)."""
     series_uid: str | None = None
-    """Which series, where the path holds several; without it the rule of `volume.dicom.choice` decides."""
+    """Which series, where the path holds several; without it the rule of `ct.dicom.choice` decides."""
+    format: Literal["nifti", "dicom"] | None = None
+    """The only format accepted at `path`, as a column of a series table implies; None accepts both."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 
 from meddinov3_stroke.backbone import VisionTransformer, convert_weights, load_weights, weights_sha256
 from meddinov3_stroke.errors import MissingWeights, UnsafeWeights, UsageError, WeightsError, WeightsMismatch
-from meddinov3_stroke.runtime.inert_pickle import InertUnpickler
+from meddinov3_stroke.system.inert_pickle import InertUnpickler
 
 MakeVit = Callable[..., VisionTransformer]
 Publish = Callable[..., Path]

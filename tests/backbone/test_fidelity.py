@@ -20,7 +20,7 @@ from meddinov3_stroke.backbone import (
 )
 from meddinov3_stroke.backbone.fidelity import cosines, measure_fidelity, sample_slices
 from meddinov3_stroke.models import plan
-from meddinov3_stroke.runtime import execution
+from meddinov3_stroke.system import execution
 
 MakeVit = Callable[..., VisionTransformer]
 Publish = Callable[..., Path]

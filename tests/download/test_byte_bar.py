@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from meddinov3_stroke.runtime.progress import byte_bar
+from meddinov3_stroke.system.progress import byte_bar
 
 MIB = 1 << 20
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from meddinov3_stroke import config, download_models
+from meddinov3_stroke import config
+from meddinov3_stroke.commands import download as download_models
+from meddinov3_stroke.commands.download import Args
 from meddinov3_stroke.download import HubAccess
-from meddinov3_stroke.download_models import Args
 from meddinov3_stroke.errors import DownloadError, UsageError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "script" / "download_models.py"

@@ -18,8 +18,8 @@ from meddinov3_stroke.models import (
     plan_backbone,
     write_calibration,
 )
-from meddinov3_stroke.runtime import execution
-from meddinov3_stroke.runtime.digest import sha256_of_file
+from meddinov3_stroke.system import execution
+from meddinov3_stroke.system.digest import sha256_of_file
 
 MakeCalibration = Callable[..., Calibration]
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.errors import InputError, OutOfScope
 from meddinov3_stroke.types import Volume
-from meddinov3_stroke.volume import read_volume
 
 VOXELS = np.random.default_rng(11).integers(-1000, 2000, (6, 5, 4), dtype=np.int16)
 AFFINE = np.diag([-0.5, -0.5, 5.0, 1.0])

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
+from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.types import Volume
-from meddinov3_stroke.volume import read_volume
 
 AXIS_ORDERS = [
     np.array(list(zip(order, flips, strict=True)))

@@ -17,7 +17,7 @@ from meddinov3_stroke.explain import REFERENCE_RULE
 from meddinov3_stroke.predictor import Case, ICHPredictor
 from meddinov3_stroke.report import case as case_report
 from meddinov3_stroke.report import case_document, print_case, save_case
-from meddinov3_stroke.runtime.digest import sha256_of_file
+from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.types import LABELS, Threshold
 
 

@@ -9,15 +9,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from meddinov3_stroke import calibrate_int8
 from meddinov3_stroke.backbone import load_backbone
-from meddinov3_stroke.calibrate_int8 import Args, run
+from meddinov3_stroke.commands import calibrate as calibrate_int8
+from meddinov3_stroke.commands.calibrate import Args, run
+from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.errors import DatasetError, MachineError, SplitError, UsageError, WeightsError
 from meddinov3_stroke.feature_extractor import FeatureExtractor
 from meddinov3_stroke.models import Calibration, calibration_folder, plan_backbone, read_calibration
 from meddinov3_stroke.models.plan import CACHE_FOLDER
 from meddinov3_stroke.types import LABELS
-from meddinov3_stroke.volume import read_volume
 
 pytestmark = pytest.mark.xdist_group("calibrate")  # one process quantizes, the others read its record
 

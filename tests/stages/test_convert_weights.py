@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from meddinov3_stroke.backbone import VisionTransformer, load_backbone
-from meddinov3_stroke.convert_weights import main
+from meddinov3_stroke.commands.convert_weights import main
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from meddinov3_stroke import config, demo
+from meddinov3_stroke import config
 from meddinov3_stroke.backbone import load_backbone
+from meddinov3_stroke.commands import demo
 from meddinov3_stroke.errors import DatasetError
 from meddinov3_stroke.phantom import draw_cohort
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from meddinov3_stroke import extract_features
+from meddinov3_stroke.commands import extract as extract_features
 from meddinov3_stroke.types import LABELS
 
 N_ROWS = 4

@@ -104,7 +104,7 @@ def test_checkpoint_carries_what_the_head_belongs_to(tmp_path: Path, data: tuple
 
 
 def test_thresholds_are_those_of_the_checkpoint_s_own_epoch(tmp_path: Path, data: tuple[HeadData, HeadData]) -> None:
-    from meddinov3_stroke.evaluation import youden_thresholds
+    from meddinov3_stroke.metrics import youden_thresholds
 
     train(tmp_path, data)
     for name in ("best", "last"):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from meddinov3_stroke import cli
-from meddinov3_stroke.inspect_input import main
+from meddinov3_stroke.commands.inspect import main
+from meddinov3_stroke.ct.dicom.choice import RULE
 from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
-from meddinov3_stroke.volume.dicom.choice import RULE
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from meddinov3_stroke.make_phantoms import main
+from meddinov3_stroke.commands.phantom import main
 
 
 @pytest.mark.parametrize(

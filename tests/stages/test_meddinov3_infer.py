@@ -12,11 +12,11 @@ from matplotlib.image import imread
 
 from meddinov3_stroke import meddinov3_infer
 from meddinov3_stroke.backbone import Backbone, load_backbone
+from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.errors import MissingInput, NonFiniteEmbedding, UsageError
 from meddinov3_stroke.explain import patch_similarity
 from meddinov3_stroke.meddinov3_infer import Args, main, run, sim_slice_index
-from meddinov3_stroke.runtime.digest import sha256_of_file
-from meddinov3_stroke.volume import read_volume
+from meddinov3_stroke.system.digest import sha256_of_file
 
 FILES = {
     *("meddinov3_slice_embeddings.npy", "slice_indices.npy", "embedding_mean.npy", "similarity_map.npy"),

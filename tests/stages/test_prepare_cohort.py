@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from meddinov3_stroke import prepare_cohort
-from meddinov3_stroke.cohort import read_series_table
+from meddinov3_stroke.commands import prepare_cohort
+from meddinov3_stroke.data import read_series_table
 from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
 
 FINDINGS = ("ICH", "IPH", "IVH", "SDH", "EDH", "SAH")
@@ -113,7 +113,8 @@ def backbone(weights: Path) -> Any:
 def test_extraction_head_test_and_case_inference_run_on_the_table(
     prepared: tuple[str, Path], weights: Path, backbone: Any, random_head: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from meddinov3_stroke import extract_features, head_eval
+    from meddinov3_stroke import head_eval
+    from meddinov3_stroke.commands import extract as extract_features
     from meddinov3_stroke.predictor import ICHPredictor
 
     cohort, out = prepared

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from meddinov3_stroke import prepare_rsna
-from meddinov3_stroke.cohort import read_series_table
+from meddinov3_stroke.commands import prepare_rsna
+from meddinov3_stroke.data import read_series_table
 from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
 
 KAGGLE_LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")

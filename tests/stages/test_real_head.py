@@ -44,7 +44,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures drawn, beside their PNG."""
     drawn: list[Figure] = []
     for module in ("picture_of_slice", "picture_of_case"):
-        room = importlib.import_module(f"meddinov3_stroke.pictures.{module}")
+        room = importlib.import_module(f"meddinov3_stroke.report.{module}")
         png_bytes = room.png_bytes
         monkeypatch.setattr(room, "png_bytes", lambda figure, write=png_bytes: drawn.append(figure) or write(figure))
     return drawn

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 from meddinov3_stroke import rsna_train
-from meddinov3_stroke.embeddings import EmbeddingStore, select_slices
 from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, SplitError, TooManyInvalid, UsageError
+from meddinov3_stroke.features import EmbeddingStore, select_slices
 from meddinov3_stroke.heads import load_checkpoint
 from meddinov3_stroke.types import LABELS, BackboneIdentity, Preprocessing, SliceEmbeddings, SliceSelection, Volume
 

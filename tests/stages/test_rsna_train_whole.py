@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from meddinov3_stroke.backbone import VisionTransformer
-from meddinov3_stroke.embeddings import EmbeddingStore
+from meddinov3_stroke.features import EmbeddingStore
 from meddinov3_stroke.types import LABELS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "script" / "train_meddinov3_rsna.py"

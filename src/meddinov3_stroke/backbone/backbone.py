@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from meddinov3_stroke.backbone.engines import Engine
 from meddinov3_stroke.backbone.preprocessing import prepare_channel
 from meddinov3_stroke.errors import MachineError, NonFiniteEmbedding, UsageError
-from meddinov3_stroke.runtime.prefetch import read_ahead
+from meddinov3_stroke.system.prefetch import read_ahead
 from meddinov3_stroke.types import BackboneIdentity, SliceTokens
 
 LOGGER = logging.getLogger("meddinov3_stroke")

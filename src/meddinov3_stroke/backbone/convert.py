@@ -20,8 +20,8 @@ from torch import Tensor
 from meddinov3_stroke.backbone.architecture import Architecture, architecture_metadata
 from meddinov3_stroke.backbone.weight_file import canonical_weights, published_layout, save_safetensors, weights_sha256
 from meddinov3_stroke.errors import UsageError, WeightsError
-from meddinov3_stroke.runtime.inert_pickle import InertUnpickler
-from meddinov3_stroke.runtime.torch_file import (
+from meddinov3_stroke.system.inert_pickle import InertUnpickler
+from meddinov3_stroke.system.torch_file import (
     PICKLE_ERRORS,
     damaged,
     is_tensor_global,

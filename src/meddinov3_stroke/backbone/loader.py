@@ -12,8 +12,8 @@ from meddinov3_stroke.backbone.fidelity import measure_fidelity
 from meddinov3_stroke.backbone.graph_source import GraphSource, facts_of, weights_with
 from meddinov3_stroke.backbone.weight_file import Weights, build_module, load_weights
 from meddinov3_stroke.models import BackbonePlan, Calibration, WeightsFacts, plan_backbone
-from meddinov3_stroke.runtime.device import use_available_cpus
-from meddinov3_stroke.runtime.digest import sha256_of_file
+from meddinov3_stroke.system.device import use_available_cpus
+from meddinov3_stroke.system.digest import sha256_of_file
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 

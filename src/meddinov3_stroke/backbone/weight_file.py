@@ -24,8 +24,8 @@ from meddinov3_stroke.backbone.preprocessing import METADATA_KEY, PREPROCESSING,
 from meddinov3_stroke.backbone.rope import rope_periods
 from meddinov3_stroke.backbone.vit import VisionTransformer
 from meddinov3_stroke.errors import WeightsError, WeightsMismatch
-from meddinov3_stroke.runtime.atomic import write_bytes
-from meddinov3_stroke.runtime.torch_file import load_torch_file, refuse_impostors
+from meddinov3_stroke.system.atomic import write_bytes
+from meddinov3_stroke.system.torch_file import load_torch_file, refuse_impostors
 from meddinov3_stroke.types import Preprocessing
 
 TEACHER = "teacher"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from meddinov3_stroke.runtime.atomic import commit, write_json
+from meddinov3_stroke.system.atomic import commit, write_json
 
 
 @dataclass(frozen=True)

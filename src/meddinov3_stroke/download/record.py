@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from meddinov3_stroke.errors import UsageError, WeightsMismatch
-from meddinov3_stroke.runtime.atomic import write_json
-from meddinov3_stroke.runtime.digest import sha256_of_file
-from meddinov3_stroke.runtime.provenance import provenance
+from meddinov3_stroke.system.atomic import write_json
+from meddinov3_stroke.system.digest import sha256_of_file
+from meddinov3_stroke.system.provenance import provenance
 
 PINNED = "pinned"
 RECORDED = "recorded"

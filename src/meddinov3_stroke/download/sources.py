@@ -9,7 +9,7 @@ from urllib.parse import urlencode, urlsplit
 
 from meddinov3_stroke.download.packages import Package
 from meddinov3_stroke.errors import UsageError
-from meddinov3_stroke.runtime.digest import sha256_of_bytes
+from meddinov3_stroke.system.digest import sha256_of_bytes
 
 DRIVE_URL = "https://drive.google.com/uc"
 """Answers `?id=…&export=download` with a small file itself and with a confirmation page for a large one."""

@@ -19,7 +19,7 @@ from meddinov3_stroke.download.part_file import PartFile, PartNote
 from meddinov3_stroke.download.record import Expected
 from meddinov3_stroke.download.sources import Source
 from meddinov3_stroke.errors import StorageError
-from meddinov3_stroke.runtime.progress import Held
+from meddinov3_stroke.system.progress import Held
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 

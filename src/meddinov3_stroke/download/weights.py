@@ -28,9 +28,9 @@ from meddinov3_stroke.download.record import (
 from meddinov3_stroke.download.sources import Source
 from meddinov3_stroke.download.transfer import Transfer
 from meddinov3_stroke.errors import LockTimeout, UsageError, WeightsMismatch
-from meddinov3_stroke.runtime.atomic import storage_error
-from meddinov3_stroke.runtime.digest import sha256_of_file
-from meddinov3_stroke.runtime.progress import byte_bar
+from meddinov3_stroke.system.atomic import storage_error
+from meddinov3_stroke.system.digest import sha256_of_file
+from meddinov3_stroke.system.progress import byte_bar
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from meddinov3_stroke.errors import CheckpointError
 from meddinov3_stroke.heads.mlp import build_head
-from meddinov3_stroke.runtime.digest import sha256_of_file
-from meddinov3_stroke.runtime.torch_file import load_torch_file, save_torch_file
+from meddinov3_stroke.system.digest import sha256_of_file
+from meddinov3_stroke.system.torch_file import load_torch_file, save_torch_file
 from meddinov3_stroke.types import BackboneIdentity, Threshold
 
 FORMAT = "meddinov3_stroke.head"

@@ -17,7 +17,7 @@ from torch.optim.adamw import adamw
 from meddinov3_stroke.errors import NonFiniteLoss, UsageError
 from meddinov3_stroke.heads.mlp import MLPHead, MLPPass, MLPWeights, build_head, normalised_rows, weighted_loss_gradient
 from meddinov3_stroke.heads.prediction import ROWS_PER_BATCH, head_logits
-from meddinov3_stroke.runtime.seeds import seed_everything
+from meddinov3_stroke.system.seeds import seed_everything
 from meddinov3_stroke.types import HeadData, HeadOptions
 
 LARGEST_LR = 1e3

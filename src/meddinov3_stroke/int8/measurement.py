@@ -11,13 +11,13 @@ from jaxtyping import Float32, Float64, Int8
 
 from meddinov3_stroke.backbone import Backbone
 from meddinov3_stroke.backbone.fidelity import cosines
-from meddinov3_stroke.embeddings import pool_slices
+from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.errors import CheckpointError
-from meddinov3_stroke.evaluation import auroc_report
 from meddinov3_stroke.feature_extractor import FeatureExtractor
+from meddinov3_stroke.features import pool_slices
 from meddinov3_stroke.heads import HeadCheckpoint, predict_logits
 from meddinov3_stroke.int8.volumes import CalibrationVolume
-from meddinov3_stroke.volume import read_volume
+from meddinov3_stroke.metrics import auroc_report
 
 
 @dataclass(frozen=True, eq=False)

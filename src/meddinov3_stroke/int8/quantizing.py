@@ -14,12 +14,12 @@ from meddinov3_stroke.backbone import Backbone, GraphSource
 from meddinov3_stroke.backbone.engines.openvino_engine import OpenVINOEngine
 from meddinov3_stroke.backbone.engines.openvino_graph import save_graph
 from meddinov3_stroke.backbone.quantization import quantize_graph
-from meddinov3_stroke.embeddings import select_slices
+from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.errors import StorageError
+from meddinov3_stroke.features import select_slices
 from meddinov3_stroke.int8.volumes import CalibrationVolume
 from meddinov3_stroke.models import BackbonePlan, WeightsFacts, write_graph
 from meddinov3_stroke.types import BackboneIdentity, SliceSelection
-from meddinov3_stroke.volume import read_volume
 
 if TYPE_CHECKING:
     import openvino

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int8
 
-from meddinov3_stroke.cohort import SeriesTable
+from meddinov3_stroke.data import SeriesTable
 from meddinov3_stroke.errors import DatasetError, MissingInput, SplitError
 from meddinov3_stroke.types import VolumeInput
 

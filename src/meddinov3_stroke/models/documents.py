@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from meddinov3_stroke.runtime.atomic import write_json
-from meddinov3_stroke.runtime.digest import sha256_of_document
+from meddinov3_stroke.system.atomic import write_json
+from meddinov3_stroke.system.digest import sha256_of_document
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 

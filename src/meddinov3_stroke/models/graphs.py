@@ -16,8 +16,8 @@ from filelock import FileLock
 
 from meddinov3_stroke.errors import StorageError
 from meddinov3_stroke.models.documents import read_document, write_document
-from meddinov3_stroke.runtime.atomic import atomic_file, storage_error
-from meddinov3_stroke.runtime.digest import sha256_of_document, sha256_of_file
+from meddinov3_stroke.system.atomic import atomic_file, storage_error
+from meddinov3_stroke.system.digest import sha256_of_document, sha256_of_file
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 

@@ -11,9 +11,9 @@ from meddinov3_stroke.errors import WeightsError, WeightsMismatch
 from meddinov3_stroke.models.calibration import LEAST_INT8_COSINE, Calibration, calibration_folder, read_calibration
 from meddinov3_stroke.models.facts import LEAST_AUTO_COSINE, WeightsFacts, WeightsRecords
 from meddinov3_stroke.models.sources import is_registered, weights_path
-from meddinov3_stroke.runtime.cpu import bf16_flag
-from meddinov3_stroke.runtime.digest import sha256_of_file
-from meddinov3_stroke.runtime.execution import Execution, resolve_execution
+from meddinov3_stroke.system.cpu import bf16_flag
+from meddinov3_stroke.system.digest import sha256_of_file
+from meddinov3_stroke.system.execution import Execution, resolve_execution
 from meddinov3_stroke.types import BackboneIdentity
 
 CACHE_FOLDER = "engine_cache"

@@ -15,7 +15,7 @@ from meddinov3_stroke.phantom.dicom_geometry import Plane, SliceGeometry, geomet
 from meddinov3_stroke.phantom.dicom_options import LOSSY_TOLERANCE_HU, DicomOptions
 from meddinov3_stroke.phantom.dicom_plan import Fate, Identity, PlannedImage, identity_of, plan_images, unique_uid
 from meddinov3_stroke.phantom.head import Phantom
-from meddinov3_stroke.runtime.atomic import write_bytes
+from meddinov3_stroke.system.atomic import write_bytes
 
 LEAST_JPEG_2000_PIXELS = 32
 """Rows and columns below which the encoder's six resolutions do not fit."""

@@ -15,8 +15,8 @@ from meddinov3_stroke.phantom.cohort import PatientSpec, StudySpec, draw_cohort
 from meddinov3_stroke.phantom.dicom_options import DicomOptions
 from meddinov3_stroke.phantom.dicom_series import write_dicom_phantom
 from meddinov3_stroke.phantom.head import Phantom, make_phantom
-from meddinov3_stroke.runtime.atomic import write_bytes, write_json, write_text
-from meddinov3_stroke.runtime.nifti_bytes import nifti_bytes
+from meddinov3_stroke.system.atomic import write_bytes, write_json, write_text
+from meddinov3_stroke.system.nifti_bytes import nifti_bytes
 from meddinov3_stroke.types import LABELS
 
 CSV_NAME = "phantom_series_labels.csv"

@@ -11,9 +11,9 @@ import numpy as np
 
 from meddinov3_stroke.explain import REFERENCE_RULE, case_text
 from meddinov3_stroke.report.origin import origin_document
-from meddinov3_stroke.runtime.atomic import write_bytes, write_json, write_npy
-from meddinov3_stroke.runtime.provenance import provenance
-from meddinov3_stroke.runtime.statistics import memory_statistics
+from meddinov3_stroke.system.atomic import write_bytes, write_json, write_npy
+from meddinov3_stroke.system.provenance import provenance
+from meddinov3_stroke.system.statistics import memory_statistics
 from meddinov3_stroke.types import CaseFindings, TopSlice
 
 SUMMARY = "summary.json"
@@ -24,7 +24,7 @@ SLICE_PROBS = "slice_probs.npy"
 
 def case_document(findings: CaseFindings) -> dict[str, Any]:
     """`summary.json` of a case: what was found, how, and where everything came from."""
-    from meddinov3_stroke.pictures import SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH  # matplotlib: a second
+    from meddinov3_stroke.report import SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH  # matplotlib: a second
 
     return {
         **provenance(),
@@ -74,7 +74,7 @@ def save_case(findings: CaseFindings, folder: Path) -> dict[str, Path]:
 
 def _writers(findings: CaseFindings) -> dict[str, Callable[[Path], None]]:
     """Name of each file -> what writes it."""
-    from meddinov3_stroke.pictures import case_picture
+    from meddinov3_stroke.report import case_picture
 
     writers: dict[str, Callable[[Path], None]] = {
         PICTURE: lambda path: write_bytes(path, case_picture(findings)),

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from meddinov3_stroke.runtime.provenance import DISCLAIMER
+from meddinov3_stroke.system.provenance import DISCLAIMER
 
 TRAIN_COLOUR = "#7a7a7a"
 VAL_COLOUR = "#0b5fa5"

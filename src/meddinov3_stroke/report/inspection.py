@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from meddinov3_stroke.volume.dicom.inspection import Inspection, SeriesFacts
+from meddinov3_stroke.ct.dicom.inspection import Inspection, SeriesFacts
 
 MOST_FILES = 5
 """Files that are no images, or are damaged, named one by one."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from meddinov3_stroke.runtime.provenance import DISCLAIMER
+from meddinov3_stroke.system.provenance import DISCLAIMER
 from meddinov3_stroke.types import CaseFindings
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from meddinov3_stroke.runtime.digest import sha256_of_array
-from meddinov3_stroke.runtime.provenance import DISCLAIMER
+from meddinov3_stroke.system.digest import sha256_of_array
+from meddinov3_stroke.system.provenance import DISCLAIMER
 from meddinov3_stroke.types import HeadData
 
 

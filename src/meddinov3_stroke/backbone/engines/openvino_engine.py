@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from meddinov3_stroke.backbone.engines.openvino_graph import View, import_openvino
-from meddinov3_stroke.runtime.cpu import bf16_flag
-from meddinov3_stroke.runtime.device import cpu_threads
+from meddinov3_stroke.system.cpu import bf16_flag
+from meddinov3_stroke.system.device import cpu_threads
 
 if TYPE_CHECKING:
     import openvino

@@ -1,0 +1,1 @@
+"""Verbs of the console command that have no script of their own."""

@@ -1,0 +1,62 @@
+"""Stage `phantom`: synthetic head CT with haemorrhages and masks, ready for the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from meddinov3_stroke import config
+from meddinov3_stroke.errors import UsageError
+from meddinov3_stroke.options import OutputDir
+from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.provenance import DISCLAIMER
+
+if TYPE_CHECKING:
+    from meddinov3_stroke.phantom import CohortManifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(ConsoleOptions):
+    """Write synthetic head CT volumes, their haemorrhage masks and one series CSV at the top of the folder."""
+
+    output_dir: OutputDir = config.PHANTOM_DIR
+    """Folder for volumes/, masks/ and phantom_series_labels.csv."""
+    patients: int = config.PHANTOM_PATIENTS
+    """Number of patients; some have two studies."""
+    seed: int = config.SEED
+    """The same seed gives the same bytes."""
+    format: Literal["nifti", "dicom"] = "nifti"
+    """How volumes are written: a .nii.gz each, or a DICOM folder each (the CSV's paths are then in `dicom_path`)."""
+
+
+def run(args: Args) -> CohortManifest:
+    """The manifest of the cohort written under `args.output_dir`.
+
+    Raises:
+        UsageError: fewer than one patient.
+    """
+    from meddinov3_stroke.phantom import count_series, write_cohort
+    from meddinov3_stroke.system.device import available_cpus
+    from meddinov3_stroke.system.progress import progress_bar
+
+    if args.patients < 1:
+        raise UsageError(f"--patients {args.patients}: expected at least 1")
+    total = count_series(args.patients, args.seed)
+    with progress_bar("phantoms", total, "volumes", args.show_progress) as advance:
+        workers = available_cpus()
+        manifest = write_cohort(
+            args.output_dir,
+            args.patients,
+            args.seed,
+            workers=workers,
+            on_progress=advance,
+            volume_format=args.format,
+        )
+    print(f"{total} synthetic series of {args.patients} patients: {manifest.csv_path}\n{DISCLAIMER}")
+    return manifest
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Exit code of the command."""
+    return run_command(Args, run, argv, prog=prog)

@@ -1,0 +1,94 @@
+"""The header index: which file is which slice of which series, for folders that hold many series flat.
+
+One row an image. Rows are sorted by series and then by slice, in small row groups with statistics, so that
+`pyarrow.parquet.read_table(path, filters=[("series_uid", "=", uid)])` reads one or two of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Int64
+
+from meddinov3_stroke.data.series_assembly import AssembledImages
+from meddinov3_stroke.system.atomic import atomic_file
+
+INDEX_VERSION = "1"
+"""Raised when a column changes its meaning; stands in the file's metadata as `header_index`."""
+
+ROW_GROUP_ROWS = 8192
+"""Rows of a row group: about 235 series of RSNA's 35 slices."""
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("series_uid", pa.string()),
+        ("study_uid", pa.string()),
+        ("patient_id", pa.string()),
+        ("sop_uid", pa.string()),
+        ("file", pa.string()),  # absolute path
+        ("frame", pa.int64()),  # 0-based in a multi-frame file, else null
+        ("slice_index", pa.int32()),  # canonical, 0-based, inferior to superior; -1: no slice of the series' volume
+        ("position_x_mm", pa.float64()),  # RAS+, centre of the first voxel as stored (Image Position), of any image
+        ("position_y_mm", pa.float64()),
+        ("position_z_mm", pa.float64()),
+        ("rows", pa.int32()),
+        ("columns", pa.int32()),
+        ("slope", pa.float64()),
+        ("intercept", pa.float64()),
+        ("is_wrapped", pa.bool_()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+    ],
+    metadata={b"header_index": INDEX_VERSION.encode()},
+)
+
+_COLUMN_OF = {
+    "series_uid": "series_instance_uid",
+    "study_uid": "study_instance_uid",
+    "patient_id": "patient_id",
+    "sop_uid": "sop_instance_uid",
+    **{name: name for name in ("frame", "rows", "columns", "slope", "intercept", "is_wrapped")},
+}
+"""Columns of the index that are columns of the header pass."""
+
+
+def index_order(images: AssembledImages) -> Int64[np.ndarray, " row"]:
+    """The rows by series, then slices in their order, then the other images by file; files without an image first."""
+    uids = images.rows["series_instance_uid"].combine_chunks()
+    names = uids.dictionary.to_pylist()
+    by_name = sorted(range(len(names)), key=names.__getitem__)
+    place = np.empty(len(names) + 1, np.int64)
+    place[by_name] = np.arange(1, len(names) + 1)
+    place[-1] = 0  # no series
+    series = place[np.asarray(pc.fill_null(uids.indices, len(names)))]
+    slice_place = np.where(images.slice_index < 0, np.iinfo(np.int32).max, images.slice_index)
+    return np.lexsort((np.arange(len(series)), slice_place, series)).astype(np.int64)
+
+
+def write_header_index(path: Path, images: AssembledImages, order: Int64[np.ndarray, " row"], folder: Path) -> None:
+    """Write the index of a header pass over `folder`.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    # one row group at a time: the index is never in memory as a whole
+    with atomic_file(path) as handle, pq.ParquetWriter(handle, INDEX_SCHEMA, compression="zstd") as writer:
+        for start in range(0, max(len(order), 1), ROW_GROUP_ROWS):
+            writer.write_table(_piece(images, order[start : start + ROW_GROUP_ROWS], folder))
+
+
+def _piece(images: AssembledImages, places: Int64[np.ndarray, " some"], folder: Path) -> pa.Table:
+    rows = images.rows.take(pa.array(places))
+    columns = {name: rows[source] for name, source in _COLUMN_OF.items()}
+    columns["file"] = pc.binary_join_element_wise(folder.resolve().as_posix(), rows["file"], "/")
+    columns["slice_index"] = pa.array(images.slice_index[places])
+    for k, axis in enumerate("xyz"):
+        columns[f"position_{axis}_mm"] = pa.array(images.positions_mm[places, k], from_pandas=True)
+    words = pa.array(images.words, pa.string())
+    columns["status"] = words.take(pa.array(images.status[places]))
+    columns["reason"] = words.take(pa.array(images.reason[places]))
+    return pa.table({name: columns[name] for name in INDEX_SCHEMA.names}).cast(INDEX_SCHEMA)

@@ -1,0 +1,197 @@
+"""Patients into train, validation and test: by patient, stratified on the six labels, the same every time.
+
+Iterative stratification after Sechidis, Tsoumakas and Vlahavas (ECML PKDD 2011), the rarest label first; but each
+patient goes where it most lowers the chi-square distance between wanted and given positives of all its labels (for one
+label, the method of Sainte-Lague), which keeps `any` in proportion too. Sizes are exact to a patient.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Int64
+
+from meddinov3_stroke.data.audit import require_disjoint
+from meddinov3_stroke.data.table import SeriesTable
+from meddinov3_stroke.errors import SplitError, UsageError
+from meddinov3_stroke.types import LABELS
+
+SPLITS = ("train", "val", "test")
+"""Names of the splits, in the order of the ratios."""
+
+ATTEMPTS = 20
+"""Splits drawn before giving up on one in which training has every label."""
+
+RATIO_TOLERANCE = 1e-6
+"""How far the ratios' sum may be from 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Three tables that share no patient, and how they came about."""
+
+    train: SeriesTable
+    val: SeriesTable
+    test: SeriesTable
+    ratios: tuple[float, float, float]
+    seed: int
+    warnings: tuple[str, ...] = ()
+
+    def items(self) -> tuple[tuple[str, SeriesTable], ...]:
+        """(name, table) of train, val and test."""
+        return tuple(zip(SPLITS, (self.train, self.val, self.test), strict=True))
+
+
+def split_by_patient(table: SeriesTable, ratios: Sequence[float], seed: int) -> Splits:
+    """Three splits of shares `ratios` of the patients (of the studies where the patient is not known).
+
+    Depends on the patients, their labels, the ratios and the seed; not on the order of rows, nor on a library's random
+    numbers. A patient counts as positive for a label if any of the patient's series is.
+
+    Raises:
+        UsageError: ratios that are not positive or do not sum to 1.
+        SplitError: fewer than three patients, or no split gives training positives and negatives of every label; with
+            counts.
+    """
+    shares = check_ratios(ratios)
+    groups, group_of_row = np.unique(np.asarray(table.groups, dtype=object), return_inverse=True)
+    positive = np.zeros((len(groups), len(LABELS)), dtype=bool)
+    np.logical_or.at(positive, group_of_row, table.labels.astype(bool))
+    _require_enough(positive, table.name)
+    split_of_group = _best_of_attempts([str(group) for group in groups], positive, shares, seed)
+    train, val, test = (table.take(np.flatnonzero(split_of_group[group_of_row] == k)) for k in range(3))
+    _require_both_classes(train, table)
+    require_disjoint({"train": train, "val": val, "test": test})
+    return Splits(train, val, test, ratios=shares, seed=seed, warnings=_warnings(table, (train, val, test)))
+
+
+def check_ratios(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """The three ratios as floats.
+
+    Raises:
+        UsageError: not three positive numbers whose sum is 1.
+    """
+    shares = tuple(float(ratio) for ratio in ratios)
+    sound = len(shares) == 3 and all(math.isfinite(share) and share > 0 for share in shares)
+    if not sound or abs(sum(shares) - 1) > RATIO_TOLERANCE:
+        listed = " + ".join(f"{share:g}" for share in shares)
+        raise UsageError(
+            f"--train-ratio, --val-ratio, --test-ratio: found {listed} = {sum(shares):g}; expected three positive "
+            "numbers that sum to 1"
+        )
+    return shares[0], shares[1], shares[2]
+
+
+def target_sizes(n: int, shares: Sequence[float]) -> Int64[np.ndarray, " split"]:
+    """Whole numbers that sum to `n` (3 or more), each within 1 of its share by largest remainder, none of them 0."""
+    exact = n * np.asarray(shares)
+    sizes: Int64[np.ndarray, " split"] = np.floor(exact).astype(np.int64)
+    for k in np.argsort(-(exact - sizes), kind="stable")[: n - int(sizes.sum())]:
+        sizes[k] += 1
+    while (sizes == 0).any():
+        sizes[int(sizes.argmax())] -= 1
+        sizes[int(sizes.argmin())] += 1
+    return sizes
+
+
+def stratify(
+    positive: Bool[np.ndarray, "patient label"], order: Sequence[int], shares: Sequence[float]
+) -> Int64[np.ndarray, " patient"]:
+    """The split (0, 1, 2) of each patient; patients are looked at in `order`, those of the rarest label first."""
+    columns = np.column_stack([positive, ~positive.any(axis=1)])  # having no label is kept in proportion too
+    total = columns.sum(axis=0)
+    wanted = np.outer(shares, total).astype(np.float64)
+    weight = 1 / np.maximum(wanted, 1e-9)
+    room = target_sizes(len(positive), shares)
+    split = np.full(len(positive), -1, dtype=np.int64)
+    waiting = list(order)
+    while waiting:
+        left = columns[waiting].sum(axis=0)
+        rarest = int(np.where(left > 0, left, len(positive) + 1).argmin())
+        for k in [k for k in waiting if columns[k, rarest]]:
+            gain = ((2 * wanted - 1) * weight) @ columns[k]
+            split[k] = int(np.where(room > 0, gain.round(9), -np.inf).argmax())
+            room[split[k]] -= 1
+            wanted[split[k]] -= columns[k]
+        waiting = [k for k in waiting if split[k] < 0]
+    return split
+
+
+def _best_of_attempts(
+    groups: Sequence[str], positive: Bool[np.ndarray, "patient label"], shares: Sequence[float], seed: int
+) -> Int64[np.ndarray, " patient"]:
+    best, best_score = None, None
+    for attempt in range(ATTEMPTS):
+        split = stratify(positive, _shuffled(groups, seed, attempt), shares)
+        absent = np.stack([~positive[split == k].any(axis=0) for k in range(3)])
+        score = (int(absent[0].sum()), int(absent[1:].sum()))
+        if best_score is None or score < best_score:
+            best, best_score = split, score
+        if score == (0, 0):
+            break
+    assert best is not None
+    return best
+
+
+def _shuffled(groups: Sequence[str], seed: int, attempt: int) -> list[int]:
+    # Ordered by a digest rather than a generator: the same on every platform and library version.
+    digests = [hashlib.sha256(f"{seed}\n{attempt}\n{group}".encode()).digest() for group in groups]
+    return sorted(range(len(groups)), key=digests.__getitem__)
+
+
+def _require_enough(positive: Bool[np.ndarray, "patient label"], where: str) -> None:
+    if len(positive) < len(SPLITS):
+        raise SplitError(
+            f"{where}: {len(positive)} patient(s) cannot make train, validation and test; expected 3 or more "
+            "(is patient_id, or the folder the patient is read from, the same in every row?)"
+        )
+
+
+def _require_both_classes(train: SeriesTable, table: SeriesTable) -> None:
+    """Found here rather than when the head is trained, which is hours of extraction later."""
+    for what, of_train, of_all in (
+        ("positive", train.labels, table.labels),
+        ("negative", 1 - train.labels, 1 - table.labels),
+    ):
+        absent = [k for k in range(len(LABELS)) if not of_train[:, k].any()]
+        if absent:
+            counts = ", ".join(f"{LABELS[k]} {int(of_all[:, k].sum())}" for k in absent)
+            raise SplitError(
+                f"{table.name}: after {ATTEMPTS} attempts training has no {what} series for: {counts} ({what} of all "
+                f"{len(table)} series); add series of these types or raise --train-ratio"
+            )
+
+
+def _warnings(table: SeriesTable, parts: Sequence[SeriesTable]) -> tuple[str, ...]:
+    warnings = list(table.warnings)
+    if table.n_without_patient:
+        warnings.append(
+            f"the patient is not known for {table.n_without_patient} of {len(table)} series, which are split by study: "
+            "a patient with several studies may be in more than one split, and test figures may then be too good"
+        )
+    for name, part in zip(SPLITS, parts, strict=True):
+        counts = part.labels.sum(axis=0)
+        lacking = [label for label, count in zip(LABELS, counts, strict=True) if count == 0]
+        full = [label for label, count in zip(LABELS, counts, strict=True) if count == len(part)]
+        if lacking:
+            warnings.append(f"{name} has no positive series for {', '.join(lacking)}: their AUROC there is undefined")
+        if full:
+            warnings.append(f"{name} has no negative series for {', '.join(full)}: their AUROC there is undefined")
+    return tuple(warnings)
+
+
+def split_statistics(table: SeriesTable) -> dict[str, Any]:
+    """Counts of one split: patients (studies where unknown), studies, series, positive series of each label."""
+    frame: pd.DataFrame = table.frame
+    return {
+        "n_patients": len(set(table.groups)),
+        "n_studies": int(frame["study_uid"].nunique()),
+        "n_series": len(table),
+        "n_positive": {label: int(frame[label].sum()) for label in LABELS},
+    }

@@ -1,0 +1,141 @@
+"""A content-addressed folder of embeddings: one file an entry, its own digest inside, verified on every read.
+
+A file is `MAGIC`, the sha256 of the rest, and a safetensors payload whose metadata hold the key and the entry's JSON.
+Writers need no lock: an entry is renamed into place whole, and equal keys mean equal content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as tensors_of
+from safetensors.numpy import save as payload_of
+
+from meddinov3_stroke.errors import NonFiniteEmbedding, StorageError, UsageError
+from meddinov3_stroke.system.atomic import write_bytes
+
+LOGGER = logging.getLogger("meddinov3_stroke")
+
+MAGIC = b"MDSEMB1\n"
+"""First bytes of an entry; the digit is the version of this layout."""
+
+SUFFIX = ".emb"
+"""Ending of an entry's file."""
+
+CORRUPT_SUFFIX = ".corrupt"
+"""Appended to an entry whose digest fails; nothing reads it again, and a person may look at it."""
+
+_DIGEST_BYTES = 32
+
+
+class _DamagedEntryError(Exception):
+    """Why the bytes of an entry cannot be trusted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """Arrays of one volume under one key, and what is known of them (JSON)."""
+
+    arrays: Mapping[str, np.ndarray]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class EmbeddingStore:
+    """Entries under `<folder>/<first two digits of the key>/<key>.emb`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    def path(self, key: str) -> Path:
+        """Where the entry of `key` lives, whether or not it is there.
+
+        Raises:
+            UsageError: `key` is not a hex sha256, so that no key can lead out of the folder.
+        """
+        if not re.fullmatch(r"[0-9a-f]{64}", key):
+            raise UsageError(f"embedding key {key!r}: expected 64 hexadecimal digits")
+        return self.folder / key[:2] / f"{key}{SUFFIX}"
+
+    def get(self, key: str) -> Entry | None:
+        """The entry, its digest checked; None where there is none. A damaged one is set aside, logged, and None.
+
+        Raises:
+            StorageError: the file is there and cannot be read.
+        """
+        path = self.path(key)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror}; check the disk and the permissions") from error
+        try:
+            return _decode(content, key)
+        except _DamagedEntryError as damage:
+            _set_aside(path, str(damage))
+            return None
+
+    def put(self, key: str, entry: Entry) -> None:
+        """Write the entry whole or not at all; a second writer of the same key replaces it with the same content.
+
+        Raises:
+            NonFiniteEmbedding: an array holds NaN or infinity.
+            StorageError: the disk is full or the folder cannot be written.
+        """
+        for name, array in entry.arrays.items():
+            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+                raise NonFiniteEmbedding(f"array {name!r} of entry {key[:12]} holds NaN or infinity; it was not stored")
+        write_bytes(self.path(key), _encode(key, entry))
+
+    def stored_keys(self) -> Iterator[str]:
+        """Keys of the entries on disk, in ascending order; their digests are checked only by `get`."""
+        for path in sorted(self.folder.glob(f"??/*{SUFFIX}")):
+            yield path.stem
+
+
+def _encode(key: str, entry: Entry) -> bytes:
+    # One metadata value only: safetensors writes several in random order, and equal entries must be equal bytes.
+    document = json.dumps({"key": key, "metadata": dict(entry.metadata)}, sort_keys=True, allow_nan=False)
+    arrays = {name: np.ascontiguousarray(array) for name, array in entry.arrays.items()}
+    payload = payload_of(arrays, metadata={"entry": document})
+    return MAGIC + hashlib.sha256(payload).digest() + payload
+
+
+def _decode(content: bytes, key: str) -> Entry:
+    start = len(MAGIC) + _DIGEST_BYTES
+    if len(content) < start or not content.startswith(MAGIC):
+        raise _DamagedEntryError(f"{len(content)} bytes without the entry's first bytes")
+    payload = content[start:]
+    if hashlib.sha256(payload).digest() != content[len(MAGIC) : start]:
+        raise _DamagedEntryError("the content does not match its sha256")
+    try:
+        header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
+        document = json.loads(header["__metadata__"]["entry"])
+        stored_key, metadata = document["key"], document["metadata"]
+        arrays = tensors_of(payload)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise _DamagedEntryError(f"sound bytes of another layout ({error})") from error
+    if stored_key != key:
+        raise _DamagedEntryError(f"it was written under the key {stored_key[:12]}")
+    return Entry(arrays=arrays, metadata=metadata)
+
+
+def _set_aside(path: Path, reason: str) -> None:
+    aside = path.with_name(path.name + CORRUPT_SUFFIX)
+    try:
+        path.replace(aside)
+    except FileNotFoundError:
+        return  # another process set it aside first
+    except OSError as error:
+        LOGGER.warning("damaged cache entry %s (%s) cannot be set aside: %s", path, reason, error.strerror)
+        return
+    LOGGER.warning("damaged cache entry %s: %s; set aside as %s, computed again", path, reason, aside.name)

@@ -1,0 +1,171 @@
+"""What is no NIfTI under its own name is refused, and named for what was found."""
+
+from __future__ import annotations
+
+import bz2
+import io
+import lzma
+import os
+import socket
+import zipfile
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from meddinov3_stroke.ct import read_volume
+from meddinov3_stroke.errors import CorruptInput, MissingInput, StorageError, UnsupportedInput
+
+DICOM = bytes(128) + b"DICM" + bytes(400)
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+def _zip() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("01.dcm", DICOM)
+    return buffer.getvalue()
+
+
+IMPOSTORS = {
+    "Git-LFS pointer": LFS_POINTER,
+    "HTML page": b"\xef\xbb\xbf\n<!DOCTYPE html><html><body>quota exceeded</body></html>",
+    "DICOM file": DICOM,
+    "zip archive": _zip(),
+    "PNG picture": b"\x89PNG\r\n\x1a\n" + bytes(50),
+    "NumPy array": b"\x93NUMPY\x01\x00" + bytes(100),
+    "NRRD file": b"NRRD0004\ntype: short\n",
+    "MetaImage header": b"ObjectType = Image\nNDims = 3\n",
+    "bzip2 stream": bz2.compress(b"x" * 100),
+    "xz stream": lzma.compress(b"x" * 100),
+}
+
+
+@pytest.mark.parametrize("name", ["case.nii", "case.nii.gz"])
+@pytest.mark.parametrize("kind", IMPOSTORS)
+def test_another_kind_of_file_is_named(write, kind, name) -> None:
+    with pytest.raises(UnsupportedInput, match=f"is an? {kind}; expected"):
+        read_volume(write(IMPOSTORS[kind], name, pack=False))
+
+
+@pytest.mark.parametrize("name", ["case.dcm", "case"])
+@pytest.mark.parametrize("kind", sorted(set(IMPOSTORS) - {"DICOM file", "zip archive"}))
+def test_what_cannot_be_dicom_is_named(write, kind, name) -> None:
+    with pytest.raises(UnsupportedInput, match=f"is an? {kind}; expected"):
+        read_volume(write(IMPOSTORS[kind], name, pack=False))
+
+
+@pytest.mark.parametrize("kind", ["DICOM file", "HTML page"])
+def test_another_kind_of_file_is_named_through_gzip(write, kind) -> None:
+    with pytest.raises(UnsupportedInput, match=f"gzip around an? {kind}"):
+        read_volume(write(IMPOSTORS[kind].ljust(400)))
+
+
+@pytest.mark.parametrize(("kind", "remedy"), [("DICOM file", "folder of its series"), ("zip archive", r"end in \.zip")])
+def test_dicom_under_a_nifti_name_is_told_where_it_belongs(write, kind, remedy) -> None:
+    with pytest.raises(UnsupportedInput, match=remedy):
+        read_volume(write(IMPOSTORS[kind], "case.nii.gz", pack=False))
+
+
+def test_damaged_dicom_is_corrupt(tmp_path) -> None:
+    (tmp_path / "01.dcm").write_bytes(DICOM[:-1])
+    with pytest.raises(CorruptInput, match=r"01\.dcm"):
+        read_volume(tmp_path)
+
+
+def test_a_directory_without_dicom_is_missing_input(tmp_path) -> None:
+    (tmp_path / "notes.txt").write_text("none")
+    with pytest.raises(MissingInput, match=r"no DICOM image \(found notes\.txt\)"):
+        read_volume(tmp_path)
+
+
+def test_an_empty_directory_is_missing_input(tmp_path) -> None:
+    with pytest.raises(MissingInput, match="holds no files"):
+        read_volume(tmp_path)
+
+
+def test_a_directory_named_as_a_volume_is_missing_input(tmp_path) -> None:
+    (tmp_path / "case.nii.gz").mkdir()
+    with pytest.raises(MissingInput, match="is a directory"):
+        read_volume(tmp_path / "case.nii.gz")
+
+
+def test_an_absent_file_is_missing(tmp_path) -> None:
+    (tmp_path / "gone.nii").symlink_to(tmp_path / "nowhere.nii")
+    (tmp_path / "loop.nii").symlink_to(tmp_path / "loop.nii")
+    (tmp_path / "file").write_text("x")
+    for name in ("none.nii.gz", "gone.nii", "loop.nii", "file/case.nii", "n" * 300 + ".nii"):
+        with pytest.raises(MissingInput, match="does not exist"):
+            read_volume(tmp_path / name)
+
+
+def test_a_name_that_cannot_be_a_path_is_missing() -> None:
+    with pytest.raises(MissingInput, match="cannot be a path"):
+        read_volume("case\0.nii")
+
+
+def test_an_empty_file_is_missing_input(write) -> None:
+    with pytest.raises(MissingInput, match="empty"):
+        read_volume(write(b"", pack=False))
+
+
+def test_unknown_bytes_under_a_nifti_name_are_corrupt(write) -> None:
+    for name in ("case.nii", "case.nii.gz"):
+        with pytest.raises(CorruptInput, match="neither gzip nor a NIfTI header"):
+            read_volume(write(b"\x07" * 500, name, pack=False))
+
+
+def test_unknown_bytes_under_another_name_are_unsupported(write) -> None:
+    with pytest.raises(UnsupportedInput, match=r"not DICOM, and no \.nii or \.nii\.gz"):
+        read_volume(write(b"\x07" * 500, "case.raw", pack=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "pack", "message"),
+    [
+        ("case.nii", True, r"gzip stream; expected an uncompressed NIfTI; rename it to end in \.nii\.gz"),
+        ("case.nii.gz", False, r"uncompressed NIfTI-1 file; expected gzip.*rename it to end in \.nii$"),
+        ("case.img", False, r"NIfTI-1 file; expected \.nii, \.nii\.gz or DICOM; rename it to end in \.nii$"),
+        ("case.gz", True, r"gzip stream; expected \.nii, \.nii\.gz or DICOM; rename it to end in \.nii\.gz$"),
+    ],
+)
+def test_a_nifti_under_another_name_is_told_its_own(write, make_nifti_bytes, head, name, pack, message) -> None:
+    with pytest.raises(UnsupportedInput, match=message):
+        read_volume(write(make_nifti_bytes(head), name, pack=pack))
+
+
+@pytest.mark.parametrize("image_type", [nib.Nifti1Pair, nib.AnalyzeImage, nib.Spm99AnalyzeImage])
+def test_two_file_formats_are_unsupported(tmp_path, head, image_type) -> None:
+    nib.save(image_type(head, np.diag([-1.0, 1, 1, 1])), tmp_path / "case.hdr")
+    with pytest.raises(UnsupportedInput, match=r"pair|Analyze"):
+        read_volume(tmp_path / "case.hdr")
+
+
+def test_a_named_pipe_is_refused_without_waiting(tmp_path) -> None:
+    os.mkfifo(tmp_path / "case.nii.gz")
+    with pytest.raises(UnsupportedInput, match="named pipe"):
+        read_volume(tmp_path / "case.nii.gz")
+
+
+def test_a_socket_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("case.nii")
+        with pytest.raises(UnsupportedInput, match="socket"):
+            read_volume("case.nii")
+
+
+def test_a_device_is_refused() -> None:
+    with pytest.raises(UnsupportedInput, match="a device"):
+        read_volume("/dev/zero")
+
+
+def test_an_input_output_error_is_the_machines(write_nifti, head, monkeypatch) -> None:
+    path = write_nifti(head)
+
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(type(path), "open", fail)
+    with pytest.raises(StorageError, match="Input/output error"):
+        read_volume(path)

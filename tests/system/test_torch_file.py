@@ -1,0 +1,148 @@
+"""The one door for torch's pickled files."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from meddinov3_stroke.errors import MissingWeights, UnsafeWeights, WeightsError
+from meddinov3_stroke.system.torch_file import foreign_globals, load_torch_file, save_torch_file
+
+CONTENT = {
+    "state": {"weight": torch.arange(6.0).reshape(2, 3), "half": torch.ones(2, dtype=torch.bfloat16)},
+    "labels": ("any", "epidural"),
+    "thresholds": {"any": 0.25, "none": None},
+    "size": torch.Size([2, 3]),
+    "parameter": torch.nn.Parameter(torch.ones(2)),
+    "dtype": torch.float32,
+}
+
+
+class Bomb:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch '{self.marker}'",)
+
+
+@pytest.mark.parametrize("archive", [True, False], ids=["zip", "legacy"])
+def test_tensors_and_plain_containers_come_back(tmp_path: Path, archive: bool) -> None:
+    torch.save(CONTENT, tmp_path / "x.pt", _use_new_zipfile_serialization=archive)
+    found = load_torch_file(tmp_path / "x.pt")
+    assert torch.equal(found["state"]["weight"], CONTENT["state"]["weight"])
+    assert found["labels"] == ("any", "epidural")
+    assert found["thresholds"] == {"any": 0.25, "none": None}
+
+
+def test_what_was_saved_is_loaded_and_no_temporary_stays(tmp_path: Path) -> None:
+    save_torch_file(tmp_path / "x.pt", CONTENT)
+    assert load_torch_file(tmp_path / "x.pt")["dtype"] is torch.float32
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+
+
+@pytest.mark.parametrize("archive", [True, False], ids=["zip", "legacy"])
+def test_a_malicious_pickle_is_named_and_not_run(tmp_path: Path, archive: bool) -> None:
+    marker = tmp_path / "pwned"
+    torch.save({"a": torch.ones(1), "x": Bomb(marker)}, tmp_path / "x.pt", _use_new_zipfile_serialization=archive)
+    with pytest.raises(UnsafeWeights, match=r"posix\.system"):
+        load_torch_file(tmp_path / "x.pt")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_foreign_names_are_found_in_every_protocol(tmp_path: Path, protocol: int) -> None:
+    content = [argparse.Namespace(a=1), np.dtype("float32"), argparse.Namespace(b=2)]
+    torch.save({"x": content}, tmp_path / "x.pt", pickle_protocol=protocol)
+    names = foreign_globals(tmp_path / "x.pt")
+    assert "argparse.Namespace" in names
+    assert any(name.startswith("numpy") for name in names)
+
+
+def test_a_name_spelt_through_the_memo_is_found(tmp_path: Path) -> None:
+    # "os" and "system" come from the memo, and other texts stand between them and the STACK_GLOBAL opcode
+    stream = (
+        b"\x80\x04\x8c\x02os\x94\x8c\x06system\x94\x8c\x0bcollections\x8c\x0bOrderedDict00h\x00h\x01\x93"
+        b"\x8c\x04true\x85R."
+    )
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("x/data.pkl", stream)
+        archive.writestr("x/version", b"3")
+    assert foreign_globals(tmp_path / "x.pt") == ["os.system"]
+
+
+def test_an_ordinary_file_has_no_foreign_names(tmp_path: Path) -> None:
+    torch.save(CONTENT, tmp_path / "x.pt")
+    assert foreign_globals(tmp_path / "x.pt") == []
+
+
+@pytest.mark.parametrize("place", [0.3, 0.5, 0.7])
+def test_a_flipped_bit_in_a_tensor_is_refused(tmp_path: Path, place: float) -> None:
+    save_torch_file(tmp_path / "x.pt", {"w": torch.ones(50_000)})
+    raw = bytearray((tmp_path / "x.pt").read_bytes())
+    raw[int(place * len(raw))] ^= 1
+    (tmp_path / "x.pt").write_bytes(raw)
+    with pytest.raises(WeightsError, match=r"record .*/data/0 fails its CRC-32"):
+        load_torch_file(tmp_path / "x.pt")
+
+
+def test_a_file_written_without_checksums_still_loads(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"w": torch.ones(5)}, tmp_path / "x.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(load_torch_file(tmp_path / "x.pt")["w"], torch.ones(5))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
+    save_torch_file(tmp_path / "x.pt", {"w": torch.ones(50_000)})
+    raw = (tmp_path / "x.pt").read_bytes()
+    (tmp_path / "x.pt").write_bytes(raw[: int(share * len(raw))])
+    with pytest.raises(WeightsError, match="truncated or damaged"):
+        load_torch_file(tmp_path / "x.pt")
+
+
+def test_compressed_records_are_refused_before_they_inflate(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", b"\0" * 10_000_000)
+    with pytest.raises(WeightsError, match=r"compressed records \(x/data\.pkl\)"):
+        load_torch_file(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"  \n", "is empty"),
+        (b"\xef\xbb\xbf<html><body>Sign in</body></html>", "HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git-LFS pointer"),
+        (b"PK\x03\x04 and nothing more", "truncated or damaged"),
+        (b"\x80\x02}q\x00.", "truncated or damaged"),
+        (b"hello", "truncated or damaged"),
+        (pickle.dumps([1, 2, 3]), "truncated or damaged"),
+    ],
+    ids=["empty", "blank", "html", "lfs", "zip head", "one pickle", "text", "plain pickle"],
+)
+def test_an_impostor_is_refused_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_torch_file(tmp_path / "x.pt")
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "x.pt") in str(caught.value)
+
+
+def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingWeights):
+        load_torch_file(tmp_path / "none.pt")
+    with pytest.raises(WeightsError, match="is a directory"):
+        load_torch_file(tmp_path)
