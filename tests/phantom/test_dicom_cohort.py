@@ -51,14 +51,15 @@ def test_the_same_seed_gives_the_same_heads_and_labels_in_either_format(
 ) -> None:
     nifti = write_cohort(tmp_path, 10, 42, shape=TINY)
     for one, other in zip(nifti.series, manifest.series, strict=True):
-        assert (one.labels, one.patient_id, one.mask_path) == (other.labels, other.patient_id, other.mask_path)
-        voxels = np.asarray(nib.load(tmp_path / one.nifti_path).dataobj)  # L A S
-        files = sorted((manifest.folder / other.dicom_path).iterdir())
+        for known in ("labels", "patient_id", "mask_path"):
+            assert one[known] == other[known]
+        voxels = np.asarray(nib.load(tmp_path / one["nifti_path"]).dataobj)  # L A S
+        files = sorted((manifest.folder / other["dicom_path"]).iterdir())
         read = [SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file)))[0] for file in files]
         np.testing.assert_array_equal(np.stack(read), voxels.transpose(2, 1, 0)[:, ::-1])
 
 
 def test_masks_stay_nifti(manifest: CohortManifest) -> None:
     for record in manifest.series:
-        assert record.nifti_path is None
-        assert nib.load(manifest.folder / record.mask_path).shape == TINY[::-1]
+        assert record["nifti_path"] is None
+        assert nib.load(manifest.folder / record["mask_path"]).shape == TINY[::-1]

@@ -1,4 +1,4 @@
-"""Everything that decides one synthetic head, drawn from a seed.
+"""Everything that decides one synthetic head CT, drawn from a seed.
 
 Head coordinates are RAS+ millimetres of an upright head: x to the patient's right, y anterior, z superior, the origin
 near the middle of the brain.
@@ -8,16 +8,88 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from meddinov3_stroke.errors import UsageError
-from meddinov3_stroke.phantom.sites import VOLUME_RANGE_ML, LesionSpec, draw_lesion
-from meddinov3_stroke.phantom.solids import Number
 from meddinov3_stroke.types import LABELS
 
+Number = int | float
+"""Spelt out because the run-time checks in the tests do not accept an int for a float."""
+Vector = tuple[Number, Number, Number]
+"""Head coordinates (x, y, z), in mm unless stated otherwise."""
 MAX_TILT_DEGREES = 18.0
 """Largest angle drawn between the slices and the head's own axial plane; gantries tilt by about as much."""
+LEAST_DRAWN_ML = 0.4
+MOST_DRAWN_ML: dict[str, float] = {
+    "epidural": 60.0,
+    "intraparenchymal": 60.0,
+    "intraventricular": 15.0,
+    "subarachnoid": 30.0,
+    "subdural": 60.0,
+}
+"""Range of the volumes drawn (log-uniform); ventricles and sulci hold less. About a third lie below 2 mL."""
+
+
+class Site(NamedTuple):
+    """A place where a type of haemorrhage occurs in an adult brain of average size."""
+
+    label: str
+    name: str
+    centre_mm: Vector
+    """On the patient's right; mirrored for the left."""
+    max_ml: Number
+    weight: Number
+    scatter_mm: Number = 5
+
+
+SITES = (
+    Site("epidural", "temporal", (66, 8, -4), 60, 4, 7),
+    Site("epidural", "parietal", (55, -35, 35), 60, 3, 7),
+    Site("epidural", "frontal", (45, 58, 14), 60, 2, 7),
+    Site("epidural", "occipital", (36, -70, 12), 30, 1, 5),
+    Site("intraparenchymal", "putamen", (27, 2, 4), 60, 4),
+    Site("intraparenchymal", "thalamus", (14, -14, 7), 15, 2, 3),
+    Site("intraparenchymal", "frontal lobe", (30, 42, 24), 60, 2),
+    Site("intraparenchymal", "parietal lobe", (32, -34, 36), 60, 2),
+    Site("intraparenchymal", "temporal lobe", (45, -4, -14), 40, 1),
+    Site("intraparenchymal", "occipital lobe", (24, -60, 10), 30, 1),
+    Site("intraparenchymal", "cerebellum", (22, -48, -36), 20, 1, 3),
+    Site("intraparenchymal", "pons", (1, -12, -32), 3, 0.6, 2),
+    Site("intraventricular", "layering in both occipital horns", (0, -60, 4), 15, 3, 0),
+    Site("intraventricular", "layering in one occipital horn", (24, -60, 4), 6, 2, 0),
+    Site("intraventricular", "cast of one lateral ventricle", (10, 18, 12), 12, 2, 3),
+    Site("intraventricular", "third ventricle", (0, -4, 2), 2, 1, 2),
+    Site("intraventricular", "fourth ventricle", (0, -32, -36), 2, 1, 1),
+    Site("subarachnoid", "basal cisterns", (3, 10, -20), 30, 3, 2),
+    Site("subarachnoid", "Sylvian fissure", (44, 8, -6), 20, 2, 4),
+    Site("subarachnoid", "convexity", (46, -12, 42), 15, 3, 10),
+    Site("subarachnoid", "frontal convexity", (30, 58, 26), 15, 1, 8),
+    Site("subarachnoid", "interhemispheric fissure", (0, 46, 18), 8, 1, 4),
+    Site("subdural", "convexity", (62, 4, 24), 60, 7, 9),
+    Site("subdural", "falx", (0, 30, 40), 6, 1, 12),
+    Site("subdural", "tentorium", (26, -42, -6), 6, 1, 4),
+)
+
+
+@dataclass(frozen=True)
+class LesionSpec:
+    """One haemorrhage to put in."""
+
+    label: str
+    volume_ml: float
+    """Target; the mask comes within 25 % of it unless the space at `site` is smaller."""
+    hu: float
+    site: str
+    centre_mm: Vector
+    """Its middle; of a haemorrhage against the skull, a point on the ray through its middle."""
+    elongation: Vector
+    """Relative half-axes (x, y, z), product 1."""
+    edge_mm: float
+    """Width over which it fades into the surrounding tissue; blood in sulci ends at their walls."""
+    oedema_mm: float
+    """Rim of oedema around an intraparenchymal haemorrhage; 0 for the other types."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +97,11 @@ class HeadSpec:
     """The anatomy of one invented head; two studies of a patient share it."""
 
     seed: int
-    """Decides what no field below names: the pattern of sulci, the unevenness of the skull."""
+    """Decides what no field below does: the pattern of the sulci, the unevenness of the skull."""
     half_width_mm: float
-    """Of the intracranial cavity, at its widest."""
+    """Of the intracranial cavity at its widest, as are the next two (length, and origin to vertex)."""
     half_length_mm: float
     height_mm: float
-    """From the origin to the vertex of the cavity."""
     egg: float
     """How much narrower the front is than the back."""
     squareness: float
@@ -58,15 +129,14 @@ class PhantomSpec:
 
     seed: int
     shape: tuple[int, int, int]
-    """(slices, rows, columns)."""
+    """(slices, rows, columns), as `spacing_mm`."""
     spacing_mm: tuple[float, float, float]
-    """(slice, row, column)."""
     tilt_degrees: float
     """Rotation of the slices about the left-right axis; positive raises their front."""
     rotation_degrees: float
     """The head turned in the plane of the slice."""
     roll_degrees: float
-    """The head leaning to a shoulder."""
+    """The head leaning towards a shoulder."""
     centre_mm: tuple[float, float, float]
     """Head coordinates of the middle of the volume."""
     noise_hu: float
@@ -153,8 +223,7 @@ def _draw_grid(
     field_of_view_mm = random.uniform(208, 232)
     matrix = int(random.choice([144, 160, 176, 192]))
     if shape is None:
-        n_slices = int(np.clip(round(covered_mm / thickness_mm), 18, 34))
-        shape = (n_slices, matrix, matrix)
+        shape = (int(np.clip(round(covered_mm / thickness_mm), 18, 34)), matrix, matrix)
     pixel_mm = round(field_of_view_mm / max(shape[1:]), 4)
     return shape, (round(covered_mm / shape[0], 3), pixel_mm, pixel_mm)
 
@@ -170,8 +239,33 @@ def _draw_lesions(
     if unknown:
         raise UsageError(f"phantom lesions {unknown}: not haemorrhage types; expected any of {list(LABELS[1:])}")
     if volumes_ml is None:
-        volumes_ml = [float(np.exp(random.uniform(*np.log(VOLUME_RANGE_ML[label])))) for label in labels]
+        ranges = [np.log((LEAST_DRAWN_ML, MOST_DRAWN_ML[label])) for label in labels]
+        volumes_ml = [float(np.exp(random.uniform(*low_high))) for low_high in ranges]
     if len(volumes_ml) != len(labels) or not all(volume > 0 for volume in volumes_ml):
         raise UsageError(f"phantom volumes_ml {list(volumes_ml)}: expected one positive volume for each of {labels}")
     streams = random.spawn(len(labels))
-    return tuple(draw_lesion(*lesion) for lesion in zip(streams, labels, volumes_ml, strict=True))
+    return tuple(_draw_lesion(*lesion) for lesion in zip(streams, labels, volumes_ml, strict=True))
+
+
+def _draw_lesion(random: np.random.Generator, label: str, volume_ml: Number) -> LesionSpec:
+    """A haemorrhage at a place that can hold it."""
+    sites = [site for site in SITES if site.label == label]
+    largest = max(site.max_ml for site in sites)
+    sites = [site for site in sites if site.max_ml >= min(volume_ml, largest)]
+    weights = np.array([site.weight for site in sites])
+    site = sites[int(random.choice(len(sites), p=weights / weights.sum()))]
+    side = -1.0 if random.random() < 0.5 else 1.0
+    x, y, z = np.asarray(site.centre_mm) + random.normal(0, site.scatter_mm / 2, 3)
+    elongation = np.exp(random.normal([-0.05, 0.12, -0.05], 0.12))
+    elongation /= np.prod(elongation) ** (1 / 3)
+    edge_mm = float(random.uniform(1.0, 2.0))
+    return LesionSpec(
+        label=label,
+        volume_ml=float(volume_ml),
+        hu=float(random.uniform(58, 76)),
+        site=site.name,
+        centre_mm=(float(side * x), float(y), float(z)),
+        elongation=(float(elongation[0]), float(elongation[1]), float(elongation[2])),
+        edge_mm=0.2 if label == "subarachnoid" else edge_mm,
+        oedema_mm=float(random.uniform(1.5, 5.0)) if label == "intraparenchymal" else 0.0,
+    )
