@@ -5,21 +5,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from meddinov3_stroke.phantom.solids import (
-    Field,
-    Points,
-    capsule,
-    ellipsoid,
-    paint,
-    plane_waves,
-    smooth_union,
-    smoothstep,
-)
+from meddinov3_stroke.phantom import solids
+from meddinov3_stroke.phantom.solids import Field, Points, capsule, ellipsoid, intersection, paint, plane_waves, union
 from meddinov3_stroke.phantom.spec import HeadSpec
 
 DURA_HU = 52.0
@@ -57,17 +48,18 @@ class Displaced(NamedTuple):
     """0 where nothing presses, 1 where sulci are closed."""
 
 
-@dataclass(frozen=True, eq=False)
-class Brain:
+class Brain(NamedTuple):
     """Anatomy at the points inside the skull; distances in mm, positive inside."""
 
     points: Points
+    side: Points
+    """Where each point lay before haemorrhages displaced it, mirrored to the right."""
+    surface: Points
+    """The point of the vault's inner table on the ray through each point."""
     depth_mm: Field
     """Below the inner surface of the skull, its base included."""
     vault_mm: Field
     """Below the inner table of the vault."""
-    surface: Points
-    """The point of the vault's inner table on the ray through each point."""
     csf_mm: Field
     """Into the rim, sulci, fissures and cisterns; ventricles excluded."""
     sulcal_mm: Field
@@ -82,45 +74,29 @@ class Brain:
 
 
 def build_brain(
-    points: Points, depth_mm: Field, vault_mm: Field, surface: Points, moved: Displaced, head: HeadSpec
+    points: Points, surface: Points, depth_mm: Field, vault_mm: Field, moved: Displaced, head: HeadSpec
 ) -> Brain:
     """The anatomy at points inside the skull, where `moved` gives the part of the undisturbed brain at each."""
     random = np.random.default_rng([head.seed, 4])
     origin, side = moved.points, moved.points.on_right()
     midline = origin.x + 0.7 * plane_waves(origin, random, 55.0, 3)
     median = Points(np.abs(midline), origin.y, origin.z)
-    tentorium = _above_tentorium(side)
-    sulcal = _sulci(moved, tentorium, head, random)
-    sulcal = np.maximum(sulcal, _median_sheet(median, 0.55 + 0.4 * head.sulcus_mm, 0.75, 31, 16))
-    sulcal = np.maximum(sulcal, _cisterns(side, head, random))
-    # the film of fluid over the convexity is uneven, and thin where the brain is pressed outwards
-    uneven = 0.55 + 0.4 * plane_waves(origin, random, 60.0, 4)
-    film = head.csf_rim_mm * uneven * (1 - moved.squeeze)
-    return Brain(
-        points=points,
-        depth_mm=depth_mm,
-        vault_mm=vault_mm,
-        surface=surface,
-        csf_mm=np.maximum(sulcal, np.maximum(film - moved.vault_mm, 0.4 - depth_mm)),
-        sulcal_mm=sulcal,
-        ventricle_mm=_ventricles(side, head.ventricle_scale),
-        falx_mm=_median_sheet(median, 0.7, 0.72, 36, 14),
-        midline_mm=midline,
-        tentorium_mm=tentorium,
-    )
-
-
-def _above_tentorium(side: Points) -> Field:
     # a tent that falls off to the sides and back; large in front of it
     sheet = -4 - 0.38 * side.x + 0.22 * (side.y + 35)
-    in_front = np.maximum(side.y + 16 + 0.1 * side.x, 0)
-    return np.asarray((side.z - sheet) * 0.9 + 3 * in_front)
+    tentorium = (side.z - sheet) * 0.9 + 3 * np.maximum(side.y + 16 + 0.1 * side.x, 0)
+    fissure = _median_sheet(median, 0.55 + 0.4 * head.sulcus_mm, 0.75, 31, 16)
+    sulcal = union(_sulci(moved, tentorium, head, random), fissure, _cisterns(side, head, random))
+    # the film of fluid over the convexity is uneven, and thin where the brain is pressed outwards
+    film = head.csf_rim_mm * (0.55 + 0.4 * plane_waves(origin, random, 60.0, 4)) * (1 - moved.squeeze)
+    csf = union(sulcal, film - moved.vault_mm, 0.4 - depth_mm)
+    ventricles, falx = _ventricles(side, head.ventricle_scale), _median_sheet(median, 0.7, 0.72, 36, 14)
+    return Brain(points, side, surface, depth_mm, vault_mm, csf, sulcal, ventricles, falx, midline, tentorium)
 
 
 def _median_sheet(median: Points, half_width_mm: float, flat: float, radius_mm: int, below_mm: int) -> Field:
     # falx or fissure: the free edge arches over the corpus callosum, nearer to the vault in front than behind
     edge = np.hypot(median.y * flat, median.z - 4) - radius_mm
-    return np.asarray(np.minimum(half_width_mm - median.x, np.minimum(edge, median.z + below_mm)))
+    return intersection(half_width_mm - median.x, edge, median.z + below_mm)
 
 
 def _sulci(moved: Displaced, tentorium_mm: Field, head: HeadSpec, random: np.random.Generator) -> Field:
@@ -139,8 +115,8 @@ def _sulci(moved: Displaced, tentorium_mm: Field, head: HeadSpec, random: np.ran
     bottom = head.sulcus_depth_mm * (1 + 0.3 * plane_waves(folded, random, 48.0, 5))
     openness = np.clip(0.9 + 0.55 * plane_waves(folded, random, 40.0, 5), 0, 2)
     half_width = head.sulcus_mm / 2 * openness * (1 - 0.85 * moved.squeeze[near])
-    half_width = half_width * (1.45 - depth_mm / np.maximum(bottom, 3))
-    into[near] = np.minimum(half_width - across, bottom - depth_mm)
+    half_width *= 1.45 - depth_mm / np.maximum(bottom, 3)
+    into[near] = intersection(half_width - across, bottom - depth_mm)
     return into
 
 
@@ -151,14 +127,12 @@ def _cisterns(side: Points, head: HeadSpec, random: np.random.Generator) -> Fiel
     low = np.asarray((side.z < 6) & (side.x < 32))
     basal = side.at(low)
     stem = _brainstem(basal)
-    around = np.minimum(np.minimum(3.0 * wide + stem, -stem), -9 - basal.z)
-    around = np.minimum(around, basal.y + 24 + 0.3 * basal.x)
+    around = intersection(3.0 * wide + stem, -stem, -9 - basal.z, basal.y + 24 + 0.3 * basal.x)
     suprasellar = ellipsoid(basal, (0, 10, -20), (11 * wide, 10 * wide, 6))
     stalk = capsule(basal, (8, 12, -19), (28, 14, -14), 2.6 * wide, 1.8 * wide)
     quadrigeminal = ellipsoid(basal, (0, -34, -5), (10 * wide, 3, 6))
     magna = ellipsoid(basal, (0, -60, -60), (11 * wide, 9, 9))
-    joined = np.maximum(np.maximum(around, smooth_union(suprasellar, stalk, 3.0)), np.maximum(quadrigeminal, magna))
-    into[low] = np.maximum(into[low], joined)
+    into[low] = union(into[low], around, solids.smooth_union(suprasellar, stalk, 3.0), quadrigeminal, magna)
     return into
 
 
@@ -168,14 +142,10 @@ def _sylvian(side: Points, wide: float, random: np.random.Generator) -> Field:
     near = np.asarray((side.x > 25) & (side.z > -26) & (side.z < 32) & (side.y > -40) & (side.y < 34))
     x, y, z = points = side.at(near)
     winding = 2.2 * plane_waves(points, random, 30.0, 5)
-    bowed = np.abs(x - 39 + np.square(y - 2) * 0.01 + winding)
     extent = np.square((y - 2) * (1 / 21)) + np.square(z * (1 / 14))
-    insula = np.minimum(wide - bowed, (1 - extent) * 10)
-    climb = z + 3 + 0.9 * (y - 6)
-    climb = (climb + 0.5 * (x - 50) + 1.5 * winding) * 0.7
-    stem = np.minimum(1.1 * wide - np.abs(climb), x - 37)
-    stem = np.minimum(stem, np.minimum(24 - y, y + 30))
-    into[near] = np.maximum(insula, stem)
+    insula = intersection(wide - np.abs(x - 39 + np.square(y - 2) * 0.01 + winding), (1 - extent) * 10)
+    climb = (z + 3 + 0.9 * (y - 6) + 0.5 * (x - 50) + 1.5 * winding) * 0.7
+    into[near] = union(insula, intersection(1.1 * wide - np.abs(climb), x - 37, 24 - y, y + 30))
     return into
 
 
@@ -183,7 +153,7 @@ def _brainstem(side: Points) -> Field:
     midbrain = capsule(side, (0, -15, -8), (0, -15, -24), 13.0, 13.0)
     pons = ellipsoid(side, (0, -13, -33), (17, 14, 14))
     medulla = capsule(side, (0, -16, -40), (0, -26, -75), 9.0, 7.5)
-    return np.asarray(np.maximum(np.maximum(midbrain, pons), medulla))
+    return union(midbrain, pons, medulla)
 
 
 def _ventricles(side: Points, scale: float) -> Field:
@@ -192,34 +162,32 @@ def _ventricles(side: Points, scale: float) -> Field:
     near = np.asarray((side.x < 46) & (side.y > -78) & (side.y < 46) & (side.z > -54) & (side.z < 38))
     points = side.at(near)
     lateral = np.full_like(points.x, FAR_MM)
-    for start_mm, end_mm, start_radius_mm, end_radius_mm in VENTRICLE_RODS:
-        rod = capsule(points, start_mm, end_mm, start_radius_mm * scale, end_radius_mm * scale)
-        lateral = smooth_union(lateral, rod, 3.0)
-    lateral = np.minimum(lateral, points.x - 0.8)
+    for start_mm, end_mm, start_radius, end_radius in VENTRICLE_RODS:
+        rod = capsule(points, start_mm, end_mm, start_radius * scale, end_radius * scale)
+        lateral = solids.smooth_union(lateral, rod, 3.0)
     third = ellipsoid(points, (0, -6, 0), (2.2 * scale, 15, 11))
     fourth = ellipsoid(points, (0, -33, -36), (7.5 * scale, 5.0 * scale, 12))
-    into[near] = np.maximum(lateral, np.maximum(third, fourth))
+    into[near] = union(intersection(lateral, points.x - 0.8), third, fourth)
     return into
 
 
-def paint_brain(hu: Field, brain: Brain, moved: Displaced, head: HeadSpec) -> None:
+def paint_brain(hu: Field, brain: Brain, head: HeadSpec) -> None:
     """Paint the brain into `hu` (the points inside the skull), in place."""
     random = np.random.default_rng([head.seed, 5])
-    side = moved.points.on_right()
+    side, below = brain.side, -brain.tentorium_mm
     hu[:] = head.white_hu + 0.7 * plane_waves(brain.points, random, 22.0, 3)
     paint(hu, brain.csf_mm + CORTEX_MM, 1.5, head.grey_hu)
     caudate, lentiform = ellipsoid(side, (16, 20, 9), (5, 11, 9)), ellipsoid(side, (26, 3, 3), (7, 17, 10))
     thalamus = ellipsoid(side, (11, -14, 6), (8.5, 13, 10))
-    paint(hu, np.maximum(np.maximum(caudate, lentiform), thalamus), 2.0, head.grey_hu)
-    below = -brain.tentorium_mm
+    paint(hu, union(caudate, lentiform, thalamus), 2.0, head.grey_hu)
     folia = plane_waves(brain.points, random, 8.0, 4)
-    hu += smoothstep(below, -1, 1) * (head.grey_hu - 3 + 1.2 * folia - hu)
-    paint(hu, np.minimum(ellipsoid(side, (16, -42, -36), (10, 13, 9)), below), 4.0, head.white_hu + 1)
+    hu += solids.smoothstep(below, -1, 1) * (head.grey_hu - 3 + 1.2 * folia - hu)
+    paint(hu, intersection(ellipsoid(side, (16, -42, -36), (10, 13, 9)), below), 4.0, head.white_hu + 1)
     paint(hu, _brainstem(side), 2.0, (head.grey_hu + head.white_hu) / 2)
     paint(hu, brain.csf_mm, 1.5, head.csf_hu)
     paint(hu, brain.ventricle_mm, 1.6, head.csf_hu)
     paint(hu, brain.falx_mm, 1.2, DURA_HU)
-    paint(hu, np.minimum(0.8 - np.abs(brain.tentorium_mm), 70 + side.y), 1.2, DURA_HU - 4)
+    paint(hu, intersection(0.8 - np.abs(below), 70 + side.y), 1.2, DURA_HU - 4)
     if head.calcified_pineal:
         paint(hu, ellipsoid(side, (0, -27, 1), (2.6, 3.2, 3.0)), 1.5, PINEAL_HU)
     if head.calcified_choroid:

@@ -1,18 +1,19 @@
-"""One synthetic head CT from its specification."""
+"""One synthetic head CT from its specification: skull, face and scalp around the brain, and the acquisition."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int8, Int16, UInt8
 
+from meddinov3_stroke.phantom import solids
 from meddinov3_stroke.phantom.brain import build_brain, paint_brain
 from meddinov3_stroke.phantom.lesions import displace, paint_lesions
-from meddinov3_stroke.phantom.skull import AIR_HU, paint_holder, paint_outside
-from meddinov3_stroke.phantom.solids import Field, Points, vault_gauge
-from meddinov3_stroke.phantom.spec import PhantomSpec
+from meddinov3_stroke.phantom.solids import Field, Points, capsule, ellipsoid, intersection, paint, plane_waves, union
+from meddinov3_stroke.phantom.spec import HeadSpec, PhantomSpec
 from meddinov3_stroke.types import LABELS
 
 Grid = Float32[np.ndarray, "slice row col"]
@@ -24,6 +25,14 @@ MAX_BLEED_HU = 9.0
 blood beside it keeps its CT number."""
 OUTSIDE_MM = 32.0
 """Beyond this distance from the inner table of the vault there is air (the tip of the nose excepted)."""
+
+AIR_HU, SINUS_HU, FAT_HU, EYE_HU, SKIN_HU, MUSCLE_HU, PLASTIC_HU = -1000.0, -930.0, -85.0, 14.0, 45.0, 55.0, 110.0
+DIPLOE_HU, THIN_BONE_HU, CORTICAL_HU = 550.0, 700.0, 1250.0
+"""Typical CT numbers of what lies around the brain; the head-holder is of plastic."""
+SKIN_MM = 2.2
+"""Thickness of the skin over the fat of the scalp."""
+HOLDER_GAP_MM = 7.0
+"""Distance between the back of the head and the head-holder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +88,7 @@ def affine_of(spec: PhantomSpec) -> Float64[np.ndarray, "4 4"]:
 def make_phantom(spec: PhantomSpec) -> Phantom:
     """The head CT, its mask and its affine; the same specification gives the same voxels."""
     x, y, z = _head_points(spec)
-    gauge, radius = vault_gauge(spec.head, x, y, z)
+    gauge, radius = solids.vault_gauge(spec.head, x, y, z)
     vault_mm = radius / gauge - radius
     hu = np.full(spec.shape, AIR_HU, dtype=np.float32)
     mask = np.zeros(spec.shape, dtype=np.uint8)
@@ -87,7 +96,7 @@ def make_phantom(spec: PhantomSpec) -> Phantom:
     points = Points(x[near], y[near], z[near])
     hu[near], mask[near] = _head(spec, points, gauge[near], vault_mm[near])
     if spec.head_holder:
-        paint_holder(hu, x, y, spec.head)
+        _paint_holder(hu, x, y, spec.head)
     hu = _blur(hu, 0.14) + _noise(spec)
     stored = np.rint(np.clip(hu, -1024, 3071)).astype(np.int16)
     return Phantom(stored, mask, affine_of(spec), spec)
@@ -119,19 +128,115 @@ def _head(spec: PhantomSpec, points: Points, gauge: Field, vault_mm: Field) -> t
     """(HU, mask) of the points around and inside the skull."""
     head = spec.head
     hu = np.full(points.x.shape, AIR_HU, dtype=np.float32)
-    depth_mm = paint_outside(hu, points, vault_mm, head)
+    depth_mm = _paint_outside(hu, points, vault_mm, head)
     cavity = depth_mm > -1.0
     inside = points.at(cavity)
     to_table = 1 / gauge[cavity]
     surface = Points(inside.x * to_table, inside.y * to_table, inside.z * np.where(inside.z > 0, to_table, 1))
     moved = displace(inside, vault_mm[cavity], head, spec.lesions)
-    brain = build_brain(inside, depth_mm[cavity], vault_mm[cavity], surface, moved, head)
+    brain = build_brain(inside, surface, depth_mm[cavity], vault_mm[cavity], moved, head)
     tissue = np.empty_like(inside.x)
-    paint_brain(tissue, brain, moved, head)
+    paint_brain(tissue, brain, head)
     mask = np.zeros(len(hu), dtype=np.uint8)
     mask[cavity] = paint_lesions(tissue, brain, head, spec.lesions, voxel_ml(spec))
     hu[cavity] += np.clip(brain.depth_mm + 0.5, 0, 1) * (tissue - hu[cavity])
     return hu, mask
+
+
+class _Shell(NamedTuple):
+    """Where points lie with respect to the skull, in mm."""
+
+    vault: Field
+    """Depth below the inner table of the vault along the ray to it; negative outside."""
+    floor: Field
+    """Height above the floor of the skull."""
+    petrous: Field
+    """Distance from the petrous bones; negative inside them."""
+    depth: Field
+    """Depth below the inner surface of the whole skull; negative outside the cavity."""
+
+
+def _paint_outside(hu: Field, points: Points, vault_mm: Field, head: HeadSpec) -> Field:
+    """Depth below the inner surface of the skull in mm; scalp, skull and face are painted into `hu`, in place."""
+    random = np.random.default_rng([head.seed, 3])
+    side = points.on_right()
+    floor = (points.z - _floor_height(side)) * 0.8
+    petrous = -capsule(side, (17, -6, -41), (60, -24, -32), 6.0, 9.0)
+    shell = _Shell(vault_mm, floor, petrous, intersection(vault_mm, floor, petrous))
+    skull_mm = head.skull_mm * (1 + 0.13 * plane_waves(points, random, 70.0, 4))
+    nape = solids.smoothstep(-points.z, 24, 56) * solids.smoothstep(-points.y, 10, 60)
+    scalp = skull_mm + head.scalp_mm + 13 * nape + vault_mm
+    paint(hu, scalp + SKIN_MM, 1.0, SKIN_HU)
+    paint(hu, scalp, 1.0, FAT_HU)
+    muscle = union(ellipsoid(side, (70, 18, -18), (16, 34, 34)), 10 * nape - 4)
+    paint(hu, intersection(muscle, scalp - 2), 1.5, MUSCLE_HU)
+    front = head.half_length_mm + head.skull_mm + head.scalp_mm
+    paint(hu, capsule(points, (0, front - 8, -26), (0, front + 2, -58), 6.0, 11.0), 1.5, SKIN_HU)  # nose
+    outer = skull_mm + vault_mm
+    wall = intersection(outer, floor + 7, 0.6 - shell.depth)
+    paint(hu, wall, 1.2, CORTICAL_HU)
+    paint(hu, intersection(skull_mm * 0.22 - np.abs(-vault_mm - skull_mm * 0.5), wall), 1.5, DIPLOE_HU)
+    paint(hu, intersection(-petrous, outer), 1.5, CORTICAL_HU)
+    low = np.asarray((points.z < 2) & (shell.depth < 1))
+    face = hu[low]
+    _paint_face(face, points.at(low), _Shell(*[distance[low] for distance in shell]), random)
+    hu[low] = face
+    return shell.depth
+
+
+def _floor_height(side: Points) -> Field:
+    """Height of the floor: anterior fossa with the orbital roofs, middle fossa with the sella, posterior fossa."""
+    pole = np.exp(np.square((side.x - 36) * (1 / 15)) * -1)
+    anterior = solids.smoothstep(side.y - 17 * pole, 6, 22)
+    posterior = solids.smoothstep(-side.y - 0.35 * side.x, -4, 20)
+    roof = np.exp(np.square((side.x - 32) * (1 / 15)) * -1)
+    front = -27 + 12 * roof + 9 * solids.smoothstep(side.y, 52, 82)
+    middle = -27 - 15 * solids.smoothstep(side.x, 10, 26) + 14 * solids.smoothstep(side.x, 44, 68)
+    return np.asarray(anterior * front + posterior * -66 + (1 - anterior - posterior) * middle)
+
+
+def _paint_face(hu: Field, points: Points, shell: _Shell, random: np.random.Generator) -> None:
+    side = points.on_right()
+    deep = intersection(shell.vault + 3, -shell.floor - 4)
+    paint(hu, deep, 2.0, MUSCLE_HU)
+    planes = 1.0 - 5 * np.abs(plane_waves(points, random, 36.0, 5))
+    paint(hu, intersection(deep, planes), 2.5, FAT_HU)
+    # three-sided in cross-section: front wall, medial wall, and one that runs back from the cheek
+    walls = intersection(70 - side.y, side.x - 13, 0.6 * (side.y - 30) - 0.8 * (side.x - 30))
+    sinus = intersection(walls, ellipsoid(side, (27, 53, -72), (16, 20, 18)))
+    cheekbone = capsule(side, (46, 54, -56), (60, 16, -52), 3.0, 1.5)
+    orbit = capsule(side, (31, 57, -38), (15, 22, -34), 17.0, 5.0)
+    paint(hu, union(sinus, cheekbone, orbit) + 1.6, 1.5, THIN_BONE_HU)
+    _paint_orbit(hu, side, orbit)
+    _paint_air_cells(hu, points, shell, sinus, random)
+
+
+def _paint_orbit(hu: Field, side: Points, orbit: Field) -> None:
+    paint(hu, union(intersection(orbit, 74 - side.y), intersection(orbit + 2, side.y - 62)), 1.5, FAT_HU)
+    paint(hu, 2.2 - np.abs(orbit + 1.2) - np.maximum(66 - side.y, 0), 1.5, SKIN_HU)
+    paint(hu, ellipsoid(side, (32, 61, -38), (12, 12, 12)), 1.2, EYE_HU)
+    paint(hu, capsule(side, (31, 50, -38), (16, 24, -34), 2.0, 2.0), 1.5, MUSCLE_HU - 15)
+    for x_mm in (20.0, 41.0):
+        paint(hu, capsule(side, (x_mm, 56, -38), (17, 26, -34), 2.2, 1.5), 1.5, MUSCLE_HU)
+
+
+def _paint_air_cells(hu: Field, points: Points, shell: _Shell, maxillary: Field, random: np.random.Generator) -> None:
+    cells = plane_waves(points, random, 11.0, 6)
+    bone = intersection(ellipsoid(points.on_right(), (54, -30, -46), (15, 17, 22)), 3 - shell.vault)
+    paint(hu, intersection(bone, -shell.depth), 1.5, CORTICAL_HU - 300)
+    mastoid = intersection(bone - 2, 0.5 - cells)
+    ethmoid = intersection(ellipsoid(points, (0, 50, -44), (12, 29, 17)), 1.4 - cells * cells)
+    sphenoid = intersection(ellipsoid(points, (2, 18, -42), (14, 12, 11)), np.abs(points.x - 2) - 1)
+    frontal = intersection(ellipsoid(points, (4, 84, -12), (16, 6, 12)), -shell.vault - 2)
+    below_skull = union(-shell.floor - 2, -shell.depth - 5)
+    inner = intersection(union(ethmoid, sphenoid, maxillary, mastoid), below_skull)
+    paint(hu, union(inner, frontal), 1.5, SINUS_HU)
+
+
+def _paint_holder(hu: Grid, x: Grid, y: Grid, head: HeadSpec) -> None:
+    radius_mm = head.half_length_mm + head.skull_mm + head.scalp_mm - 18 + HOLDER_GAP_MM
+    sheet = np.minimum(1 - np.abs(np.sqrt(np.square(x) + np.square(y + 18)) - radius_mm), -y - 30)
+    hu += solids.ramp(sheet.reshape(-1), 1.2).reshape(hu.shape) * (hu < -900) * (PLASTIC_HU - hu)
 
 
 def _blur(volume: Grid, share: float) -> Grid:

@@ -7,6 +7,7 @@ are combined with Python numbers.
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +50,16 @@ def capsule(points: Points, start_mm: Vector, end_mm: Vector, start_radius_mm: N
     px, py, pz = px - along * ax, py - along * ay, pz - along * az
     radius = start_radius_mm + along * (end_radius_mm - start_radius_mm)
     return np.asarray(radius - np.sqrt(px * px + py * py + pz * pz))
+
+
+def union(*distances_mm: Field) -> Field:
+    """Distance into any of the solids."""
+    return reduce(np.maximum, distances_mm)
+
+
+def intersection(*distances_mm: Field) -> Field:
+    """Distance into all of the solids at once."""
+    return reduce(np.minimum, distances_mm)
 
 
 def smooth_union(first_mm: Field, second_mm: Field, blend_mm: Number) -> Field:
