@@ -145,11 +145,10 @@ def write_cohort(
     """
     if workers < 1:
         raise UsageError(f"phantom workers {workers}: expected at least 1")
-    folder, series = Path(folder), []
     cohort = draw_cohort(n_patients, seed, shape=shape)
     jobs = [(patient.patient_id, study) for patient in cohort for study in patient.studies]
-    # threads suffice: NumPy and zlib work outside the interpreter lock
-    pool = ThreadPoolExecutor(max_workers=workers)
+    series = []
+    pool = ThreadPoolExecutor(max_workers=workers)  # NumPy and zlib work outside the interpreter lock
     try:
         for record in pool.map(lambda job: _write_series(folder, job[0], job[1], volume_format), jobs):
             series.append(record)
@@ -158,7 +157,11 @@ def write_cohort(
     finally:
         pool.shutdown(cancel_futures=True)  # an error or an interrupt does not wait for the rest
     csv_path, json_path = folder / "phantom_series_labels.csv", folder / "phantom_cohort.json"
-    write_text(csv_path, _csv_text(series, f"{volume_format}_path"))
+    columns = [f"{volume_format}_path", "patient_id", "study_uid", "series_uid", *LABELS]
+    table = csv.DictWriter(text := io.StringIO(), columns, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerows(row | row["labels"] for row in series)
+    write_text(csv_path, text.getvalue())
     document = {
         "schema_version": SCHEMA_VERSION,
         "synthetic": "invented heads; no patient's data",
@@ -195,17 +198,5 @@ def _write_series(folder: Path, patient_id: str, study: StudySpec, volume_format
         "lesions": [asdict(lesion) for lesion in study.spec.lesions],
         "seed": study.spec.seed,
         "head_seed": study.spec.head.seed,
-        "shape": study.spec.shape,
-        "spacing_mm": study.spec.spacing_mm,
-        "tilt_degrees": study.spec.tilt_degrees,
-        "noise_hu": study.spec.noise_hu,
+        **{name: getattr(study.spec, name) for name in ("shape", "spacing_mm", "tilt_degrees", "noise_hu")},
     }
-
-
-def _csv_text(series: list[dict[str, Any]], path_column: str) -> str:
-    columns = [path_column, "patient_id", "study_uid", "series_uid"]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*columns, *LABELS])
-    writer.writerows([*(row[name] for name in columns), *(row["labels"][label] for label in LABELS)] for row in series)
-    return buffer.getvalue()

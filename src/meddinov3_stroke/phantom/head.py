@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int8, Int16, UInt8
@@ -25,7 +24,6 @@ MAX_BLEED_HU = 9.0
 blood beside it keeps its CT number."""
 OUTSIDE_MM = 32.0
 """Beyond this distance from the inner table of the vault there is air (the tip of the nose excepted)."""
-
 AIR_HU, SINUS_HU, FAT_HU, EYE_HU, SKIN_HU, MUSCLE_HU, PLASTIC_HU = -1000.0, -930.0, -85.0, 14.0, 45.0, 55.0, 110.0
 DIPLOE_HU, THIN_BONE_HU, CORTICAL_HU = 550.0, 700.0, 1250.0
 """Typical CT numbers of what lies around the brain; the head-holder is of plastic."""
@@ -143,26 +141,14 @@ def _head(spec: PhantomSpec, points: Points, gauge: Field, vault_mm: Field) -> t
     return hu, mask
 
 
-class _Shell(NamedTuple):
-    """Where points lie with respect to the skull, in mm."""
-
-    vault: Field
-    """Depth below the inner table of the vault along the ray to it; negative outside."""
-    floor: Field
-    """Height above the floor of the skull."""
-    petrous: Field
-    """Distance from the petrous bones; negative inside them."""
-    depth: Field
-    """Depth below the inner surface of the whole skull; negative outside the cavity."""
-
-
 def _paint_outside(hu: Field, points: Points, vault_mm: Field, head: HeadSpec) -> Field:
-    """Depth below the inner surface of the skull in mm; scalp, skull and face are painted into `hu`, in place."""
+    """Depth in mm below the inner surface of vault, floor and petrous bones; scalp, skull and face are painted into `hu`,
+    in place. `vault_mm` is the depth below the inner table of the vault; all are negative on the other side."""
     random = np.random.default_rng([head.seed, 3])
     side = points.on_right()
     floor = (points.z - _floor_height(side)) * 0.8
     petrous = -capsule(side, (17, -6, -41), (60, -24, -32), 6.0, 9.0)
-    shell = _Shell(vault_mm, floor, petrous, intersection(vault_mm, floor, petrous))
+    depth_mm = intersection(vault_mm, floor, petrous)
     skull_mm = head.skull_mm * (1 + 0.13 * plane_waves(points, random, 70.0, 4))
     nape = solids.smoothstep(-points.z, 24, 56) * solids.smoothstep(-points.y, 10, 60)
     scalp = skull_mm + head.scalp_mm + 13 * nape + vault_mm
@@ -173,15 +159,15 @@ def _paint_outside(hu: Field, points: Points, vault_mm: Field, head: HeadSpec) -
     front = head.half_length_mm + head.skull_mm + head.scalp_mm
     paint(hu, capsule(points, (0, front - 8, -26), (0, front + 2, -58), 6.0, 11.0), 1.5, SKIN_HU)  # nose
     outer = skull_mm + vault_mm
-    wall = intersection(outer, floor + 7, 0.6 - shell.depth)
+    wall = intersection(outer, floor + 7, 0.6 - depth_mm)
     paint(hu, wall, 1.2, CORTICAL_HU)
     paint(hu, intersection(skull_mm * 0.22 - np.abs(-vault_mm - skull_mm * 0.5), wall), 1.5, DIPLOE_HU)
     paint(hu, intersection(-petrous, outer), 1.5, CORTICAL_HU)
-    low = np.asarray((points.z < 2) & (shell.depth < 1))
+    low = np.asarray((points.z < 2) & (depth_mm < 1))
     face = hu[low]
-    _paint_face(face, points.at(low), _Shell(*[distance[low] for distance in shell]), random)
+    _paint_face(face, points.at(low), -vault_mm[low], -floor[low], -depth_mm[low], random)
     hu[low] = face
-    return shell.depth
+    return depth_mm
 
 
 def _floor_height(side: Points) -> Field:
@@ -195,20 +181,30 @@ def _floor_height(side: Points) -> Field:
     return np.asarray(anterior * front + posterior * -66 + (1 - anterior - posterior) * middle)
 
 
-def _paint_face(hu: Field, points: Points, shell: _Shell, random: np.random.Generator) -> None:
+def _paint_face(
+    hu: Field, points: Points, outer: Field, below: Field, outside: Field, random: np.random.Generator
+) -> None:
+    """Paint into `hu`; the distances are those outside the vault, below the floor and outside the cavity."""
     side = points.on_right()
-    deep = intersection(shell.vault + 3, -shell.floor - 4)
+    deep = intersection(3 - outer, below - 4)
     paint(hu, deep, 2.0, MUSCLE_HU)
-    planes = 1.0 - 5 * np.abs(plane_waves(points, random, 36.0, 5))
-    paint(hu, intersection(deep, planes), 2.5, FAT_HU)
+    paint(hu, intersection(deep, 1 - 5 * np.abs(plane_waves(points, random, 36.0, 5))), 2.5, FAT_HU)
     # three-sided in cross-section: front wall, medial wall, and one that runs back from the cheek
     walls = intersection(70 - side.y, side.x - 13, 0.6 * (side.y - 30) - 0.8 * (side.x - 30))
-    sinus = intersection(walls, ellipsoid(side, (27, 53, -72), (16, 20, 18)))
+    maxillary = intersection(walls, ellipsoid(side, (27, 53, -72), (16, 20, 18)))
     cheekbone = capsule(side, (46, 54, -56), (60, 16, -52), 3.0, 1.5)
     orbit = capsule(side, (31, 57, -38), (15, 22, -34), 17.0, 5.0)
-    paint(hu, union(sinus, cheekbone, orbit) + 1.6, 1.5, THIN_BONE_HU)
+    paint(hu, union(maxillary, cheekbone, orbit) + 1.6, 1.5, THIN_BONE_HU)
     _paint_orbit(hu, side, orbit)
-    _paint_air_cells(hu, points, shell, sinus, random)
+    cells = plane_waves(points, random, 11.0, 6)
+    bone = intersection(ellipsoid(side, (54, -30, -46), (15, 17, 22)), outer + 3)
+    paint(hu, intersection(bone, outside), 1.5, CORTICAL_HU - 300)
+    mastoid = intersection(bone - 2, 0.5 - cells)
+    ethmoid = intersection(ellipsoid(points, (0, 50, -44), (12, 29, 17)), 1.4 - cells * cells)
+    sphenoid = intersection(ellipsoid(points, (2, 18, -42), (14, 12, 11)), np.abs(points.x - 2) - 1)
+    frontal = intersection(ellipsoid(points, (4, 84, -12), (16, 6, 12)), outer - 2)
+    inner = intersection(union(ethmoid, sphenoid, maxillary, mastoid), union(below - 2, outside - 5))
+    paint(hu, union(inner, frontal), 1.5, SINUS_HU)
 
 
 def _paint_orbit(hu: Field, side: Points, orbit: Field) -> None:
@@ -220,19 +216,6 @@ def _paint_orbit(hu: Field, side: Points, orbit: Field) -> None:
         paint(hu, capsule(side, (x_mm, 56, -38), (17, 26, -34), 2.2, 1.5), 1.5, MUSCLE_HU)
 
 
-def _paint_air_cells(hu: Field, points: Points, shell: _Shell, maxillary: Field, random: np.random.Generator) -> None:
-    cells = plane_waves(points, random, 11.0, 6)
-    bone = intersection(ellipsoid(points.on_right(), (54, -30, -46), (15, 17, 22)), 3 - shell.vault)
-    paint(hu, intersection(bone, -shell.depth), 1.5, CORTICAL_HU - 300)
-    mastoid = intersection(bone - 2, 0.5 - cells)
-    ethmoid = intersection(ellipsoid(points, (0, 50, -44), (12, 29, 17)), 1.4 - cells * cells)
-    sphenoid = intersection(ellipsoid(points, (2, 18, -42), (14, 12, 11)), np.abs(points.x - 2) - 1)
-    frontal = intersection(ellipsoid(points, (4, 84, -12), (16, 6, 12)), -shell.vault - 2)
-    below_skull = union(-shell.floor - 2, -shell.depth - 5)
-    inner = intersection(union(ethmoid, sphenoid, maxillary, mastoid), below_skull)
-    paint(hu, union(inner, frontal), 1.5, SINUS_HU)
-
-
 def _paint_holder(hu: Grid, x: Grid, y: Grid, head: HeadSpec) -> None:
     radius_mm = head.half_length_mm + head.skull_mm + head.scalp_mm - 18 + HOLDER_GAP_MM
     sheet = np.minimum(1 - np.abs(np.sqrt(np.square(x) + np.square(y + 18)) - radius_mm), -y - 30)
@@ -242,13 +225,11 @@ def _paint_holder(hu: Grid, x: Grid, y: Grid, head: HeadSpec) -> None:
 def _blur(volume: Grid, share: float) -> Grid:
     """The volume after a three-point kernel along rows and columns: the scanner's point spread."""
     for axis in (1, 2):
-        ahead, behind = [slice(None)] * 3, [slice(None)] * 3
-        ahead[axis], behind[axis] = slice(1, None), slice(None, -1)
-        step = (volume[tuple(ahead)] - volume[tuple(behind)]) * share
-        np.clip(step, -MAX_BLEED_HU, MAX_BLEED_HU, out=step)
+        step = np.clip(np.diff(volume, axis=axis) * share, -MAX_BLEED_HU, MAX_BLEED_HU)
         volume = volume.copy()
-        volume[tuple(behind)] += step
-        volume[tuple(ahead)] -= step
+        lines, steps = np.moveaxis(volume, axis, 0), np.moveaxis(step, axis, 0)
+        lines[:-1] += steps
+        lines[1:] -= steps
     return volume
 
 

@@ -8,7 +8,6 @@ a soft edge is a ramp around the threshold.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -35,23 +34,16 @@ FULL_SQUEEZE_MM = 9.0
 """Displacement that closes the sulci."""
 
 
-class _Outline(NamedTuple):
-    """A haemorrhage against the vault: thickness at the middle and half-axes along the inner table, in mm."""
-
-    thickness: float
-    half_length: float
-    half_height: float
-
-
-def _outline(lesion: LesionSpec) -> _Outline:
-    """The outline that gives an epidural or a subdural haemorrhage of the convexity its volume."""
+def _outline(lesion: LesionSpec) -> tuple[float, float, float]:
+    """(thickness at the middle, half-length, half-height) in mm, the latter along the inner table, of a haemorrhage
+    against the vault: an epidural one, or a subdural one of the convexity."""
     volume_mm3 = lesion.volume_ml * 1000
     if lesion.label == "epidural":  # a paraboloid: volume = pi/2 * length^2 * thickness
         thickness = float((volume_mm3 / (np.pi / 2 * LENS_ASPECT**2)) ** (1 / 3))
-        return _Outline(thickness, LENS_ASPECT * 1.08 * thickness, LENS_ASPECT * 0.93 * thickness)
+        return thickness, LENS_ASPECT * 1.08 * thickness, LENS_ASPECT * 0.93 * thickness
     thickness = float(np.clip(2.8 + 0.16 * lesion.volume_ml, 3, 14))  # thin, nearly even until its ends
     half_height = math.sqrt(volume_mm3 / (0.6 * thickness) / np.pi / CRESCENT_ASPECT)
-    return _Outline(thickness, CRESCENT_ASPECT * half_height, half_height)
+    return thickness, CRESCENT_ASPECT * half_height, half_height
 
 
 def _middle_on_table(lesion: LesionSpec, head: HeadSpec) -> tuple[float, float, float]:
@@ -80,15 +72,15 @@ def displace(points: Points, vault_mm: Field, head: HeadSpec, lesions: tuple[Les
 def _push_inwards(
     origin: Points, depth: Field, squeeze: Field, points: Points, lesion: LesionSpec, head: HeadSpec
 ) -> None:
-    outline = _outline(lesion)
+    thickness, half_length, _ = _outline(lesion)
     middle = np.array(_middle_on_table(lesion, head), dtype=np.float32)
     outwards = middle / np.linalg.norm(middle)
     along_ray = points.x * outwards[0] + points.y * outwards[1] + points.z * outwards[2]
     below = np.linalg.norm(middle) - along_ray
     away = np.square(points.x - middle[0]) + np.square(points.y - middle[1]) + np.square(points.z - middle[2])
     aside = np.maximum(away - np.square(below), 0)  # squared distance from the ray through the middle
-    spread = float(0.75 * np.hypot(outline.half_length, 30.0))
-    push = 0.8 * outline.thickness * np.exp(aside * (-0.5 / spread**2))
+    spread = float(0.75 * np.hypot(half_length, 30.0))
+    push = 0.8 * thickness * np.exp(aside * (-0.5 / spread**2))
     push *= np.clip(1 - below * (1 / REACH_MM), 0, 1)
     for axis, component in zip(origin, outwards, strict=True):
         axis += push * component
@@ -184,10 +176,9 @@ def _sheet_profile(lesion: LesionSpec, thickness_mm: float, first_mm: Field, sec
 
 def _along_table(lesion: LesionSpec, brain: Brain, head: HeadSpec) -> Field:
     """Square of the distance from the lesion's middle along the inner table, 1 at its outline."""
-    outline = _outline(lesion)
+    _, half_length, half_height = _outline(lesion)
     x, y, z = (axis - middle for axis, middle in zip(brain.surface, _middle_on_table(lesion, head), strict=True))
-    squared = (np.square(x) + np.square(y)) * (1 / outline.half_length**2)
-    return np.asarray(squared + np.square(z * (1 / outline.half_height)))
+    return np.asarray((np.square(x) + np.square(y)) * (1 / half_length**2) + np.square(z * (1 / half_height)))
 
 
 def _rank_intraventricular(lesion: LesionSpec, brain: Brain) -> tuple[Field, Mask]:

@@ -21,15 +21,6 @@ Vector = tuple[Number, Number, Number]
 """Head coordinates (x, y, z), in mm unless stated otherwise."""
 MAX_TILT_DEGREES = 18.0
 """Largest angle drawn between the slices and the head's own axial plane; gantries tilt by about as much."""
-LEAST_DRAWN_ML = 0.4
-MOST_DRAWN_ML: dict[str, float] = {
-    "epidural": 60.0,
-    "intraparenchymal": 60.0,
-    "intraventricular": 15.0,
-    "subarachnoid": 30.0,
-    "subdural": 60.0,
-}
-"""Range of the volumes drawn (log-uniform); ventricles and sulci hold less. About a third lie below 2 mL."""
 
 
 class Site(NamedTuple):
@@ -71,6 +62,9 @@ SITES = (
     Site("subdural", "falx", (0, 30, 40), 6, 1, 12),
     Site("subdural", "tentorium", (26, -42, -6), 6, 1, 4),
 )
+LEAST_DRAWN_ML = 0.4
+MOST_DRAWN_ML = {label: max(site.max_ml for site in SITES if site.label == label) for label in LABELS[1:]}
+"""Range of the volumes drawn (log-uniform); ventricles and sulci hold less. About a third lie below 2 mL."""
 
 
 @dataclass(frozen=True)
@@ -156,13 +150,10 @@ def draw_spec(
 ) -> PhantomSpec:
     """The specification of one head CT; the same arguments give the same one.
 
-    Args:
-        seed: Decides the acquisition and the noise, and the head too unless `head_seed` is given.
-        lesions: Labels to put in, any of the five types, repeats allowed; empty for none, None to draw them.
-        volumes_ml: Target volume of each of `lesions`; None to draw them (log-uniform).
-        shape: (slices, rows, columns), the spacing follows; None to draw it.
-        tilt_degrees: Gantry tilt; None to draw it.
-        head_seed: Decides anatomy and places of the haemorrhages; a patient's studies share it.
+    `seed` decides the acquisition and the noise, and the head too unless `head_seed` is given (the studies of a patient
+    share it). `lesions` are labels of the five types, repeats allowed; empty for none. What is None is drawn:
+    `lesions`, `volumes_ml` (the target of each, log-uniform), `shape` (slices, rows, columns; the spacing follows) and
+    `tilt_degrees` of the gantry.
 
     Raises:
         UsageError: a negative seed, an unknown label, or volumes that do not match the lesions.
@@ -178,11 +169,11 @@ def draw_spec(
         shape=grid_shape,
         spacing_mm=spacing_mm,
         tilt_degrees=drawn_tilt if tilt_degrees is None else float(tilt_degrees),
-        rotation_degrees=float(random.normal(0, 3.5)),
-        roll_degrees=float(random.normal(0, 2.0)),
-        centre_mm=(float(random.normal(0, 3)), float(random.normal(1, 4)), float(random.uniform(6, 12))),
-        noise_hu=float(random.uniform(2.0, 5.0)),
-        head_holder=bool(random.random() < 0.6),
+        rotation_degrees=random.normal(0, 3.5),
+        roll_degrees=random.normal(0, 2.0),
+        centre_mm=(random.normal(0, 3), random.normal(1, 4), random.uniform(6, 12)),
+        noise_hu=random.uniform(2.0, 5.0),
+        head_holder=random.random() < 0.6,
         head=head,
         lesions=_draw_lesions(head.seed, lesions, volumes_ml),
     )
@@ -190,37 +181,34 @@ def draw_spec(
 
 def _draw_head(seed: int) -> HeadSpec:
     random = np.random.default_rng([seed, 0])
-    size = random.normal(1.0, 0.03)
-    atrophy = random.beta(1.6, 2.0)  # one latent age, so that wide sulci go with wide ventricles
+    size, atrophy = random.normal(1.0, 0.03), random.beta(1.6, 2.0)  # so that wide sulci go with wide ventricles
     return HeadSpec(
         seed=seed,
-        half_width_mm=float(size * random.normal(67, 2.0)),
-        half_length_mm=float(size * random.normal(83, 2.5)),
-        height_mm=float(size * random.normal(70, 2.0)),
-        egg=float(random.uniform(0.05, 0.13)),
-        squareness=float(random.uniform(0.1, 0.5)),
-        skew=float(random.normal(0, 0.02)),
-        skull_mm=float(random.uniform(5.0, 8.0)),
-        scalp_mm=float(random.uniform(4.0, 7.0)),
-        csf_rim_mm=float(0.8 + 2.4 * atrophy),
-        sulcus_mm=float(0.8 + 2.2 * atrophy),
-        sulcus_depth_mm=float(random.uniform(11, 17)),
-        ventricle_scale=float(0.75 + 0.6 * atrophy + random.normal(0, 0.05)),
-        grey_hu=float(random.normal(37.5, 0.8)),
-        white_hu=float(random.normal(29, 0.8)),
-        csf_hu=float(random.normal(8, 1.5)),
-        cupping_hu=float(random.uniform(1.0, 6.0)),
-        calcified_pineal=bool(random.random() < 0.5),
-        calcified_choroid=bool(random.random() < 0.4),
+        half_width_mm=size * random.normal(67, 2.0),
+        half_length_mm=size * random.normal(83, 2.5),
+        height_mm=size * random.normal(70, 2.0),
+        egg=random.uniform(0.05, 0.13),
+        squareness=random.uniform(0.1, 0.5),
+        skew=random.normal(0, 0.02),
+        skull_mm=random.uniform(5.0, 8.0),
+        scalp_mm=random.uniform(4.0, 7.0),
+        csf_rim_mm=0.8 + 2.4 * atrophy,
+        sulcus_mm=0.8 + 2.2 * atrophy,
+        sulcus_depth_mm=random.uniform(11, 17),
+        ventricle_scale=0.75 + 0.6 * atrophy + random.normal(0, 0.05),
+        grey_hu=random.normal(37.5, 0.8),
+        white_hu=random.normal(29, 0.8),
+        csf_hu=random.normal(8, 1.5),
+        cupping_hu=random.uniform(1.0, 6.0),
+        calcified_pineal=random.random() < 0.5,
+        calcified_choroid=random.random() < 0.4,
     )
 
 
 def _draw_grid(
     random: np.random.Generator, shape: tuple[int, int, int] | None
 ) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
-    covered_mm = random.uniform(136, 148)
-    thickness_mm = random.uniform(4.2, 7.0)
-    field_of_view_mm = random.uniform(208, 232)
+    covered_mm, thickness_mm, field_of_view_mm = random.uniform((136, 4.2, 208), (148, 7.0, 232)).tolist()
     matrix = int(random.choice([144, 160, 176, 192]))
     if shape is None:
         shape = (int(np.clip(round(covered_mm / thickness_mm), 18, 34)), matrix, matrix)
@@ -249,23 +237,21 @@ def _draw_lesions(
 
 def _draw_lesion(random: np.random.Generator, label: str, volume_ml: Number) -> LesionSpec:
     """A haemorrhage at a place that can hold it."""
-    sites = [site for site in SITES if site.label == label]
-    largest = max(site.max_ml for site in sites)
-    sites = [site for site in sites if site.max_ml >= min(volume_ml, largest)]
+    sites = [site for site in SITES if site.label == label and site.max_ml >= min(volume_ml, MOST_DRAWN_ML[label])]
     weights = np.array([site.weight for site in sites])
     site = sites[int(random.choice(len(sites), p=weights / weights.sum()))]
     side = -1.0 if random.random() < 0.5 else 1.0
     x, y, z = np.asarray(site.centre_mm) + random.normal(0, site.scatter_mm / 2, 3)
     elongation = np.exp(random.normal([-0.05, 0.12, -0.05], 0.12))
     elongation /= np.prod(elongation) ** (1 / 3)
-    edge_mm = float(random.uniform(1.0, 2.0))
+    edge_mm = random.uniform(1.0, 2.0)
     return LesionSpec(
         label=label,
         volume_ml=float(volume_ml),
-        hu=float(random.uniform(58, 76)),
+        hu=random.uniform(58, 76),
         site=site.name,
         centre_mm=(float(side * x), float(y), float(z)),
         elongation=(float(elongation[0]), float(elongation[1]), float(elongation[2])),
         edge_mm=0.2 if label == "subarachnoid" else edge_mm,
-        oedema_mm=float(random.uniform(1.5, 5.0)) if label == "intraparenchymal" else 0.0,
+        oedema_mm=random.uniform(1.5, 5.0) if label == "intraparenchymal" else 0.0,
     )
