@@ -142,8 +142,10 @@ def _head(spec: PhantomSpec, points: Points, gauge: Field, vault_mm: Field) -> t
 
 
 def _paint_outside(hu: Field, points: Points, vault_mm: Field, head: HeadSpec) -> Field:
-    """Depth in mm below the inner surface of vault, floor and petrous bones; scalp, skull and face are painted into `hu`,
-    in place. `vault_mm` is the depth below the inner table of the vault; all are negative on the other side."""
+    """Depth in mm below the inner surface of the skull (`vault_mm`: of its vault); negative outside the cavity.
+
+    Scalp, skull and face are painted into `hu`, in place.
+    """
     random = np.random.default_rng([head.seed, 3])
     side = points.on_right()
     floor = (points.z - _floor_height(side)) * 0.8

@@ -90,7 +90,7 @@ def _push_inwards(
 
 
 def _push_apart(origin: Points, squeeze: Field, points: Points, vault_mm: Field, lesion: LesionSpec) -> None:
-    # an incompressible shell around a growing ball: r0^3 = r^3 - R^3; the skull does not give way
+    # an incompressible shell around a growing ball: r0^3 = r^3 - R^3; the skull is rigid
     ball_mm3 = lesion.volume_ml * 1000 * 3 / (4 * np.pi)
     x, y, z = (axis - centre for axis, centre in zip(points, lesion.centre_mm, strict=True))
     radius = np.maximum(np.sqrt(x * x + y * y + z * z), 0.5)
