@@ -44,14 +44,14 @@ IMPOSTORS = {
 @pytest.mark.parametrize("name", ["case.nii", "case.nii.gz"])
 @pytest.mark.parametrize("kind", IMPOSTORS)
 def test_another_kind_of_file_is_named(write, kind, name) -> None:
-    with pytest.raises(UnsupportedInput, match=f"is an? {kind}; expected"):
+    with pytest.raises(UnsupportedInput, match=rf"is an? {kind}[^;]*; expected"):
         read_volume(write(IMPOSTORS[kind], name, pack=False))
 
 
 @pytest.mark.parametrize("name", ["case.dcm", "case"])
 @pytest.mark.parametrize("kind", sorted(set(IMPOSTORS) - {"DICOM file", "zip archive"}))
 def test_what_cannot_be_dicom_is_named(write, kind, name) -> None:
-    with pytest.raises(UnsupportedInput, match=f"is an? {kind}; expected"):
+    with pytest.raises(UnsupportedInput, match=rf"is an? {kind}[^;]*; expected"):
         read_volume(write(IMPOSTORS[kind], name, pack=False))
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from meddinov3_stroke.ct.hounsfield import first_unpadded, judge_voxels
+from meddinov3_stroke.ct.hounsfield import first_unpadded, check_voxels
 from meddinov3_stroke.ct.nifti_header import MAX_INTERCEPT, SLOPE_RANGE
 from meddinov3_stroke.types import PADDING_BELOW_HU, scaled_hu
 
@@ -36,7 +36,7 @@ def _voxels_about(dtype: str, bound: int, seed: int) -> np.ndarray:
 def test_as_many_integers_are_padding_as_read_below_it_in_float32(dtype, slope, intercept, seed) -> None:
     stored = _voxels_about(dtype, first_unpadded(np.dtype(dtype), slope, intercept), seed)
 
-    n_padding, _ = judge_voxels(stored, slope, intercept, Path("case.nii"))
+    n_padding, _ = check_voxels(stored, slope, intercept, Path("case.nii"))
 
     assert n_padding == np.count_nonzero(scaled_hu(stored, slope, intercept) < PADDING_BELOW_HU)
 
@@ -54,7 +54,7 @@ def test_the_first_integer_that_is_no_padding_is_known(dtype, slope, intercept, 
 def test_a_type_without_a_value_above_padding_is_all_padding(dtype: str) -> None:
     stored = np.full((2, 3, 4), np.iinfo(dtype).max if dtype != "i4" else 900_000, dtype=dtype)
 
-    n_padding, _ = judge_voxels(stored, 1.0, -1e6, Path("case.nii"))
+    n_padding, _ = check_voxels(stored, 1.0, -1e6, Path("case.nii"))
 
     assert n_padding == stored.size
 
@@ -63,4 +63,4 @@ def test_a_type_without_a_value_above_padding_is_all_padding(dtype: str) -> None
 def test_floats_are_judged_in_hounsfield_units(dtype: str) -> None:
     stored = np.array([[[0, 1, 2, 3]]], dtype=dtype)
 
-    assert judge_voxels(stored, 1.0, -1026.0, Path("case.nii"))[0] == 2
+    assert check_voxels(stored, 1.0, -1026.0, Path("case.nii"))[0] == 2

@@ -223,7 +223,7 @@ def test_a_file_that_is_neither_nifti_nor_dicom_says_what_is_expected(tmp_path: 
 
 @pytest.mark.parametrize("read", [read_volume, input_digest])
 def test_a_series_named_for_a_nifti_is_a_usage_error(head_nifti: Callable[..., Path], read: Callable[..., Any]) -> None:
-    with pytest.raises(UsageError, match=r"is NIfTI and holds no series 1\.2"):
+    with pytest.raises(UsageError, match=r"is NIfTI and has no series 1\.2"):
         read(head_nifti(), series="1.2")
 
 

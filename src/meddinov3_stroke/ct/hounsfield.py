@@ -1,4 +1,4 @@
-"""Judging voxel values once, as they will be read: no number, or scanner padding."""
+"""Voxels that are not finite, or that are scanner padding, counted without a float copy of the volume."""
 
 from __future__ import annotations
 
@@ -6,32 +6,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, Real
+from jaxtyping import Real
 
 from meddinov3_stroke.errors import CorruptInput
 from meddinov3_stroke.types import AIR_HU, PADDING_BELOW_HU, scaled_hu
 
 MAX_NON_FINITE_SHARE = 1e-3
-"""Share of NaN and infinite voxels above which a volume is taken as damaged."""
+"""A volume with a larger share of NaN and infinite voxels counts as damaged."""
 
 
-def judge_voxels(
+def check_voxels(
     stored: Real[np.ndarray, "slice row col"], slope: float, intercept: float, path: Path
 ) -> tuple[int, tuple[str, ...]]:
-    """(padding voxels, warnings): voxels below `PADDING_BELOW_HU`, and what to tell of them and of non-finite ones.
+    """(number of voxels below `PADDING_BELOW_HU`, warnings about them and about non-finite ones).
 
     Raises:
-        CorruptInput: more than 0.1 % of the voxels are NaN or infinite.
+        CorruptInput: more than 0.1 % of the voxels are NaN or infinite in HU.
     """
-    if stored.dtype.kind in "iu":  # finite at any slope that a header may have; compared without a float32 copy
-        n_non_finite, n_padding = 0, _count_below(stored, first_unpadded(stored.dtype, slope, intercept))
+    n_non_finite = n_padding = 0
+    if stored.dtype.kind in "iu":  # finite with any slope a header may have
+        bound = first_unpadded(stored.dtype, slope, intercept)
+        n_padding = sum(int(np.count_nonzero(one_slice < bound)) for one_slice in stored)
     else:
-        n_non_finite, n_padding = _count_in_hu(stored, slope, intercept)
+        for one_slice in stored:
+            hu = scaled_hu(one_slice, slope, intercept)
+            finite = np.isfinite(hu)
+            n_non_finite += hu.size - int(np.count_nonzero(finite))
+            n_padding += int(np.count_nonzero(finite & (hu < PADDING_BELOW_HU)))
     share = n_non_finite / stored.size
     if share > MAX_NON_FINITE_SHARE:
         raise CorruptInput(
             f"{path}: {n_non_finite} of {stored.size} voxels ({share:.1%}) are NaN or infinite; at most "
-            f"{MAX_NON_FINITE_SHARE:.1%} are taken as air; the volume is damaged; convert it again"
+            f"{MAX_NON_FINITE_SHARE:.1%} are replaced by air; the volume is damaged; convert it again"
         )
     warnings = []
     if n_non_finite:
@@ -42,9 +48,9 @@ def judge_voxels(
 
 
 def first_unpadded(dtype: np.dtype[Any], slope: float, intercept: float) -> int:
-    """The least integer of `dtype` that reads as `PADDING_BELOW_HU` or more; one above its range where none does.
+    """The least integer of `dtype` that reads as `PADDING_BELOW_HU` or more; one above its range if there is none.
 
-    A positive slope keeps the order of values, also in float32, so that bisection finds it.
+    Found by bisection, since a positive slope keeps the order of values in float32 too.
     """
     limits = np.iinfo(dtype)
     low, high = int(limits.min), int(limits.max) + 1
@@ -55,18 +61,3 @@ def first_unpadded(dtype: np.dtype[Any], slope: float, intercept: float) -> int:
         else:
             high = middle
     return low
-
-
-def _count_below(stored: Integer[np.ndarray, "slice row col"], bound: int) -> int:
-    return sum(int(np.count_nonzero(one_slice < bound)) for one_slice in stored)
-
-
-def _count_in_hu(stored: Real[np.ndarray, "slice row col"], slope: float, intercept: float) -> tuple[int, int]:
-    """(voxels that are no finite number in HU, finite voxels below `PADDING_BELOW_HU`)."""
-    n_non_finite = n_padding = 0
-    for one_slice in stored:
-        hu = scaled_hu(one_slice, slope, intercept)
-        finite = np.isfinite(hu)
-        n_non_finite += hu.size - int(np.count_nonzero(finite))
-        n_padding += int(np.count_nonzero(finite & (hu < PADDING_BELOW_HU)))
-    return n_non_finite, n_padding

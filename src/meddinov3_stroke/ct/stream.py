@@ -1,18 +1,18 @@
-"""The bytes of a file, plain or gzip, in bounded pieces, hashed as stored and checked to the last one.
+"""A file read once from front to end: hashed as stored, inflated in bounded pieces, checked to its last byte.
 
 gzip is RFC 1952: each member ends in a CRC-32 and a length, several members may follow one another, zero bytes may pad
-the end, and nothing else may follow. nibabel and SimpleITK never look at the trailer.
+the end, and nothing else may follow. nibabel and SimpleITK do not check the trailer.
 """
 
 from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Generator, Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from meddinov3_stroke.errors import CorruptInput
 
@@ -22,38 +22,58 @@ READ_BYTES = 1 << 16
 PIECE_BYTES = 1 << 18
 """Most bytes inflated at a time, whatever the compression ratio."""
 
-MAX_DEFLATE_RATIO = 1032
-"""Deflate gives at most 258 bytes for 2 bits (zlib, "Maximum Compression Factor")."""
+KEPT_BYTES = 1 << 30
+"""Larger files are not kept in memory between hashing and decoding, but read twice."""
 
 _GZIP_WINDOW_BITS = 31
-"""zlib's own gzip decoding: header, CRC-32 and ISIZE are verified."""
+"""Lets zlib decode gzip: header, CRC-32 and ISIZE are verified."""
+
+
+class StoredFile:
+    """The bytes of one file, read once even if the digest is wanted before the content."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.n_bytes = 0
+        """Size on disk, known once reading has begun."""
+        self._digest = ""
+        self._kept: deque[bytes] | None = None
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256; if the file has not been read yet it is read now, and its bytes are kept for `pieces`."""
+        if not self._digest:
+            keep = self.path.stat().st_size <= KEPT_BYTES
+            pieces = deque(self.pieces(), maxlen=None if keep else 0)
+            self._kept = pieces if keep else None
+        return self._digest
+
+    def pieces(self) -> Generator[bytes, None, None]:
+        """The bytes in order. Kept ones are released as they are given out; otherwise the file is read and hashed."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            while kept:
+                yield kept.popleft()
+            return
+        digest = sha256()
+        with self.path.open("rb", buffering=0) as handle:
+            self.n_bytes = os.fstat(handle.fileno()).st_size
+            while piece := handle.read(READ_BYTES):
+                digest.update(piece)
+                yield piece
+        self._digest = digest.hexdigest()
 
 
 class ByteStream:
-    """The content of an open file, read once from front to end."""
+    """Content taken from `pieces` in the amounts asked for."""
 
-    def __init__(self, path: Path, handle: IO[bytes], *, compressed: bool) -> None:
+    def __init__(self, path: Path, pieces: Iterator[bytes]) -> None:
         self.path = path
-        self.compressed = compressed
-        self.stored_bytes = os.fstat(handle.fileno()).st_size
-        """Size of the file on disk."""
-        self._digest = sha256()
-        stored = _stored_pieces(handle, self._digest.update)
-        self._pieces = _inflate(stored, path) if compressed else stored
+        self._pieces = pieces
         self._rest = memoryview(b"")
 
-    @property
-    def sha256(self) -> str:
-        """Hex sha256 of the stored bytes; that of the whole file once `expect_end` has passed."""
-        return self._digest.hexdigest()
-
-    @property
-    def most_content_bytes(self) -> int:
-        """More content than this cannot be in a file of this size."""
-        return self.stored_bytes * (MAX_DEFLATE_RATIO if self.compressed else 1)
-
     def fill(self, target: memoryview) -> int:
-        """How many bytes of `target` were filled; fewer than it holds only where the content ended."""
+        """Fill `target` and return the number of bytes written, which is smaller only if the content has ended."""
         filled = 0
         while filled < len(target) and self._advance():
             n = min(len(target) - filled, len(self._rest))
@@ -62,25 +82,17 @@ class ByteStream:
             filled += n
         return filled
 
-    def take(self, n_bytes: int) -> bytes:
-        """The next `n_bytes` bytes, fewer where the content ended."""
+    def take(self, n_bytes: int) -> bytearray:
+        """The next `n_bytes` bytes, or fewer if the content ends before."""
         taken = bytearray(n_bytes)
-        return bytes(taken[: self.fill(memoryview(taken))])
-
-    def skip(self, n_bytes: int) -> int:
-        """How many of the next `n_bytes` bytes were there to be passed over."""
-        skipped = 0
-        while skipped < n_bytes and self._advance():
-            n = min(n_bytes - skipped, len(self._rest))
-            self._rest = self._rest[n:]
-            skipped += n
-        return skipped
+        del taken[self.fill(memoryview(taken)) :]
+        return taken
 
     def expect_end(self) -> None:
         """Read on to the last stored byte.
 
         Raises:
-            CorruptInput: more content follows, or the trailer of the gzip stream does not fit what was read.
+            CorruptInput: more content follows, or the gzip trailer does not match what was read.
         """
         if self._advance():
             raise CorruptInput(
@@ -89,7 +101,7 @@ class ByteStream:
             )
 
     def _advance(self) -> bool:
-        """Whether a byte is left, with `_rest` holding at least one."""
+        """Make `_rest` hold at least one byte; False at the end of the content."""
         while not self._rest:
             piece = next(self._pieces, None)
             if piece is None:
@@ -98,21 +110,12 @@ class ByteStream:
         return True
 
 
-@contextmanager
-def open_stream(path: Path, *, compressed: bool) -> Iterator[ByteStream]:
-    """The content of the file at `path`, inflated if `compressed`; the system's own errors pass through."""
-    with path.open("rb", buffering=0) as handle:
-        yield ByteStream(path, handle, compressed=compressed)
+def inflate(stored: Iterator[bytes], path: Path) -> Iterator[bytes]:
+    """The content of all members of a gzip stream.
 
-
-def _stored_pieces(handle: IO[bytes], take_note: Callable[[bytes], None]) -> Iterator[bytes]:
-    while piece := handle.read(READ_BYTES):
-        take_note(piece)
-        yield piece
-
-
-def _inflate(stored: Iterator[bytes], path: Path) -> Iterator[bytes]:
-    """The content of all members of a gzip stream; what is left of a stored piece waits in `rest`."""
+    Raises:
+        CorruptInput: truncated, changed, or followed by bytes that are not gzip.
+    """
     decoder, n_members = zlib.decompressobj(_GZIP_WINDOW_BITS), 0
     begun = False
     for rest in stored:
