@@ -106,7 +106,7 @@ def require_nifti_content(path: Path, head: bytes) -> None:
 
 
 def require_dicom_input(path: Path) -> None:
-    """Check that `path` is a folder or a regular file that may hold DICOM: a DICOM file, a zip archive or unknown bytes.
+    """Check that `path` is a folder or a file that may hold DICOM: a DICOM file, a zip archive or unknown bytes.
 
     Unknown bytes may be a list of files, a header index or a data set without preamble.
 

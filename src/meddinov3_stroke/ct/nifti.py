@@ -79,41 +79,28 @@ def _read_voxels(
 ) -> Real[np.ndarray, "slice row col"]:
     """The voxels in canonical order and native byte order, after the stream has ended as it should.
 
-    Each slab of the file goes to its canonical place as it is read, so that the volume is held once.
+    Each slab of the file goes to its canonical place as it is read, so that the volume is held once. A slab is as many
+    whole planes, each of one third index, as `SLAB_BYTES` hold, and at least one.
     """
-    n_read = header.voxel_offset - header.extension_bytes + len(stream.take(header.extension_bytes))
-    stored = np.empty([header.shape[axis] for axis in orientation.axes], dtype=header.dtype.newbyteorder("="))
-    if n_read == header.voxel_offset:
-        n_read += _fill_slabs(stream, header, orientation.file_view(stored))
-    if n_read < header.n_bytes:
-        raise CorruptInput(
-            f"{stream.path} ends after {n_read} bytes of content; its header declares {header.n_bytes}; it is "
-            "truncated; fetch it again"
-        )
-    stream.expect_end()
-    stored.flags.writeable = False
-    return stored
-
-
-def _fill_slabs(stream: ByteStream, header: NiftiHeader, voxels: Real[np.ndarray, "i j k"]) -> int:
-    """The number of bytes read into `voxels`, a view in the file's axis order; it is complete if none is missing.
-
-    A slab is as many whole planes, each of one third index, as `SLAB_BYTES` hold, and at least one.
-    """
+    stream.take(header.voxel_offset - stream.n_read)  # extensions
     n_rows, n_cols, n_planes = header.shape
+    stored = np.empty([header.shape[axis] for axis in orientation.axes], dtype=header.dtype.newbyteorder("="))
+    voxels = orientation.file_view(stored)
     plane_bytes = n_rows * n_cols * header.dtype.itemsize
     per_slab = min(max(SLAB_BYTES // plane_bytes, 1), n_planes)
     buffer = np.empty(per_slab * plane_bytes, dtype=np.uint8)
-    n_read = 0
     for first in range(0, n_planes, per_slab):
         slab = buffer[: min(per_slab, n_planes - first) * plane_bytes]
-        n_filled = stream.fill(slab.data)
-        n_read += n_filled
-        if n_filled < len(slab):
-            break
+        if stream.fill(slab.data) < len(slab):
+            raise CorruptInput(
+                f"{stream.path} ends after {stream.n_read} bytes of content; its header declares {header.n_bytes}; it "
+                "is truncated; fetch it again"
+            )
         planes = slab.view(header.dtype).reshape((n_rows, n_cols, -1), order="F")
         voxels[:, :, first : first + per_slab] = planes
-    return n_read
+    stream.expect_end()
+    stored.flags.writeable = False
+    return stored
 
 
 def _volume(
@@ -122,8 +109,7 @@ def _volume(
     n_padding, voxel_warnings = check_voxels(stored, header.slope, header.intercept, path)
     affine = orientation.apply_to_affine(header.affine, header.shape)
     slice_mm, row_mm, col_mm = (float(side) for side in voxel_sides(affine))
-    pixels_sha256 = sha256_of_array(stored, slope=header.slope, intercept=header.intercept)
-    n_slices = len(stored)
+    pixels_sha256, n_slices = sha256_of_array(stored, slope=header.slope, intercept=header.intercept), len(stored)
     return Volume(
         stored=stored,
         slope=header.slope,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,7 +16,7 @@ from jaxtyping import Float64
 from meddinov3_stroke.ct.contents import recognise
 from meddinov3_stroke.ct.geometry import SPACING_RANGE_MM, voxel_sides
 from meddinov3_stroke.ct.stream import ByteStream
-from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput
+from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, UnsupportedInput
 
 ByteOrder = Literal["<", ">"]
 
@@ -26,12 +25,6 @@ NIFTI1_BYTES, NIFTI2_BYTES = 348, 540
 
 NIFTI2_MAGIC = b"n+2\0\r\n\x1a\n"
 """Its line ends reveal a file that was changed by copying it as text."""
-
-EXTENDER_BYTES = 4
-"""Between the header and the extensions or voxels."""
-
-MAX_EXTENSION_BYTES = 1 << 26
-"""Most bytes of header extensions, which hold notes of the writer."""
 
 FIELDS: dict[str, tuple[str, int, str, int]] = {
     "dim": ("8i2", 40, "8i8", 16),
@@ -53,20 +46,18 @@ name are one field."""
 SCALAR_DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 """NIfTI `datatype` codes of one real number per voxel."""
 
-OTHER_DATATYPES = {
-    **{1: "1-bit", 32: "complex64", 128: "RGB24", 1536: "float128"},
-    **{1792: "complex128", 2048: "complex256", 2304: "RGBA32"},
-}
+OTHER_DATATYPES = {1: "1-bit", 32: "complex64", 128: "RGB24", 1536: "float128", 1792: "complex128",
+                   2048: "complex256", 2304: "RGBA32"}  # fmt: skip
 """NIfTI `datatype` codes that this package does not read."""
+
+MAX_EXTENSION_BYTES = 1 << 26
+"""Most bytes of header extensions, which hold notes of the writer."""
 
 SLOPE_RANGE = (float(np.float32(1e-6)), 1e6)
 """A slope outside this range is damage, not a scale. NIfTI-1 stores it in float32."""
 
 MAX_INTERCEPT = 1e6
 """An intercept of a larger size is damage."""
-
-SPATIAL_UNIT_MASK, UNIT_UNKNOWN, UNIT_MM = 0x07, 0, 2
-"""Spatial part of `xyzt_units`; unknown is read as mm, as every reader does."""
 
 MAX_OFFSET_MM = 1e6
 """A volume further from the scanner's origin than a kilometre is damage."""
@@ -85,14 +76,12 @@ SPACING_AGREEMENT = 0.01
 
 @dataclass(frozen=True, eq=False)
 class NiftiHeader:
-    """What the header declares; no field contradicts another, the format or the size of the file."""
+    """What the header declares; no field contradicts another or the format."""
 
     shape: tuple[int, int, int]
     """Voxels along the file's first (fastest), second and third axis."""
     dtype: np.dtype[np.generic]
     """As stored, with the file's byte order."""
-    extension_bytes: int
-    """Bytes between the header and the first voxel."""
     voxel_offset: int
     """Byte of the first voxel."""
     slope: float
@@ -115,23 +104,23 @@ def read_header(stream: ByteStream, max_voxels: int) -> NiftiHeader:
         CorruptInput: a field contradicts the format or another field.
         UnsupportedInput: another format, not a 3-D scalar volume in mm, or more than `max_voxels`.
     """
-    path = stream.path
-    block, order = _header_block(stream)
-    with np.errstate(over="ignore", invalid="ignore"):  # odd values are refused below, not warned about
-        fields = np.frombuffer(block, header_dtype(len(block), order)).astype(header_dtype(len(block), "="))[0]
-        dtype = _dtype(int(fields["datatype"]), path).newbyteorder(order)
-        shape = _shape([int(dim) for dim in fields["dim"]], path, max_voxels)
-        _require_mm(int(fields["xyzt_units"]) & SPATIAL_UNIT_MASK, path)
-        slope, intercept, warnings = _scaling(float(fields["scl_slope"]), float(fields["scl_inter"]), path)
-        offset = _voxel_offset(float(fields["vox_offset"]), len(block) + EXTENDER_BYTES, path)
-        affine, affine_warnings = _affine(fields, shape, path)
-    return NiftiHeader(
-        shape, dtype, offset - len(block), offset, slope, intercept, affine, (*warnings, *affine_warnings)
-    )
+    try:
+        block, order = _header_block(stream)
+        with np.errstate(over="ignore", invalid="ignore"):  # odd values are refused below, not warned about
+            fields = np.frombuffer(block, header_dtype(len(block), order)).astype(header_dtype(len(block), "="))[0]
+            dtype = _dtype(int(fields["datatype"])).newbyteorder(order)
+            shape = _shape([int(dim) for dim in fields["dim"]], max_voxels)
+            _require_mm(int(fields["xyzt_units"]))
+            slope, intercept, warnings = _scaling(float(fields["scl_slope"]), float(fields["scl_inter"]))
+            offset = _voxel_offset(float(fields["vox_offset"]), len(block) + 4)  # 4 bytes say if extensions follow
+            affine, affine_warnings = _affine(fields, shape)
+    except InputError as error:
+        raise type(error)(f"{stream.path}: {error}") from None
+    return NiftiHeader(shape, dtype, offset, slope, intercept, affine, (*warnings, *affine_warnings))
 
 
 def header_dtype(n_bytes: int, order: ByteOrder | Literal["="]) -> np.dtype[np.void]:
-    """`FIELDS` of a header of `n_bytes` bytes in the byte order `<`, `>` or `=`."""
+    """`FIELDS` of a header of `n_bytes` bytes in the given byte order."""
     kind = 0 if n_bytes == NIFTI1_BYTES else 2
     types, offsets = ([field[k] for field in FIELDS.values()] for k in (kind, kind + 1))
     spec = {"names": list(FIELDS), "formats": types, "offsets": offsets, "itemsize": n_bytes}
@@ -140,139 +129,122 @@ def header_dtype(n_bytes: int, order: ByteOrder | Literal["="]) -> np.dtype[np.v
 
 def _header_block(stream: ByteStream) -> tuple[bytes, ByteOrder]:
     """The bytes of the header and their order."""
-    path, block = stream.path, stream.take(NIFTI1_BYTES)
+    block = stream.take(NIFTI1_BYTES)
     if not block:
-        raise MissingInput(f"{path} is empty once inflated; expected a NIfTI volume; fetch it again")
+        raise MissingInput("the file is empty once inflated; expected a NIfTI volume; fetch it again")
     order: ByteOrder = "<"
     n_bytes = int.from_bytes(block[:4], "little")
     if n_bytes not in (NIFTI1_BYTES, NIFTI2_BYTES):
         order, n_bytes = ">", int.from_bytes(block[:4], "big")
     has_size = n_bytes in (NIFTI1_BYTES, NIFTI2_BYTES)
     if len(block) == NIFTI1_BYTES or not has_size:
-        _require_single_file(bytes(block), has_size, path)
+        _require_single_file(block, has_size)
     block += stream.take(n_bytes - len(block))
     if len(block) < n_bytes:
-        raise CorruptInput(
-            f"{path} ends after {len(block)} bytes, inside its header of {n_bytes}; it is truncated; fetch it again"
-        )
+        raise CorruptInput(f"ends after {len(block)} bytes, in a header of {n_bytes}; it is truncated; fetch it again")
     if n_bytes == NIFTI2_BYTES and block[4:12] != NIFTI2_MAGIC:
         raise CorruptInput(
-            f"{path}: NIfTI-2 magic is {bytes(block[4:12])!r}, expected {NIFTI2_MAGIC!r}; the file was changed, "
-            "perhaps copied as text; fetch it again"
+            f"NIfTI-2 magic is {block[4:12]!r}, expected {NIFTI2_MAGIC!r}; the file was changed, perhaps copied as "
+            "text; fetch it again"
         )
-    return bytes(block), order
+    return block, order
 
 
-def _require_single_file(block: bytes, has_size: bool, path: Path) -> None:
+def _require_single_file(block: bytes, has_size: bool) -> None:
     """Refuse content that is not NIfTI in one file; `has_size`: its `sizeof_hdr` is that of NIfTI."""
     found = recognise(block)
-    if found is not None and has_size and found.kind == "nifti":
+    if found is not None and found.kind == "nifti" and has_size:
         return
     if found is not None:
         where = "holds" if has_size else "is gzip around"
-        raise UnsupportedInput(f"{path} {where} {found.name}; expected a NIfTI volume in one file; {found.remedy}")
+        raise UnsupportedInput(f"{where} {found.name}; expected a NIfTI volume in one file; {found.remedy}")
     problem = "the NIfTI magic is neither n+1 nor n+2"
     if not has_size:
         problem = f"no NIfTI header; sizeof_hdr is {block[:4].hex(' ')}, expected 348 or 540"
-    raise CorruptInput(f"{path}: {problem}; it is damaged or not NIfTI; fetch it again")
+    raise CorruptInput(f"{problem}; it is damaged or not NIfTI; fetch it again")
 
 
-def _dtype(code: int, path: Path) -> np.dtype[np.generic]:
+def _dtype(code: int) -> np.dtype[np.generic]:
     if code in OTHER_DATATYPES:
-        raise UnsupportedInput(
-            f"{path}: voxels are {OTHER_DATATYPES[code]}; expected one real number per voxel; save the CT itself, not "
-            "a colour or complex image"
-        )
+        raise UnsupportedInput(f"voxels are {OTHER_DATATYPES[code]}; expected one real number each; save the CT itself")
     if code not in SCALAR_DTYPES:
-        raise CorruptInput(f"{path}: datatype code {code} is not one of NIfTI's; the header is damaged; fetch it again")
+        raise CorruptInput(f"datatype code {code} is not one of NIfTI's; the header is damaged; fetch it again")
     return np.dtype(SCALAR_DTYPES[code])
 
 
-def _shape(dims: list[int], path: Path, max_voxels: int) -> tuple[int, int, int]:
+def _shape(dims: list[int], max_voxels: int) -> tuple[int, int, int]:
     n_dims, sizes = dims[0], dims[1 : 1 + max(dims[0], 0)]
     if not 1 <= n_dims <= 7 or any(size < 1 for size in sizes):
-        raise CorruptInput(
-            f"{path}: dim is {dims}; expected 1 to 7 dimensions of at least one voxel; the header is damaged; "
-            "fetch it again"
-        )
+        raise CorruptInput(f"dim is {dims}; expected 1 to 7 dimensions of at least one voxel; fetch the file again")
     if n_dims == 1:
-        raise UnsupportedInput(f"{path}: a one-dimensional NIfTI of {sizes[0]} values; expected a 3-D volume")
+        raise UnsupportedInput(f"a one-dimensional NIfTI of {sizes[0]} values; expected a 3-D volume")
     if any(size > 1 for size in sizes[3:]):
         raise UnsupportedInput(
-            f"{path}: {n_dims}-D data of {'x'.join(map(str, sizes))}; expected a 3-D volume (a fourth dimension of 1 "
-            "is accepted); save one volume per file"
+            f"{n_dims}-D data of {'x'.join(map(str, sizes))}; expected a 3-D volume (a fourth dimension of 1 is "
+            "accepted); save one volume per file"
         )
     shape = (sizes[0], sizes[1], sizes[2] if n_dims > 2 else 1)
     if math.prod(shape) > max_voxels:
         raise UnsupportedInput(
-            f"{path}: the header declares {'x'.join(map(str, shape))} = {math.prod(shape)} voxels; at most "
-            f"{max_voxels} are read; the header is damaged, or raise max_voxels"
+            f"the header declares {'x'.join(map(str, shape))} = {math.prod(shape)} voxels; at most {max_voxels} are "
+            "read; the header is damaged, or raise max_voxels"
         )
     return shape
 
 
-def _require_mm(unit: int, path: Path) -> None:
-    if unit not in (UNIT_UNKNOWN, UNIT_MM):
+def _require_mm(xyzt_units: int) -> None:
+    unit = xyzt_units & 7  # the spatial part; 0 is unknown and read as mm, as every reader does
+    if unit not in (0, 2):
         name = {1: "metre", 3: "micrometre"}.get(unit, f"code {unit}")
-        raise UnsupportedInput(f"{path}: the header's spatial unit is {name}; expected mm; save the volume in mm")
+        raise UnsupportedInput(f"the header's spatial unit is {name}; expected mm; save the volume in mm")
 
 
-def _scaling(slope: float, intercept: float, path: Path) -> tuple[float, float, tuple[str, ...]]:
+def _scaling(slope: float, intercept: float) -> tuple[float, float, tuple[str, ...]]:
     """(slope, intercept, warnings): a slope of 0 means unscaled (nifti1.h, DATA SCALING)."""
     if slope == 0.0:
         warning = f"scl_slope is 0, which means unscaled: scl_inter {intercept:g} is ignored"
         return 1.0, 0.0, (warning,) if intercept != 0.0 else ()
-    for name, value, low, high in (
-        ("scl_slope", slope, *SLOPE_RANGE),
-        ("scl_inter", intercept, -MAX_INTERCEPT, MAX_INTERCEPT),
-    ):
-        if not low <= value <= high:
-            allowed = f"{low:g} to {high:g}" + (" or 0 (unscaled)" if name == "scl_slope" else "")
-            raise CorruptInput(
-                f"{path}: {name} is {value:g}; expected {allowed}; save the volume again with its scaling"
-            )
+    low, high = SLOPE_RANGE
+    if not low <= slope <= high:
+        raise CorruptInput(f"scl_slope is {slope:g}; expected 0 (unscaled) or {low:g} to {high:g}; save it again")
+    if not abs(intercept) <= MAX_INTERCEPT:
+        raise CorruptInput(f"scl_inter is {intercept:g}; expected a size of at most {MAX_INTERCEPT:g}; save it again")
     return slope, intercept, ()
 
 
-def _voxel_offset(offset: float, first: int, path: Path) -> int:
+def _voxel_offset(offset: float, first: int) -> int:
     if not (offset >= first and offset.is_integer()):
-        raise CorruptInput(
-            f"{path}: vox_offset is {offset:g}; expected a whole number of at least {first}; the header is damaged"
-        )
+        raise CorruptInput(f"vox_offset is {offset:g}; expected a whole number of at least {first}; fetch it again")
     if offset > first + MAX_EXTENSION_BYTES:
         raise UnsupportedInput(
-            f"{path}: vox_offset is {offset:g}, which leaves more than {MAX_EXTENSION_BYTES} bytes for header "
-            "extensions; the header is damaged, or save the volume without them"
+            f"vox_offset is {offset:g}, which leaves more than {MAX_EXTENSION_BYTES} bytes for header extensions; the "
+            "header is damaged, or save the volume without them"
         )
     return int(offset)
 
 
-def _affine(
-    fields: np.void, shape: tuple[int, int, int], path: Path
-) -> tuple[Float64[np.ndarray, "4 4"], tuple[str, ...]]:
+def _affine(fields: np.void, shape: tuple[int, int, int]) -> tuple[Float64[np.ndarray, "4 4"], tuple[str, ...]]:
     """The affine from the file's voxel index to RAS+ mm, and warnings; the sform takes precedence over the qform."""
     n_dims, pixdim = int(fields["dim"][0]), fields["pixdim"].astype(np.float64)
-    _require_spacing(pixdim[1 : 1 + min(n_dims, 3)], path)
+    _require_spacing(pixdim[1 : 1 + min(n_dims, 3)])
     sform_code, qform_code = int(fields["sform_code"]), int(fields["qform_code"])
     if sform_code <= 0 and qform_code <= 0:
         raise UnsupportedInput(
-            f"{path}: sform_code and qform_code are {sform_code} and {qform_code}, so left, right, top and bottom are "
-            "unknown; expected one above 0; convert again from DICOM with dcm2niix"
+            f"sform_code and qform_code are {sform_code} and {qform_code}, so left, right, top and bottom are unknown; "
+            "expected one above 0; convert again from DICOM with dcm2niix"
         )
     qform = qform_affine(fields) if qform_code > 0 else None
     if sform_code <= 0:
         if qform is None:
-            raise CorruptInput(f"{path}: the qform quaternion is not a rotation, and there is no sform; fetch it again")
-        return _require_affine(qform, "qform", path), ()
-    sform = _require_affine(np.vstack([fields["srow"].astype(np.float64), [0, 0, 0, 1]]), "sform", path)
+            raise CorruptInput("the qform quaternion is not a rotation, and there is no sform; fetch it again")
+        return _require_affine(qform, "qform"), ()
+    sform = _require_affine(np.vstack([fields["srow"].astype(np.float64), [0, 0, 0, 1]]), "sform")
     sides_mm = voxel_sides(sform)
     if qform is not None:
         corners = np.array([(*corner, 1.0) for corner in itertools.product(*((0.0, n - 1.0) for n in shape))])
         moved_mm = float(np.linalg.norm((corners @ (sform - qform).T)[:, :3], axis=1).max())
-        agrees, problem = (
-            moved_mm <= AGREEMENT_VOXELS * sides_mm.min(),
-            f"sform and qform disagree by up to {moved_mm:.1f} mm",
-        )
+        agrees = moved_mm <= AGREEMENT_VOXELS * sides_mm.min()
+        problem = f"sform and qform disagree by up to {moved_mm:.1f} mm"
     elif qform_code > 0:
         agrees, problem = False, "the qform quaternion is not a rotation"
     else:
@@ -283,10 +255,10 @@ def _affine(
 
 
 def qform_affine(fields: np.void) -> Float64[np.ndarray, "4 4"] | None:
-    """The affine of the qform, or None if its quaternion, offset or voxel sides are impossible.
+    """The affine of the qform (nifti1.h, METHOD 2), or None if its quaternion, offset or voxel sides are impossible.
 
-    A qfac that is not negative counts as 1 (nifti1.h, METHOD 2). Computed in extended precision, since the quaternion's
-    first component follows from a small difference near 180 degrees.
+    A qfac that is not negative counts as 1. Computed in extended precision, since the quaternion's first component is
+    a small difference near 180 degrees.
     """
     vector, sides_mm = fields["quatern"].astype(np.longdouble), fields["pixdim"][1:4].astype(np.longdouble)
     if not np.isfinite([*vector, *fields["qoffset"]]).all() or (sides_mm < 0).any():
@@ -303,24 +275,22 @@ def qform_affine(fields: np.void) -> Float64[np.ndarray, "4 4"] | None:
     return affine
 
 
-def _require_affine(affine: Float64[np.ndarray, "4 4"], name: str, path: Path) -> Float64[np.ndarray, "4 4"]:
+def _require_affine(affine: Float64[np.ndarray, "4 4"], name: str) -> Float64[np.ndarray, "4 4"]:
     if not (np.isfinite(affine).all() and np.abs(affine[:3, 3]).max() <= MAX_OFFSET_MM):
-        raise CorruptInput(f"{path}: the {name} holds NaN, infinity or an absurd offset; convert it again")
+        raise CorruptInput(f"the {name} holds NaN, infinity or an absurd offset; convert it again")
     sides_mm = voxel_sides(affine)
-    _require_spacing(sides_mm, path)
+    _require_spacing(sides_mm)
     determinant = abs(float(np.linalg.det(affine[:3, :3] / sides_mm)))
     if determinant < MIN_DETERMINANT:
         raise CorruptInput(
-            f"{path}: the axes of the {name} span no volume (determinant {determinant:.2g} of unit axes, at least "
+            f"the axes of the {name} span no volume (determinant {determinant:.2g} of unit axes, at least "
             f"{MIN_DETERMINANT:g} needed); the header is damaged; convert it again"
         )
     return affine
 
 
-def _require_spacing(spacing_mm: Float64[np.ndarray, " axis"], path: Path) -> None:
+def _require_spacing(spacing_mm: Float64[np.ndarray, " axis"]) -> None:
     low, high = SPACING_RANGE_MM
     if not np.all((spacing_mm >= low) & (spacing_mm <= high)):
         shown = " x ".join(f"{side:g}" for side in spacing_mm)
-        raise CorruptInput(
-            f"{path}: voxel sides are {shown} mm; expected {low:g} to {high:g}; the header is damaged; convert it again"
-        )
+        raise CorruptInput(f"voxel sides are {shown} mm; expected {low:g} to {high:g}; convert it again")

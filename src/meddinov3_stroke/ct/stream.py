@@ -69,6 +69,8 @@ class ByteStream:
 
     def __init__(self, path: Path, pieces: Iterator[bytes]) -> None:
         self.path = path
+        self.n_read = 0
+        """Bytes given out so far."""
         self._pieces = pieces
         self._rest = memoryview(b"")
 
@@ -80,13 +82,13 @@ class ByteStream:
             target[filled : filled + n] = self._rest[:n]
             self._rest = self._rest[n:]
             filled += n
+        self.n_read += filled
         return filled
 
-    def take(self, n_bytes: int) -> bytearray:
+    def take(self, n_bytes: int) -> bytes:
         """The next `n_bytes` bytes, or fewer if the content ends before."""
         taken = bytearray(n_bytes)
-        del taken[self.fill(memoryview(taken)) :]
-        return taken
+        return bytes(taken[: self.fill(memoryview(taken))])
 
     def expect_end(self) -> None:
         """Read on to the last stored byte.
