@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
+from collections.abc import Generator
 from contextlib import closing
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 
@@ -14,10 +18,16 @@ from meddinov3_stroke.ct.geometry import Orientation, axial_orientation, voxel_s
 from meddinov3_stroke.ct.hounsfield import check_voxels
 from meddinov3_stroke.ct.nifti_header import NiftiHeader, read_header
 from meddinov3_stroke.ct.opened import OpenedInput
-from meddinov3_stroke.ct.stream import ByteStream, StoredFile, inflate
+from meddinov3_stroke.ct.stream import ByteStream, inflate
 from meddinov3_stroke.errors import CorruptInput, OutOfScope
 from meddinov3_stroke.system.digest import sha256_of_array
 from meddinov3_stroke.types import Volume, VolumeSource
+
+READ_BYTES = 1 << 16
+"""Stored bytes read at a time."""
+
+KEPT_BYTES = 1 << 30
+"""Larger files are not kept in memory between hashing and decoding, but read twice."""
 
 SLAB_BYTES = 1 << 22
 """Voxels held in the file's order until they are put in their canonical place."""
@@ -34,23 +44,43 @@ class NiftiInput(OpenedInput):
             require_regular_file(path)
         self.path, self.files = path, (path,)
         self._max_voxels, self._allow_single_slice = max_voxels, allow_single_slice
-        self._stored = StoredFile(path)
+        self._digest, self._n_bytes = "", 0
+        self._kept: deque[bytes] | None = None
 
     @property
     def digest(self) -> str:
-        """Hex sha256 of the file's bytes as stored; read before the volume, they are kept for it."""
-        with machine_errors(self.path):
-            return self._stored.digest
+        """Hex sha256 of the file's bytes as stored; if it is read before the volume, they are kept for it."""
+        if not self._digest:
+            with machine_errors(self.path):
+                keep = self.path.stat().st_size <= KEPT_BYTES
+                pieces = deque(self._pieces(), maxlen=None if keep else 0)
+            self._kept = pieces if keep else None
+        return self._digest
+
+    def _pieces(self) -> Generator[bytes, None, None]:
+        """The file's bytes in order: those kept, released as they are given out, or else read and hashed."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            while kept:
+                yield kept.popleft()
+            return
+        digest = sha256()
+        with self.path.open("rb", buffering=0) as handle:
+            self._n_bytes = os.fstat(handle.fileno()).st_size
+            while piece := handle.read(READ_BYTES):
+                digest.update(piece)
+                yield piece
+        self._digest = digest.hexdigest()
 
     def volume(self) -> Volume:
         """The volume in canonical orientation; errors as `read_volume` lists them."""
-        with machine_errors(self.path), closing(self._stored.pieces()) as pieces:
+        with machine_errors(self.path), closing(self._pieces()) as pieces:
             head = next(pieces, b"")
             require_nifti_content(self.path, head[:HEAD_BYTES])
             is_packed, content = self.path.name.lower().endswith(".gz"), chain([head], pieces)
             stream = ByteStream(self.path, inflate(content, self.path) if is_packed else content)
             header = read_header(stream, self._max_voxels)
-            _require_room(header, self.path, self._stored.n_bytes, is_packed)
+            _require_room(header, self.path, self._n_bytes, is_packed)
             orientation = axial_orientation(header.affine, self.path)
             if header.shape[orientation.axes[0]] == 1 and not self._allow_single_slice:
                 raise OutOfScope(

@@ -64,12 +64,10 @@ def read_volume(
 ) -> Volume:
     """The head CT in `source`, in canonical orientation, after its container was checked to the last byte.
 
-    Reads .nii and .nii.gz (NIfTI-1 and NIfTI-2), and DICOM: a folder, a zip archive, a list of files (.txt), a series
-    of a header index (.parquet), a file (one frame or many), or the files themselves. Each DICOM slice keeps its own
-    position; nothing is resampled. Only the container is checked; whether the image is a head CT is not.
+    Each DICOM slice keeps its own position; nothing is resampled. Whether the image is a head CT is not checked.
 
     Args:
-        source: where it is.
+        source: a .nii or .nii.gz file (NIfTI-1 or NIfTI-2), or any DICOM input of `Source`.
         series: SeriesInstanceUID of the series to read if the input holds several; without it the rule of
             `ct.dicom.choice` decides.
         max_voxels: refuse a header that declares more, before anything is allocated.

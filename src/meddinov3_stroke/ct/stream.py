@@ -1,4 +1,4 @@
-"""A file read once from front to end: hashed as stored, inflated in bounded pieces, checked to its last byte.
+"""The content of a file, plain or gzip, read once from front to end in bounded pieces and checked to its last byte.
 
 gzip is RFC 1952: each member ends in a CRC-32 and a length, several members may follow one another, zero bytes may pad
 the end, and nothing else may follow. nibabel and SimpleITK do not check the trailer.
@@ -6,62 +6,18 @@ the end, and nothing else may follow. nibabel and SimpleITK do not check the tra
 
 from __future__ import annotations
 
-import os
 import zlib
-from collections import deque
-from collections.abc import Generator, Iterator
-from hashlib import sha256
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from meddinov3_stroke.errors import CorruptInput
 
-READ_BYTES = 1 << 16
-"""Stored bytes read at a time."""
-
 PIECE_BYTES = 1 << 18
 """Most bytes inflated at a time, whatever the compression ratio."""
 
-KEPT_BYTES = 1 << 30
-"""Larger files are not kept in memory between hashing and decoding, but read twice."""
-
 _GZIP_WINDOW_BITS = 31
 """Lets zlib decode gzip: header, CRC-32 and ISIZE are verified."""
-
-
-class StoredFile:
-    """The bytes of one file, read once even if the digest is wanted before the content."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.n_bytes = 0
-        """Size on disk, known once reading has begun."""
-        self._digest = ""
-        self._kept: deque[bytes] | None = None
-
-    @property
-    def digest(self) -> str:
-        """Hex sha256; if the file has not been read yet it is read now, and its bytes are kept for `pieces`."""
-        if not self._digest:
-            keep = self.path.stat().st_size <= KEPT_BYTES
-            pieces = deque(self.pieces(), maxlen=None if keep else 0)
-            self._kept = pieces if keep else None
-        return self._digest
-
-    def pieces(self) -> Generator[bytes, None, None]:
-        """The bytes in order. Kept ones are released as they are given out; otherwise the file is read and hashed."""
-        kept, self._kept = self._kept, None
-        if kept is not None:
-            while kept:
-                yield kept.popleft()
-            return
-        digest = sha256()
-        with self.path.open("rb", buffering=0) as handle:
-            self.n_bytes = os.fstat(handle.fileno()).st_size
-            while piece := handle.read(READ_BYTES):
-                digest.update(piece)
-                yield piece
-        self._digest = digest.hexdigest()
 
 
 class ByteStream:
