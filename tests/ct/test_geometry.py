@@ -31,7 +31,7 @@ def _both_forms(write: Callable[..., Path], head: np.ndarray, sform: np.ndarray,
     return write(image.to_bytes())
 
 
-def test_the_sform_wins_over_the_qform_and_the_disagreement_is_told(write, head) -> None:
+def test_the_sform_takes_precedence_over_the_qform_and_a_disagreement_is_reported(write, head) -> None:
     qform = _tilted(0)
     sform = qform.copy()
     sform[2, 3] += 40.0
@@ -71,18 +71,18 @@ def test_neither_sform_nor_qform_is_unsupported(write_nifti, head) -> None:
 
 
 @pytest.mark.parametrize("quaternion", [(2.0, 0.0, 0.0), (np.nan, 0.0, 0.0), (1e38, 1e38, 1e38)])
-def test_a_quaternion_that_is_no_rotation_is_corrupt_without_an_sform(write_nifti, head, quaternion) -> None:
+def test_a_quaternion_that_is_not_a_rotation_is_corrupt_without_an_sform(write_nifti, head, quaternion) -> None:
     fields = dict(zip(("quatern_b", "quatern_c", "quatern_d"), quaternion, strict=True))
     with pytest.raises(CorruptInput, match="not a rotation"):
         read_volume(write_nifti(head, sform_code=0, qform_code=1, **fields))
 
 
-def test_a_quaternion_that_is_no_rotation_is_told_beside_an_sform(write_nifti, head) -> None:
+def test_a_quaternion_that_is_not_a_rotation_is_reported_beside_an_sform(write_nifti, head) -> None:
     volume = read_volume(write_nifti(head, qform_code=1, quatern_b=2.0))
     assert volume.warnings == ("the qform quaternion is not a rotation; the sform is used",)
 
 
-def test_voxel_sides_that_disagree_with_the_sform_are_told(write_nifti, head) -> None:
+def test_voxel_sides_that_disagree_with_the_sform_are_reported(write_nifti, head) -> None:
     volume = read_volume(write_nifti(head, pixdim=[1, 0.5, 0.5, 2.5, 0, 0, 0, 0]))
 
     assert volume.spacing_mm[0] == pytest.approx(5.0)

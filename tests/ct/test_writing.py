@@ -1,4 +1,4 @@
-"""A volume as NIfTI: nothing lost on the way, and what NIfTI cannot hold is told."""
+"""A volume as NIfTI: nothing is lost, and what NIfTI cannot store is written beside it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ class OpenedInput(ABC):
     """An input whose files have been found. Each is read once, even if both digest and volume are wanted."""
 
     path: Path
-    """The path that stands for the input in messages and names."""
+    """The path that represents the input in messages and names."""
     files: tuple[Path, ...]
     """The files on disk whose stat identifies the input; found without reading their contents."""
 

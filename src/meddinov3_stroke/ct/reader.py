@@ -106,13 +106,13 @@ def as_input(source: Source, series: str | None = None) -> VolumeInput | tuple[P
 
 
 def source_path(source: Source) -> Path:
-    """The path that stands for `source` in messages and names: for single files, their folder."""
+    """The path that represents `source` in messages and names: for single files, their folder."""
     wanted = as_input(source)
     return wanted.path if isinstance(wanted, VolumeInput) else wanted[0].parent
 
 
 def _require_nifti_path(path: Path) -> None:
-    """Refuse what cannot stand in the `nifti_path` column of a series table."""
+    """Refuse what does not belong in the `nifti_path` column of a series table."""
     with machine_errors(path):
         if path.is_dir():
             raise MissingInput(
