@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke.ct import nifti, open_input, read_volume
 from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, UnsupportedInput
-from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.types import Volume, VolumeInput
 
