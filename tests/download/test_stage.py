@@ -175,7 +175,7 @@ def test_downloading_needs_no_torch() -> None:
 
 
 def test_importing_the_package_imports_no_http_library() -> None:
-    heavy = "{'httpx', 'requests', 'gdown', 'huggingface_hub', 'filelock', 'safetensors'}"
+    heavy = "{'requests', 'gdown', 'huggingface_hub', 'filelock', 'safetensors'}"
     rooms = "meddinov3_stroke.commands.download, meddinov3_stroke.download"
     probe = f"import sys, {rooms}; sys.exit({heavy} & {{*sys.modules}} != set())"
     assert subprocess.run([sys.executable, "-c", probe], timeout=280, check=False).returncode == 0

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -216,14 +217,14 @@ def test_redirects_in_a_circle_are_an_error(server: Any, acts: Any, fetch: Fetch
 
 
 def test_being_led_from_https_to_http_is_refused(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
-        if request.url.scheme == "http":
-            return httpx.Response(200, content=b"PK")
-        return httpx.Response(302, headers={"Location": "http://127.0.0.1/model.pth"})
+    def get(url: str, **options: Any) -> requests.Response:
+        first, answer = requests.Response(), requests.Response()
+        first.url, answer.url = url, "http://127.0.0.1/model.pth"
+        answer.status_code, answer.history, answer.raw = 200, [first], io.BytesIO(b"PK\x03\x04")
+        return answer
 
-    client = httpx.Client(transport=httpx.MockTransport(answer))
-    monkeypatch.setattr(httpx, "stream", client.stream)
-    with client, pytest.raises(DownloadError, match="https to http"):
+    monkeypatch.setattr(requests, "get", get)
+    with pytest.raises(DownloadError, match="https to http"):
         fetch(Source("URL", "https://127.0.0.1/model.pth"))
 
 
@@ -287,8 +288,7 @@ def test_any_chain_of_faults_ends_in_the_file_as_it_last_was(
 
     make = {"drop": acts.drop, "again": drop_from_start, "change": drop_and_change, "503": lambda n: acts.status(503)}
     source = server.put(next(bodies), *(make[kind](after) for kind, after in plan))
-    with tempfile.TemporaryDirectory() as folder, httpx.Client() as client, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(httpx, "stream", client.stream)  # saves reading the certificates for each request
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pth"
         download_weights(path, [source], limits=replace(limits, retries=10, backoff_s=0.0))
         assert path.read_bytes() == server.files["/model.pth"].body

@@ -111,20 +111,19 @@ class Source:
         Raises:
             SourceFailed: the server refuses, or sends something other than weights.
         """
-        import httpx
+        import requests
 
         if not re.match(r"https?://[^/\s]", self.url):
             raise SourceFailed("not an http or https URL")
         headers = {"Range": f"bytes=0-{HEAD_BYTES - 1}", "Accept-Encoding": "identity"}
-        timeout = httpx.Timeout(limits.read_s, connect=limits.connect_s)
-        with (
-            _library_failures(),
-            httpx.stream("GET", self.url, headers=headers, timeout=timeout, follow_redirects=True) as answer,
-        ):
+        timeout = (limits.connect_s, limits.read_s)
+        with _library_failures(), requests.get(self.url, headers=headers, timeout=timeout, stream=True) as answer:
             answer.raise_for_status()
-            if self.url.startswith("https:") and any(hop.url.scheme != "https" for hop in [*answer.history, answer]):
+            if self.url.startswith("https:") and not all(
+                hop.url.startswith("https:") for hop in [*answer.history, answer]
+            ):
                 raise SourceFailed("it redirects from https to http, where the file could be altered on the way")
-            refuse_impostor(next(answer.iter_raw(HEAD_BYTES), b""))
+            refuse_impostor(next(answer.iter_content(HEAD_BYTES), b""))
             size = answer.headers.get("Content-Range", "").rpartition("/")[2] or answer.headers.get(
                 "Content-Length", ""
             )
