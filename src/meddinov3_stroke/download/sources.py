@@ -33,12 +33,7 @@ HUB_FILE = "model.pth"
 """File in the Hugging Face repository (FACTS: MedDINOv3 README)."""
 MOST_BYTES = 8 << 30
 _TRANSIENT = frozenset({None, 408, 425, 429, 500, 502, 503, 504})
-_HINTS = {
-    401: "log in: accept the terms on the file's page and set HF_TOKEN",
-    403: "permission denied, or a quota is used up",
-    404: "no such file",
-}
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_DISK_ERRORS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EROFS, errno.EACCES)
 
 Report = Callable[[int, int | None], None]
 """Called with the bytes fetched so far and the bytes of the whole file, where these are known."""
@@ -100,17 +95,12 @@ class Source:
     url: str = field(repr=False)
     token: str | None = field(default=None, repr=False)
     skipped: str | None = None
-    """Why this source is not used."""
 
     def __str__(self) -> str:
         return f"{self.name} ({_without_secrets(self.url)})"
 
     def offer(self, limits: Limits) -> Offer:
-        """What the server states of the file; only the first bytes are read.
-
-        Raises:
-            SourceFailed: the server refuses, or sends something other than weights.
-        """
+        """What the server states of the file; only its first bytes are read, to refuse what is not weights."""
         import requests
 
         if not re.match(r"https?://[^/\s]", self.url):
@@ -119,15 +109,11 @@ class Source:
         timeout = (limits.connect_s, limits.read_s)
         with _library_failures(), requests.get(self.url, headers=headers, timeout=timeout, stream=True) as answer:
             answer.raise_for_status()
-            if self.url.startswith("https:") and not all(
-                hop.url.startswith("https:") for hop in [*answer.history, answer]
-            ):
+            if self.url.startswith("https:") and "http:" in {hop.url[:5] for hop in (*answer.history, answer)}:
                 raise SourceFailed("it redirects from https to http, where the file could be altered on the way")
             refuse_impostor(next(answer.iter_content(HEAD_BYTES), b""))
-            size = answer.headers.get("Content-Range", "").rpartition("/")[2] or answer.headers.get(
-                "Content-Length", ""
-            )
-            etag = answer.headers.get("ETag", "")
+            length, etag = answer.headers.get("Content-Length", ""), answer.headers.get("ETag", "")
+            size = answer.headers.get("Content-Range", length).rpartition("/")[2]
             version = etag if etag.startswith('"') else answer.headers.get("Last-Modified")
             return Offer(self, int(size) if size.isdecimal() else None, version=version)
 
@@ -138,17 +124,16 @@ class Source:
             SourceFailed: the source refuses, sends something else, or keeps failing.
             StorageError: the disk is too small.
         """
-        attempt = 0
-        while True:
+        for attempt in range(limits.retries):
             try:
                 return self._attempt(folder, limits, sha256, report), None
             except SourceFailed as failure:
-                if not failure.retry or attempt >= limits.retries:
+                if not failure.retry:
                     raise
                 wait_s = max(failure.wait_s, limits.backoff_s * 2**attempt)
                 LOGGER.info("%s: %s; retrying in %.1f s", self.name, failure, wait_s)
                 time.sleep(wait_s)
-                attempt += 1
+        return self._attempt(folder, limits, sha256, report), None
 
     def _attempt(self, folder: Path, limits: Limits, sha256: str | None, report: Report) -> Path:
         """The file; bytes of an earlier attempt or run are built upon if the server still has the same version."""
@@ -160,14 +145,13 @@ class Source:
             _discard(folder)
         write_text(note, version)
         resumed = bool(_held(folder))
-        retries = limits.retries if offer.version else 0  # gdown would resume without a version to go by
-        try:
-            _gdown(self.url, str(folder / "file"), limits, report, retries)
+        try:  # without a version gdown must not retry, as it would resume all the same
+            _gdown(self.url, str(folder / "file"), limits, report, limits.retries if offer.version else 0)
         except SourceFailed as failure:
-            if resumed and "byte range" in str(failure):  # a server that cannot resume
+            if resumed and "byte range" in str(failure):  # the server cannot resume
                 _discard(folder)
             raise
-        if offer.version and self.offer(limits).version != offer.version:  # gdown trusts a server's answer to If-Range
+        if offer.version and self.offer(limits).version != offer.version:  # gdown does not check what If-Range returned
             _discard(folder)
             raise SourceFailed("the file changed during the transfer", retry=True)
         return folder / "file"
@@ -231,6 +215,7 @@ class DriveSource(Source):
 
     def _attempt(self, folder: Path, limits: Limits, sha256: str | None, report: Report) -> Path:
         """The file; bytes of an earlier run are built upon only if the sha256 is known, as Drive states no version."""
+        (folder / "version").unlink(missing_ok=True)  # what is held is no longer that of a URL
         if not sha256 or len(_held(folder)) > 1:
             _discard(folder)
         _gdown(self.url, str(folder / "file"), limits, report, limits.retries)
@@ -246,10 +231,9 @@ class FileSource(Source):
 
     def offer(self, limits: Limits) -> Offer:
         """The size of the file."""
-        path = Path(self.url)
-        if not path.is_file():
-            raise SourceFailed("found a folder, expected a file" if path.is_dir() else "no such file")
-        return Offer(self, path.stat().st_size)
+        if not Path(self.url).is_file():
+            raise SourceFailed("not a file")
+        return Offer(self, Path(self.url).stat().st_size)
 
     def _attempt(self, folder: Path, limits: Limits, sha256: str | None, report: Report) -> Path:
         self.offer(limits).check(folder, sha256)
@@ -260,7 +244,7 @@ def configured_sources(settings: Settings) -> list[Source]:
     """The sources in the order they are tried: MEDDINOV3_URL, Hugging Face or its mirrors, Google Drive.
 
     Raises:
-        UsageError: MEDDINOV3_HF_REPO is not owner/name, or a setting for Drive is neither a link nor an id.
+        UsageError: MEDDINOV3_HF_REPO is not owner/name.
     """
     given = re.split(r"[,\s]+", f"{settings.hf_endpoint or ''} {settings.hf_mirror or ''}")
     mirrors = [(url if "://" in url else f"https://{url}").rstrip("/") for url in dict.fromkeys(given) if url]
@@ -285,7 +269,7 @@ def _hub_sources(repo: str, endpoint: str, token: str | None) -> list[Source]:
 
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise UsageError(f"MEDDINOV3_HF_REPO: found {repo!r}, expected owner/name; correct it in .env")
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its warnings print URLs with whatever secrets they hold
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its warnings print URLs with their secrets
     url = hf_hub_url(repo, HUB_FILE, endpoint=endpoint)
     hub = HubSource("Hugging Face", url, token, repo=repo, endpoint=endpoint)
     if constants.HF_HUB_OFFLINE:
@@ -294,20 +278,11 @@ def _hub_sources(repo: str, endpoint: str, token: str | None) -> list[Source]:
 
 
 def _drive_source(link: str) -> DriveSource:
-    from gdown.parse_url import parse_url
-
-    file_id = parse_url(url=link)[0] if "/" in link else link
-    if not file_id:
-        raise UsageError(f"{link}: found no file id, expected a link to a file on Google Drive; correct it in .env")
-    return DriveSource("Google Drive", f"https://drive.google.com/uc?id={file_id}")
+    return DriveSource("Google Drive", link if "/" in link else f"https://drive.google.com/uc?id={link}")
 
 
 def refuse_impostor(head: bytes) -> None:
-    """Refuse a file that cannot be weights, named by its first `HEAD_BYTES` bytes.
-
-    Raises:
-        SourceFailed: empty, an HTML or XML page, a Git-LFS pointer, or of no format that holds weights.
-    """
+    """Raise `SourceFailed`, saying what it is, for a file that cannot be weights by its first `HEAD_BYTES` bytes."""
     if found := describe_impostor(head):
         raise SourceFailed(f"it is {found}")
     if not (head.startswith((b"PK\x03\x04", b"\x80")) or head[8:9] == b"{"):
@@ -345,17 +320,16 @@ def _library_failures() -> Iterator[None]:
     """Turn whatever a library raises into `SourceFailed`, except trouble with the disk."""
     try:
         yield
-    except MedDINOError:
-        raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        if isinstance(error, MedDINOError) or (isinstance(error, OSError) and error.errno in _DISK_ERRORS):
             raise
         answer: Any = getattr(error, "response", None)
         status, wait = getattr(answer, "status_code", None), ""
         reason = _printable(str(error)) or type(error).__name__
         if status is not None:
             wait = answer.headers.get("Retry-After", "")
-            reason = f"HTTP {status}: {_HINTS.get(status, reason)}"
+            login = "accept the terms on the file's page and set HF_TOKEN; " if status in (401, 403) else ""
+            reason = f"HTTP {status}: {login}{reason}"
         retry = status in _TRANSIENT and "CERTIFICATE_VERIFY_FAILED" not in reason
         raise SourceFailed(reason, retry=retry, wait_s=min(float(wait), 60.0) if wait.isdecimal() else 0.0) from error
 
