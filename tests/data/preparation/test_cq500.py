@@ -89,11 +89,11 @@ def test_case_zero_is_a_case(cq500: Callable[..., Path], tmp_path: Path) -> None
     root = cq500(("CQ500-CT-0", "B1", SDH), folders=("CQ500-CT-0", "other/CQ500CT0"))
     found = prepare_cq500(root, tmp_path / "out")
     assert found.ledger["by_status"] == {"usable": 1}
-    assert any("1 cases lie in more than one place (CQ500-CT-0)" in warning for warning in found.warnings)
+    assert any("1 cases are in more than one place (CQ500-CT-0)" in warning for warning in found.warnings)
 
 
 def test_a_number_of_thousands_of_digits_is_no_name(cq500: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(SeriesTableError, match="is no name such as"):
+    with pytest.raises(SeriesTableError, match="is not a name like"):
         prepare_cq500(cq500(("CQ500-CT-" + "9" * 5000, "B1", SDH)), tmp_path / "out")
 
 
@@ -153,8 +153,8 @@ def test_a_type_with_a_majority_makes_any_positive_and_the_vote_stays(
     ("change", "error", "words"),
     [
         (lambda text: text.replace("R2:SDH", "R2:XXX"), SeriesTableError, "0 columns are called R2:SDH"),
-        (lambda text: text.replace("CQ500-CT-1", "case one"), SeriesTableError, "'case one' is no name"),
-        (lambda text: text + text.splitlines()[1] + "\n", SeriesTableError, "CQ500-CT-1 stands there twice"),
+        (lambda text: text.replace("CQ500-CT-1", "case one"), SeriesTableError, "'case one' is not a name"),
+        (lambda text: text + text.splitlines()[1] + "\n", SeriesTableError, "CQ500-CT-1 occurs twice"),
         (lambda text: text.replace(",B1,1", ",B1,2"), LabelError, "row 2: R1:ICH is '2'"),
         (lambda text: text.replace(",B1,1", ",B1,"), LabelError, "row 2: R1:ICH is ''"),
     ],

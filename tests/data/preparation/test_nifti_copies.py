@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from meddinov3_stroke.ct import read_volume
-from meddinov3_stroke.data import PreparedRsna, RsnaOptions, nifti_copies, prepare_rsna, read_series_table
+from meddinov3_stroke.data import PreparedRsna, nifti_copies, prepare_rsna, read_series_table
 from meddinov3_stroke.types import VolumeInput
 
 Kaggle = Callable[..., Any]
 
 
 def prepare(root: Path, output: Path, **options: Any) -> PreparedRsna:
-    return prepare_rsna(RsnaOptions(root=root, output_dir=output, **options))
+    return prepare_rsna(root, output, **options)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_nifti_copy_has_the_slices_of_its_series(kaggle: Kaggle, out: Path) ->
         copy, original = read_volume(path), read_volume(VolumeInput(out / "header_index.parquet", path.name[1:-7]))
         np.testing.assert_array_equal(copy.hu, original.hu)
         np.testing.assert_allclose(copy.slice_positions_mm, original.slice_positions_mm, atol=1e-3)
-        assert VolumeInput(path) in table.nifti_inputs
+        assert VolumeInput(path, format="nifti") in table.inputs
 
 
 def test_what_nifti_cannot_hold_is_said_and_stands_beside_it(kaggle: Kaggle, out: Path) -> None:

@@ -187,7 +187,7 @@ def test_identical_rows_count_once_and_conflicting_ones_stop(physionet: PhysioNe
     physionet.rows.append(list(physionet.rows[0]))
     assert prepare_physionet(physionet.write(), out).facts["n_repeated_rows"] == 1
     physionet.rows[-1][2] = 1
-    with pytest.raises(LabelError, match="patient 49 slice 1 stands there twice"):
+    with pytest.raises(LabelError, match="patient 49 slice 1 occurs twice"):
         prepare_physionet(physionet.write(), out)
 
 

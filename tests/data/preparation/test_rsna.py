@@ -14,7 +14,7 @@ import pytest
 from pydicom.config import disable_value_validation
 
 from meddinov3_stroke.ct import read_volume
-from meddinov3_stroke.data import PreparedRsna, RsnaOptions, prepare_rsna
+from meddinov3_stroke.data import PreparedRsna, prepare_rsna
 from meddinov3_stroke.errors import LabelError, MissingInput, SeriesTableError
 from meddinov3_stroke.types import LABELS
 
@@ -22,7 +22,7 @@ Kaggle = Callable[..., Any]
 
 
 def prepare(root: Path, output: Path, **options: Any) -> PreparedRsna:
-    return prepare_rsna(RsnaOptions(root=root, output_dir=output, **options))
+    return prepare_rsna(root, output, **options)
 
 
 @pytest.fixture

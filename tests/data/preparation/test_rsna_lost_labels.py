@@ -14,7 +14,7 @@ import pytest
 from pydicom.config import disable_value_validation
 
 from meddinov3_stroke.ct import read_volume
-from meddinov3_stroke.data import PreparedRsna, RsnaOptions, prepare_rsna
+from meddinov3_stroke.data import PreparedRsna, prepare_rsna
 from meddinov3_stroke.errors import CorruptInput
 from meddinov3_stroke.types import LABELS, VolumeInput
 
@@ -27,7 +27,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def prepare(root: Path, output: Path) -> PreparedRsna:
-    return prepare_rsna(RsnaOptions(root=root, output_dir=output))
+    return prepare_rsna(root, output)
 
 
 def series_rows(out: Path) -> pd.DataFrame:
@@ -107,7 +107,7 @@ def test_the_label_of_a_dropped_copy_counts_whichever_is_kept(kaggle: Kaggle, ou
     np.testing.assert_array_equal(rows["epidural"], [0, 0, 1, 0])
     np.testing.assert_array_equal(rows["any"], [0, 0, 1, 0])
     assert found.ledger["labels"]["copies"] == {"n_copies": 1, "n_slices_with_other_labels": 1}
-    assert any("1 slices have copies with other labels" in warning for warning in found.warnings)
+    assert any("1 slices have duplicates with other labels" in warning for warning in found.warnings)
 
 
 def test_the_labels_of_copies_end_once(kaggle: Kaggle, out: Path) -> None:
