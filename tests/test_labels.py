@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from meddinov3_stroke.errors import LabelError
-from meddinov3_stroke.labels import contradicts_any, label_names, name_rows, apply_label_policy
+from meddinov3_stroke.labels import apply_label_policy, contradicts_any, label_names, name_rows
 from meddinov3_stroke.types import LABELS
 
 six_columns = arrays(np.int8, st.tuples(st.integers(1, 12), st.just(6)), elements=st.integers(0, 1))

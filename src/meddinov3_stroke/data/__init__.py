@@ -2,13 +2,13 @@
 
 from meddinov3_stroke.data.audit import SeriesDigests, audit_pixels, require_disjoint
 from meddinov3_stroke.data.bhsd import prepare_bhsd
-from meddinov3_stroke.data.cohort import PreparedCohort
+from meddinov3_stroke.data.cohort import Prepared
 from meddinov3_stroke.data.columns import parse_column_mapping
 from meddinov3_stroke.data.cq500 import prepare_cq500
 from meddinov3_stroke.data.exclusion import read_id_list
 from meddinov3_stroke.data.header_index import INDEX_SCHEMA
 from meddinov3_stroke.data.physionet import prepare_physionet
-from meddinov3_stroke.data.rsna import PreparedRsna, prepare_rsna
+from meddinov3_stroke.data.rsna import prepare_rsna
 from meddinov3_stroke.data.slice_labels import SLICE_LABEL_SCHEMA
 from meddinov3_stroke.data.splits import (
     SPLITS,
@@ -25,8 +25,7 @@ __all__ = [
     "INDEX_SCHEMA",
     "SLICE_LABEL_SCHEMA",
     "SPLITS",
-    "PreparedCohort",
-    "PreparedRsna",
+    "Prepared",
     "SeriesDigests",
     "SeriesTable",
     "Splits",

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int8
+from pydantic import BaseModel, PositiveInt, ValidationError, model_validator
 
 from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.ct.contents import machine_errors
-from meddinov3_stroke.data.cohort import CohortCase, PreparedCohort, write_cohort
+from meddinov3_stroke.data.cohort import CohortCase, Prepared, write_cohort
 from meddinov3_stroke.data.slice_labels import mask_values
 from meddinov3_stroke.errors import InputError, LabelError, MachineError, OutOfScope, SeriesTableError, UsageError
 from meddinov3_stroke.labels import name_some
@@ -53,20 +51,26 @@ subdural = 5
 """
 
 
-@dataclass(frozen=True)
-class _Mapping:
-    """The names and values of one copy of BHSD."""
+class _Mapping(BaseModel, strict=True):
+    """The content of the mapping file."""
 
-    path: Path
-    """The file it was read from."""
+    confirmed: bool
     images: str
     masks: str
     image_suffix: str
     mask_suffix: str
     rsna_id: str
-    values: Mapping[int, str]
-    """Mask value -> type."""
-    is_confirmed: bool
+    values: dict[str, PositiveInt]
+
+    @model_validator(mode="after")
+    def _check(self) -> _Mapping:
+        try:
+            re.compile(self.rsna_id)
+        except re.error as error:
+            raise ValueError(f"rsna_id is not a regular expression ({error})") from error
+        if set(self.values) != set(LABELS[1:]) or len(set(self.values.values())) < len(self.values):
+            raise ValueError(f"[values] needs a different whole number above 0 for each of {', '.join(LABELS[1:])}")
+        return self
 
     def rsna_ids(self, name: str) -> list[str]:
         """The RSNA IDs in a file's name."""
@@ -75,7 +79,7 @@ class _Mapping:
 
 def prepare_bhsd(
     root: Path, output_dir: Path, mapping_path: Path | None = None, *, show_progress: bool = False
-) -> PreparedCohort:
+) -> Prepared:
     """The series table, slice labels and list of RSNA IDs of a BHSD download.
 
     The mapping is read from `mapping_path` (default: `bhsd_mapping.toml` in `output_dir`); if there is no such file,
@@ -97,18 +101,33 @@ def prepare_bhsd(
     cases: list[CohortCase] = []
     with progress_bar("volumes", len(images), "volumes", show_progress) as advance:
         for name in sorted({*images, *masks}):
-            cases.append(_case(name, images.get(name), masks.get(name), mapping))
+            cases.append(_case(name, images.get(name), masks.get(name), mapping, mapping_path))
             advance()
     ids = sorted({one for name in images for one in mapping.rsna_ids(name)})
-    described = asdict(mapping)
-    del described["path"]
+    names = mapping.model_dump(exclude={"confirmed", "values"})
+    values = {value: label for label, value in mapping.values.items()}
     facts = {
-        "mapping": described,
+        "mapping": {**names, "values": values, "is_confirmed": mapping.confirmed},
         "mapping_file": str(mapping_path),
-        "mapping_is_confirmed": mapping.is_confirmed,
+        "mapping_is_confirmed": mapping.confirmed,
         "n_rsna_ids": len(ids),
     }
-    warnings = _warnings(mapping, is_new, [name for name in images if not mapping.rsna_ids(name)])
+    warnings = []
+    if is_new:
+        warnings.append(f"{mapping_path} did not exist and was written with assumed names and values; check it")
+    if not mapping.confirmed:
+        warnings.append(
+            f"names and label values of BHSD are not confirmed (confirmed = false in {mapping_path.name}); compare the "
+            "mapping with your copy before you rely on figures from this table"
+        )
+    without_id = sorted(name for name in images if not mapping.rsna_ids(name))
+    if without_id:
+        warnings.append(
+            f"{len(without_id)} names hold no RSNA ID ({name_some(without_id)}): these patients cannot be excluded "
+            "from RSNA training by --exclude-ids"
+        )
+    else:
+        warnings.append(f"BHSD is drawn from RSNA: train with --exclude-ids {EXCLUDE_IDS} before testing on it")
     prepared = write_cohort("bhsd", cases, output_dir, facts=facts, warnings=warnings)
     if ids:
         prepared.files["exclude_ids"] = output_dir / EXCLUDE_IDS
@@ -118,31 +137,16 @@ def prepare_bhsd(
 
 def _read_mapping(path: Path) -> _Mapping:
     try:
-        with path.open("rb") as handle:
-            document: dict[str, Any] = tomllib.load(handle)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not TOML ({error}); correct it, or delete it to get a new one") from error
+        return _Mapping.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:  # a ValueError too
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        fault = f"{place}: {first['msg']}; found {first['input']!r:.60}" if place else first["msg"]
+        raise UsageError(f"{path}: {fault}; correct it, or delete the file to get a new one") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not TOML ({error}); correct it, or delete the file to get a new one") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}); expected a mapping file in TOML") from error
-    texts = {name: document.get(name) for name in ("images", "masks", "image_suffix", "mask_suffix", "rsna_id")}
-    absent = [name for name, text in texts.items() if not isinstance(text, str)]
-    if not absent and not isinstance(document.get("confirmed"), bool):
-        absent = ["confirmed"]
-    if absent:
-        raise UsageError(f"{path}: {', '.join(absent)} is missing or of another type; delete the file to get a new one")
-    try:
-        re.compile(str(texts["rsna_id"]))
-    except re.error as error:
-        raise UsageError(f"{path}: rsna_id is not a regular expression ({error}); correct it") from error
-    given, types = document.get("values"), LABELS[1:]
-    numbers = list(given.values()) if isinstance(given, dict) and set(given) == set(types) else []
-    if not all(type(number) is int and number > 0 for number in numbers) or len(set(numbers)) < len(types):
-        raise UsageError(
-            f"{path}: [values] needs a different whole number above 0 for each of {', '.join(types)}; found {given}"
-        )
-    values = {given[name]: name for name in types}
-    names = {name: str(text) for name, text in texts.items()}
-    return _Mapping(path, **names, values=values, is_confirmed=document["confirmed"])
 
 
 def _files(folder: Path, suffix: str, what: str, mapping_path: Path) -> dict[str, Path]:
@@ -158,7 +162,7 @@ def _files(folder: Path, suffix: str, what: str, mapping_path: Path) -> dict[str
     return found
 
 
-def _case(name: str, image: Path | None, mask: Path | None, mapping: _Mapping) -> CohortCase:
+def _case(name: str, image: Path | None, mask: Path | None, mapping: _Mapping, path: Path) -> CohortCase:
     if image is None or mask is None:
         reason = "a mask without an image" if image is None else "an image without a mask"
         return CohortCase.left_out(name, "missing", reason)
@@ -167,37 +171,20 @@ def _case(name: str, image: Path | None, mask: Path | None, mapping: _Mapping) -
         values = mask_values(mask, volume)
     except (InputError, OutOfScope, MachineError) as error:
         return CohortCase.failed(name, error)
-    return CohortCase.labelled(name, volume, mask, _labels(values, mask, mapping), patient_id="")
+    return CohortCase.labelled(name, volume, mask, _labels(values, mask, mapping, path), patient_id="")
 
 
-def _labels(values: list[frozenset[int]], mask: Path, mapping: _Mapping) -> Int8[np.ndarray, "slice 6"]:
+def _labels(values: list[frozenset[int]], mask: Path, mapping: _Mapping, path: Path) -> Int8[np.ndarray, "slice 6"]:
     """The six labels of each slice: the types whose values its mask holds."""
-    unknown = sorted(frozenset().union(*values) - set(mapping.values))
+    unknown = sorted(frozenset().union(*values) - set(mapping.values.values()))
     if unknown:
-        known = ", ".join(f"{value} {name}" for value, name in sorted(mapping.values.items()))
+        known = ", ".join(
+            f"{value} {label}" for label, value in sorted(mapping.values.items(), key=lambda pair: pair[1])
+        )
         raise LabelError(
-            f"{mask} holds the value(s) {', '.join(map(str, unknown))}; expected {known}; correct "
-            f"[values] in {mapping.path}"
+            f"{mask} holds the value(s) {', '.join(map(str, unknown))}; expected {known}; correct [values] in {path}"
         )
-    types_of_slice = [{mapping.values[value] for value in of_slice} for of_slice in values]
-    found = np.array([[label in types for label in LABELS[1:]] for types in types_of_slice], dtype=np.int8)
+    found = np.array(
+        [[mapping.values[label] in of_slice for label in LABELS[1:]] for of_slice in values], dtype=np.int8
+    )
     return np.column_stack([found.max(axis=1), found])
-
-
-def _warnings(mapping: _Mapping, is_new: bool, without_id: list[str]) -> list[str]:
-    warnings = []
-    if is_new:
-        warnings.append(f"{mapping.path} did not exist and was written with assumed names and values; check it")
-    if not mapping.is_confirmed:
-        warnings.append(
-            f"names and label values of BHSD are not confirmed (confirmed = false in {mapping.path.name}); compare the "
-            "mapping with your copy before you rely on figures from this table"
-        )
-    if without_id:
-        warnings.append(
-            f"{len(without_id)} names hold no RSNA ID ({name_some(sorted(without_id))}): these patients cannot be "
-            "excluded from RSNA training by --exclude-ids"
-        )
-    else:
-        warnings.append(f"BHSD is drawn from RSNA: train with --exclude-ids {EXCLUDE_IDS} before testing on it")
-    return warnings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,17 +22,28 @@ from meddinov3_stroke.types import LABELS, Volume
 
 
 @dataclass(frozen=True, eq=False)
+class Prepared:
+    """What was written of a cohort."""
+
+    table: SeriesTable
+    facts: dict[str, Any]
+    """Content of the summary, with the `ledger` of every case, image and series."""
+    files: dict[str, Path]
+    warnings: tuple[str, ...]
+    n_failed: int
+    """Cases, images or series that could not be read this time, for the machine's reasons."""
+
+
+@dataclass(frozen=True, eq=False)
 class CohortCase:
     """One case of a cohort and its outcome; a case that is done is a row of the table."""
 
     name: str
-    outcome: Outcome = Outcome()
+    outcome: Outcome = field(default_factory=Outcome)
     kind: str = "usable"
     """`usable`; `missing`, `unlabelled` or `undecided`; else the outcome's status."""
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """Identities, the column that names the volume, and what else the cohort knows (mask, batch)."""
-    labels: Mapping[str, int] = field(default_factory=dict)
-    """The six, of a usable case."""
+    """The row of the table: identities, volume, what else the cohort knows (mask, batch), and the six labels."""
     slices: pa.Table | None = None
     """Rows for `slice_labels.parquet`."""
 
@@ -59,23 +70,11 @@ class CohortCase:
             "nifti_path": volume.source.path.resolve().as_posix(),
             "mask": "" if mask is None else mask.resolve().as_posix(),
             "n_slices": volume.n_slices,
+            **dict(zip(LABELS, labels.max(axis=0).tolist(), strict=True)),
         }
-        highest = dict(zip(LABELS, labels.max(axis=0).tolist(), strict=True))
         series_uid, sop_uid = (pa.array([text] * volume.n_slices, pa.string()) for text in (name, ""))
         slices = slice_label_table(series_uid, np.arange(volume.n_slices), sop_uid, volume.slice_positions_mm, labels)
-        return cls(name, columns=columns, labels=highest, slices=slices)
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedCohort:
-    """What was written of a cohort."""
-
-    table: SeriesTable
-    ledger: dict[str, Any]
-    facts: dict[str, Any]
-    """Further content of the summary."""
-    files: dict[str, Path]
-    warnings: tuple[str, ...]
+        return cls(name, columns=columns, slices=slices)
 
 
 def write_cohort(
@@ -86,7 +85,7 @@ def write_cohort(
     facts: Mapping[str, Any],
     warnings: Sequence[str],
     label_policy: LabelPolicy = "strict",
-) -> PreparedCohort:
+) -> Prepared:
     """The tables of a cohort, written to `<name>_series_labels.csv` and, where slices have labels, beside it.
 
     Raises:
@@ -94,43 +93,49 @@ def write_cohort(
         LabelError: `any` is not the OR of the types, and `label_policy` is strict.
         StorageError: a file cannot be written.
     """
-    usable = sorted((case for case in cases if case.outcome.status == "done"), key=lambda case: case.name)
+    cases = sorted(cases, key=lambda case: case.name)
+    usable = [case for case in cases if case.outcome.status == "done"]
     if not usable:
         first = f"; the first is {cases[0].kind}: {cases[0].outcome.reason}" if cases else ""
         raise SeriesTableError(f"{name}: none of {len(cases)} cases is usable{first}")
     files = {"series_csv": output_dir / f"{name}_series_labels.csv"}
-    frame = pd.DataFrame([{**case.columns, **{label: case.labels[label] for label in LABELS}} for case in usable])
+    frame = pd.DataFrame([case.columns for case in usable])
     write_text(files["series_csv"], frame.to_csv(index=False, lineterminator="\n"))
     slices = [case.slices for case in usable if case.slices is not None]
     if slices:
         files["slice_labels"] = output_dir / SLICE_LABELS
         write_slice_labels(files["slice_labels"], slices)
     table = read_series_table(files["series_csv"], label_policy=label_policy)
-    left_out = [case for case in cases if case.outcome.status != "done"]
-    about = (*warnings, *_warnings(left_out, len(cases)), *table.warnings)
-    return PreparedCohort(table, _ledger(cases, left_out), dict(facts), files, about)
+    ledger, left_out = _ledger(cases)
+    return Prepared(
+        table,
+        {"ledger": ledger, **facts},
+        files,
+        (*warnings, *left_out, *table.warnings),
+        n_failed=ledger["by_outcome"]["failed"],
+    )
 
 
-def _ledger(cases: Sequence[CohortCase], left_out: Sequence[CohortCase]) -> dict[str, Any]:
-    """Counts by kind and by outcome, which both sum to n_cases, and every case that is not in the table."""
+def _ledger(cases: Sequence[CohortCase]) -> tuple[dict[str, Any], list[str]]:
+    """(counts by kind and by outcome, which both sum to n_cases, and every case not in the table; warnings)."""
     outcomes = Counter(case.outcome.status for case in cases)
-    return {
+    by_kind: dict[str, list[CohortCase]] = defaultdict(list)
+    for case in cases:
+        by_kind[case.kind].append(case)
+    ledger = {
         "n_cases": len(cases),
-        "by_status": dict(Counter(case.kind for case in cases).most_common()),
+        "by_status": {kind: len(some) for kind, some in by_kind.items()},
         "by_outcome": {status: outcomes[status] for status in STATUSES},
         "left_out": [
             {"case": case.name, "status": case.kind, "reason": case.outcome.reason}
-            for case in sorted(left_out, key=lambda case: case.name)
+            for case in cases
+            if case.outcome.status != "done"
         ],
     }
-
-
-def _warnings(left_out: Sequence[CohortCase], n_cases: int) -> list[str]:
-    by_kind: dict[str, list[CohortCase]] = {}
-    for case in left_out:
-        by_kind.setdefault(case.kind, []).append(case)
-    return [
-        f"{len(some)} of {n_cases} cases are {kind} and not in the table: "
-        f"{name_some(sorted(case.name for case in some))}; the first: {some[0].outcome.reason}"
+    warnings = [
+        f"{len(some)} of {len(cases)} cases are {kind} and not in the table: {name_some(case.name for case in some)}; "
+        f"the first: {some[0].outcome.reason}"
         for kind, some in by_kind.items()
+        if kind != "usable"
     ]
+    return ledger, warnings

@@ -95,7 +95,7 @@ def parse_labels(cells: pd.DataFrame, where: str) -> Int8[np.ndarray, "row 6"]:
     ]
     if faults:
         raise LabelError(f"{where}: {'; '.join(faults)}; expected 0 or 1 (row 1 is the header)")
-    return labels.apply(lambda column: column.str[0]).to_numpy().astype(np.int8)
+    return np.asarray(labels.apply(lambda column: column.str[0]).to_numpy().astype(np.int8))
 
 
 def _rows(is_bad: pd.Series) -> str:

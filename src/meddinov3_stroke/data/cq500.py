@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from meddinov3_stroke.ct.contents import machine_errors
-from meddinov3_stroke.data.cohort import CohortCase, PreparedCohort, write_cohort
+from meddinov3_stroke.data.cohort import CohortCase, Prepared, write_cohort
 from meddinov3_stroke.data.csv_file import CsvFile, read_csv_file
 from meddinov3_stroke.errors import SeriesTableError
 from meddinov3_stroke.labels import name_some
@@ -37,7 +37,7 @@ or keep it as `any` without a type, which readers of the table must then allow (
 _NUMBER = re.compile(r"CQ500[-_ ]*CT[-_ ]*([0-9]{1,9})(?![0-9])", re.IGNORECASE)
 
 
-def prepare_cq500(root: Path, output_dir: Path, undecided: UndecidedPolicy = "leave-out") -> PreparedCohort:
+def prepare_cq500(root: Path, output_dir: Path, undecided: UndecidedPolicy = "leave-out") -> Prepared:
     """The series table of a CQ500 download.
 
     Raises:
@@ -48,16 +48,38 @@ def prepare_cq500(root: Path, output_dir: Path, undecided: UndecidedPolicy = "le
     csv = read_csv_file(_find_reads(root), "readers' votes")
     votes = _votes(csv)
     found = _find_cases(root)
-    votes["places"] = [found.get(number, []) for number in votes["number"]]
-    cases = [_case(row, undecided) for row in votes.to_dict("records")]
-    without_reads = sorted(paths[0].name for number, paths in found.items() if number not in set(votes["number"]))
-    facts = _facts(votes, without_reads, undecided, csv)
+    votes["places"] = votes["number"].map(lambda number: found.get(number, []))
+    extra = sorted(paths[0].name for number, paths in found.items() if number not in set(votes["number"]))
+    of_undecided, without_ich = (votes.loc[votes[name], "name"].tolist() for name in ("is_undecided", "lacks_ich"))
+    facts = {
+        "reads_sha256": csv.sha256,
+        "labels": f"majority of {N_READERS} readers (at least {LEAST_VOTES}), each label by its own vote; any is 1 "
+        "where ICH or a type has the majority, any_vote is the vote on ICH alone",
+        "undecided_type": undecided,
+        "n_undecided": len(of_undecided),
+        "undecided": of_undecided,
+        "n_types_without_ich": len(without_ich),
+        "types_without_ich": without_ich,
+        "without_reads": extra,
+        "batches": dict(Counter(votes["batch"])),
+    }
+    several = votes.loc[votes["places"].map(len) > 1, "name"].tolist()
+    warnings = {
+        "cases have a majority for ICH and for no type ({}): `any` is not the OR of the types there; --undecided-type "
+        "decides, any_vote keeps the vote": of_undecided,
+        "cases have a majority for a type and not for ICH ({}); `any` is 1 there": without_ich,
+        "cases are in more than one place ({}); a folder is preferred to an archive, else the first by name": several,
+        "cases have no reads and are not in the table: {}": extra,
+    }
     return write_cohort(
         "cq500",
-        cases,
+        [_case(row, undecided) for row in votes.to_dict("records")],
         output_dir,
         facts=facts,
-        warnings=[*csv.warnings, *_warnings(votes, facts)],
+        warnings=[
+            *csv.warnings,
+            *(f"{len(n)} {text.format(name_some(sorted(n)))}" for text, n in warnings.items() if n),
+        ],
         label_policy="ignore" if undecided == "keep" else "strict",
     )
 
@@ -69,9 +91,13 @@ def _number(name: str) -> int | None:
 
 def _find_cases(root: Path) -> dict[int, list[Path]]:
     """{case number: its folders and zip archives}; the folders of a case are not searched for more of them."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
     found: dict[int, list[Path]] = defaultdict(list)
     with machine_errors(root):
-        for parent, folders, files in os.walk(root, onerror=_raise):
+        for parent, folders, files in os.walk(root, onerror=fail):
             archives = [name for name in files if name.lower().endswith(".zip")]
             for name in (*sorted(folders), *sorted(archives)):
                 number = _number(name)
@@ -79,10 +105,6 @@ def _find_cases(root: Path) -> dict[int, list[Path]]:
                     found[number].append(Path(parent, name))
             folders[:] = sorted(name for name in folders if _number(name) is None)
     return dict(found)
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _find_reads(root: Path) -> Path:
@@ -100,8 +122,7 @@ def _votes(csv: CsvFile) -> pd.DataFrame:
     """A row a case: name, number, batch, any_vote, the six labels, is_undecided and lacks_ich."""
     names = csv.column("name")
     numbers = names.map(_number)
-    repeated = names[numbers.duplicated()].tolist()
-    unknown = names[numbers.isna()].tolist()
+    repeated, unknown = names[numbers.duplicated()].tolist(), names[numbers.isna()].tolist()
     if unknown or repeated:
         fault = f"{unknown[0]!r} is not a name like CQ500-CT-427" if unknown else f"{repeated[0]} occurs twice"
         raise SeriesTableError(f"{csv.path}: {fault}; correct or remove the row")
@@ -112,59 +133,17 @@ def _votes(csv: CsvFile) -> pd.DataFrame:
     any_type = votes[list(LABELS[1:])].max(axis=1)
     votes["any_vote"] = votes["any"]
     votes["any"] = votes["any_vote"].clip(lower=any_type)
-    votes["is_undecided"] = votes["any_vote"] > any_type
-    votes["lacks_ich"] = votes["any_vote"] < any_type
-    return votes
+    return votes.assign(is_undecided=votes["any_vote"] > any_type, lacks_ich=votes["any_vote"] < any_type)
 
 
 def _case(row: dict[Any, Any], undecided: UndecidedPolicy) -> CohortCase:
+    name = row["name"]
     if not row["places"]:
-        return CohortCase.left_out(row["name"], "missing", "no folder and no zip archive of that name")
+        return CohortCase.left_out(name, "missing", "no folder and no zip archive of that name")
     if row["is_undecided"] and undecided == "leave-out":
         reason = "most readers see a haemorrhage, and no type has a majority"
-        return CohortCase.left_out(row["name"], "undecided", reason)
+        return CohortCase.left_out(name, "undecided", reason)
     # an archive beside a folder of the same case is what the folder was unpacked from
     preferred = min(row["places"], key=lambda path: (path.is_file(), path.as_posix()))
-    columns = {
-        "patient_id": row["name"],
-        "study_uid": row["name"],
-        "series_uid": "",
-        "dicom_path": preferred.resolve().as_posix(),
-        "batch": row["batch"],
-        "any_vote": row["any_vote"],
-    }
-    return CohortCase(row["name"], columns=columns, labels={label: row[label] for label in LABELS})
-
-
-def _facts(
-    votes: pd.DataFrame, without_reads: list[str], undecided: UndecidedPolicy, csv: CsvFile
-) -> dict[str, Any]:
-    of_undecided, without_ich = (votes.loc[votes[name], "name"].tolist() for name in ("is_undecided", "lacks_ich"))
-    return {
-        "reads_sha256": csv.sha256,
-        "labels": f"majority of {N_READERS} readers (at least {LEAST_VOTES}), each label by its own vote; any is 1 "
-        "where ICH or a type has the majority, any_vote is the vote on ICH alone",
-        "undecided_type": undecided,
-        "n_undecided": len(of_undecided),
-        "undecided": of_undecided,
-        "n_types_without_ich": len(without_ich),
-        "types_without_ich": without_ich,
-        "without_reads": without_reads,
-        "batches": dict(Counter(votes["batch"])),
-    }
-
-
-def _warnings(votes: pd.DataFrame, facts: dict[str, Any]) -> list[str]:
-    undecided, without_ich, without_reads = (facts[k] for k in ("undecided", "types_without_ich", "without_reads"))
-    several = votes.loc[votes["places"].map(len) > 1, "name"].tolist()
-    found = [
-        (
-            undecided,
-            "cases have a majority for ICH and for no type ({}): `any` is not the OR of the types there; "
-            "--undecided-type decides, any_vote keeps the vote",
-        ),
-        (without_ich, "cases have a majority for a type and not for ICH ({}); `any` is 1 there"),
-        (several, "cases are in more than one place ({}); a folder is preferred to an archive, else the first by name"),
-        (without_reads, "cases have no reads and are not in the table: {}"),
-    ]
-    return [f"{len(names)} {text.format(name_some(sorted(names)))}" for names, text in found if names]
+    columns = {"patient_id": name, "study_uid": name, "series_uid": "", "dicom_path": preferred.resolve().as_posix()}
+    return CohortCase(name, columns=columns | {key: row[key] for key in ("batch", "any_vote", *LABELS)})

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class NiftiCopy:
 
     series_uid: str
     path: Path | None = None
-    outcome: Outcome = Outcome()
+    outcome: Outcome = field(default_factory=Outcome)
     was_there: bool = False
     """An earlier run wrote it, from the same bytes."""
     misplaced_mm: float = 0.0

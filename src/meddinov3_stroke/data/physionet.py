@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from jaxtyping import Int8, Int64
+from jaxtyping import Int8
 
 from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.ct.contents import machine_errors
-from meddinov3_stroke.data.cohort import CohortCase, PreparedCohort, write_cohort
+from meddinov3_stroke.data.cohort import CohortCase, Prepared, write_cohort
 from meddinov3_stroke.data.csv_file import CsvFile, read_csv_file
 from meddinov3_stroke.data.slice_labels import mask_values
 from meddinov3_stroke.errors import DatasetError, InputError, LabelError, MachineError, OutOfScope, SeriesTableError
@@ -29,30 +27,14 @@ from meddinov3_stroke.types import LABELS, Volume
 
 SCANS_FOLDER, MASKS_FOLDER = "ct_scans", "masks"
 DIAGNOSES_CSV = "hemorrhage_diagnosis_raw_ct.csv"
-NO_HEMORRHAGE = "No_Hemorrhage"
 AXIS_TOLERANCE = 0.01
 """How far the canonical slice axis may deviate from the file's third axis, in slices."""
 
-MASK_CLASSES = {(True, True): "n_both", (True, False): "n_mask_alone", (False, True): "n_label_alone"}
-MASK_CLASSES |= {(False, False): "n_neither"}
-"""Names of (slice has mask, slice has label)."""
-
+_MASK_CLASSES = ("n_both", "n_mask_alone", "n_label_alone", "n_neither")
 _SCAN = re.compile(r"([0-9]{1,9})\.nii(\.gz)?", re.IGNORECASE)
 
 
-@dataclass(frozen=True, eq=False)
-class _Diagnoses:
-    """The rows of the CSV."""
-
-    labels: pd.DataFrame
-    """The six labels by (patient, slice number from 1)."""
-    contradictions: list[str]
-    """Slices whose No_Hemorrhage disagrees with their types, as `patient 49 slice 3`."""
-    n_repeated: int
-    """Rows dropped because an identical one came before."""
-
-
-def prepare_physionet(root: Path, output_dir: Path, *, show_progress: bool = False) -> PreparedCohort:
+def prepare_physionet(root: Path, output_dir: Path, *, show_progress: bool = False) -> Prepared:
     """The series table and slice labels of a PhysioNet CT-ICH download.
 
     Raises:
@@ -61,45 +43,55 @@ def prepare_physionet(root: Path, output_dir: Path, *, show_progress: bool = Fal
         MachineError: the folder cannot be read, or the tables cannot be written.
     """
     csv = read_csv_file(root / DIAGNOSES_CSV, "slice diagnoses")
-    diagnoses = _read_diagnoses(csv)
+    labels, contradictions, n_repeated = _diagnoses(csv)
     scans, strange = _scans(root / SCANS_FOLDER)
     masks = _scans(root / MASKS_FOLDER)[0] if (root / MASKS_FOLDER).is_dir() else {}
-    patients = sorted({*scans, *diagnoses.labels.index.get_level_values(0).tolist()})
+    patients = sorted({*scans, *labels})
     cases: list[CohortCase] = []
     agreement: Counter[str] = Counter()
     bad_masks: list[str] = []
     with progress_bar("volumes", len(patients), "volumes", show_progress) as advance:
-        for patient in patients:
-            cases.append(_case(patient, scans.get(patient), masks.get(patient), diagnoses, agreement, bad_masks))
+        for one in patients:
+            cases.append(_case(one, scans.get(one), masks.get(one), labels.get(one), agreement, bad_masks))
             advance()
     facts: dict[str, Any] = {
         "diagnoses_sha256": csv.sha256,
         "slice_number": "from 1 along the file's third axis; slice_index is canonical, from 0",
-        "no_hemorrhage_contradictions": diagnoses.contradictions,
-        "n_repeated_rows": diagnoses.n_repeated,
-        "mask_agreement_slices": {name: agreement[name] for name in MASK_CLASSES.values()},
+        "no_hemorrhage_contradictions": contradictions,
+        "n_repeated_rows": n_repeated,
+        "mask_agreement_slices": {name: agreement[name] for name in _MASK_CLASSES},
         "unusable_masks": bad_masks,
     }
-    warnings = [*csv.warnings, *_warnings(diagnoses, bad_masks, strange)]
+    counted = [
+        (
+            len(contradictions),
+            f"slices have a No_Hemorrhage that disagrees with the types ({name_some(sorted(contradictions))}); `any` "
+            "is the OR of the types",
+        ),
+        (n_repeated, "rows repeat an earlier one and were ignored"),
+        (len(bad_masks), f"masks cannot be used and are not in the table; the first: {name_some(bad_masks[:1])}"),
+        (len(strange), f"files of {SCANS_FOLDER} are not named <number>.nii and were ignored: {name_some(strange)}"),
+    ]
+    warnings = [*csv.warnings, *(f"{count} {text}" for count, text in counted if count)]
     return write_cohort("physionet", cases, output_dir, facts=facts, warnings=warnings)
 
 
-def _read_diagnoses(csv: CsvFile) -> _Diagnoses:
-    whole = "expected a whole number below 10^9"
-    numbers = [csv.matching(name, r"[0-9]{1,9}(\.0*)?", whole) for name in ("PatientNumber", "SliceNumber")]
-    whole_numbers = [column.str.partition(".")[0].astype(int) for column in numbers]
-    index = pd.MultiIndex.from_arrays(whole_numbers, names=["patient", "slice"])
-    types = pd.DataFrame({label: csv.binary(label.capitalize()) for label in LABELS[1:]}, index=index)
-    labels = pd.concat([types.max(axis=1).rename(LABELS[0]), types], axis=1)
-    disagree = index[csv.binary(NO_HEMORRHAGE) == labels[LABELS[0]].to_numpy()]
-    contradictions = [f"patient {patient} slice {number}" for patient, number in disagree]
-    is_copy = labels.reset_index().duplicated().to_numpy()
-    kept = labels[~is_copy].sort_index()
-    conflicts = kept.index[kept.index.duplicated()]
+def _diagnoses(csv: CsvFile) -> tuple[dict[int, pd.DataFrame], list[str], int]:
+    """({patient: six labels by slice number}, slices whose No_Hemorrhage disagrees with their types, repeated rows)."""
+    frame = pd.DataFrame({label: csv.binary(label.capitalize()) for label in LABELS[1:]})
+    frame.insert(0, LABELS[0], frame.max(axis=1))
+    for place, name in enumerate(("PatientNumber", "SliceNumber")):
+        column = csv.matching(name, r"[0-9]{1,9}(\.0*)?", "expected a whole number below 10^9")
+        frame.insert(place, name, column.str.partition(".")[0].astype(int).to_numpy())
+    odd = frame[csv.binary("No_Hemorrhage") == frame[LABELS[0]]]
+    named = [f"patient {patient} slice {number}" for patient, number in odd.iloc[:, :2].itertuples(index=False)]
+    kept = frame.drop_duplicates()
+    conflicts = kept[kept.duplicated(["PatientNumber", "SliceNumber"])]
     if len(conflicts):
-        patient, number = conflicts[0]
+        patient, number = conflicts.iloc[0, :2]
         raise LabelError(f"{csv.path}: patient {patient} slice {number} occurs twice with different labels")
-    return _Diagnoses(kept, contradictions, int(is_copy.sum()))
+    by_patient = kept.set_index("SliceNumber").groupby("PatientNumber")[list(LABELS)]
+    return {int(str(patient)): rows for patient, rows in by_patient}, named, len(frame) - len(kept)
 
 
 def _scans(folder: Path) -> tuple[dict[int, Path], list[str]]:
@@ -112,10 +104,8 @@ def _scans(folder: Path) -> tuple[dict[int, Path], list[str]]:
         files = sorted(path for path in folder.iterdir() if path.is_file())
     for path in files:
         match = _SCAN.fullmatch(path.name)
-        if match is None or int(match[1]) in found:
+        if match is None or found.setdefault(int(match[1]), path) != path:
             strange.append(path.name)
-        else:
-            found[int(match[1])] = path
     return found, strange
 
 
@@ -123,7 +113,7 @@ def _case(
     patient: int,
     scan: Path | None,
     mask: Path | None,
-    diagnoses: _Diagnoses,
+    rows: pd.DataFrame | None,
     agreement: Counter[str],
     bad_masks: list[str],
 ) -> CohortCase:
@@ -131,44 +121,28 @@ def _case(
     name = f"{patient:03d}"
     if scan is None:
         return CohortCase.left_out(name, "missing", f"no {SCANS_FOLDER}/{name}.nii")
-    if patient not in diagnoses.labels.index:
+    if rows is None:
         return CohortCase.left_out(name, "unlabelled", f"no rows in {DIAGNOSES_CSV}")
     try:
         volume = read_volume(scan)
-        labels = _slice_labels(name, volume, diagnoses.labels.loc[patient])
+        labels = _slice_labels(name, volume, rows)
     except (InputError, OutOfScope, MachineError, DatasetError) as error:
         return CohortCase.failed(name, error)
-    if mask is not None:
-        try:
-            has_mask = [bool(values) for values in mask_values(mask, volume)]
-            agreement.update(MASK_CLASSES[pair] for pair in zip(has_mask, (labels[:, 0] > 0).tolist(), strict=True))
-        except (InputError, OutOfScope, MachineError) as error:
-            bad_masks.append(f"{error.code}: {error}")
-            mask = None
+    try:
+        values = mask_values(mask, volume) if mask is not None else []
+    except (InputError, OutOfScope, MachineError) as error:
+        bad_masks.append(f"{error.code}: {error}")
+        mask, values = None, []
+    for of_slice, label in zip(values, labels[:, 0].tolist(), strict=False):
+        agreement[_MASK_CLASSES[2 * (not of_slice) + (not label)]] += 1
     return CohortCase.labelled(name, volume, mask, labels, patient_id=name)
 
 
 def _slice_labels(name: str, volume: Volume, rows: pd.DataFrame) -> Int8[np.ndarray, "slice 6"]:
-    """The six labels of each canonical slice, from rows indexed by slice number.
+    """The six labels of each canonical slice of a NIfTI volume, from rows indexed by slice number.
 
     Raises:
         LabelError: a slice without a row, or a row without a slice.
-        OutOfScope: as `_slice_numbers`.
-    """
-    wanted = pd.Index(_slice_numbers(volume))
-    lacking, beyond = (sorted(map(str, some)) for some in (wanted.difference(rows.index), rows.index.difference(wanted)))
-    if lacking or beyond:
-        raise LabelError(
-            f"patient {name}: {volume.n_slices} slices, of which {len(lacking)} have no row ({name_some(lacking)}); "
-            f"{len(beyond)} rows have no slice ({name_some(beyond)})"
-        )
-    return rows.loc[wanted].to_numpy(dtype=np.int8)
-
-
-def _slice_numbers(volume: Volume) -> Int64[np.ndarray, " slice"]:
-    """SliceNumber (from 1, along the third axis of the file) of each canonical slice of a NIfTI volume.
-
-    Raises:
         OutOfScope: the file's third axis is not its slice axis.
     """
     path = volume.source.path
@@ -178,19 +152,12 @@ def _slice_numbers(volume: Volume) -> Int64[np.ndarray, " slice"]:
     index_steps = to_file[:3, 0]
     if not np.allclose(np.abs(index_steps), (0, 0, 1), atol=AXIS_TOLERANCE):
         raise OutOfScope(f"{path}: slices do not follow the file's third axis, so SliceNumber cannot be assigned")
-    numbers = to_file[2, 3] + index_steps[2] * np.arange(volume.n_slices)
-    return np.asarray(np.rint(numbers) + 1, dtype=np.int64)
-
-
-def _warnings(diagnoses: _Diagnoses, bad_masks: list[str], strange: list[str]) -> Iterator[str]:
-    if diagnoses.contradictions:
-        yield (
-            f"No_Hemorrhage disagrees with the types on {len(diagnoses.contradictions)} slices "
-            f"({name_some(sorted(diagnoses.contradictions))}); `any` is the OR of the types"
+    numbers = np.rint(to_file[2, 3] + index_steps[2] * np.arange(volume.n_slices)).astype(np.int64) + 1
+    lacking = sorted(map(str, set(numbers.tolist()) - set(rows.index)))
+    beyond = sorted(map(str, set(rows.index) - set(numbers.tolist())))
+    if lacking or beyond:
+        raise LabelError(
+            f"patient {name}: {volume.n_slices} slices, of which {len(lacking)} have no row ({name_some(lacking)}); "
+            f"{len(beyond)} rows have no slice ({name_some(beyond)})"
         )
-    if diagnoses.n_repeated:
-        yield f"{diagnoses.n_repeated} rows repeat an earlier one and were ignored"
-    if bad_masks:
-        yield f"{len(bad_masks)} masks cannot be used and are not in the table; the first: {bad_masks[0]}"
-    if strange:
-        yield f"{len(strange)} files of {SCANS_FOLDER} are not named <number>.nii and were ignored: {name_some(strange)}"
+    return np.asarray(rows.loc[numbers], dtype=np.int8)

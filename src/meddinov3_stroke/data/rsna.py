@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from meddinov3_stroke.data.exclusion import Exclusion, read_id_list
+from meddinov3_stroke.data.cohort import Prepared
+from meddinov3_stroke.data.exclusion import read_id_list
 from meddinov3_stroke.data.header_index import index_order, write_header_index
 from meddinov3_stroke.data.header_parts import HeaderParts
 from meddinov3_stroke.data.header_pass import read_headers_of_folder
@@ -36,26 +37,6 @@ PARTS_FOLDER = "header_parts"
 """Folder of every header that was read. It may be deleted afterwards; a later run then reads the headers again."""
 
 
-@dataclass(frozen=True, eq=False)
-class PreparedRsna:
-    """What was written."""
-
-    table: SeriesTable
-    ledger: dict[str, Any]
-    exclusion: Exclusion | None
-    n_files: int
-    n_headers_read: int
-    """Files whose header this run read."""
-    n_failed: int
-    """Files and series that could not be read this time, for the machine's reasons."""
-    nifti: dict[str, Any] | None
-    """Counts of the NIfTI files, if they were requested."""
-    seconds: dict[str, float]
-    """Of each step."""
-    files: dict[str, Path]
-    warnings: tuple[str, ...]
-
-
 def prepare_rsna(
     root: Path,
     output_dir: Path,
@@ -66,7 +47,7 @@ def prepare_rsna(
     workers: int = 1,
     write_nifti: bool = False,
     show_progress: bool = False,
-) -> PreparedRsna:
+) -> Prepared:
     """The series table of Kaggle's folder `root`, written with its header index and slice labels.
 
     `workers` processes read headers. With `write_nifti` each series is written as NIfTI too, and the table names these.
@@ -78,21 +59,21 @@ def prepare_rsna(
         MachineError: the machine refuses to read or write.
         KeyboardInterrupt: SIGINT; headers that were read are kept.
     """
-    seconds, watch = {}, Stopwatch()
+    watch, marks = Stopwatch(), [("", 0.0)]
+    images_folder, files = root / IMAGES_FOLDER, {name: output_dir / file for name, file in FILES.items()}
     ids = None if exclude_ids is None else read_id_list(exclude_ids)
     labels = read_slice_labels(root / LABELS_CSV, conflicts=conflicting_labels, policy=label_policy)
-    seconds["labels"], watch = watch.elapsed_s, Stopwatch()
+    marks.append(("labels", watch.elapsed_s))
     parts = HeaderParts(output_dir / PARTS_FOLDER)
-    headers = read_headers_of_folder(root / IMAGES_FOLDER, parts, workers=workers, show_progress=show_progress)
-    seconds["headers"], watch = watch.elapsed_s, Stopwatch()
-    images = assemble_rows(headers.rows, root / IMAGES_FOLDER)
+    headers = read_headers_of_folder(images_folder, parts, workers=workers, show_progress=show_progress)
+    marks.append(("headers", watch.elapsed_s))
+    images = assemble_rows(headers.rows, images_folder)
     order = index_order(images)
     found = label_series(images, order, labels, ids)
     _require_series(found, root)
-    seconds["series"], watch = watch.elapsed_s, Stopwatch()
-    files = {name: output_dir / file for name, file in FILES.items()}
-    write_header_index(files["header_index"], images, order, root / IMAGES_FOLDER)
-    seconds["index"], watch = watch.elapsed_s, Stopwatch()
+    marks.append(("series", watch.elapsed_s))
+    write_header_index(files["header_index"], images, order, images_folder)
+    marks.append(("index", watch.elapsed_s))
     copies: list[NiftiCopy] = []
     if write_nifti:
         copies = write_nifti_copies(
@@ -100,23 +81,33 @@ def prepare_rsna(
         )
         found = found.ending({copy.series_uid: (copy.outcome.status, copy.outcome) for copy in copies if not copy.path})
         _require_series(found, root)
-        seconds["nifti"], watch = watch.elapsed_s, Stopwatch()
+        marks.append(("nifti", watch.elapsed_s))
     write_slice_labels(files["slice_labels"], found.slice_label_pieces())
     table = _write_table(found, files, copies, label_policy)
     ledger, exclusion = ledger_document(found), found.exclusion
-    seconds["writing"] = watch.elapsed_s
+    marks.append(("writing", watch.elapsed_s))
+    seconds = {name: round(end - start, 3) for (_, start), (name, end) in pairwise(marks)}
+    n_read, reading_s = headers.n_read_now, seconds["headers"]
+    facts = {
+        "ledger": ledger,
+        "exclusion": None if exclusion is None else exclusion.document,
+        "headers": {
+            "n_files": headers.n_files,
+            "n_read_now": n_read,
+            "n_known_before": headers.n_files - n_read,
+            "workers": workers,
+            "files_per_s": round(n_read / reading_s, 1) if reading_s and n_read else None,
+        },
+        "nifti": copies_document(copies) if copies else None,
+        "seconds": seconds,
+    }
     about = (*labels.warnings, *(exclusion.warnings if exclusion else ()), *table.warnings)
-    return PreparedRsna(
-        table=table,
-        ledger=ledger,
-        exclusion=exclusion,
-        n_files=headers.n_files,
-        n_headers_read=headers.n_read_now,
+    return Prepared(
+        replace(table, exclusion=exclusion),
+        facts,
+        files,
+        (*about, *ledger_warnings(ledger), *copies_warnings(copies)),
         n_failed=ledger["images"]["failed"] + ledger["series"]["by_outcome"]["failed"],
-        nifti=copies_document(copies) if copies else None,
-        seconds={name: round(value, 3) for name, value in seconds.items()},
-        files=files,
-        warnings=(*about, *ledger_warnings(ledger), *copies_warnings(copies)),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,9 +23,6 @@ ConflictPolicy = Literal["stop", "positive"]
 
 _ID = rf"^(?P<sop>.+)_(?P<label>{'|'.join(LABELS)})$"
 
-_BLOCK_BYTES = 1 << 23
-"""Bytes of the CSV that are held as text at a time."""
-
 
 @dataclass(frozen=True, eq=False)
 class SliceLabels:
@@ -36,32 +32,14 @@ class SliceLabels:
     """Strings, each once, in the order of the CSV."""
     labels: Int8[np.ndarray, "image 6"]
     """In the order of `LABELS`."""
-    n_rows: int
-    n_repeated: int
-    """Rows dropped because an identical one came before."""
-    n_conflicting: int
-    """IDs with different labels that were read as positive."""
-    sha256: str
-    """Digest of the CSV's bytes."""
+    document: dict[str, Any]
+    """Counts for JSON; n_rows = 6 * n_images + n_repeated + n_conflicting_rows."""
     warnings: tuple[str, ...] = ()
 
     def places_of(self, sop_uids: pa.Array) -> Int64[np.ndarray, " asked"]:
         """Row of `labels` of each SOP UID, -1 where the CSV does not list it."""
         places = pc.fill_null(pc.index_in(sop_uids, value_set=self.sop_uids), -1)
         return np.asarray(places).astype(np.int64)
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """For JSON; n_rows = 6 * n_images + n_repeated + n_conflicting_rows."""
-        return {
-            "sha256": self.sha256,
-            "n_rows": self.n_rows,
-            "n_images": len(self.labels),
-            "n_repeated": self.n_repeated,
-            "n_conflicting_ids": self.n_conflicting,
-            "n_conflicting_rows": self.n_rows - 6 * len(self.labels) - self.n_repeated,
-            "n_positive": {label: int(self.labels[:, k].sum()) for k, label in enumerate(LABELS)},
-        }
 
 
 def read_slice_labels(path: Path, *, conflicts: ConflictPolicy, policy: LabelPolicy) -> SliceLabels:
@@ -73,11 +51,6 @@ def read_slice_labels(path: Path, *, conflicts: ConflictPolicy, policy: LabelPol
             types (if `policy` is "strict").
         MachineError: the file cannot be read.
     """
-    if not path.is_file():
-        found = "a directory" if path.is_dir() else "nothing"
-        raise LabelError(
-            f"no labels at {path}; found {found}, expected Kaggle's stage_2_train.csv; --root is its folder"
-        )
     sop_uids, keys, values = _rows(path)
     n_keys = len(sop_uids) * len(LABELS)
     counts, ones = (np.bincount(some, minlength=n_keys) for some in (keys, keys[values == 1]))
@@ -98,57 +71,62 @@ def read_slice_labels(path: Path, *, conflicts: ConflictPolicy, policy: LabelPol
         warnings.append(f"{path.name}: {n_conflicting} IDs have both labels and were read as positive")
     with machine_errors(path):
         sha256 = sha256_of_file(path)
-    n_repeated = int((counts - 1).sum() - (counts[conflicting] - 1).sum())
-    return SliceLabels(sop_uids, labels, len(values), n_repeated, n_conflicting, sha256, tuple(warnings))
+    n_conflicting_rows = int((counts[conflicting] - 1).sum())
+    document = {
+        "sha256": sha256,
+        "n_rows": len(values),
+        "n_images": len(labels),
+        "n_repeated": len(values) - n_keys - n_conflicting_rows,
+        "n_conflicting_ids": n_conflicting,
+        "n_conflicting_rows": n_conflicting_rows,
+        "n_positive": {label: int(labels[:, k].sum()) for k, label in enumerate(LABELS)},
+    }
+    return SliceLabels(sop_uids, labels, document, tuple(warnings))
 
 
 def _rows(path: Path) -> tuple[pa.Array, Int64[np.ndarray, " row"], Int8[np.ndarray, " row"]]:
     """(SOP UIDs; of each row of the CSV 6 * (place of its SOP UID) + (place of its label), and its value)."""
-    pieces = list(_pieces(path))
-    if not pieces:
-        raise LabelError(f"{path} has no rows; expected six for each image")
-    sops, codes, values = zip(*pieces, strict=True)
-    unified = pa.chunked_array(sops).unify_dictionaries()
-    images = np.concatenate([np.asarray(chunk.indices) for chunk in unified.chunks]).astype(np.int64)
-    return unified.chunk(0).dictionary, images * len(LABELS) + np.concatenate(codes), np.concatenate(values)
+    table = _read(path)
+    ids, values = (table[name].combine_chunks() for name in ("ID", "Label"))
+    parts = pc.extract_regex(ids, pattern=_ID)
+    strange = ids.filter(pc.is_null(parts))
+    if len(strange):
+        raise LabelError(
+            f"{path}: found the ID {strange[0].as_py()!r}; expected ID_<sop>_<label>, the label one of "
+            f"{', '.join(LABELS)}; is this stage_2_train.csv?"
+        )
+    is_bad = pc.invert(pc.is_in(values, value_set=pa.array([0, 1], pa.int8())))
+    if pc.any(is_bad).as_py():
+        raise LabelError(
+            f"{path}: {ids.filter(is_bad)[0].as_py()} has the label {values.filter(is_bad)[0].as_py()}; expected 0 or "
+            "1; download the file again"
+        )
+    codes = pc.index_in(pc.struct_field(parts, "label"), value_set=pa.array(LABELS))
+    sops = pc.struct_field(parts, "sop").dictionary_encode()
+    keys = np.asarray(sops.indices).astype(np.int64) * len(LABELS) + np.asarray(codes)
+    return sops.dictionary, keys, np.asarray(values)
 
 
-def _pieces(path: Path) -> Iterator[tuple[pa.Array, Int8[np.ndarray, " row"], Int8[np.ndarray, " row"]]]:
-    """(SOP UID as a dictionary, place in `LABELS`, value) of the rows, some at a time."""
-    for batch in _batches(path):
-        ids, values = batch["ID"], batch["Label"]
-        parts = pc.extract_regex(ids, pattern=_ID)
-        strange = ids.filter(pc.is_null(parts))
-        if len(strange):
-            raise LabelError(
-                f"{path}: found the ID {strange[0].as_py()!r}; expected ID_<sop>_<label>, the label one of "
-                f"{', '.join(LABELS)}; is this stage_2_train.csv?"
-            )
-        is_bad = pc.invert(pc.is_in(values, value_set=pa.array([0, 1], pa.int8())))
-        if pc.any(is_bad).as_py():
-            raise LabelError(
-                f"{path}: {ids.filter(is_bad)[0].as_py()} has the label {values.filter(is_bad)[0].as_py()}; expected "
-                "0 or 1; download the file again"
-            )
-        codes = pc.index_in(pc.struct_field(parts, "label"), value_set=pa.array(LABELS))
-        sops = pc.struct_field(parts, "sop").dictionary_encode()  # six rows of an image follow one another
-        yield sops, np.asarray(codes).astype(np.int8), np.asarray(values)
-
-
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+def _read(path: Path) -> pa.Table:
+    """The columns ID and Label, with at least one row."""
+    if not path.is_file():
+        found = "a directory" if path.is_dir() else "nothing"
+        raise LabelError(
+            f"no labels at {path}; found {found}, expected Kaggle's stage_2_train.csv; --root is its folder"
+        )
     wanted = {"ID": pa.string(), "Label": pa.int8()}
     convert = pcsv.ConvertOptions(column_types=wanted, include_columns=list(wanted), strings_can_be_null=False)
     try:
-        with (
-            machine_errors(path),
-            pcsv.open_csv(path, pcsv.ReadOptions(block_size=_BLOCK_BYTES), convert_options=convert) as rows,
-        ):
-            yield from rows
+        with machine_errors(path):
+            table = pcsv.read_csv(path, convert_options=convert)
     except (pa.ArrowException, KeyError) as error:
         raise LabelError(
             f"{path} cannot be read as labels: {' '.join(str(error).split())}; expected the columns ID and Label, "
             "with 0 or 1 in the second"
         ) from error
+    if not len(table):
+        raise LabelError(f"{path} has no rows; expected six for each image")
+    return table
 
 
 def _require_all_six(counts: Int64[np.ndarray, "image 6"], sop_uids: pa.Array, path: Path) -> None:

@@ -41,7 +41,7 @@ class PreparedSeries:
     """Of its volume; 0 if it has none."""
     kind: str = "usable"
     """`usable`; `set aside`, `unlabelled` or `excluded`; else the outcome's status."""
-    outcome: Outcome = Outcome()
+    outcome: Outcome = field(default_factory=Outcome)
 
 
 @dataclass(eq=False)
@@ -166,9 +166,7 @@ def _stacks(headers: list[ImageHeader], sizes: list[int], folder: Path) -> tuple
         return (Stack(tuple(headers), verdict="refused", reason=f"{error.code}: {error}"),)
 
 
-def _fault_of(
-    headers: list[ImageHeader], chosen: Stack | None, stacks: tuple[Stack, ...], damage: str
-) -> End | None:
+def _fault_of(headers: list[ImageHeader], chosen: Stack | None, stacks: tuple[Stack, ...], damage: str) -> End | None:
     """Why a series has no usable volume, None if it has one."""
     if not headers[0].series_instance_uid:
         return "refused", "no Series Instance UID in the header"

@@ -51,7 +51,7 @@ class LabelledSeries:
         """The rows of `slices` whose series is in the table."""
         with_volume = [one for one in self.series if one.n_slices]
         is_usable = np.array([one.outcome.status == "done" for one in with_volume], dtype=bool)
-        return self.slices[np.repeat(is_usable, [one.n_slices for one in with_volume])]
+        return np.asarray(self.slices[np.repeat(is_usable, [one.n_slices for one in with_volume])])
 
     @property
     def frame(self) -> pd.DataFrame:

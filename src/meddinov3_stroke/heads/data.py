@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from meddinov3_stroke.errors import DatasetError, LabelError
 from meddinov3_stroke.heads.checkpoint import INPUTS_PER_DIM
 from meddinov3_stroke.heads.compatibility import identity_from_document
-from meddinov3_stroke.labels import LabelPolicy, label_matrix, label_names, name_rows, apply_label_policy
+from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, label_matrix, label_names, name_rows
 from meddinov3_stroke.types import BackboneIdentity, HeadData
 
 SUMMARY_NAME = "summary.json"

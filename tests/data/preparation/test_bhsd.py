@@ -116,15 +116,18 @@ def test_an_image_without_a_mask_is_counted(bhsd: Callable[..., Path], out: Path
     root = bhsd({FIRST: {}, SECOND: {}})
     (root / "ground truths" / f"{SECOND}.nii.gz").unlink()
     found = prepare_bhsd(root, out)
-    assert found.ledger["by_status"] == {"usable": 1, "missing": 1}
+    assert found.facts["ledger"]["by_status"] == {"usable": 1, "missing": 1}
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda text: text + "[", "is not TOML"),
-        (lambda text: text.replace("image_suffix", "suffix"), "image_suffix is missing"),
-        (lambda text: text.replace("confirmed = false", 'confirmed = "no"'), "confirmed is missing or of another type"),
+        (lambda text: text.replace("image_suffix", "suffix"), "image_suffix: Field required"),
+        (
+            lambda text: text.replace("confirmed = false", 'confirmed = "no"'),
+            "confirmed: Input should be a valid boolean",
+        ),
         (lambda text: text.replace("epidural = 1", "epidural = 2"), "a different whole number above 0 for each"),
         (lambda text: text.replace("epidural = 1", "extradural = 1"), "a different whole number above 0 for each"),
         (lambda text: text.replace('"ID_[', '"ID_(['), "not a regular expression"),

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from meddinov3_stroke.ct import read_volume
-from meddinov3_stroke.data import PreparedRsna, nifti_copies, prepare_rsna, read_series_table
+from meddinov3_stroke.data import Prepared, nifti_copies, prepare_rsna, read_series_table
 from meddinov3_stroke.types import VolumeInput
 
 Kaggle = Callable[..., Any]
 
 
-def prepare(root: Path, output: Path, **options: Any) -> PreparedRsna:
+def prepare(root: Path, output: Path, **options: Any) -> Prepared:
     return prepare_rsna(root, output, **options)
 
 
@@ -80,7 +80,7 @@ def test_copies_that_are_there_are_not_written_again(
     monkeypatch.setattr(nifti_copies, "read_volume", lambda source: decoded.append(source) or read_volume(source))
     found = prepare(cohort.root, out, write_nifti=True)
     assert [source.series_uid for source in decoded] == [second.name[1:-7]]
-    assert found.nifti == {
+    assert found.facts["nifti"] == {
         "n_series": 2,
         "n_written": 1,
         "n_from_before": 1,
@@ -101,7 +101,7 @@ def test_a_changed_image_is_copied_anew(kaggle: Kaggle, out: Path) -> None:
     content = bytearray(image.read_bytes())
     content[-2] ^= 1
     image.write_bytes(bytes(content))
-    assert (prepare(cohort.root, out, write_nifti=True).nifti or {})["n_written"] == 1
+    assert prepare(cohort.root, out, write_nifti=True).facts["nifti"]["n_written"] == 1
     assert (read_volume(path).hu != before).sum() == 1
 
 
@@ -111,7 +111,7 @@ def test_an_id_never_becomes_a_path_out_of_the_folder(kaggle: Kaggle, out: Path)
     cohort.add("wicked", patient="../../x")
     found = prepare(cohort.write(), out, write_nifti=True)
     assert len(list(out.parent.rglob("*.nii.gz"))) == 1
-    assert found.ledger["series"]["refused"] == 1
+    assert found.facts["ledger"]["series"]["refused"] == 1
     assert len(pd.read_csv(out / "rsna_hemorrhage_series_labels.csv")) == 1
     assert len(pq.read_table(out / "slice_labels.parquet")) == 4
 
