@@ -104,7 +104,7 @@ def write_cohort(
     slices = [case.slices for case in usable if case.slices is not None]
     if slices:
         files["slice_labels"] = output_dir / SLICE_LABELS
-        write_slice_labels(files["slice_labels"], slices)
+        write_slice_labels(files["slice_labels"], pa.concat_tables(slices))
     table = read_series_table(files["series_csv"], label_policy=label_policy)
     ledger, left_out = _ledger(cases)
     return Prepared(

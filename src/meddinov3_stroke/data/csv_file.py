@@ -119,8 +119,8 @@ def _parse(path: Path, text: str) -> pd.DataFrame:
         ) from error
     cells = cells.apply(lambda column: column.str.strip())
     cells.index = pd.RangeIndex(1, len(cells) + 1)
-    is_blank: pd.Series = (cells == "").all(axis=1)
-    return cells.drop(index=cells.index[is_blank])
+    filled: pd.DataFrame = cells[(cells != "").any(axis=1)]
+    return filled
 
 
 def _with_header(path: Path, cells: pd.DataFrame) -> pd.DataFrame:

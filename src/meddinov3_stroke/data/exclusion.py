@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -33,43 +33,29 @@ class IdList:
 class Exclusion:
     """What a list of IDs took out of a table."""
 
-    ids: IdList
-    unmatched: tuple[str, ...]
-    """IDs that are neither patient, study nor series of the table."""
-    n_patients: int
-    """Excluded patients (studies where the patient is unknown)."""
-    n_series: int
+    document: dict[str, Any]
+    """For JSON; n_ids = n_matched + n_unmatched."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """One if the list is empty or some IDs match nothing."""
-        if not self.ids.ids:
-            return (f"{self.ids.name} contains no ID; nobody is excluded",)
-        if not self.unmatched:
-            return ()
-        return (
-            f"{self.ids.name}: {len(self.unmatched)} of {len(self.ids.ids)} IDs match no patient_id, study_uid or "
-            f"series_uid: {name_some(self.unmatched)}",
-        )
+        name, n_ids, unmatched = (self.document[key] for key in ("file", "n_ids", "unmatched"))
+        if not n_ids:
+            return (f"{name} contains no ID; nobody is excluded",)
+        matches = "match no patient_id, study_uid or series_uid"
+        return (f"{name}: {len(unmatched)} of {n_ids} IDs {matches}: {name_some(unmatched)}",) if unmatched else ()
 
     @property
     def sentence(self) -> str:
         """What was excluded, in one line."""
-        return f"{self.n_patients} patients with {self.n_series} series are excluded by {self.ids.name}"
+        n_patients, n_series = self.document["n_excluded_patients"], self.document["n_excluded_series"]
+        return f"{n_patients} patients with {n_series} series are excluded by {self.document['file']}"
 
-    @property
-    def document(self) -> dict[str, Any]:
-        """For JSON; n_ids = n_matched + n_unmatched."""
-        return {
-            "file": self.ids.name,
-            "sha256": self.ids.sha256,
-            "n_ids": len(self.ids.ids),
-            "n_matched": len(self.ids.ids) - len(self.unmatched),
-            "n_unmatched": len(self.unmatched),
-            "unmatched": list(self.unmatched),
-            "n_excluded_patients": self.n_patients,
-            "n_excluded_series": self.n_series,
-        }
+
+def patient_groups(identities: pd.DataFrame) -> pd.Series:
+    """What must stay together, of each row: `patient:<id>`, or `study:<uid>` where the patient is unknown."""
+    known = identities["patient_id"] != ""
+    return ("patient:" + identities["patient_id"]).where(known, "study:" + identities["study_uid"])
 
 
 def read_id_list(path: Path) -> IdList:
@@ -94,13 +80,10 @@ def read_id_list(path: Path) -> IdList:
 
 
 def exclude(
-    identities: pd.DataFrame,
-    groups: Sequence[str],
-    ids: IdList,
-    aliases: Mapping[str, str] = MappingProxyType({}),
+    identities: pd.DataFrame, ids: IdList, aliases: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[Bool[np.ndarray, " row"], Exclusion]:
-    """(which rows stay, what was excluded). An ID that is a row's patient, study or series, in any case, excludes the
-    whole patient: rows of one patient share an element of `groups`.
+    """(which rows stay, what was excluded). An ID that is a row's patient, study or series, in any case, excludes every
+    row of its patient.
 
     `identities` has the `IDENTITY_COLUMNS`. `aliases` maps further IDs, in lower case, to one of these: an image's to
     its patient.
@@ -109,16 +92,25 @@ def exclude(
         SeriesTableError: the list has IDs and none matches, as if it were another cohort's.
     """
     wanted = {one: aliases.get(one.lower(), one).lower() for one in ids.ids}
-    columns = [identities[column].astype(str).str.lower() for column in IDENTITY_COLUMNS]
-    known = set().union(*columns)
-    unmatched = tuple(one for one, name in wanted.items() if name not in known)
+    columns = identities[list(IDENTITY_COLUMNS)].astype(str).apply(lambda column: column.str.lower())
+    known = set(columns.to_numpy().ravel())
+    unmatched = [one for one, name in wanted.items() if name not in known]
     if ids.ids and len(unmatched) == len(ids.ids):
         raise SeriesTableError(
             f"{ids.name}: none of its {len(ids.ids)} IDs (first {unmatched[0]}) is a patient_id, study_uid or "
             "series_uid here, so nobody would be excluded; is it another cohort's list? If these patients were removed "
             "before, omit --exclude-ids"
         )
-    named = np.any([column.isin(set(wanted.values())).to_numpy() for column in columns], axis=0)
-    group_of_row = pd.Series(list(groups), dtype=object)
-    is_out = group_of_row.isin(group_of_row[named]).to_numpy(dtype=bool)
-    return ~is_out, Exclusion(ids, unmatched, int(group_of_row[is_out].nunique()), int(is_out.sum()))
+    groups = patient_groups(identities)
+    is_out = groups.isin(groups[columns.isin(set(wanted.values())).any(axis=1)])
+    document = {
+        "file": ids.name,
+        "sha256": ids.sha256,
+        "n_ids": len(ids.ids),
+        "n_matched": len(ids.ids) - len(unmatched),
+        "n_unmatched": len(unmatched),
+        "unmatched": unmatched,
+        "n_excluded_patients": int(groups[is_out].nunique()),
+        "n_excluded_series": int(is_out.sum()),
+    }
+    return np.asarray(~is_out, dtype=bool), Exclusion(document)

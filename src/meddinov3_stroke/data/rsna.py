@@ -82,7 +82,7 @@ def prepare_rsna(
         found = found.ending({copy.series_uid: (copy.outcome.status, copy.outcome) for copy in copies if not copy.path})
         _require_series(found, root)
         marks.append(("nifti", watch.elapsed_s))
-    write_slice_labels(files["slice_labels"], found.slice_label_pieces())
+    write_slice_labels(files["slice_labels"], found.slice_labels)
     table = _write_table(found, files, copies, label_policy)
     ledger, exclusion = ledger_document(found), found.exclusion
     marks.append(("writing", watch.elapsed_s))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,10 @@ from meddinov3_stroke.types import LABELS
 
 EXAMPLES = 20
 """Faults listed of each kind; all are counted."""
+
+IMAGE_KINDS = ("slice", "set aside", "refused", "rejected", "failed")
+SERIES_KINDS = ("usable", "set aside", "refused", "unlabelled", "excluded", "rejected", "failed")
+"""What an image or a series is, in the order in which the ledger counts them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,18 +75,14 @@ class LabelledSeries:
         )
         return replace(self, series=tuple(changed))
 
-    def slice_label_pieces(self, rows_at_once: int = 1 << 16) -> Iterator[pa.Table]:
-        """The rows of `slice_labels.parquet`, some at a time."""
+    @property
+    def slice_labels(self) -> pa.Table:
+        """The content of `slice_labels.parquet`."""
         places = self.table_rows
-        for some in np.split(places, range(rows_at_once, len(places), rows_at_once)):
-            rows = self.images.rows.take(pa.array(some))
-            yield slice_label_table(
-                rows["series_instance_uid"].combine_chunks().cast(pa.string()),
-                self.images.slice_index[some],
-                rows["sop_instance_uid"].combine_chunks(),
-                self.images.slice_positions_mm[some],
-                self.image_labels[some],
-            )
+        rows = self.images.rows.select(["series_instance_uid", "sop_instance_uid"]).take(pa.array(places))
+        uids, indices = rows.columns, self.images.slice_index[places]
+        positions_mm = self.images.slice_positions_mm[places]
+        return slice_label_table(uids[0], indices, uids[1], positions_mm, self.image_labels[places])
 
 
 def label_series(
@@ -117,11 +117,8 @@ def _labels_at(labels: SliceLabels, places: Int64[np.ndarray, " some"]) -> Int8[
 
 
 def _exclusion(found: LabelledSeries, ids: IdList | None) -> tuple[Bool[np.ndarray, " series"], Exclusion | None]:
-    frame = found.frame
     if ids is None:
-        return np.ones(len(frame), dtype=bool), None
-    known = frame["patient_id"] != ""
-    groups = ("patient:" + frame["patient_id"]).where(known, "study:" + frame["study_uid"])
+        return np.ones(len(found.usable), dtype=bool), None
     # an ID may also be an image's: it stands for the image's patient, or for its study if the patient is unknown
     rows = found.images.rows
     wanted = pa.array([one.lower() for one in ids.ids], pa.string())
@@ -129,47 +126,35 @@ def _exclusion(found: LabelledSeries, ids: IdList | None) -> tuple[Bool[np.ndarr
     some = rows.append_column("sop", sop_uids).filter(pc.is_in(sop_uids, value_set=wanted))
     columns = (some[name].to_pylist() for name in ("sop", "patient_id", "study_instance_uid"))
     owners = {sop: patient or study for sop, patient, study in zip(*columns, strict=True) if patient or study}
-    return exclude(frame, groups.tolist(), ids, owners)
+    return exclude(found.frame, ids, owners)
 
 
 def ledger_document(found: LabelledSeries) -> dict[str, Any]:
     """Counts of images, series and labels, each of which adds up, and the first faults of each kind."""
+    images, series, files = found.images, found.series, found.images.rows["file"]
+    of_images = list(zip(images.status.tolist(), images.reason.tolist(), strict=True))
+    of_series = [(one.kind, one.outcome.reason) for one in series]
+    outcomes = Counter(one.outcome.status for one in series)
     return {
-        "images": _images_document(found.images),
-        "series": _series_document(found.series),
+        "images": _counts_document("images", IMAGE_KINDS, of_images, lambda k: {"file": files[k].as_py()}),
+        "series": _counts_document("series", SERIES_KINDS, of_series, lambda k: {"series_uid": series[k].series_uid})
+        | {"by_outcome": {status: outcomes[status] for status in STATUSES}},
         "labels": found.labels.document | _labels_document(found),
         "hu": _hu_document(found),
     }
 
 
-def _images_document(images: AssembledImages) -> dict[str, Any]:
-    kinds = ("slice", "set aside", "refused", "rejected", "failed")
-    faulty = np.flatnonzero(~images.has_status("slice"))
-    files = images.rows["file"]
+def _counts_document(
+    what: str, kinds: Sequence[str], found: Sequence[tuple[str, str]], examples: Callable[[int], dict[str, str]]
+) -> dict[str, Any]:
+    """Counts by kind and reason of (kind, reason) pairs, and the first pairs that are faults."""
+    n_of_kind = Counter(kind for kind, _ in found)
+    faulty = [k for k, (kind, _) in enumerate(found) if kind not in ("slice", "usable", "excluded")]
     return {
-        "n_images": len(images.rows),
-        **{kind: int(images.has_status(kind).sum()) for kind in kinds},
-        "by_reason": dict(Counter(images.reason[faulty].tolist()).most_common(EXAMPLES)),
-        "examples": [
-            {"file": files[int(k)].as_py(), "status": images.status[k], "reason": images.reason[k]}
-            for k in faulty[:EXAMPLES]
-        ],
-    }
-
-
-def _series_document(series: tuple[PreparedSeries, ...]) -> dict[str, Any]:
-    kinds = ("usable", "set aside", "refused", "unlabelled", "excluded", "rejected", "failed")
-    n_of_kind, n_of_status = Counter(one.kind for one in series), Counter(one.outcome.status for one in series)
-    faulty = [one for one in series if one.kind not in ("usable", "excluded")]
-    return {
-        "n_series": len(series),
+        f"n_{what}": len(found),
         **{kind: n_of_kind[kind] for kind in kinds},
-        "by_outcome": {status: n_of_status[status] for status in STATUSES},
-        "by_reason": dict(Counter(one.outcome.reason for one in faulty).most_common(EXAMPLES)),
-        "examples": [
-            {"series_uid": one.series_uid, "status": one.kind, "reason": one.outcome.reason}
-            for one in faulty[:EXAMPLES]
-        ],
+        "by_reason": dict(Counter(found[k][1] for k in faulty).most_common(EXAMPLES)),
+        "examples": [examples(k) | dict(zip(("status", "reason"), found[k], strict=True)) for k in faulty[:EXAMPLES]],
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +38,9 @@ MASK_TOLERANCE_VOXELS = 0.5
 
 
 def slice_label_table(
-    series_uid: pa.Array,
+    series_uid: pa.Array | pa.ChunkedArray,
     slice_index: Integer[np.ndarray, " slice"],
-    sop_uid: pa.Array,
+    sop_uid: pa.Array | pa.ChunkedArray,
     positions_mm: Float64[np.ndarray, "slice 3"],
     labels: Int8[np.ndarray, "slice 6"],
 ) -> pa.Table:
@@ -56,16 +55,14 @@ def slice_label_table(
     return pa.table(columns).cast(SLICE_LABEL_SCHEMA)
 
 
-def write_slice_labels(path: Path, pieces: Iterable[pa.Table]) -> None:
-    """Write tables of `SLICE_LABEL_SCHEMA` one after the other.
+def write_slice_labels(path: Path, rows: pa.Table) -> None:
+    """Write a table of `SLICE_LABEL_SCHEMA`.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    with atomic_file(path) as handle, pq.ParquetWriter(handle, SLICE_LABEL_SCHEMA, compression="zstd") as writer:
-        writer.write_table(SLICE_LABEL_SCHEMA.empty_table())
-        for piece in pieces:
-            writer.write_table(piece, row_group_size=ROW_GROUP_ROWS)
+    with atomic_file(path) as handle:
+        pq.write_table(rows, handle, row_group_size=ROW_GROUP_ROWS, compression="zstd")
 
 
 def mask_values(path: Path, volume: Volume) -> list[frozenset[int]]:

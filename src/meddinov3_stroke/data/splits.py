@@ -148,17 +148,21 @@ def _best_of_attempts(
 
 def _require_both_classes(train: SeriesTable, table: SeriesTable) -> None:
     """Checked here, because the head is trained only after hours of extraction."""
-    for what, of_train, of_all in (
-        ("positive", train.labels, table.labels),
-        ("negative", 1 - train.labels, 1 - table.labels),
-    ):
-        absent = [k for k in range(len(LABELS)) if not of_train[:, k].any()]
-        if absent:
-            counts = ", ".join(f"{LABELS[k]} {int(of_all[:, k].sum())}" for k in absent)
-            raise SplitError(
-                f"{table.name}: after {ATTEMPTS} attempts training has no {what} series for: {counts} ({what} of all "
-                f"{len(table)} series); add series of these types or raise --train-ratio"
-            )
+    for what, absent in _absent_classes(train):
+        positive = split_statistics(table)["n_positive"]
+        of_all = {label: positive[label] if what == "positive" else len(table) - positive[label] for label in absent}
+        counts = ", ".join(f"{label} {count}" for label, count in of_all.items())
+        raise SplitError(
+            f"{table.name}: after {ATTEMPTS} attempts training has no {what} series for: {counts} ({what} of all "
+            f"{len(table)} series); add series of these types or raise --train-ratio"
+        )
+
+
+def _absent_classes(table: SeriesTable) -> list[tuple[str, list[str]]]:
+    """("positive" or "negative", labels of which the table has no such series), if there are any."""
+    counts = split_statistics(table)["n_positive"].items()
+    absent = [(what, [k for k, n in counts if n == full]) for what, full in (("positive", 0), ("negative", len(table)))]
+    return [(what, labels) for what, labels in absent if labels]
 
 
 def _warnings(table: SeriesTable, parts: Sequence[SeriesTable]) -> tuple[str, ...]:
@@ -168,12 +172,11 @@ def _warnings(table: SeriesTable, parts: Sequence[SeriesTable]) -> tuple[str, ..
             f"the patient is unknown for {table.n_without_patient} of {len(table)} series, which are split by study: "
             "a patient with several studies may be in more than one split, and test figures may then be too good"
         )
-    for name, part in zip(SPLITS, parts, strict=True):
-        counts = dict(zip(LABELS, part.labels.sum(axis=0).tolist(), strict=True))
-        for what, constant in (("positive", 0), ("negative", len(part))):
-            lacking = [label for label, count in counts.items() if count == constant]
-            if lacking:
-                warnings.append(f"{name} has no {what} series for {', '.join(lacking)}: their AUROC there is undefined")
+    warnings += [
+        f"{name} has no {what} series for {', '.join(absent)}: their AUROC there is undefined"
+        for name, part in zip(SPLITS, parts, strict=True)
+        for what, absent in _absent_classes(part)
+    ]
     return tuple(warnings)
 
 

@@ -19,7 +19,7 @@ from meddinov3_stroke.data.columns import (
     volume_inputs,
 )
 from meddinov3_stroke.data.csv_file import read_csv_file
-from meddinov3_stroke.data.exclusion import Exclusion, exclude, read_id_list
+from meddinov3_stroke.data.exclusion import Exclusion, exclude, patient_groups, read_id_list
 from meddinov3_stroke.errors import SeriesTableError
 from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, name_rows
 from meddinov3_stroke.types import LABELS, VolumeInput
@@ -61,9 +61,7 @@ class SeriesTable:
     @property
     def groups(self) -> list[str]:
         """What a split must keep together: `patient:<id>`, or `study:<uid>` where the patient is unknown."""
-        known = self.frame["patient_id"] != ""
-        groups = ("patient:" + self.frame["patient_id"]).where(known, "study:" + self.frame["study_uid"])
-        return [str(group) for group in groups]
+        return [str(group) for group in patient_groups(self.frame)]
 
     @property
     def n_without_patient(self) -> int:
@@ -126,9 +124,9 @@ def read_series_table(
 
 
 def _without_patients(table: SeriesTable, exclude_ids: Path) -> SeriesTable:
-    stays, exclusion = exclude(table.frame, table.groups, read_id_list(exclude_ids))
+    stays, exclusion = exclude(table.frame, read_id_list(exclude_ids))
     if not stays.any():
-        raise SeriesTableError(f"{table.name}: {exclusion.ids.name} excludes every patient; no row is left")
+        raise SeriesTableError(f"{table.name}: {exclude_ids.name} excludes every patient; no row is left")
     left = table.take(np.flatnonzero(stays))
     return replace(left, exclusion=exclusion, warnings=(*left.warnings, *exclusion.warnings))
 

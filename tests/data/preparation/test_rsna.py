@@ -210,7 +210,7 @@ def test_an_image_named_for_exclusion_takes_its_patient_along(kaggle: Kaggle, ou
     found = prepare(cohort.write(), out, exclude_ids=ids)
     assert series_rows(out)["patient_id"].tolist() == ["ID_y"]
     assert found.table.exclusion is not None
-    assert (found.table.exclusion.unmatched, found.table.exclusion.n_series) == ((), 2)
+    assert (found.facts["exclusion"]["unmatched"], found.facts["exclusion"]["n_excluded_series"]) == ([], 2)
 
 
 def test_an_image_of_an_unusable_series_takes_its_patient_too(kaggle: Kaggle, out: Path, tmp_path: Path) -> None:
