@@ -86,3 +86,10 @@ def test_the_same_series_of_an_index_with_other_labels_is_an_error(series_csv: W
 def test_nifti_under_dicom_path_is_an_error_with_its_row(series_csv: Write) -> None:
     with pytest.raises(SeriesTableError, match=r"row 2; it belongs under nifti_path"):
         read_series_table(series_csv("a.NII.gz,S0,7" + NO_LABELS, header=header("dicom_path")))
+
+
+def test_a_file_name_with_braces_is_named_as_it_is(series_csv: Write) -> None:
+    csv = series_csv("a.NII.gz,S0,7" + NO_LABELS, header=header("dicom_path"))
+    named = csv.rename(csv.with_name("{0}{rows}.csv"))
+    with pytest.raises(SeriesTableError, match=r"^\{0\}.*\.csv: a NIfTI file .* row 2;"):
+        read_series_table(named)

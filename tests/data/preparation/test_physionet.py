@@ -141,6 +141,7 @@ def test_scans_and_rows_without_each_other_are_counted(physionet: PhysioNet, out
     (physionet.root / "ct_scans" / "readme.txt").write_text("")
     found = prepare_physionet(physionet.write(), out)
     assert found.facts["ledger"]["by_status"] == {"usable": 1, "unlabelled": 1, "missing": 1}
+    assert found.facts["ledger"]["by_outcome"] == {"done": 1, "rejected": 2, "refused": 0, "failed": 0}
     assert any("readme.txt" in warning for warning in found.warnings)
 
 

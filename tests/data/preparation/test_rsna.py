@@ -118,6 +118,7 @@ def test_every_image_series_and_label_ends_once(kaggle: Kaggle, out: Path) -> No
         series[status] for status in ("usable", "set aside", "refused", "unlabelled", "excluded")
     )
     assert (series["usable"], series["set aside"], series["refused"]) == (3, 1, 1)
+    assert series["by_outcome"] == {"done": 3, "rejected": 0, "refused": 2, "failed": 0}
     parts = [ends[name] for name in ends if not name.startswith("positive")]
     assert sum(parts) == ledger["labels"]["n_images"]
     assert ends["without_a_readable_file"] == 2  # the cut file's and ID_nowhere's
