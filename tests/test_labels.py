@@ -29,9 +29,9 @@ def test_contradiction_is_any_against_the_or_of_the_rest(labels: np.ndarray) -> 
 @given(six_columns)
 def test_fix_any_changes_the_any_column_only_and_leaves_no_contradiction(labels: np.ndarray) -> None:
     before = labels.copy()
-    settled, warnings = apply_label_policy(labels, LABELS, "fix-any", "here")
-    assert not contradicts_any(settled, LABELS).any()
-    np.testing.assert_array_equal(settled[:, 1:], before[:, 1:])
+    fixed, warnings = apply_label_policy(labels, LABELS, "fix-any", "here")
+    assert not contradicts_any(fixed, LABELS).any()
+    np.testing.assert_array_equal(fixed[:, 1:], before[:, 1:])
     np.testing.assert_array_equal(labels, before)
     assert bool(warnings) == bool(contradicts_any(before, LABELS).any())
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from meddinov3_stroke.data.cohort import Prepared
 from meddinov3_stroke.data.exclusion import read_id_list
 from meddinov3_stroke.data.header_index import index_order, write_header_index
 from meddinov3_stroke.data.header_parts import HeaderParts
-from meddinov3_stroke.data.header_pass import read_headers_of_folder
+from meddinov3_stroke.data.header_pass import HeaderPass, read_headers_of_folder
 from meddinov3_stroke.data.nifti_copies import NiftiCopy, copies_document, copies_warnings, write_nifti_copies
 from meddinov3_stroke.data.rsna_labels import ConflictPolicy, read_slice_labels
 from meddinov3_stroke.data.rsna_series import assemble_rows
@@ -84,13 +85,30 @@ def prepare_rsna(
         marks.append(("nifti", watch.elapsed_s))
     write_slice_labels(files["slice_labels"], found.slice_labels)
     table = _write_table(found, files, copies, label_policy)
-    ledger, exclusion = ledger_document(found), found.exclusion
     marks.append(("writing", watch.elapsed_s))
     seconds = {name: round(end - start, 3) for (_, start), (name, end) in pairwise(marks)}
+    facts = _facts(found, headers, workers, copies, seconds)
+    about = (*labels.warnings, *(found.exclusion.warnings if found.exclusion else ()), *table.warnings)
+    return Prepared(
+        replace(table, exclusion=found.exclusion),
+        facts,
+        files,
+        (*about, *ledger_warnings(facts["ledger"]), *copies_warnings(copies)),
+        n_failed=facts["ledger"]["images"]["failed"] + facts["ledger"]["series"]["by_outcome"]["failed"],
+    )
+
+
+def _facts(
+    found: LabelledSeries,
+    headers: HeaderPass,
+    workers: int,
+    copies: Sequence[NiftiCopy],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
     n_read, reading_s = headers.n_read_now, seconds["headers"]
-    facts = {
-        "ledger": ledger,
-        "exclusion": None if exclusion is None else exclusion.document,
+    return {
+        "ledger": ledger_document(found),
+        "exclusion": None if found.exclusion is None else found.exclusion.document,
         "headers": {
             "n_files": headers.n_files,
             "n_read_now": n_read,
@@ -101,14 +119,6 @@ def prepare_rsna(
         "nifti": copies_document(copies) if copies else None,
         "seconds": seconds,
     }
-    about = (*labels.warnings, *(exclusion.warnings if exclusion else ()), *table.warnings)
-    return Prepared(
-        replace(table, exclusion=exclusion),
-        facts,
-        files,
-        (*about, *ledger_warnings(ledger), *copies_warnings(copies)),
-        n_failed=ledger["images"]["failed"] + ledger["series"]["by_outcome"]["failed"],
-    )
 
 
 def _require_series(found: LabelledSeries, root: Path) -> None:

@@ -119,7 +119,7 @@ def _labels_at(labels: SliceLabels, places: Int64[np.ndarray, " some"]) -> Int8[
 def _exclusion(found: LabelledSeries, ids: IdList | None) -> tuple[Bool[np.ndarray, " series"], Exclusion | None]:
     if ids is None:
         return np.ones(len(found.usable), dtype=bool), None
-    # an ID may also be an image's: it stands for the image's patient, or for its study if the patient is unknown
+    # an ID may also be an image's: it names the image's patient, or its study if the patient is unknown
     rows = found.images.rows
     wanted = pa.array([one.lower() for one in ids.ids], pa.string())
     sop_uids = pc.utf8_lower(rows["sop_instance_uid"].combine_chunks())

@@ -138,4 +138,6 @@ def test_a_positive_image_beside_the_slices_that_are_read_is_said(kaggle: Kaggle
     found = prepare(cohort.write(), out)
     assert series_rows(out)[["n_slices", "any"]].to_numpy().tolist() == [[4, 0]]
     assert found.facts["ledger"]["labels"]["ends"]["positive_any_beside_the_slices_read"] == 1
-    assert any("1 images with a positive label are of series in the table but not" in told for told in found.warnings)
+    assert any(
+        "1 images with a positive label are of series in the table but not" in warning for warning in found.warnings
+    )
