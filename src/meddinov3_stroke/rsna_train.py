@@ -155,7 +155,7 @@ def _features(
 
 def _train(args: Args, features: Mapping[str, SplitFeatures], extractor: FeatureExtractor) -> dict[str, Any]:
     from meddinov3_stroke.head_train import train_head
-    from meddinov3_stroke.system.device import use_available_cpus
+    from meddinov3_stroke.system.devices import use_available_cpus
 
     use_available_cpus()
     folder = args.output_dir / "features"
