@@ -187,10 +187,12 @@ class _Training:
         from meddinov3_stroke.heads import save_checkpoint
         from meddinov3_stroke.metrics import auroc_report
 
-        names, row = self.context.label_names, {"epoch": result.epoch, "train_loss": result.train_loss}
+        names = self.context.label_names
+        row: dict[str, Any] = {"epoch": result.epoch, "train_loss": result.train_loss}
         if self.val is None or result.val_logits is None or result.val_loss is None:
             row |= {"val_loss": None, "val_macro_auroc": None, "val_per_class_auroc": dict.fromkeys(names)}
-            is_best, metric, thresholds = True, None, self._default_thresholds()
+            metric: float | None = None
+            is_best, thresholds = True, self._default_thresholds()
             self.best.epoch = result.epoch
         else:
             probabilities = HeadOutput(result.val_logits, names).probabilities

@@ -253,7 +253,11 @@ def test_a_checkpoint_of_the_first_implementation_is_tested(arguments: list[str]
 
 def test_testing_a_head_needs_no_torch(arguments: list[str]) -> None:
     code = (
-        "import sys; sys.modules['torch'] = None; from meddinov3_stroke import head_eval; "
-        f"sys.exit(head_eval.main({arguments!r}))"
+        "import sys\n"
+        "class NoTorch:\n"
+        "    def find_spec(name, *rest):\n"
+        "        assert name != 'torch'\n"
+        "sys.meta_path.insert(0, NoTorch)\n"
+        f"from meddinov3_stroke import head_eval; sys.exit(head_eval.main({arguments!r}))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

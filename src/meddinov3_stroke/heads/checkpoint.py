@@ -118,7 +118,7 @@ def _from_foreign(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: neither this package's head checkpoint nor a readable foreign one; retrain it")
     names = ARCHITECTURES["mlp"].shapes(params, found["input_dim"], n_labels)
     labels = list(_default_labels(n_labels))
-    weights = np.ravel(found.get("pos_weight") if found.get("pos_weight") is not None else np.ones(n_labels))
+    weights = np.ravel(np.ones(n_labels) if found.get("pos_weight") is None else found["pos_weight"])
     score = found.get("score")
     return {
         "format": FORMAT,

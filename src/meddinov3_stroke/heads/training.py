@@ -117,7 +117,7 @@ def train_epochs(
     targets = torch.tensor(train.labels, dtype=torch.float32, device=device)
     optimizer = _AdamW(head.parameters(), config)
     for epoch in range(1, config.epochs + 1):
-        batches = torch.split(torch.randperm(len(targets), generator=order).to(device), config.batch_size)
+        batches = torch.randperm(len(targets), generator=order).to(device).split(config.batch_size)  # type: ignore[no-untyped-call]
         with _one_thread():
             head.train()
             train_loss = _train_once(head, loss_function, optimizer, rows, targets, batches, epoch)
@@ -154,7 +154,7 @@ def _validate(
         return None, None
     device = next(head.parameters()).device
     with torch.no_grad():
-        logits = torch.cat([head(part.to(device)) for part in torch.tensor(val.embeddings).split(ROWS_PER_BATCH)])
+        logits = torch.cat([head(part.to(device)) for part in torch.tensor(val.embeddings).split(ROWS_PER_BATCH)])  # type: ignore[no-untyped-call]
         loss = loss_function(logits, torch.tensor(val.labels, dtype=torch.float32, device=device))
     return float(loss), logits.cpu().numpy()
 
