@@ -51,19 +51,46 @@ VAL_RATIO = 0.15
 TEST_RATIO = 0.15
 SEED = 42
 
-EPOCHS = 20
-"""Of `train_meddinov3_head.py`."""
-BATCH_SIZE = 64
-LR = 1e-3
-WEIGHT_DECAY = 1e-2
-HIDDEN_DIM = 256
-DROPOUT = 0.2
-PATIENCE = 0
-"""Epochs without a better validation macro AUROC before training stops; 0 trains to the end."""
 POS_WEIGHT_CAP = 20.0
 """Largest weight of a positive in the loss: above about 20 a rare class swamps the rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """How a head is built and trained; every hyper-parameter is declared here once."""
+
+    epochs: int = 20
+    """Passes over the training rows, at least 1."""
+    batch_size: int = 64
+    """Rows per optimizer step."""
+    lr: float = 1e-3
+    """Learning rate of AdamW."""
+    weight_decay: float = 1e-2
+    """Weight decay of AdamW."""
+    hidden_dim: int = 256
+    """Width of the hidden layer; 0 or less: a single linear layer."""
+    dropout: float = 0.2
+    """Share of hidden units dropped in training, in [0, 1)."""
+    patience: int = 0
+    """Epochs without a better validation macro AUROC before training stops; 0 trains to the end."""
+    seed: int = SEED
+    """The same seed on the same data gives the same head."""
+
+    @property
+    def arch(self) -> str:
+        """Key of `heads.ARCHITECTURES`."""
+        return "mlp"
+
+    @property
+    def params(self) -> dict[str, int | float]:
+        """Hyper-parameters that the checkpoint needs to rebuild the head."""
+        return {"hidden_dim": max(self.hidden_dim, 0), "dropout": float(self.dropout)}
+
+
+EVAL_THRESHOLD = 0.5
+"""Default of `--threshold` of `test_meddinov3_head.py` and `--eval-threshold` of `train_meddinov3_rsna.py`."""
 RSNA_EPOCHS = 30
-TRAIN_BATCH_SIZE = 64
+"""Epochs of `train_meddinov3_rsna.py`."""
 
 PREPARE_WORKERS = 0
 """Processes that read DICOM headers; 0 is one a CPU."""

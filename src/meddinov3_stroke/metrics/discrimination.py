@@ -1,4 +1,4 @@
-"""Confidence intervals that resample patients, never rows: the rows of one patient are not independent."""
+"""AUROC with patient-bootstrap intervals, and losses of given scores. numpy only."""
 
 from __future__ import annotations
 
@@ -10,30 +10,96 @@ import numpy as np
 from jaxtyping import Float, Float64, Int8, Int64
 
 from meddinov3_stroke.errors import DatasetError, UsageError
-from meddinov3_stroke.metrics.auroc import check_scores, undefined_reason
 
 LEVEL = 0.95
-"""Share of the resamples between the two ends of an interval."""
+"""Confidence level of an interval."""
 
 LEAST_USABLE_SHARE = 0.5
-"""Fewer resamples than this with both classes of every label, and the data are too few for an interval."""
+"""If fewer resamples than this hold both classes of every label, there is no interval."""
 
 _RESAMPLES_AT_ONCE = 64
+
+CHALLENGE_WEIGHTS = {"any": 2.0}
+"""RSNA 2019: `any` counts twice, each subtype once."""
+
+CHALLENGE_CLIP = 1e-15
+"""RSNA 2019: probabilities are clipped to [1e-15, 1 - 1e-15] before the logarithm."""
+
+
+@dataclass(frozen=True)
+class AurocReport:
+    """AUROC of each label; None, with a reason, where it is undefined."""
+
+    macro: float | None
+    """Unweighted mean over the labels with a defined AUROC; None if there are none."""
+    per_class: dict[str, float | None]
+    reasons: dict[str, str]
+    """Reason for each undefined AUROC."""
+    n_classes: int
+    """Labels in the macro."""
+
+
+def auroc_report(
+    labels: Int8[np.ndarray, "n label"], probabilities: Float[np.ndarray, "n label"], names: Sequence[str]
+) -> AurocReport:
+    """AUROC of each column, ties counted half; `probabilities` may be any ranking score.
+
+    Raises:
+        DatasetError: the shapes differ, or a score is NaN.
+    """
+    check_scores(labels, probabilities, names)
+    per_class: dict[str, float | None] = {}
+    reasons: dict[str, str] = {}
+    for name, truth, scores in zip(names, labels.T, probabilities.T, strict=True):
+        reason = undefined_reason(truth)
+        once = np.ones((1, len(truth)), dtype=np.int64)
+        per_class[name] = None if reason else float(weighted_auroc(truth, scores, once)[0])
+        if reason:
+            reasons[name] = reason
+    defined = [value for value in per_class.values() if value is not None]
+    return AurocReport(float(np.mean(defined)) if defined else None, per_class, reasons, len(defined))
+
+
+def undefined_reason(truth: Int8[np.ndarray, " n"]) -> str | None:
+    """Why this column has no AUROC, with its counts; None if it has one."""
+    n_positive = int(truth.sum())
+    if 0 < n_positive < len(truth):
+        return None
+    return f"no {'negative' if n_positive else 'positive'} among {len(truth)} rows"
+
+
+def check_scores(
+    labels: Int8[np.ndarray, "a b"], probabilities: Float[np.ndarray, "c d"], names: Sequence[str]
+) -> None:
+    """Check that labels, scores and names match.
+
+    Raises:
+        DatasetError: the shapes differ, or a score is NaN.
+    """
+    if labels.shape != probabilities.shape or labels.shape[1] != len(names):
+        raise DatasetError(
+            f"scores of shape {probabilities.shape} for labels of shape {labels.shape} and {len(names)} names; "
+            "expected one score for each label of each row"
+        )
+    bad = np.nonzero(np.isnan(probabilities).any(axis=1))[0]
+    if bad.size:
+        raise DatasetError(f"NaN among the scores of {bad.size} rows, first row {bad[0]} (counted from 0)")
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A percentile bootstrap interval; None, with the reason, where the data are too few for one."""
+    """A percentile bootstrap interval that resamples patients, because rows of one patient are not independent; None,
+    with a reason, if there are too few data."""
 
     low: float | None
     high: float | None
     level: float
     n_resamples: int
-    """Resamples that the interval rests on."""
+    """Resamples used."""
     n_left_out: int = 0
     """Resamples without a positive or without a negative of some label of the macro."""
     unit: str = "patient"
-    """What was resampled."""
+    """Unit of resampling."""
     reason: str | None = None
 
     def document(self) -> dict[str, Any]:
@@ -51,7 +117,7 @@ def bootstrap_macro_auroc(
     """The 95 % percentile interval of the macro AUROC over patients drawn with replacement.
 
     `groups` names the patient of each row. The macro covers the labels whose AUROC is defined on all rows; a resample
-    that lacks a class of one of them is left out and counted.
+    that lacks a class of one of them is dropped and counted.
 
     Raises:
         DatasetError: shapes differ, or not one group for each row.
@@ -114,3 +180,27 @@ def _percentile_interval(macros: Float64[np.ndarray, " draw"]) -> Interval:
         return Interval(None, None, LEVEL, len(usable), n_left_out, reason=reason)
     low, high = np.quantile(usable, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high), LEVEL, len(usable), n_left_out)
+
+
+def binary_cross_entropy(
+    labels: Int8[np.ndarray, "n label"],
+    logits: Float[np.ndarray, "n label"],
+    pos_weight: Float[np.ndarray, " label"],
+) -> float:
+    """Mean over rows and labels of -(w y log p + (1 - y) log(1 - p)), as `torch.nn.BCEWithLogitsLoss(pos_weight=w)`."""
+    scores = logits.astype(np.float64)
+    truth = labels.astype(np.float64)
+    return float(np.mean(pos_weight * truth * np.logaddexp(0, -scores) + (1 - truth) * np.logaddexp(0, scores)))
+
+
+def weighted_log_loss(
+    labels: Int8[np.ndarray, "n label"], probabilities: Float[np.ndarray, "n label"], names: Sequence[str]
+) -> float:
+    """The loss of the RSNA 2019 challenge, (2 any + the five subtypes) / 7, averaged over rows.
+
+    The challenge scored slices of its own test set; figures on other data are not comparable with its leaderboard.
+    """
+    weights = np.array([CHALLENGE_WEIGHTS.get(name, 1.0) for name in names])
+    clipped = np.clip(probabilities.astype(np.float64), CHALLENGE_CLIP, 1 - CHALLENGE_CLIP)
+    losses = -np.where(labels == 1, np.log(clipped), np.log1p(-clipped))
+    return float(np.average(losses.mean(axis=0), weights=weights))
