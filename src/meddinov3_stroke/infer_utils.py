@@ -1,4 +1,4 @@
-"""Device choice, settings and statistics under one name; nothing inside the package imports this."""
+"""Device choice, settings and statistics under the name users import; the package itself does not use it."""
 
 from __future__ import annotations
 

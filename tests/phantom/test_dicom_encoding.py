@@ -12,16 +12,15 @@ import pydicom
 import pytest
 import SimpleITK
 
-from meddinov3_stroke.phantom import (
+from dicom_writer import (
     TRANSFER_SYNTAXES,
     DicomOptions,
     DicomSeriesTruth,
     axial_geometry,
-    draw_spec,
-    make_phantom,
     write_dicom_phantom,
     write_dicom_series,
 )
+from meddinov3_stroke.phantom import draw_spec, make_phantom
 
 GEOMETRY = axial_geometry([5.0, 2.5, 2.5, 5.0], (40, 48), tilt_degrees=-18)
 SMOOTH_HU = np.fromfunction(lambda s, r, c: 90 * s + 800 * np.sin(r / 5) * np.cos(c / 7) - 60, (5, 40, 48))
@@ -113,7 +112,7 @@ def test_highdicom_reads_the_frames_of_an_even_stack_as_one_volume(tmp_path: Pat
 def test_copy_of_a_multi_frame_object_is_the_whole_file(tmp_path: Path) -> None:
     truth = series(tmp_path, layout="enhanced", copied_slices=(1,))
     assert (tmp_path / "FRAMES.dcm").read_bytes() == (tmp_path / "FRAMES_COPY.dcm").read_bytes()
-    assert [image.fate for image in truth.images] == ["used"] * 5 + ["duplicate"] * 5
+    assert [image.role for image in truth.images] == ["used"] * 5 + ["duplicate"] * 5
 
 
 def test_no_file_says_when_or_by_which_library_it_was_written(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke import cli, read_volume
 from meddinov3_stroke.commands.convert import main
 from meddinov3_stroke.ct.resampling import METHOD
-from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
 
 HU = np.random.default_rng(0).integers(-1000, 2500, (10, 9, 11))
 EVEN, UNEVEN = [5.0] * 9, [2.5] * 5 + [5.0] * 4
@@ -50,7 +50,7 @@ def test_the_document_says_where_it_came_from(tmp_path: Path) -> None:
     assert found["resampled"] is None
 
 
-def test_what_nifti_cannot_hold_of_uneven_slices_is_told_and_written(
+def test_uneven_slices_that_nifti_cannot_hold_are_reported_and_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, output = series(tmp_path / "in", UNEVEN), tmp_path / "case.nii.gz"
