@@ -54,7 +54,7 @@ def run(args: Args) -> Case:
     from meddinov3_stroke.feature_extractor import select_slices
     from meddinov3_stroke.report import print_case
     from meddinov3_stroke.system.progress import progress_bar
-    from meddinov3_stroke.system.statistics import Stopwatch
+    from meddinov3_stroke.system.provenance import Stopwatch
 
     path = input_or_first(args.input)
     folder = args.output_dir or Path(f"{config.CASE_OUTPUT_PREFIX}{case_name(path, args.series)}")

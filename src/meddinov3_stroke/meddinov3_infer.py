@@ -60,7 +60,7 @@ def run(args: Args) -> dict[str, Any]:
     """
     from meddinov3_stroke.ct import read_volume
     from meddinov3_stroke.feature_extractor import naming
-    from meddinov3_stroke.system.statistics import Stopwatch
+    from meddinov3_stroke.system.provenance import Stopwatch
 
     watch = Stopwatch()
     path = input_or_first(args.input)
@@ -122,7 +122,7 @@ def _embed(args: Args, volume: Volume, extractor: FeatureExtractor) -> tuple[Sli
     """The embeddings and the seconds they took."""
     from meddinov3_stroke.feature_extractor import select_slices
     from meddinov3_stroke.system.progress import progress_bar
-    from meddinov3_stroke.system.statistics import Stopwatch
+    from meddinov3_stroke.system.provenance import Stopwatch
 
     n_chosen = len(select_slices(volume.n_slices, extractor.selection))
     LOGGER.info("embedding %d of %d slices", n_chosen, volume.n_slices)
@@ -156,7 +156,7 @@ def _summary(
 ) -> dict[str, Any]:
     from meddinov3_stroke.explain import demo_warnings
     from meddinov3_stroke.report import origin_document
-    from meddinov3_stroke.system.statistics import memory_statistics
+    from meddinov3_stroke.system.provenance import memory_statistics
 
     return {
         **provenance(),

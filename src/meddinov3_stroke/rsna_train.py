@@ -68,7 +68,7 @@ def run(args: Args) -> dict[str, Any]:
     """
     from meddinov3_stroke import rsna_pipeline as rsna
     from meddinov3_stroke.system.atomic import write_json
-    from meddinov3_stroke.system.statistics import Stopwatch, memory_statistics
+    from meddinov3_stroke.system.provenance import Stopwatch, memory_statistics
 
     watch = Stopwatch()
     splits = _split(args)
@@ -127,7 +127,7 @@ def _split(args: Args) -> Splits:
 def _extract(args: Args, splits: Splits, extractor: FeatureExtractor) -> tuple[Extractions, dict[str, Any]]:
     from meddinov3_stroke.features import EmbeddingStore
     from meddinov3_stroke.rsna_pipeline import extract_splits, ledger_of, volume_warnings
-    from meddinov3_stroke.system.statistics import Stopwatch
+    from meddinov3_stroke.system.provenance import Stopwatch
 
     watch = Stopwatch()
     extractions = extract_splits(

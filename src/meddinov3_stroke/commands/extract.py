@@ -42,7 +42,7 @@ def run(args: Args) -> dict[str, Any]:
     from meddinov3_stroke import rsna_pipeline as rsna
     from meddinov3_stroke.features import EmbeddingStore
     from meddinov3_stroke.system.atomic import write_json
-    from meddinov3_stroke.system.statistics import Stopwatch, memory_statistics
+    from meddinov3_stroke.system.provenance import Stopwatch, memory_statistics
 
     watch = Stopwatch()
     rsna.check_max_invalid(args.max_invalid)

@@ -19,8 +19,7 @@ from meddinov3_stroke.data.header_reading import read_files
 from meddinov3_stroke.data.header_rows import FileFacts
 from meddinov3_stroke.data.processes import in_processes
 from meddinov3_stroke.errors import MissingInput, UnsupportedInput
-from meddinov3_stroke.system.interrupt import finish_on_interrupt
-from meddinov3_stroke.system.progress import progress_bar
+from meddinov3_stroke.system.progress import finish_on_interrupt, progress_bar
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 

@@ -18,8 +18,7 @@ from meddinov3_stroke.data.rsna_series import PreparedSeries
 from meddinov3_stroke.errors import InputError, MachineError, Outcome, OutOfScope
 from meddinov3_stroke.system.atomic import write_bytes, write_json
 from meddinov3_stroke.system.digest import sha256_of_file
-from meddinov3_stroke.system.interrupt import finish_on_interrupt
-from meddinov3_stroke.system.progress import progress_bar
+from meddinov3_stroke.system.progress import finish_on_interrupt, progress_bar
 from meddinov3_stroke.system.provenance import provenance
 from meddinov3_stroke.types import VolumeInput
 

@@ -12,8 +12,7 @@ import numpy as np
 from meddinov3_stroke.explain import REFERENCE_RULE, case_text
 from meddinov3_stroke.report.origin import origin_document
 from meddinov3_stroke.system.atomic import write_bytes, write_json, write_npy
-from meddinov3_stroke.system.provenance import provenance
-from meddinov3_stroke.system.statistics import memory_statistics
+from meddinov3_stroke.system.provenance import memory_statistics, provenance
 from meddinov3_stroke.types import CaseFindings, TopSlice
 
 SUMMARY = "summary.json"
