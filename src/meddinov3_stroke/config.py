@@ -31,6 +31,8 @@ TOP_K = 5
 """Suspicious slices listed for a case."""
 POOL_MODE: Final = "mean"
 """How slice embeddings become one vector per volume: mean, max or mean_max."""
+EVAL_THRESHOLD = 0.5
+"""Probability from which test figures count a label as positive, beside the checkpoint's own thresholds."""
 MAX_INVALID = 0.05
 """Largest share of unreadable volumes that --skip-invalid-nifti may skip."""
 

@@ -1,80 +1,129 @@
-"""What the loop over volumes needs of a `FeatureExtractor`."""
+"""A frozen backbone with the size, batch and slices it is given; holds nothing about a case."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from meddinov3_stroke.types import BackboneIdentity, SliceEmbeddings, SliceSelection, Volume
+from meddinov3_stroke.errors import NonFiniteEmbedding, UsageError
+from meddinov3_stroke.features.pooling import select_slices
+from meddinov3_stroke.types import BackboneIdentity, SliceEmbeddings, SliceSelection, SliceTokens, Volume
+
+if TYPE_CHECKING:
+    from meddinov3_stroke.backbone import Backbone
+
+EVERY_SLICE = SliceSelection()
+"""Every slice of a volume."""
 
 
-@runtime_checkable
-class Encoder(Protocol):
-    """A backbone, as far as the loop needs it."""
+@dataclass(frozen=True, eq=False)
+class FeatureExtractor:
+    """A backbone and how slices are given to it; any number of cases may share one."""
 
-    @property
-    def identity(self) -> BackboneIdentity:
-        """What decides its output."""
-        ...
+    backbone: Backbone
+    resize: int = 224
+    """Side in pixels of the square the backbone sees; a multiple of its patch size."""
+    batch: int = 8
+    """Slices in a forward pass."""
+    selection: SliceSelection = EVERY_SLICE
+    """Which slices of a volume are embedded."""
 
-    @property
-    def device(self) -> str:
-        """Where it computes."""
-        ...
+    def embed(self, volume: Volume) -> SliceEmbeddings:
+        """Class tokens of the chosen slices of a volume in memory; `extract` is faster on files.
 
-    @property
-    def independent_rows(self) -> bool:
-        """Whether a slice's token has the same bits whatever other slices are in the pass."""
-        ...
+        Raises:
+            UsageError: no slice is chosen, or `resize` or `batch` cannot be honoured.
+            NonFiniteEmbedding: the backbone gave NaN or infinity.
+        """
+        chosen = self.chosen(volume)
+        cls = np.concatenate([self.backbone.class_tokens(pixels) for pixels in self.windows(volume, chosen)])
+        with naming(volume.source.path):
+            require_finite(cls, self.backbone.identity)
+        return self.finisher(volume, chosen)(cls)
 
-    def class_tokens(self, pixels: Float32[np.ndarray, "n 1 row col"]) -> Float32[np.ndarray, "n dim"]:
-        """Class tokens of prepared slices."""
-        ...
+    def tokens(self, volume: Volume, slice_indices: Sequence[int] | Int64[np.ndarray, " n"]) -> SliceTokens:
+        """Class and patch tokens of the given slices, whatever the selection is.
 
-    def refuse_non_finite(self, cls: Float32[np.ndarray, "n dim"], *, first: int = 0) -> None:
-        """Raise `NonFiniteEmbedding` where a token is no number."""
-        ...
-
-
-@runtime_checkable
-class Extractor(Protocol):
-    """A backbone with the size, batch and slices it is given."""
-
-    @property
-    def backbone(self) -> Encoder:
-        """The backbone."""
-        ...
-
-    @property
-    def resize(self) -> int:
-        """Side of the square in pixels."""
-        ...
-
-    @property
-    def batch(self) -> int:
-        """Slices in a forward pass."""
-        ...
-
-    @property
-    def selection(self) -> SliceSelection:
-        """Which slices."""
-        ...
+        Raises:
+            UsageError: no slice, or `resize` or `batch` cannot be honoured.
+            NonFiniteEmbedding: the backbone gave NaN or infinity.
+        """
+        with naming(volume.source.path):
+            return self.backbone.embed(volume.hu_slices(slice_indices), self.resize, self.batch, patches=True)
 
     def chosen(self, volume: Volume) -> Int64[np.ndarray, " chosen"]:
-        """The slices of a volume that are embedded."""
-        ...
+        """The slices of a volume that are embedded, in ascending order.
+
+        Raises:
+            UsageError: none is left, or `batch` cannot be honoured.
+        """
+        if self.batch < 1:
+            raise UsageError(f"--batch {self.batch}: expected at least 1")
+        return select_slices(volume.n_slices, self.selection)
 
     def windows(
         self, volume: Volume, chosen: Int64[np.ndarray, " chosen"]
     ) -> Iterator[Float32[np.ndarray, "n 1 resize resize"]]:
-        """Those slices, prepared, `batch` at a time."""
-        ...
+        """The chosen slices as the backbone takes them, `batch` at a time; only those are in float at a time.
+
+        Raises:
+            UsageError: `resize` cannot be honoured.
+        """
+        self.backbone.side(self.resize)
+        starts = range(0, len(chosen), self.batch)
+        hu = (volume.hu_slices(chosen[start : start + self.batch]) for start in starts)
+        return (self.backbone.prepare(slices, self.resize) for slices in hu)
 
     def finisher(
         self, volume: Volume, chosen: Int64[np.ndarray, " chosen"]
     ) -> Callable[[Float32[np.ndarray, "chosen dim"]], SliceEmbeddings]:
-        """Makes embeddings of their class tokens, without holding the volume."""
-        ...
+        """Makes embeddings of the class tokens of the chosen slices; keeps the volume's origin, not its voxels."""
+        return partial(
+            SliceEmbeddings,
+            slice_indices=chosen,
+            n_slices=volume.n_slices,
+            resize=self.resize,
+            selection=self.selection,
+            backbone=self.backbone.identity,
+            source=volume.source,
+            warnings=(*volume.warnings, *squash_warnings(volume, self.resize)),
+        )
+
+
+def require_finite(cls: Float32[np.ndarray, "n dim"], identity: BackboneIdentity, first: int = 0) -> None:
+    """Accept class tokens without NaN or infinity; `first` is the position of the first one, for the message.
+
+    Raises:
+        NonFiniteEmbedding: a token holds NaN or infinity.
+    """
+    bad = first + np.nonzero(~np.isfinite(cls).all(axis=1))[0]
+    if bad.size:
+        raise NonFiniteEmbedding(
+            f"backbone {identity.name} gave NaN or infinity for {bad.size} embedded slice(s), first at position "
+            f"{bad[0]} (engine {identity.engine}, precision {identity.precision}); check the HU of the slice, or use "
+            "--precision fp32"
+        )
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts the file's path in front of the message of a `NonFiniteEmbedding` raised in the block."""
+    try:
+        yield
+    except NonFiniteEmbedding as error:
+        raise NonFiniteEmbedding(f"{path}: {error}") from error
+
+
+def squash_warnings(volume: Volume, resize: int) -> tuple[str, ...]:
+    """The warning for a volume whose slices are not square."""
+    n_rows, n_columns = volume.stored.shape[1:]
+    if n_rows == n_columns:
+        return ()
+    return (f"slices of {n_rows} x {n_columns} pixels are squashed to {resize} x {resize}",)
