@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -178,6 +179,23 @@ class CohortOptions(SliceOptions):
             verify_inputs=self.verify_inputs,
             show_progress=self.show_progress,
         )
+
+
+@contextmanager
+def slice_progress(enabled: bool) -> Iterator[Callable[[int, int], None]]:
+    """Shows a bar of slices from the first call with (slices just embedded, slices to embed) on."""
+    from meddinov3_stroke.system.progress import progress_bar
+
+    with ExitStack() as stack:
+        bars: list[Callable[[int], None]] = []
+
+        def on_slices(n_done: int, n_chosen: int) -> None:
+            if not bars:
+                LOGGER.info("embedding %d slices", n_chosen)
+                bars.append(stack.enter_context(progress_bar("embedding", n_chosen, "slices", enabled)))
+            bars[0](n_done)
+
+        yield on_slices
 
 
 def input_or_first(path: Path | None, folder: Path = config.INPUT_DIR) -> Path:

@@ -1,7 +1,7 @@
-"""Why a head says what it says: similarity of patches and suspicious slices."""
+"""Aids for reading a result: suspicious slices, and similarity of patches."""
 
 from meddinov3_stroke.explain.notices import DEMO_NOTICE, demo_warnings, is_demo
-from meddinov3_stroke.explain.similarity import parse_patch, patch_similarity
+from meddinov3_stroke.explain.similarity import parse_patch, patch_similarity, sim_slice_index
 from meddinov3_stroke.explain.suspicion import (
     REFERENCE_RULE,
     HeadInput,
@@ -27,6 +27,7 @@ __all__ = [
     "rank",
     "ranking_text",
     "reference_patch",
+    "sim_slice_index",
     "soft_tissue_patches",
     "suspicion",
 ]

@@ -1,19 +1,16 @@
-"""What must be said of a backbone that only demonstrates."""
+"""The notice for a backbone that only demonstrates."""
 
 from __future__ import annotations
 
 from meddinov3_stroke.types import BackboneIdentity
 
-DEMO_NAME = "demo"
-"""Registered name of the bundled backbone."""
-
 DEMO_NOTICE = "demonstration backbone: trained on synthetic phantoms, says nothing about patients"
-"""Stands in every output made with the bundled backbone."""
+"""In every output made with the bundled backbone."""
 
 
 def is_demo(identity: BackboneIdentity) -> bool:
-    """Whether a backbone is the bundled one, which only demonstrates."""
-    return identity.name == DEMO_NAME
+    """Whether a backbone is the bundled one (registered name `demo`)."""
+    return identity.name == "demo"
 
 
 def demo_warnings(identity: BackboneIdentity) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""How alike the patches of a slice are to one of them."""
+"""Similarity of the patches of a slice to one of them, and the flags that choose slice and patch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from meddinov3_stroke.errors import UsageError
 
 CENTER = "center"
 """Name of the patch at (rows // 2, columns // 2)."""
+
+MIDDLE = -1
+"""--sim-slice for the slice at n_slices // 2."""
 
 
 def patch_similarity(
@@ -50,6 +53,21 @@ def parse_patch(text: str, grid: tuple[int, int]) -> tuple[int, int]:
     patch = (int(match[1]), int(match[2]))
     _check_inside(patch, grid, text)
     return patch
+
+
+def sim_slice_index(sim_slice: int, n_slices: int) -> int:
+    """The slice that `--sim-slice` names in a volume of `n_slices`; -1 is the middle one.
+
+    Raises:
+        UsageError: there is no such slice.
+    """
+    if sim_slice == MIDDLE:
+        return n_slices // 2
+    if not 0 <= sim_slice < n_slices:
+        raise UsageError(
+            f"--sim-slice {sim_slice}: no such slice; expected 0 to {n_slices - 1}, or {MIDDLE} for the middle one"
+        )
+    return sim_slice
 
 
 def _check_inside(patch: tuple[int, int], grid: tuple[int, int], text: str) -> None:

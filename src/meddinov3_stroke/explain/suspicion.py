@@ -1,4 +1,4 @@
-"""Which slices, and which patch of a slice, a head finds suspicious; and in words how that was found."""
+"""The slices, and the patch of a slice, that a head scores highest, and a description of how."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOFT_TISSUE_HU = (0.0, 100.0)
 Source: usual figures of CT textbooks."""
 
 LEAST_SOFT_TISSUE = 0.6
-"""Share of a patch's pixels that must be soft tissue for it to be a reference; keeps air and the skull's rim out."""
+"""Least share of soft tissue among the pixels of a reference patch; excludes air and the rim of the skull."""
 
 HEAD_ABOVE_HU = -300.0
 """Mean of a patch, or value of a pixel, above which it is head and not air: fat (-100) is above, foam below."""
@@ -24,10 +24,10 @@ HEAD_ABOVE_HU = -300.0
 REFERENCE_RULE = (
     f"Reference patch: the patch token with the highest head score among patches of which at least "
     f"{LEAST_SOFT_TISSUE:.0%} of the pixels are within {SOFT_TISSUE_HU[0]:g} to {SOFT_TISSUE_HU[1]:g} HU "
-    f"(brain, CSF, blood); where a slice has none such, among patches with a mean above {HEAD_ABOVE_HU:g} HU. The head "
-    "was not trained on patch tokens, so this is a pointer for the eye and no localisation"
+    f"(brain, CSF, blood); on a slice without any, among patches with a mean above {HEAD_ABOVE_HU:g} HU. The head was "
+    "not trained on patch tokens, so the map guides the eye and does not localise a lesion"
 )
-"""How the reference patch of a suspicious slice is chosen; stands in the output."""
+"""How the reference patch of a suspicious slice is chosen; part of the output."""
 
 
 def head_rows(tokens: Float32[np.ndarray, "n dim"], kind: HeadInput) -> Float32[np.ndarray, "n width"]:
@@ -53,7 +53,7 @@ def rank(scores: Float[np.ndarray, " n"], top_k: int) -> Int64[np.ndarray, " sho
 def reference_patch(
     scores: Float[np.ndarray, " patch"], hu: Float32[np.ndarray, "row col"], grid: tuple[int, int]
 ) -> tuple[int, int]:
-    """(row, column) in the grid of the patch that `REFERENCE_RULE` picks on a slice; of all, on a slice of air."""
+    """(row, column) in the grid of the patch chosen by `REFERENCE_RULE`; any patch may be, on a slice of air."""
     in_head = patch_means(hu, grid) > HEAD_ABOVE_HU
     candidates = next((some for some in (soft_tissue_patches(hu, grid), in_head) if some.any()), np.ones_like(in_head))
     best = int(np.argmax(np.where(candidates.ravel(), scores, -np.inf)))
@@ -70,7 +70,7 @@ def soft_tissue_patches(hu: Float32[np.ndarray, "row col"], grid: tuple[int, int
 def patch_means(values: Float32[np.ndarray, "row col"], grid: tuple[int, int]) -> Float64[np.ndarray, "h w"]:
     """Mean of the pixels of each patch; the grid is stretched over the slice.
 
-    Pixels on the border of two patches count for each by the area it has of them.
+    Pixels on the border of two patches count for each by its share of their area.
     """
     rows, columns = _parts(values.shape[0], grid[0]), _parts(values.shape[1], grid[1])
     return np.asarray(rows @ values.astype(np.float64) @ columns.T)
@@ -85,9 +85,9 @@ def _parts(n_pixels: int, n_parts: int) -> Float64[np.ndarray, "part pixel"]:
 
 
 def ranking_text(kind: HeadInput, labels: Sequence[str], known: bool = True) -> str:
-    """How slices were scored and ranked, in words; says so where it is a transfer.
+    """How slices were scored and ranked, in words, including whether the head is transferred from volumes to slices.
 
-    `known` is whether the head says what it was trained on, or is only taken to be of this kind.
+    `known` is whether the checkpoint records what the head was trained on; otherwise `kind` is an assumption.
     """
     score = "P(any)" if "any" in labels else "the highest probability over the labels (the head has no `any`)"
     if kind == "slice":
@@ -99,7 +99,7 @@ def ranking_text(kind: HeadInput, labels: Sequence[str], known: bool = True) -> 
     )
     if not known:
         return (
-            f"Slices ranked by {how}; the head does not say what it was trained on, {kind}-pooled volumes are assumed"
+            f"Slices ranked by {how}; the head does not record what it was trained on; {kind}-pooled volumes are assumed"
         )
     return (
         f"Slices ranked by {how}; the head was trained on {kind}-pooled volumes, so this is a transfer from volumes to "
@@ -108,7 +108,7 @@ def ranking_text(kind: HeadInput, labels: Sequence[str], known: bool = True) -> 
 
 
 def case_text(kind: HeadInput) -> str:
-    """How the probabilities of the case were made, in words."""
+    """How the probabilities of the case were computed, in words."""
     if kind == "slice":
         return "maximum over the embedded slices, per label, of the head on slice embeddings"
     return f"head on the {kind}-pooled slice embeddings"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,21 +14,35 @@ from meddinov3_stroke.errors import MissingInput, UnsupportedInput
 from meddinov3_stroke.types import Volume, VolumeInput
 
 
-@dataclass(frozen=True, eq=False)
-class OpenedInput:
+class OpenedInput(ABC):
     """An input."""
 
+    path: Path
+    files: tuple[Path, ...]
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """Its digest."""
+
+    @abstractmethod
+    def volume(self) -> Volume:
+        """Its volume."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened(OpenedInput):
     source: Source
     series: str | None
     path: Path
 
     @cached_property
-    def digest(self) -> str:
+    def digest(self) -> str:  # type: ignore[override]
         """Its digest."""
         return input_digest(self.source, series=self.series)
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Path, ...]:  # type: ignore[override]
         """Its files."""
         if self.path.is_dir():
             return tuple(path for path in sorted(self.path.rglob("*")) if path.is_file())
@@ -48,4 +63,4 @@ def open_input(source: Source, series: str | None = None) -> OpenedInput:
             raise MissingInput(f"{path}: no such file; expected a .nii or .nii.gz file")
         if not is_nifti_name(path):
             raise UnsupportedInput(f"{path} is no .nii or .nii.gz file; use dicom_path for DICOM")
-    return OpenedInput(source, series, path)
+    return _Opened(source, series, path)

@@ -175,27 +175,34 @@ class _Run:
 
     def _read_one(self, source: Source | None) -> Iterator[_Window]:
         watch = Stopwatch()
+        key, volume, found = self._open(source)
+        if volume is None:
+            yield _Case(source, key, result=found), None
+            return
+        chosen = self.extractor.chosen(volume)
+        windows = self.extractor.windows(volume, chosen)
+        kept = volume if self.keep_volume else None
+        case = _Case(source, key, len(chosen), self.extractor.finisher(volume, chosen), kept, watch.elapsed_s)
+        yield case, None
+        for pixels in windows:
+            yield case, pixels
+
+    def _open(self, source: Source | None) -> tuple[str, Volume | None, Extraction | None]:
+        """(key, volume to embed, extraction from the cache); neither of the latter for a repeated input."""
         with _ends_one_input():
             if source is None:
                 raise MissingInput("nifti_path is empty; expected a NIfTI file, or dicom_path or header_index")
             opened = open_input(source)
         key, found = ("", None) if self.store is None else self._look_up(source, opened)
         if found is not None or key in self.begun:
-            yield _Case(source, key, result=found), None
-            return
+            return key, None, found
         with _ends_one_input():
             volume = opened.volume()
             # Whether a sound volume is one the model is meant for is decided here, once, before its first slice.
-            if key and volume.source.sha256 != opened.digest:
+            if key and self._key(volume.source.sha256) != key:
                 raise StorageError(f"{opened.path} changed while it was read; run again to retry")
-        chosen = self.extractor.chosen(volume)
-        windows = self.extractor.windows(volume, chosen)
-        kept = volume if self.keep_volume else None
-        case = _Case(source, key, len(chosen), self.extractor.finisher(volume, chosen), kept, watch.elapsed_s)
         self.begun.update([key] if key else [])
-        yield case, None
-        for pixels in windows:
-            yield case, pixels
+        return key, volume, None
 
     def _look_up(self, source: Source, opened: OpenedInput) -> tuple[str, Extraction | None]:
         """The input's key, and its extraction if it is cached; a remembered digest serves for a hit only."""

@@ -1,7 +1,6 @@
 """Findings as JSON, terminal text and pictures."""
 
-from meddinov3_stroke.report.case import case_document, save_case
-from meddinov3_stroke.report.origin import dicom_document, origin_document
+from meddinov3_stroke.report.case import case_document, dicom_document, map_document, origin_document, save_case
 from meddinov3_stroke.report.pictures import (
     SIMILARITY_RANGE,
     WINDOW_CENTER,
@@ -20,6 +19,7 @@ __all__ = [
     "case_document",
     "case_picture",
     "dicom_document",
+    "map_document",
     "origin_document",
     "print_case",
     "save_case",

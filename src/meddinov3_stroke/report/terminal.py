@@ -1,4 +1,4 @@
-"""What a case says to the terminal: a table of probabilities, the suspicious slices, where the files are."""
+"""A case on the terminal: probabilities, suspicious slices, and where the files are."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from meddinov3_stroke.report.pictures import AID_NOTE
 from meddinov3_stroke.system.provenance import DISCLAIMER
 from meddinov3_stroke.types import CaseFindings
 
@@ -19,6 +20,7 @@ def print_case(findings: CaseFindings, files: Mapping[str, Path], console: Conso
     console.print(_probabilities(findings))
     console.print(_top_slices(findings))
     console.print(escape(findings.ranking))
+    console.print(AID_NOTE)
     for path in files.values():
         console.print(f"wrote {path}", markup=False, highlight=False)
     console.print(DISCLAIMER)
