@@ -147,7 +147,7 @@ def _test(args: Args, test: SplitFeatures) -> dict[str, Any]:
     from meddinov3_stroke.system.atomic import write_npy
 
     checkpoint = load_checkpoint(args.checkpoints_dir / "best.pt")
-    metrics, probabilities = evaluate_head(checkpoint, test.data, test.table.groups, threshold=args.eval_threshold)
+    metrics, probabilities = evaluate_head(checkpoint, test.data, test.table.groups)
     metrics["weighted_log_loss"] = weighted_log_loss(test.data.labels, probabilities, LABELS)
     metrics["checkpoint"] = str(args.checkpoints_dir / "best.pt")
     metrics["head_sha256"] = checkpoint.sha256
