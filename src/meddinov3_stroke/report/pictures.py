@@ -293,11 +293,8 @@ def _case_header(findings: CaseFindings, width: int) -> list[_Line]:
     label = "any" if "any" in named else max(named, key=named.__getitem__)
     threshold = findings.thresholds[label]
     side = "at or above" if findings.decisions[label] else "below"
-    others = [
-        f"{name} {value:.3f}{' (positive)' if findings.decisions[name] else ''}"
-        for name, value in named.items()
-        if name != label
-    ]
+    sign = {name: " (positive)" if decided else "" for name, decided in findings.decisions.items()}
+    others = [f"{name} {value:.3f}{sign[name]}" for name, value in named.items() if name != label]
     answer = f"P({label}) = {named[label]:.3f}, {side} the threshold {threshold.value:.3f}"
     return [
         *_wrap(answer, 14.0, width, style="Bold"),

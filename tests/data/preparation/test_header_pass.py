@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from dicom_writer import TRANSFER_SYNTAXES, DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke.ct.dicom.file_headers import read_file_headers
 from meddinov3_stroke.ct.dicom.files import InputFile
 from meddinov3_stroke.ct.dicom.header import ImageHeader
@@ -26,7 +27,6 @@ from meddinov3_stroke.data.header_parts import HeaderParts
 from meddinov3_stroke.data.header_pass import read_headers_of_folder
 from meddinov3_stroke.data.header_rows import FileFacts, batch_of, headers_of_rows, image_row
 from meddinov3_stroke.errors import CorruptInput, LockTimeout, UnsupportedInput
-from meddinov3_stroke.phantom import TRANSFER_SYNTAXES, DicomOptions, axial_geometry, write_dicom_series
 
 Kaggle = Callable[..., Any]
 
