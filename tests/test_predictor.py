@@ -311,7 +311,8 @@ def test_the_map_of_a_given_slice_and_patch_is_that_of_the_backbone(load, backbo
     path = head_nifti()
     case = load(sim_slice=6, sim_patch="1,3")(path)
     tokens = backbone.embed(read_volume(path).hu[[6]], resize=64, patches=True)
-    np.testing.assert_allclose(case.findings.similarity, [patch_similarity(tokens.patches[0], (4, 4), (1, 3))], atol=1e-5)
+    expected = patch_similarity(tokens.patches[0], (4, 4), (1, 3))
+    np.testing.assert_allclose(case.findings.similarity, expected[None], atol=1e-5)
     assert [(one.slice_index, one.reference_patch) for one in case.findings.map_slices] == [(6, (1, 3))]
     assert [one.slice_index for one in case.top_slices] == [one.slice_index for one in load()(path).top_slices]
 
@@ -322,7 +323,9 @@ def test_a_given_patch_is_the_reference_of_every_suspicious_slice(load, head_nif
     assert case.findings.reference_rule == "given by --sim-patch center"
 
 
-@pytest.mark.parametrize("flags", [{"sim_slice": 8}, {"sim_slice": -2}, {"sim_patch": "4,0"}, {"sim_patch": "x"}], ids=str)
+@pytest.mark.parametrize(
+    "flags", [{"sim_slice": 8}, {"sim_slice": -2}, {"sim_patch": "4,0"}, {"sim_patch": "x"}], ids=str
+)
 def test_a_slice_or_patch_that_does_not_exist_is_a_usage_error(load, head_nifti, flags) -> None:
     with pytest.raises(UsageError, match="--sim-"):
         load(**flags)(head_nifti())

@@ -15,7 +15,8 @@ from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
 from meddinov3_stroke.types import SliceEmbeddings, Volume
 
 if TYPE_CHECKING:
-    from meddinov3_stroke.features import Extraction, FeatureExtractor
+    from meddinov3_stroke.backbone import Backbone
+    from meddinov3_stroke.features import FeatureExtractor
     from meddinov3_stroke.report import SliceMap
 
 LOGGER = logging.getLogger("meddinov3_stroke")
@@ -56,13 +57,15 @@ def run(args: Args) -> dict[str, Any]:
     with slice_progress(args.show_progress) as on_slices:
         found = extract_one(source, extractor, on_slices)
     embed_s = watch.elapsed_s - opened_s - found.read_s
-    assert found.volume is not None and found.embeddings is not None  # extract_one raises otherwise
-    similar = _similarity(args.sim_slice, patch, found.volume, extractor)
-    summary = _summary(found, extractor, similar, embed_s)
+    volume, embeddings = found.volume, found.embeddings
+    assert volume is not None  # extract_one keeps it
+    assert embeddings is not None
+    similar = _similarity(args.sim_slice, patch, volume, extractor)
+    summary = _summary(embeddings, extractor.backbone, similar, embed_s)
     summary["elapsed_s"] = round(watch.elapsed_s, 4)
     name = case_name(source.path, source.series_uid)
     folder = args.output_dir or Path(f"{config.EMBED_OUTPUT_PREFIX}{name}")
-    _print(summary, _save(folder, found.embeddings, similar, summary))
+    _print(summary, _save(folder, embeddings, similar, summary))
     return summary
 
 
@@ -105,13 +108,11 @@ def _save(folder: Path, embeddings: SliceEmbeddings, similar: SliceMap, summary:
     return [folder / name for name in (*arrays, "similarity_map.png", "summary.json")]
 
 
-def _summary(found: Extraction, extractor: FeatureExtractor, similar: SliceMap, embed_s: float) -> dict[str, Any]:
+def _summary(embeddings: SliceEmbeddings, backbone: Backbone, similar: SliceMap, embed_s: float) -> dict[str, Any]:
     from meddinov3_stroke.explain import demo_warnings
     from meddinov3_stroke.report import origin_document
     from meddinov3_stroke.system.statistics import memory_statistics
 
-    embeddings, backbone = found.embeddings, extractor.backbone
-    assert embeddings is not None
     return {
         **provenance(),
         **origin_document(embeddings, backbone.device),
@@ -132,7 +133,7 @@ def _about_map(similar: SliceMap) -> dict[str, Any]:
         **map_document("the reference patch", similar.grid),
         "slice_index": similar.slice_index,
         "position_mm": list(similar.position_mm),
-        "patch": list(similar.patch),
+        "patch": similar.patch and list(similar.patch),
         "minimum": float(similar.similarity.min()),
         "mean": float(similar.similarity.mean()),
         "maximum": float(similar.similarity.max()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,7 @@ class Case(_Ended):
 
     path: Path
     findings: CaseFindings
-    outcome: Outcome = Outcome()
+    outcome: Outcome = field(default_factory=Outcome)
 
     @property
     def probabilities(self) -> Mapping[str, float]:
@@ -201,13 +201,14 @@ class ICHPredictor:
         watch = Stopwatch()
         found = extract_one(source, self.extractor, on_slices)
         embedded_s = watch.elapsed_s
-        assert found.volume is not None and found.embeddings is not None  # extract_one raises otherwise
-        path = found.volume.source.path
-        with naming(path):
-            findings = self._findings(found.volume, found.embeddings)
+        volume, embeddings = found.volume, found.embeddings
+        assert volume is not None  # extract_one keeps it
+        assert embeddings is not None
+        with naming(volume.source.path):
+            findings = self._findings(volume, embeddings)
         elapsed_s, read_s = watch.elapsed_s, found.read_s
         timings = {"read_s": read_s, "embed_s": embedded_s - read_s, "explain_s": elapsed_s - embedded_s}
-        return Case(path, replace(findings, elapsed_s=elapsed_s, timings=timings))
+        return Case(volume.source.path, replace(findings, elapsed_s=elapsed_s, timings=timings))
 
     def map(self, sources: Iterable[Source]) -> Iterator[Case | FailedCase]:
         """The case of each source, in order; a case that fails is recorded and the next one goes on."""

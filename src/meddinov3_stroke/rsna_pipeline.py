@@ -153,7 +153,9 @@ class Cohort:
         if not rows:
             raise SplitError(f"none of the {len(table)} volumes of {name} could be read; fix them and run again")
         left = table.take([k for k, _ in rows])
-        return SplitFeatures(HeadData(np.stack([pool_slices(cls, self.pool_mode) for _, cls in rows]), left.labels), left)
+        return SplitFeatures(
+            HeadData(np.stack([pool_slices(cls, self.pool_mode) for _, cls in rows]), left.labels), left
+        )
 
 
 def extract_cohort(

@@ -338,7 +338,9 @@ def test_a_usage_error_while_reading_ends_one_input_and_is_raised_for_one(head_n
         extract_one(source, extractor)
 
 
-def test_a_selection_that_cannot_be_honoured_ends_the_run(scan: Scan, extractor: Any, reader: Any, store: Store) -> None:
+def test_a_selection_that_cannot_be_honoured_ends_the_run(
+    scan: Scan, extractor: Any, reader: Any, store: Store
+) -> None:
     extractor.selection = SliceSelection(stride=0)
     with pytest.raises(UsageError, match="--stride"):
         list(extract([scan("a.nii", "5")], extractor, store))

@@ -138,8 +138,9 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(scan, reader, 
 
 @pytest.mark.usefixtures("later")
 def test_a_file_taken_from_a_folder_is_missed(extractor, store, memory, head_nifti, tmp_path) -> None:
+    from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
+
     from meddinov3_stroke.ct import read_volume
-    from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
 
     folder = tmp_path / "study"
     write_dicom_series(folder, read_volume(head_nifti()).hu, axial_geometry([5.0] * 7, (64, 64)), DicomOptions())

@@ -28,7 +28,9 @@ def backbone(random_weights: Callable[..., Path]) -> Backbone:
 
 
 @pytest.fixture
-def predict(backbone: Backbone, random_head: Callable[..., Path], head_nifti: Callable[..., Path]) -> Callable[..., Case]:
+def predict(
+    backbone: Backbone, random_head: Callable[..., Path], head_nifti: Callable[..., Path]
+) -> Callable[..., Case]:
     def make(pool_mode: str = "mean", **head: Any) -> Case:
         return ICHPredictor.load(random_head(backbone, pool_mode, **head), backbone=backbone, top_k=2)(head_nifti())
 
@@ -91,7 +93,9 @@ def test_thresholds_that_differ_have_no_single_value(predict) -> None:
 
 
 @pytest.mark.parametrize(("mode", "width"), [("slice", 64), ("mean", 64), ("mean_max", 128)])
-def test_the_arrays_of_the_first_implementation_are_the_embeddings_and_their_pool(predict, tmp_path, mode, width) -> None:
+def test_the_arrays_of_the_first_implementation_are_the_embeddings_and_their_pool(
+    predict, tmp_path, mode, width
+) -> None:
     case = predict(mode)
     files = case.save(tmp_path / "out")
     found = {name: np.load(files[f"{name}.npy"]) for name in ("slice_embeddings", "volume_embedding", "slice_indices")}

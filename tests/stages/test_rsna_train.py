@@ -223,7 +223,9 @@ def test_the_pool_mode_decides_the_width_and_is_recorded(
     assert load_checkpoint(args.checkpoints_dir / "best.pt").pool_mode == mode
 
 
-def test_a_second_run_embeds_nothing_and_gives_the_same_head(args: rsna_train.Args, extractor: CountingExtractor) -> None:
+def test_a_second_run_embeds_nothing_and_gives_the_same_head(
+    args: rsna_train.Args, extractor: CountingExtractor
+) -> None:
     first = rsna_train.run(args)
     tensors = load_checkpoint(args.checkpoints_dir / "best.pt").state_dict
     calls = extractor.calls
@@ -236,7 +238,9 @@ def test_a_second_run_embeds_nothing_and_gives_the_same_head(args: rsna_train.Ar
 
 
 @pytest.mark.usefixtures("python_sigint")
-def test_an_interrupted_run_keeps_finished_volumes_and_resumes(args: rsna_train.Args, extractor: CountingExtractor) -> None:
+def test_an_interrupted_run_keeps_finished_volumes_and_resumes(
+    args: rsna_train.Args, extractor: CountingExtractor
+) -> None:
     extractor.after_call = lambda calls: signal.raise_signal(signal.SIGINT) if calls == 5 else None
     with pytest.raises(KeyboardInterrupt):
         rsna_train.run(args)
@@ -289,7 +293,10 @@ def test_a_truncated_volume_ends_the_run_with_its_row(args: rsna_train.Args, ext
 
 
 def test_bad_volumes_within_the_cap_are_skipped_and_reported(
-    args: rsna_train.Args, extractor: CountingExtractor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    args: rsna_train.Args,
+    extractor: CountingExtractor,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logging.getLogger("meddinov3_stroke"), "propagate", True)
 
@@ -352,7 +359,9 @@ def test_flags_out_of_range_are_found_before_any_volume_is_read(
     assert extractor.calls == 0
 
 
-def test_it_splits_as_prepare_rsna_splits_does(args: rsna_train.Args, extractor: CountingExtractor, tmp_path: Path) -> None:
+def test_it_splits_as_prepare_rsna_splits_does(
+    args: rsna_train.Args, extractor: CountingExtractor, tmp_path: Path
+) -> None:
     from meddinov3_stroke import rsna_split
 
     rsna_train.run(replace(args, epochs=1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,7 +67,8 @@ def run(args: Args) -> dict[str, Any]:
     phantom_args = phantom.Args(
         output_dir=args.output_dir / "phantoms", patients=args.patients, seed=args.seed, **_console(args)
     )
-    pipeline = run_pipeline(args, phantom.run(phantom_args).csv_path)
+    phantom.run(phantom_args)
+    pipeline = rsna_train.run(pipeline_args(args))
     control = run_control(args)
     held_out = held_out_series(args.output_dir)
     case_dir = predict_one(args, held_out)
@@ -78,28 +79,26 @@ def run(args: Args) -> dict[str, Any]:
     return summary
 
 
-def _console(args: Args) -> dict[str, bool]:
+def _console(args: Args) -> dict[str, Any]:
     return {"quiet": args.quiet, "json_log": args.json_log, "debug": args.debug}
 
 
-def run_pipeline(args: Args, series_csv: Path) -> dict[str, Any]:
-    """The `pipeline_summary.json` of train-rsna on the cohort."""
-    return rsna_train.run(
-        rsna_train.Args(
-            series_csv=series_csv,
-            output_dir=args.output_dir / "rsna_pipeline",
-            cache_dir=args.output_dir / "rsna_cache",
-            checkpoints_dir=args.output_dir / "checkpoints",
-            train_ratio=config.DEMO_TRAIN_RATIO,
-            val_ratio=config.DEMO_VAL_RATIO,
-            test_ratio=config.DEMO_TEST_RATIO,
-            epochs=config.DEMO_EPOCHS,
-            train_batch_size=config.DEMO_TRAIN_BATCH_SIZE,
-            seed=args.seed,
-            backbone=args.backbone,
-            device=args.device,
-            **_console(args),
-        )
+def pipeline_args(args: Args) -> rsna_train.Args:
+    """The flags of train-rsna on the cohort."""
+    return rsna_train.Args(
+        series_csv=args.output_dir / "phantoms" / "phantom_series_labels.csv",
+        output_dir=args.output_dir / "rsna_pipeline",
+        cache_dir=args.output_dir / "rsna_cache",
+        checkpoints_dir=args.output_dir / "checkpoints",
+        train_ratio=config.DEMO_TRAIN_RATIO,
+        val_ratio=config.DEMO_VAL_RATIO,
+        test_ratio=config.DEMO_TEST_RATIO,
+        epochs=config.DEMO_EPOCHS,
+        train_batch_size=config.DEMO_TRAIN_BATCH_SIZE,
+        seed=args.seed,
+        backbone=args.backbone,
+        device=args.device,
+        **_console(args),
     )
 
 
@@ -137,7 +136,7 @@ def _shuffled_run(
     data: dict[str, HeadData], rng: np.random.Generator, seed: int, folder: Path, args: Args
 ) -> dict[str, Any]:
     from meddinov3_stroke.head_eval import evaluate_head
-    from meddinov3_stroke.head_train import HeadContext, HeadData, HeadOptions, train_head
+    from meddinov3_stroke.head_train import HeadContext, HeadData, train_head
     from meddinov3_stroke.heads import load_checkpoint
 
     shuffled = {
@@ -145,16 +144,7 @@ def _shuffled_run(
         for name, part in data.items()
         if name != "test"
     }
-    options = HeadOptions(
-        epochs=config.DEMO_EPOCHS,
-        batch_size=config.DEMO_TRAIN_BATCH_SIZE,
-        lr=config.LR,
-        weight_decay=config.WEIGHT_DECAY,
-        hidden_dim=config.HIDDEN_DIM,
-        dropout=config.DROPOUT,
-        seed=seed,
-        patience=config.PATIENCE,
-    )
+    options = replace(pipeline_args(args).head_options, seed=seed)
     context = HeadContext(pool_mode=config.POOL_MODE, resize=config.RESIZE, backbone=None, label_names=LABELS)
     train_head(shuffled["train"], shuffled["val"], options, context, folder, progress=False)
     metrics, _ = evaluate_head(load_checkpoint(folder / "best.pt"), data["test"])

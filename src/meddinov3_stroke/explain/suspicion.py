@@ -92,19 +92,13 @@ def ranking_text(kind: HeadInput, labels: Sequence[str], known: bool = True) -> 
     score = "P(any)" if "any" in labels else "the highest probability over the labels (the head has no `any`)"
     if kind == "slice":
         return f"Slices ranked by {score}; the head was trained on slice embeddings"
-    how = (
-        f"{score}, each slice pooled alone (its embedding twice, as mean and as maximum)"
-        if kind == "mean_max"
-        else f"{score} of the head on each slice embedding"
-    )
-    if not known:
-        return (
-            f"Slices ranked by {how}; the head does not record what it was trained on; {kind}-pooled volumes are assumed"
-        )
-    return (
-        f"Slices ranked by {how}; the head was trained on {kind}-pooled volumes, so this is a transfer from volumes to "
-        "slices"
-    )
+    alone = ", each slice pooled alone (its embedding twice, as mean and as maximum)"
+    how = score + (alone if kind == "mean_max" else " of the head on each slice embedding")
+    if known:
+        trained = f"the head was trained on {kind}-pooled volumes, so this is a transfer from volumes to slices"
+    else:
+        trained = f"the head does not record what it was trained on; {kind}-pooled volumes are assumed"
+    return f"Slices ranked by {how}; {trained}"
 
 
 def case_text(kind: HeadInput) -> str:

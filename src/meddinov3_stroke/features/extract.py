@@ -48,7 +48,7 @@ class Extraction:
 
     input: Source | None
     """None where the row of a table names no volume."""
-    outcome: Outcome = Outcome()
+    outcome: Outcome = field(default_factory=Outcome)
     embeddings: SliceEmbeddings | None = None
     volume: Volume | None = None
     """The voxels, where they were asked for."""
@@ -278,7 +278,8 @@ class _Run:
 
     def _take_tokens(self, case: _Case, cls: Float32[np.ndarray, "n dim"]) -> None:
         """Check the tokens a case has just got; store its embeddings once all are there."""
-        assert case.finish is not None and case.input is not None
+        assert case.finish is not None
+        assert case.input is not None
         with naming(source_path(case.input)):
             require_finite(cls, self.extractor.backbone.identity, first=sum(map(len, case.tokens)))
         case.tokens.append(cls)
