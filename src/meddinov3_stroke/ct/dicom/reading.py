@@ -23,7 +23,7 @@ from meddinov3_stroke.ct.dicom.stacks import Stack
 from meddinov3_stroke.ct.dicom.structure import DicomContent, read_structure
 from meddinov3_stroke.ct.dicom.survey import Survey, survey
 from meddinov3_stroke.ct.geometry import Orientation, canonical_orientation
-from meddinov3_stroke.ct.hounsfield import judge_voxels
+from meddinov3_stroke.ct.hounsfield import check_voxels
 from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, UnsupportedInput
 from meddinov3_stroke.system.digest import sha256_of_array, sha256_of_document
 from meddinov3_stroke.system.prefetch import read_ahead
@@ -103,7 +103,7 @@ def read_stack(found: Survey, stack: Stack, path: Path, *, max_voxels: int) -> V
     orientation = canonical_orientation(affine)
     stored = np.ascontiguousarray(_canonical(pixels.hu, orientation))
     stored.flags.writeable = False
-    n_padding, voxel_warnings = judge_voxels(stored, 1.0, 0.0, path)
+    n_padding, voxel_warnings = check_voxels(stored, 1.0, 0.0, path)
     positions, steps = slice_geometry(stack, orientation)
     images = stack.images[:: -1 if orientation.flips[0] else 1]
     source = VolumeSource(
