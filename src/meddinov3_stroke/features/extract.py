@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from meddinov3_stroke.ct.reader import Source, source_path
+from meddinov3_stroke.ct import OpenedInput, Source, open_input, source_path
 from meddinov3_stroke.errors import (
     InputError,
     MachineError,
@@ -27,7 +27,6 @@ from meddinov3_stroke.errors import (
     UnsupportedInput,
     UsageError,
 )
-from meddinov3_stroke.features._opening import OpenedInput, open_input
 from meddinov3_stroke.features.extractor import FeatureExtractor, naming, require_finite
 from meddinov3_stroke.features.memory import InputMemory
 from meddinov3_stroke.features.store import EmbeddingStore, Entry, embedding_key

@@ -19,7 +19,7 @@ from meddinov3_stroke.system.atomic import write_bytes
 from meddinov3_stroke.system.digest import sha256_of_bytes, sha256_of_document
 
 if TYPE_CHECKING:
-    from meddinov3_stroke.features._opening import OpenedInput
+    from meddinov3_stroke.ct import OpenedInput
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
