@@ -56,7 +56,7 @@ def run(args: Args) -> dict[str, Any]:
     from meddinov3_stroke.heads import load_checkpoint, load_head_data, read_origin
     from meddinov3_stroke.report.training import metrics_table
     from meddinov3_stroke.system.atomic import write_json, write_npy
-    from meddinov3_stroke.system.device import resolve_device, use_available_cpus
+    from meddinov3_stroke.system.devices import resolve_device, use_available_cpus
 
     device = str(resolve_device(args.device))
     use_available_cpus()

@@ -85,7 +85,7 @@ def run(args: Args) -> dict[str, Any]:
     """
     from meddinov3_stroke.heads import check_options, load_head_data, read_origin, same_origin
     from meddinov3_stroke.report.training import training_table
-    from meddinov3_stroke.system.device import resolve_device, use_available_cpus
+    from meddinov3_stroke.system.devices import resolve_device, use_available_cpus
 
     check_options(args.options)
     device = str(resolve_device(args.device))

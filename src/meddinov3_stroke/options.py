@@ -19,9 +19,9 @@ from meddinov3_stroke.system.command import ConsoleOptions
 from meddinov3_stroke.types import SliceSelection, VolumeInput
 
 if TYPE_CHECKING:
+    from meddinov3_stroke.backbone import Backbone
     from meddinov3_stroke.data import SeriesTable
     from meddinov3_stroke.features import FeatureExtractor
-    from meddinov3_stroke.lazy_backbone import SliceEncoder
     from meddinov3_stroke.rsna_pipeline import Cohort
 
 LOGGER = logging.getLogger("meddinov3_stroke")
@@ -55,13 +55,12 @@ class BackboneOptions(ConsoleOptions):
     batch: int = config.BATCH
     """Slices in a forward pass; small volumes share one."""
 
-    def open_backbone(self) -> SliceEncoder:
-        """The backbone these flags name, loaded when it is first used; missing weights name the download command."""
-        from meddinov3_stroke.lazy_backbone import open_backbone
-        from meddinov3_stroke.models import plan_backbone
+    def open_backbone(self) -> Backbone:
+        """The backbone these flags name; missing weights name the download command."""
+        from meddinov3_stroke.backbone import load_backbone
 
         settings = config.load_settings()
-        plan = plan_backbone(
+        return load_backbone(
             self.backbone or settings.meddinov3_ckpt_path,
             engine=self.engine,
             precision=self.precision,
@@ -70,7 +69,6 @@ class BackboneOptions(ConsoleOptions):
             torch_compile=self.torch_compile,
             accept_int8=self.accept_int8,
         )
-        return open_backbone(plan)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from meddinov3_stroke import config
+from meddinov3_stroke.backbone import Backbone, load_backbone
 from meddinov3_stroke.ct import Source, source_path
 from meddinov3_stroke.errors import MedDINOError, Outcome, Status, UsageError
 from meddinov3_stroke.explain import (
@@ -36,9 +37,6 @@ from meddinov3_stroke.system.atomic import write_json
 from meddinov3_stroke.system.provenance import provenance
 from meddinov3_stroke.system.statistics import Stopwatch
 from meddinov3_stroke.types import CaseFindings, SliceEmbeddings, SliceSelection, Threshold, TopSlice, Volume
-
-if TYPE_CHECKING:
-    from meddinov3_stroke.backbone import Backbone
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -171,8 +169,6 @@ class ICHPredictor:
             raise UsageError(f"--top-k {top_k}: expected 1 or more")
         head = load_checkpoint(Path(checkpoint))
         if isinstance(backbone, str | Path):
-            from meddinov3_stroke.backbone import load_backbone
-
             backbone = load_backbone(backbone, engine=engine, precision=precision, device=device)
         side = resize if resize is not None else head.resize or config.RESIZE
         known = (*demo_warnings(backbone.identity), *backbone.warnings)

@@ -125,7 +125,7 @@ def _split(args: Args) -> Splits:
 
 def _train(args: Args, cohort: Cohort, features: Mapping[str, SplitFeatures]) -> dict[str, Any]:
     from meddinov3_stroke.head_train import train_head
-    from meddinov3_stroke.system.device import use_available_cpus
+    from meddinov3_stroke.system.devices import use_available_cpus
 
     use_available_cpus()
     arrays = [f"{name}_{what}" for name in ("train", "val") for what in ("embeddings", "labels")]

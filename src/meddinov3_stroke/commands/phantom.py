@@ -37,7 +37,7 @@ def run(args: Args) -> CohortManifest:
         UsageError: fewer than one patient.
     """
     from meddinov3_stroke.phantom import count_series, write_cohort
-    from meddinov3_stroke.system.device import available_cpus
+    from meddinov3_stroke.system.devices import available_cpus
     from meddinov3_stroke.system.progress import progress_bar
 
     if args.patients < 1:

@@ -59,7 +59,7 @@ def run(args: Args) -> dict[str, Any]:
         raise UsageError(f"--workers {args.workers}: expected 0 (one a CPU) or more")
     from meddinov3_stroke.data import RsnaOptions, prepare_rsna
     from meddinov3_stroke.system.atomic import write_json
-    from meddinov3_stroke.system.device import available_cpus
+    from meddinov3_stroke.system.devices import available_cpus
     from meddinov3_stroke.system.statistics import Stopwatch, memory_statistics
 
     watch = Stopwatch()

@@ -27,7 +27,7 @@ from meddinov3_stroke.errors import (
     UnsupportedInput,
     UsageError,
 )
-from meddinov3_stroke.features.extractor import FeatureExtractor, naming, require_finite
+from meddinov3_stroke.features.extractor import FeatureExtractor, naming
 from meddinov3_stroke.features.memory import InputMemory
 from meddinov3_stroke.features.store import EmbeddingStore, Entry, embedding_key
 from meddinov3_stroke.system.prefetch import read_ahead
@@ -207,14 +207,13 @@ class _Run:
         """The input's key, and its extraction if it is cached; a remembered digest serves for a hit only."""
         series_uid = source.series_uid if isinstance(source, VolumeInput) else None
         memory = self.memory if isinstance(source, VolumeInput | Path | str) else None
-        if memory is not None and not self.verify_inputs:
-            remembered = memory.recall(opened, series_uid)
-            found = self._cached(source, self._key(remembered)) if remembered else None
-            if remembered and found is not None:
-                return self._key(remembered), found
+        if memory is not None and not self.verify_inputs and (remembered := memory.recall(opened, series_uid)):
+            key = self._key(remembered)
+            if found := self._cached(source, key):
+                return key, found
         with _ends_one_input():
-            sha256 = opened.digest if memory is None else memory.digest(opened, series_uid)
-        return self._key(sha256), self._cached(source, self._key(sha256))
+            key = self._key(opened.digest if memory is None else memory.digest(opened, series_uid))
+        return key, self._cached(source, key)
 
     def _key(self, sha256: str) -> str:
         return embedding_key(sha256, self.extractor.backbone.identity, self.extractor.resize, self.extractor.selection)
@@ -280,7 +279,7 @@ class _Run:
         assert case.finish is not None
         assert case.input is not None
         with naming(source_path(case.input)):
-            require_finite(cls, self.extractor.backbone.identity, first=sum(map(len, case.tokens)))
+            self.extractor.backbone.refuse_non_finite(cls, first=sum(map(len, case.tokens)))
         case.tokens.append(cls)
         self._report(case, len(cls))
         if sum(map(len, case.tokens)) == case.n_chosen:

@@ -7,17 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from meddinov3_stroke.backbone import Backbone
 from meddinov3_stroke.errors import NonFiniteEmbedding, UsageError
 from meddinov3_stroke.features.pooling import select_slices
-from meddinov3_stroke.types import BackboneIdentity, SliceEmbeddings, SliceSelection, SliceTokens, Volume
-
-if TYPE_CHECKING:
-    from meddinov3_stroke.backbone import Backbone
+from meddinov3_stroke.types import SliceEmbeddings, SliceSelection, SliceTokens, Volume
 
 EVERY_SLICE = SliceSelection()
 """Every slice of a volume."""
@@ -43,10 +40,9 @@ class FeatureExtractor:
             NonFiniteEmbedding: the backbone gave NaN or infinity.
         """
         chosen = self.chosen(volume)
-        cls = np.concatenate([self.backbone.class_tokens(pixels) for pixels in self.windows(volume, chosen)])
         with naming(volume.source.path):
-            require_finite(cls, self.backbone.identity)
-        return self.finisher(volume, chosen)(cls)
+            tokens = self.backbone.embed_windows(self._hu(volume, chosen), self.resize)
+        return self.finisher(volume, chosen)(tokens.cls)
 
     def tokens(self, volume: Volume, slice_indices: Sequence[int] | Int64[np.ndarray, " n"]) -> SliceTokens:
         """Class and patch tokens of the given slices, whatever the selection is.
@@ -77,9 +73,7 @@ class FeatureExtractor:
             UsageError: `resize` cannot be honoured.
         """
         self.backbone.side(self.resize)
-        starts = range(0, len(chosen), self.batch)
-        hu = (volume.hu_slices(chosen[start : start + self.batch]) for start in starts)
-        return (self.backbone.prepare(slices, self.resize) for slices in hu)
+        return (self.backbone.prepare(hu, self.resize) for hu in self._hu(volume, chosen))
 
     def finisher(
         self, volume: Volume, chosen: Int64[np.ndarray, " chosen"]
@@ -96,20 +90,8 @@ class FeatureExtractor:
             warnings=(*volume.warnings, *squash_warnings(volume, self.resize)),
         )
 
-
-def require_finite(cls: Float32[np.ndarray, "n dim"], identity: BackboneIdentity, first: int = 0) -> None:
-    """Accept class tokens without NaN or infinity; `first` is the position of the first one, for the message.
-
-    Raises:
-        NonFiniteEmbedding: a token holds NaN or infinity.
-    """
-    bad = first + np.nonzero(~np.isfinite(cls).all(axis=1))[0]
-    if bad.size:
-        raise NonFiniteEmbedding(
-            f"backbone {identity.name} gave NaN or infinity for {bad.size} embedded slice(s), first at position "
-            f"{bad[0]} (engine {identity.engine}, precision {identity.precision}); check the HU of the slice, or use "
-            "--precision fp32"
-        )
+    def _hu(self, volume: Volume, chosen: Int64[np.ndarray, " chosen"]) -> Iterator[Float32[np.ndarray, "n row col"]]:
+        return (volume.hu_slices(chosen[start : start + self.batch]) for start in range(0, len(chosen), self.batch))
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class InputMemory:
         """
         before = _state(opened.files)
         sha256 = opened.digest
-        if before is not None and before == _state(opened.files):
+        if before is not None and before == _state(opened.files) and self.recall(opened, series_uid) != sha256:
             self._remember(self._record(opened, series_uid), before, sha256)
         return sha256
 
