@@ -6,19 +6,34 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from meddinov3_stroke import config
+from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.options import CohortOptions, OutputDir
 from meddinov3_stroke.system.command import run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
-from meddinov3_stroke.types import LABELS, HeadContext, HeadOptions
+from meddinov3_stroke.types import LABELS, HeadContext
 
 if TYPE_CHECKING:
     from meddinov3_stroke.feature_extractor import FeatureExtractor
     from meddinov3_stroke.rsna_pipeline import Extractions, SplitFeatures, Splits
 
 LOGGER = logging.getLogger("meddinov3_stroke")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesHeadConfig(HeadConfig):
+    """The head's options with this stage's own default and flag names."""
+
+    epochs: int = config.RSNA_EPOCHS
+    """Passes over the training rows, at least 1."""
+    batch_size: Annotated[int, tyro.conf.arg(name="train-batch-size")] = HeadConfig.batch_size
+    """Series in a step of the head's training."""
+    seed: int = config.SEED
+    """Seed of the split and of the head's training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,28 +50,7 @@ class Args(CohortOptions):
     """Share of patients in the validation split."""
     test_ratio: float = config.TEST_RATIO
     """Share of patients in the test split; the three sum to 1."""
-    epochs: int = config.RSNA_EPOCHS
-    """Passes over the training rows, at least 1."""
-    train_batch_size: int = config.TRAIN_BATCH_SIZE
-    """Series in a step of the head's training."""
-    lr: float = config.LR
-    """Learning rate of AdamW."""
-    weight_decay: float = config.WEIGHT_DECAY
-    """Weight decay of AdamW."""
-    hidden_dim: int = config.HIDDEN_DIM
-    """Width of the head's hidden layer; 0 or less: a single linear layer."""
-    dropout: float = config.DROPOUT
-    """Share of hidden units dropped in training, in [0, 1)."""
-    patience: int = config.PATIENCE
-    """Epochs without a better validation macro AUROC before training stops; 0 trains to the end."""
-    seed: int = config.SEED
-    """Seed of the split and of the head's training."""
-
-    @property
-    def head_options(self) -> HeadOptions:
-        """The flags that the head's training needs."""
-        values = {field.name: getattr(self, field.name) for field in fields(HeadOptions) if field.name != "batch_size"}
-        return HeadOptions(**values, batch_size=self.train_batch_size)
+    head: Annotated[SeriesHeadConfig, tyro.conf.OmitArgPrefixes] = SeriesHeadConfig()
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -92,7 +86,7 @@ def run(args: Args) -> dict[str, Any]:
     write_json(args.output_dir / "test_metrics.json", {**origin, **test})
     summary = {
         **origin,
-        "config": {field.name: getattr(args, field.name) for field in fields(args)},
+        "config": _config(args),
         "split": rsna.split_document(splits),
         "extraction": extraction,
         "train": {**train, "invalid_nifti_report": report, "class_balance": rsna.class_balance(splits, features)},
@@ -107,6 +101,12 @@ def run(args: Args) -> dict[str, Any]:
     return summary
 
 
+def _config(args: Args) -> dict[str, Any]:
+    head = asdict(args.head)
+    flags = {field.name: getattr(args, field.name) for field in fields(args) if field.name != "head"}
+    return {**flags, "train_batch_size": head.pop("batch_size"), **head}
+
+
 def _split(args: Args) -> Splits:
     from meddinov3_stroke.data import check_ratios
     from meddinov3_stroke.heads import check_options
@@ -114,9 +114,9 @@ def _split(args: Args) -> Splits:
 
     ratios = check_ratios((args.train_ratio, args.val_ratio, args.test_ratio))
     check_max_invalid(args.max_invalid)
-    check_options(args.head_options)
+    check_options(args.head)
     table = args.read_table()
-    splits = split_by_patient(table, ratios, args.seed)
+    splits = split_by_patient(table, ratios, args.head.seed)
     _tell(splits.warnings)
     return splits
 
@@ -168,7 +168,7 @@ def _train(args: Args, features: Mapping[str, SplitFeatures], extractor: Feature
         },
     )
     train, val = features["train"].data, features["val"].data
-    return train_head(train, val, args.head_options, context, args.checkpoints_dir, args.show_progress)
+    return train_head(train, val, args.head, context, args.checkpoints_dir, args.show_progress)
 
 
 def _test(args: Args, features: Mapping[str, SplitFeatures]) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def _origin(args: Args, splits: Splits, extractor: FeatureExtractor) -> dict[str
         "engine": identity.engine,
         "precision": identity.precision,
         "device": extractor.backbone.device,
-        "seed": args.seed,
+        "seed": args.head.seed,
         "pool_mode": args.pool_mode,
         "resize": args.resize,
         "selection": asdict(extractor.selection),

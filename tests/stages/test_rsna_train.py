@@ -112,10 +112,7 @@ def args(cohort: Path, tmp_path: Path) -> rsna_train.Args:
         train_ratio=0.6,
         val_ratio=0.2,
         test_ratio=0.2,
-        epochs=15,
-        train_batch_size=8,
-        lr=0.1,
-        hidden_dim=0,
+        head=rsna_train.SeriesHeadConfig(epochs=15, batch_size=8, lr=0.1, hidden_dim=0),
         quiet=True,
     )
 
@@ -178,7 +175,7 @@ def test_features_are_rows_of_the_split_in_its_order(args: rsna_train.Args, extr
 def test_the_pool_mode_decides_the_width_and_is_recorded(
     args: rsna_train.Args, extractor: FakeExtractor, mode: Any, width: int
 ) -> None:
-    rsna_train.run(replace(args, pool_mode=mode, epochs=1))
+    rsna_train.run(replace(args, pool_mode=mode, head=replace(args.head, epochs=1)))
     assert np.load(args.output_dir / "features" / "train_embeddings.npy").shape[1] == width
     assert read(args.output_dir / "features" / "summary.json")["pool_mode"] == mode
     assert load_checkpoint(args.checkpoints_dir / "best.pt").pool_mode == mode
@@ -259,7 +256,7 @@ def test_bad_volumes_within_the_cap_are_skipped_and_reported(
         table.loc[2, "nifti_path"] = "ID_p1/ID_s10"
 
     csv = changed_csv(args.series_csv, break_two)
-    summary = rsna_train.run(replace(args, series_csv=csv, skip_invalid_nifti=True, epochs=1))
+    summary = rsna_train.run(replace(args, series_csv=csv, skip_invalid_nifti=True, head=replace(args.head, epochs=1)))
     report = summary["train"]["invalid_nifti_report"]
     assert report["n_invalid"] == 2
     assert report["by_reason"] == {"E-INPUT-MISSING": 2}
@@ -316,7 +313,7 @@ def test_flags_out_of_range_are_found_before_any_volume_is_read(
 def test_it_splits_as_prepare_rsna_splits_does(args: rsna_train.Args, extractor: FakeExtractor, tmp_path: Path) -> None:
     from meddinov3_stroke import rsna_split
 
-    rsna_train.run(replace(args, epochs=1))
+    rsna_train.run(replace(args, head=replace(args.head, epochs=1)))
     rsna_split.run(
         rsna_split.Args(
             series_csv=args.series_csv, output_dir=tmp_path / "alone", train_ratio=0.6, val_ratio=0.2, test_ratio=0.2
@@ -329,7 +326,7 @@ def test_it_splits_as_prepare_rsna_splits_does(args: rsna_train.Args, extractor:
 def test_standard_output_shows_figures_paths_and_the_disclaimer(
     args: rsna_train.Args, extractor: FakeExtractor, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rsna_train.run(replace(args, epochs=1))
+    rsna_train.run(replace(args, head=replace(args.head, epochs=1)))
     shown = capsys.readouterr().out
     for expected in ("epidural", "macro", "pipeline_summary.json", "research use only"):
         assert expected in shown
