@@ -46,7 +46,7 @@ def load(backbone: Backbone, random_head: Callable[..., Path]) -> Callable[..., 
 def linear_head(predictor: ICHPredictor, rows: np.ndarray) -> np.ndarray:
     """Probabilities of the linear head, from its weights alone."""
     state = predictor.checkpoint.state_dict
-    weight, bias = (next(v for k, v in state.items() if k.endswith(name)).numpy() for name in ("weight", "bias"))
+    weight, bias = (next(v for k, v in state.items() if k.endswith(name)) for name in ("weight", "bias"))
     return 1 / (1 + np.exp(-(rows.astype(np.float64) @ weight.T + bias)))
 
 

@@ -31,8 +31,6 @@ TOP_K = 5
 """Suspicious slices listed for a case."""
 POOL_MODE: Final = "mean"
 """How slice embeddings become one vector per volume: mean, max or mean_max."""
-EVAL_THRESHOLD = 0.5
-"""Probability from which test figures count a label as positive, beside the checkpoint's own thresholds."""
 MAX_INVALID = 0.05
 """Largest share of unreadable volumes that --skip-invalid-nifti may skip."""
 
@@ -48,19 +46,14 @@ VAL_RATIO = 0.15
 TEST_RATIO = 0.15
 SEED = 42
 
-EPOCHS = 20
-"""Of `train_meddinov3_head.py`."""
-BATCH_SIZE = 64
-LR = 1e-3
-WEIGHT_DECAY = 1e-2
-HIDDEN_DIM = 256
-DROPOUT = 0.2
-PATIENCE = 0
-"""Epochs without a better validation macro AUROC before training stops; 0 trains to the end."""
 POS_WEIGHT_CAP = 20.0
 """Largest weight of a positive in the loss: above about 20 a rare class swamps the rest."""
 RSNA_EPOCHS = 30
-TRAIN_BATCH_SIZE = 64
+"""Epochs of `train_meddinov3_rsna.py`."""
+EVAL_THRESHOLD = 0.5
+"""Probability at which test figures are reported beside those at the checkpoint's own thresholds."""
+ROWS_PER_BATCH = 16384
+"""Rows sent through a head at a time."""
 
 PREPARE_WORKERS = 0
 """Processes that read DICOM headers; 0 is one a CPU."""
@@ -113,6 +106,33 @@ DOWNLOAD_RETRIES = 3
 """Attempts in a row that may bring nothing new before the next source is asked."""
 DOWNLOAD_LOCK_WAIT_S = 3600.0
 """How long another process's download of the same file is waited for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """How a head is built and trained: its hyper-parameters, their defaults and, as docstrings, their help."""
+
+    epochs: int = 20
+    """Passes over the training rows, at least 1."""
+    batch_size: int = 64
+    """Rows in a step of the optimizer."""
+    lr: float = 1e-3
+    """Learning rate of AdamW."""
+    weight_decay: float = 1e-2
+    """Weight decay of AdamW."""
+    hidden_dim: int = 256
+    """Width of the hidden layer; 0 or less: a single linear layer."""
+    dropout: float = 0.2
+    """Share of hidden units dropped in training, in [0, 1)."""
+    patience: int = 0
+    """Epochs without a better validation macro AUROC before training stops; 0 trains to the end."""
+    seed: int = SEED
+    """Seed of the initial weights, the order of rows and dropout; the same seed and data give the same head."""
+
+    @property
+    def arch(self) -> str:
+        """Name of the head's architecture in `heads.architectures`."""
+        return "mlp" if self.hidden_dim > 0 else "linear"
 
 
 @dataclass(frozen=True)

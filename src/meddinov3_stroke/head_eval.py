@@ -1,4 +1,4 @@
-"""Stage `test-head`: a head, embeddings and labels in `.npy` files -> loss, AUROC and probabilities."""
+"""Stage `test-head`: a head, embeddings and labels in `.npy` files -> metrics and probabilities."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from meddinov3_stroke import config
+from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.labels import LabelPolicy, label_names
 from meddinov3_stroke.options import DeviceName
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from meddinov3_stroke.heads import EmbeddingOrigin, HeadCheckpoint
 
 LOGGER = logging.getLogger("meddinov3_stroke")
+
+LEGACY_WARNING = "the checkpoint is of an earlier implementation and does not record its backbone; predict refuses it"
 
 __all__ = ["Args", "evaluate_head", "main", "run"]
 
@@ -41,31 +44,36 @@ class Args(ConsoleOptions):
     output_probs: Path = config.PROBS_NPY
     """Where the probabilities go, float64 [rows, labels]."""
     label_policy: LabelPolicy = "strict"
-    """Where `any` is not the OR of the five subtypes: stop, set it to the OR, or take it as it stands."""
+    """If `any` is not the OR of the five subtypes: stop, set it to the OR, or keep it."""
+    threshold: float = config.EVAL_THRESHOLD
+    """Probability at which figures are reported beside those at the checkpoint's own thresholds, 0 to 1."""
+    batch_size: int = config.ROWS_PER_BATCH
+    """Rows sent through the head at a time; bounds memory and does not change the result."""
     device: DeviceName = config.DEVICE
-    """Where to compute; a head is small, cpu will do."""
+    """Checked only: a light head is applied on the CPU whatever the device."""
 
 
 def run(args: Args) -> dict[str, Any]:
     """The metrics, as written to `args.output_json`.
 
     Raises:
+        UsageError: a flag out of range.
         DatasetError: arrays that are missing, damaged or contradict each other.
         WeightsError: a checkpoint that is missing, damaged, or of other embeddings or labels.
     """
     from meddinov3_stroke.heads import load_checkpoint, load_head_data, read_origin
     from meddinov3_stroke.report.training import metrics_table
     from meddinov3_stroke.system.atomic import write_json, write_npy
-    from meddinov3_stroke.system.devices import resolve_device, use_available_cpus
+    from meddinov3_stroke.system.devices import resolve_device
 
-    device = str(resolve_device(args.device))
-    use_available_cpus()
+    if args.device != "auto":
+        resolve_device(args.device)
     checkpoint = load_checkpoint(args.checkpoint)
     data, warnings = load_head_data(args.embeddings, args.labels, args.label_policy)
     origin = read_origin(args.embeddings, data.embeddings.shape[1])
     warnings += [*origin.warnings, *_check_origin(checkpoint, origin)]
-    metrics, probabilities = evaluate_head(checkpoint, data, device=device)
-    document = {**provenance(), **_about_inputs(args, checkpoint, device), **metrics}
+    metrics, probabilities = evaluate_head(checkpoint, data, threshold=args.threshold, batch_size=args.batch_size)
+    document = {**provenance(), **_about_inputs(args, checkpoint), **metrics}
     document["warnings"] = [*warnings, *metrics["warnings"]]
     for warning in document["warnings"]:
         LOGGER.warning("%s", warning)
@@ -79,26 +87,38 @@ def evaluate_head(
     checkpoint: HeadCheckpoint,
     data: HeadData,
     groups: Sequence[str] | None = None,
-    labels: Sequence[str] | None = None,
-    device: str = "cpu",
+    threshold: float = config.EVAL_THRESHOLD,
+    batch_size: int = config.ROWS_PER_BATCH,
 ) -> tuple[dict[str, Any], Float64[np.ndarray, "n label"]]:
     """Metrics and probabilities of a head on rows it has not seen.
 
-    `groups` names the patient of each row and adds `macro_auroc_interval`. `labels` names the columns; by default six
-    columns are the six labels, and any other number takes the checkpoint's names. The loss weighs positives as
-    training did.
+    `groups` names the patient of each row and adds `macro_auroc_interval`. Six columns are the six labels; any other
+    number takes the checkpoint's names. The loss weighs positives as in training. `at_threshold` holds the figures at
+    `threshold`, `at_own_thresholds` those at the checkpoint's.
 
     Raises:
+        UsageError: `threshold` is not in [0, 1], or `batch_size` is below 1.
         CheckpointError: the embedding's size or the labels are not the checkpoint's; lists expected and found.
         DatasetError: NaN, empty, or counts that differ.
     """
     from meddinov3_stroke.heads import check_columns, check_head_data, predict_logits
-    from meddinov3_stroke.metrics import auroc_report, binary_cross_entropy, bootstrap_macro_auroc, operating_points
+    from meddinov3_stroke.metrics import (
+        auroc_report,
+        binary_cross_entropy,
+        bootstrap_macro_auroc,
+        operating_points,
+        threshold_report,
+    )
 
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"--threshold {threshold}: expected a probability in [0, 1]")
+    if batch_size < 1:
+        raise UsageError(f"--batch-size {batch_size}: expected at least 1")
     check_head_data(data, "test")
-    names = tuple(labels) if labels is not None else _column_names(checkpoint, data.labels.shape[1])
+    names = _column_names(checkpoint, data.labels.shape[1])
     check_columns(checkpoint, data.embeddings.shape[1], names)
-    output = predict_logits(checkpoint, data.embeddings, names, device)
+    output = predict_logits(checkpoint, data.embeddings, names, batch_size)
+    own = {name: point.value for name, point in checkpoint.thresholds.items()}
     report = auroc_report(data.labels, output.probabilities, names)
     weights = np.array([checkpoint.pos_weight[name] for name in names])
     metrics: dict[str, Any] = {
@@ -112,6 +132,9 @@ def evaluate_head(
         "n_samples": len(data.labels),
         "n_positive": dict(zip(names, data.labels.sum(axis=0, dtype=int).tolist(), strict=True)),
         "operating_points": operating_points(data.labels, output.probabilities, checkpoint.thresholds),
+        "threshold": threshold,
+        "at_threshold": threshold_report(data.labels, output.probabilities, threshold, names),
+        "at_own_thresholds": threshold_report(data.labels, output.probabilities, own, names),
         "warnings": [f"AUROC of {name} is undefined (null): {reason}" for name, reason in report.reasons.items()],
     }
     if groups is not None:
@@ -129,8 +152,8 @@ def _column_names(checkpoint: HeadCheckpoint, n_labels: int) -> tuple[str, ...]:
 def _check_origin(checkpoint: HeadCheckpoint, origin: EmbeddingOrigin) -> list[str]:
     from meddinov3_stroke.heads import check_backbone
 
-    if origin.identity is None:
-        return []
+    if origin.identity is None or checkpoint.is_legacy:
+        return [LEGACY_WARNING] if checkpoint.is_legacy else []
     warnings = check_backbone(checkpoint, origin.identity, origin.resize)
     if "unknown" not in (checkpoint.pool_mode, origin.pool_mode) and checkpoint.pool_mode != origin.pool_mode:
         warnings.append(
@@ -139,7 +162,7 @@ def _check_origin(checkpoint: HeadCheckpoint, origin: EmbeddingOrigin) -> list[s
     return warnings
 
 
-def _about_inputs(args: Args, checkpoint: HeadCheckpoint, device: str) -> dict[str, Any]:
+def _about_inputs(args: Args, checkpoint: HeadCheckpoint) -> dict[str, Any]:
     from meddinov3_stroke.report.training import about_backbone
     from meddinov3_stroke.system.digest import sha256_of_file
 
@@ -153,8 +176,8 @@ def _about_inputs(args: Args, checkpoint: HeadCheckpoint, device: str) -> dict[s
         "pool_mode": checkpoint.pool_mode,
         "resize": checkpoint.resize,
         **about_backbone(checkpoint.backbone),
-        "seeds": {"head_training": checkpoint.seed},
-        "device": device,
+        "seeds": {"head_training": None if checkpoint.is_legacy else checkpoint.seed},
+        "device": "cpu",
     }
 
 

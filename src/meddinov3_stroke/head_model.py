@@ -1,10 +1,11 @@
-"""The head, its AUROC and its data checks under one name; nothing inside the package imports this."""
+"""The head, its AUROC and its data checks in one module, for users; only `MLPHead` and training need torch."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from meddinov3_stroke.heads import (
     HeadCheckpoint,
-    MLPHead,
     build_head,
     check_backbone,
     check_head_data,
@@ -15,6 +16,9 @@ from meddinov3_stroke.heads import (
 )
 from meddinov3_stroke.metrics import AurocReport, auroc_report, bootstrap_macro_auroc, youden_thresholds
 from meddinov3_stroke.types import HeadData
+
+if TYPE_CHECKING:
+    from meddinov3_stroke.heads.modules import MLPHead
 
 __all__ = [
     "AurocReport",
@@ -32,3 +36,11 @@ __all__ = [
     "save_checkpoint",
     "youden_thresholds",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "MLPHead":  # the one name that needs torch at import
+        from meddinov3_stroke.heads.modules import MLPHead
+
+        return MLPHead
+    raise AttributeError(name)

@@ -1,4 +1,4 @@
-"""Device choice, settings and statistics under one name; nothing inside the package imports this."""
+"""Device choice, settings and statistics in one module, for users."""
 
 from __future__ import annotations
 

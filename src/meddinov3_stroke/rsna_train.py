@@ -6,19 +6,34 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from meddinov3_stroke import config
 from meddinov3_stroke.errors import UsageError
+from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.options import CohortOptions, OutputDir
 from meddinov3_stroke.system.command import run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
-from meddinov3_stroke.types import LABELS, HeadContext, HeadOptions
+from meddinov3_stroke.types import LABELS, HeadContext
 
 if TYPE_CHECKING:
     from meddinov3_stroke.rsna_pipeline import Cohort, SplitFeatures, Splits
 
 LOGGER = logging.getLogger("meddinov3_stroke")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesHeadConfig(HeadConfig):
+    """The head's options with this stage's own default and flag names."""
+
+    epochs: int = config.RSNA_EPOCHS
+    """Passes over the training rows, at least 1."""
+    batch_size: Annotated[int, tyro.conf.arg(name="train-batch-size")] = HeadConfig.batch_size
+    """Series in a step of the head's training."""
+    seed: int = config.SEED
+    """Seed of the split and of the head's training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,30 +50,9 @@ class Args(CohortOptions):
     """Share of patients in the validation split."""
     test_ratio: float = config.TEST_RATIO
     """Share of patients in the test split; the three sum to 1."""
-    epochs: int = config.RSNA_EPOCHS
-    """Passes over the training rows, at least 1."""
-    train_batch_size: int = config.TRAIN_BATCH_SIZE
-    """Series in a step of the head's training."""
-    lr: float = config.LR
-    """Learning rate of AdamW."""
-    weight_decay: float = config.WEIGHT_DECAY
-    """Weight decay of AdamW."""
-    hidden_dim: int = config.HIDDEN_DIM
-    """Width of the head's hidden layer; 0 or less: a single linear layer."""
-    dropout: float = config.DROPOUT
-    """Share of hidden units dropped in training, in [0, 1)."""
-    patience: int = config.PATIENCE
-    """Epochs without a better validation macro AUROC before training stops; 0 trains to the end."""
-    seed: int = config.SEED
-    """Seed of the split and of the head's training."""
+    head: Annotated[SeriesHeadConfig, tyro.conf.OmitArgPrefixes] = SeriesHeadConfig()
     eval_threshold: float = config.EVAL_THRESHOLD
     """Probability at which the test figures (accuracy, precision, F1 ...) are also reported, 0 to 1."""
-
-    @property
-    def head_options(self) -> HeadOptions:
-        """The flags that the head's training needs."""
-        values = {field.name: getattr(self, field.name) for field in fields(HeadOptions) if field.name != "batch_size"}
-        return HeadOptions(**values, batch_size=self.train_batch_size)
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -94,7 +88,7 @@ def run(args: Args) -> dict[str, Any]:
     balance = rsna.class_balance(cohort, features)
     summary = {
         **origin,
-        "config": {field.name: getattr(args, field.name) for field in fields(args)},
+        "config": _config(args),
         "split": rsna.split_document(splits),
         "extraction": cohort.document(),
         "train": {**train, "invalid_nifti_report": report, "class_balance": balance},
@@ -109,16 +103,22 @@ def run(args: Args) -> dict[str, Any]:
     return summary
 
 
+def _config(args: Args) -> dict[str, Any]:
+    head = asdict(args.head)
+    flags = {field.name: getattr(args, field.name) for field in fields(args) if field.name != "head"}
+    return {**flags, "train_batch_size": head.pop("batch_size"), **head}
+
+
 def _split(args: Args) -> Splits:
     from meddinov3_stroke.data import check_ratios
     from meddinov3_stroke.heads import check_options
     from meddinov3_stroke.rsna_pipeline import split_by_patient
 
     ratios = check_ratios((args.train_ratio, args.val_ratio, args.test_ratio))
-    check_options(args.head_options)
+    check_options(args.head)
     if not 0 <= args.eval_threshold <= 1:
         raise UsageError(f"--eval-threshold {args.eval_threshold:g}: expected a probability from 0 to 1")
-    splits = split_by_patient(args.read_table(), ratios, args.seed)
+    splits = split_by_patient(args.read_table(), ratios, args.head.seed)
     _warn(splits.warnings)
     return splits
 
@@ -137,7 +137,7 @@ def _train(args: Args, cohort: Cohort, features: Mapping[str, SplitFeatures]) ->
         sources={name: str(args.output_dir / "features" / f"{name}.npy") for name in arrays},
     )
     train, val = features["train"].data, features["val"].data
-    return train_head(train, val, args.head_options, context, args.checkpoints_dir, args.show_progress)
+    return train_head(train, val, args.head, context, args.checkpoints_dir, args.show_progress)
 
 
 def _test(args: Args, test: SplitFeatures) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _test(args: Args, test: SplitFeatures) -> dict[str, Any]:
     from meddinov3_stroke.system.atomic import write_npy
 
     checkpoint = load_checkpoint(args.checkpoints_dir / "best.pt")
-    metrics, probabilities = evaluate_head(checkpoint, test.data, test.table.groups)
+    metrics, probabilities = evaluate_head(checkpoint, test.data, test.table.groups, threshold=args.eval_threshold)
     metrics["weighted_log_loss"] = weighted_log_loss(test.data.labels, probabilities, LABELS)
     metrics["checkpoint"] = str(args.checkpoints_dir / "best.pt")
     metrics["head_sha256"] = checkpoint.sha256
@@ -165,7 +165,7 @@ def _origin(args: Args, splits: Splits, cohort: Cohort) -> dict[str, Any]:
         "engine": backbone.identity.engine,
         "precision": backbone.identity.precision,
         "device": backbone.device,
-        "seed": args.seed,
+        "seed": args.head.seed,
         "pool_mode": cohort.pool_mode,
         "resize": args.resize,
         "selection": asdict(args.selection),

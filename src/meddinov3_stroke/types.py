@@ -196,7 +196,7 @@ class SliceEmbeddings:
 
 @dataclass(frozen=True, eq=False)
 class HeadOutput:
-    """A head's answer for rows of embeddings."""
+    """What a head computes from rows of embeddings."""
 
     logits: Float[np.ndarray, "n label"]
     labels: tuple[str, ...]
@@ -204,8 +204,7 @@ class HeadOutput:
     @cached_property
     def probabilities(self) -> Float64[np.ndarray, "n label"]:
         """Sigmoid of the logits, in float64."""
-        with np.errstate(over="ignore"):  # a large negative logit gives 0
-            return np.asarray(1.0 / (1.0 + np.exp(-self.logits.astype(np.float64))))
+        return np.asarray(np.exp(-np.logaddexp(0.0, -self.logits.astype(np.float64))))
 
 
 @dataclass(frozen=True)
@@ -219,29 +218,11 @@ class Threshold:
 
 @dataclass(frozen=True, eq=False)
 class HeadData:
-    """What a head learns from or is tested on: rows of embeddings and their labels."""
+    """Rows of embeddings and their labels, for training or testing a head."""
 
     embeddings: Float32[np.ndarray, "n dim"]
     labels: Int8[np.ndarray, "n label"]
     """0 or 1."""
-
-
-@dataclass(frozen=True)
-class HeadOptions:
-    """How a head is trained."""
-
-    epochs: int
-    batch_size: int
-    """Rows in a step."""
-    lr: float
-    weight_decay: float
-    hidden_dim: int
-    """Width of the hidden layer; 0 or less is a single linear layer."""
-    dropout: float
-    """In [0, 1)."""
-    seed: int
-    patience: int
-    """Epochs without a better validation metric before training stops; 0 trains to the end."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import expit
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 
 from meddinov3_stroke import head_eval
 from meddinov3_stroke.errors import CheckpointError, DatasetError
@@ -24,11 +24,11 @@ IDENTITY = BackboneIdentity(
 def made_up_checkpoint(labels: tuple[str, ...] = LABELS) -> HeadCheckpoint:
     torch.manual_seed(0)
     return HeadCheckpoint(
-        state_dict=build_head(8, 0, len(labels), 0.0).state_dict(),
+        state_dict={k: v.numpy() for k, v in build_head(8, 0, len(labels), 0.0).state_dict().items()},
+        arch="linear",
+        params={},
         labels=labels,
         input_dim=8,
-        hidden_dim=0,
-        dropout=0.0,
         pool_mode="mean",
         resize=224,
         backbone=asdict(IDENTITY),
@@ -188,7 +188,7 @@ def test_missing_files_have_their_exit_codes(arguments: list[str], tmp_path: Pat
     assert head_eval.main(arguments) == code
 
 
-def test_door_has_the_head_its_auroc_and_its_checks() -> None:
+def test_head_model_has_the_head_its_auroc_and_its_checks() -> None:
     from meddinov3_stroke import head_model
 
     assert {"MLPHead", "build_head", "auroc_report", "check_head_data", "load_checkpoint"} <= set(head_model.__all__)
@@ -199,3 +199,40 @@ def test_scripts_are_entries_to_the_stages() -> None:
     scripts = Path(__file__).resolve().parents[2] / "script"
     for name, stage in (("train_meddinov3_head", "head_train"), ("test_meddinov3_head", "head_eval")):
         assert f"from meddinov3_stroke.{stage} import main" in (scripts / f"{name}.py").read_text(encoding="utf-8")
+
+
+def test_figures_at_the_given_threshold_stand_beside_those_at_the_heads_own(
+    arguments: list[str], tmp_path: Path, data: HeadData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert head_eval.main([*arguments, "--threshold", "0.6", "--batch-size", "7"]) == 0
+    metrics, probabilities = metrics_of(tmp_path), np.load(tmp_path / "out" / "probs.npy")
+    names = {"at_threshold": 0.6, "at_own_thresholds": 0.45}
+    for key, threshold in names.items():
+        row = metrics[key]["per_class"]["subdural"]
+        decided = probabilities[:, 5] >= threshold
+        assert row["threshold"] == threshold
+        assert row["f1"] == pytest.approx(f1_score(data.labels[:, 5], decided))
+        assert row["tp"] == int((decided & (data.labels[:, 5] == 1)).sum())
+        assert set(metrics[key]["macro"]) == {"accuracy", "precision", "f1", "sensitivity"}
+    assert metrics["threshold"] == 0.6
+    assert "macro at threshold 0.6: accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [["--threshold", "1.5"], ["--batch-size", "0"], ["--device", "toaster"]])
+def test_flags_out_of_range_exit_2_and_write_nothing(arguments: list[str], tmp_path: Path, flags: list[str]) -> None:
+    assert head_eval.main([*arguments, *flags]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_head_of_the_earlier_implementation_is_tested_with_a_warning(arguments: list[str], tmp_path: Path) -> None:
+    head = torch.nn.Linear(8, 6)
+    document = {"model_state_dict": head.state_dict(), "input_dim": 8, "num_classes": 6, "hidden_dim": 0}
+    torch.save({**document, "dropout": 0.0, "pos_weight": None, "epoch": 3, "score": None}, tmp_path / "best.pt")
+    describe(tmp_path)
+    assert head_eval.main(arguments) == 0
+    metrics = metrics_of(tmp_path)
+    assert any("earlier implementation" in warning for warning in metrics["warnings"])
+    assert metrics["seeds"] == {"head_training": None}
+    with torch.no_grad():
+        expected = expit(head(torch.tensor(np.load(tmp_path / "e.npy"))).double().numpy())
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "probs.npy"), expected, atol=1e-6)

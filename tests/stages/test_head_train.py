@@ -13,17 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import tyro
 from sklearn.metrics import roc_auc_score
 
 from meddinov3_stroke import head_train
+from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.errors import DatasetError, LabelError, NonFiniteLoss, UsageError
-from meddinov3_stroke.heads import BestEpoch, load_checkpoint, predict_logits
-from meddinov3_stroke.types import LABELS, BackboneIdentity, HeadContext, HeadData, HeadOptions, Preprocessing
+from meddinov3_stroke.heads import load_checkpoint, predict_logits
+from meddinov3_stroke.heads.training import BestEpoch
+from meddinov3_stroke.types import LABELS, BackboneIdentity, HeadContext, HeadData, Preprocessing
 
 IDENTITY = BackboneIdentity(
     "tiny", "ab" * 32, 8, 16, "bf16", Preprocessing(-1000.0, 1000.0, 65.0, 178.0, "made-up-1"), "torch", "fp32"
 )
-OPTIONS = HeadOptions(
+OPTIONS = HeadConfig(
     epochs=4, batch_size=32, lr=1e-2, weight_decay=1e-2, hidden_dim=16, dropout=0.1, seed=11, patience=0
 )
 CONTEXT = HeadContext("mean", 224, asdict(IDENTITY), LABELS)
@@ -126,7 +129,7 @@ def test_another_seed_gives_other_weights(tmp_path: Path, data: tuple[HeadData, 
     for seed in (1, 2):
         train(tmp_path / str(seed), data, seed=seed)
     first, second = (load_checkpoint(tmp_path / str(seed) / "last.pt").state_dict for seed in (1, 2))
-    assert not torch.equal(first["output.weight"], second["output.weight"])
+    assert not np.array_equal(first["output.weight"], second["output.weight"])
 
 
 def test_hidden_dim_zero_saves_a_single_linear_layer(tmp_path: Path, data: tuple[HeadData, HeadData]) -> None:
@@ -177,7 +180,7 @@ def test_label_absent_from_training_is_refused_with_counts(tmp_path: Path, data:
 
 
 def nan_after(n_good: int) -> Callable[..., Any]:
-    from meddinov3_stroke.heads import train_epochs
+    from meddinov3_stroke.heads.training import train_epochs
 
     def epochs(*arguments: Any) -> Any:
         for result in train_epochs(*arguments):
@@ -192,7 +195,7 @@ def test_nan_loss_leaves_the_good_checkpoints_and_their_summary(
     tmp_path: Path, data: tuple[HeadData, HeadData], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tmp_path / "good", data, epochs=2)
-    monkeypatch.setattr("meddinov3_stroke.heads.train_epochs", nan_after(2))
+    monkeypatch.setattr("meddinov3_stroke.heads.training.train_epochs", nan_after(2))
     with pytest.raises(NonFiniteLoss, match="epoch 3, batch 1"):
         train(tmp_path / "bad", data, epochs=4)
     for name in ("best.pt", "last.pt"):
@@ -205,7 +208,7 @@ def test_nan_loss_in_the_first_epoch_leaves_an_older_best_alone(
 ) -> None:
     train(tmp_path, data)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr("meddinov3_stroke.heads.train_epochs", nan_after(0))
+    monkeypatch.setattr("meddinov3_stroke.heads.training.train_epochs", nan_after(0))
     with pytest.raises(NonFiniteLoss):
         train(tmp_path, data)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -322,10 +325,56 @@ def test_epochs_after_the_best_do_not_change_it(tmp_path: Path, data: tuple[Head
     summary = train(tmp_path, data, epochs=10, lr=0.3)
     best, last = (load_checkpoint(tmp_path / f"{name}.pt") for name in ("best", "last"))
     assert summary["best_epoch"] < 10
-    assert not torch.equal(best.state_dict["output.weight"], last.state_dict["output.weight"])
+    assert not np.array_equal(best.state_dict["output.weight"], last.state_dict["output.weight"])
 
 
 def test_help_needs_no_torch() -> None:
     code = "import sys; from meddinov3_stroke import head_train, head_eval; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout.strip() == "False"
+
+
+def test_without_validation_the_last_epoch_is_best_and_thresholds_are_one_half(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, end = arguments.index("--val-embeddings"), arguments.index("--val-labels") + 2
+    assert head_train.main(arguments[:start] + arguments[end:] + ["--patience", "1"]) == 0
+    summary = saved(tmp_path / "out")
+    best = load_checkpoint(tmp_path / "out" / "best.pt")
+    assert (best.epoch, summary["best_epoch"], summary["stopped"]) == (3, 3, "all epochs")
+    assert (best.metric_name, best.best_metric, summary["val"]) == ("last_epoch", None, None)
+    assert set(summary["thresholds"].values()) == {0.5}
+    assert best.thresholds["any"].origin == "default 0.5: no validation data"
+    assert any("no validation data: the last epoch is kept" in warning for warning in summary["warnings"])
+    output = capsys.readouterr()
+    assert "without validation" in output.out
+    assert "no validation data" in output.err
+    assert (tmp_path / "out" / "training_curve.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("missing", ["--val-embeddings", "--val-labels"])
+def test_one_validation_array_without_the_other_is_a_usage_error(arguments: list[str], missing: str) -> None:
+    start = arguments.index(missing)
+    assert head_train.main(arguments[:start] + arguments[start + 2 :]) == 2
+
+
+def test_checkpoint_records_the_whole_configuration(tmp_path: Path, data: tuple[HeadData, HeadData]) -> None:
+    train(tmp_path, data)
+    best = load_checkpoint(tmp_path / "best.pt")
+    assert (best.arch, best.params) == ("mlp", asdict(OPTIONS))
+
+
+@pytest.mark.parametrize(("stage", "rows_flag"), [("head_train", "--batch-size"), ("rsna_train", "--train-batch-size")])
+def test_every_hyperparameter_is_a_flag_of_both_stages(stage: str, rows_flag: str) -> None:
+    from importlib import import_module
+
+    args_type = import_module(f"meddinov3_stroke.{stage}").Args
+    values = {"--epochs": "3", rows_flag: "5", "--lr": "0.5", "--weight-decay": "0.25", "--hidden-dim": "7"}
+    values |= {"--dropout": "0.125", "--patience": "2", "--seed": "9"}
+    needed = ["--train-embeddings", "e", "--train-labels", "l"] if stage == "head_train" else ["--series-csv", "c"]
+    parsed = tyro.cli(args_type, args=[*needed, *(part for flag in values.items() for part in flag)]).head
+    expected = HeadConfig(
+        epochs=3, batch_size=5, lr=0.5, weight_decay=0.25, hidden_dim=7, dropout=0.125, patience=2, seed=9
+    )
+    assert asdict(parsed) == asdict(expected)
+    assert tyro.cli(args_type, args=needed).head.epochs == (20 if stage == "head_train" else 30)

@@ -114,10 +114,7 @@ def args(cohort: Path, tmp_path: Path) -> rsna_train.Args:
         train_ratio=0.6,
         val_ratio=0.2,
         test_ratio=0.2,
-        epochs=15,
-        train_batch_size=8,
-        lr=0.1,
-        hidden_dim=0,
+        head=rsna_train.SeriesHeadConfig(epochs=15, batch_size=8, lr=0.1, hidden_dim=0),
         quiet=True,
     )
 
@@ -177,7 +174,7 @@ def test_features_are_rows_of_the_split_in_its_order(args: rsna_train.Args, extr
 
 
 def test_meanmax_is_another_spelling_of_mean_max(args: rsna_train.Args, extractor: CountingExtractor) -> None:
-    assert rsna_train.run(replace(args, pool_mode="meanmax", epochs=1))["pool_mode"] == "mean_max"
+    assert rsna_train.run(replace(args, pool_mode="meanmax", head=replace(args.head, epochs=1)))["pool_mode"] == "mean_max"
     for folder in ("features/summary.json", "test_metrics.json", "pipeline_summary.json"):
         assert read(args.output_dir / folder)["pool_mode"] == "mean_max"
     assert load_checkpoint(args.checkpoints_dir / "best.pt").pool_mode == "mean_max"
@@ -186,13 +183,13 @@ def test_meanmax_is_another_spelling_of_mean_max(args: rsna_train.Args, extracto
 def test_the_test_figures_are_also_given_at_the_evaluation_threshold(
     args: rsna_train.Args, extractor: CountingExtractor
 ) -> None:
-    rsna_train.run(replace(args, epochs=1, eval_threshold=0.3))
+    rsna_train.run(replace(args, head=replace(args.head, epochs=1), eval_threshold=0.3))
     metrics = read(args.output_dir / "test_metrics.json")
     probabilities = np.load(args.output_dir / "test_probs.npy")
     labels = np.load(args.output_dir / "features" / "test_labels.npy")
     positive = probabilities >= 0.3
-    found = metrics[THRESHOLD_KEY]
-    assert found["threshold"] == 0.3
+    found = metrics["at_threshold"]
+    assert metrics["threshold"] == 0.3
     for k, label in enumerate(LABELS):
         assert found["per_class"][label]["tp"] == int((positive[:, k] & (labels[:, k] == 1)).sum())
         assert found["per_class"][label]["fp"] == int((positive[:, k] & (labels[:, k] == 0)).sum())
@@ -203,13 +200,13 @@ def test_a_warm_run_reads_no_volume(
 ) -> None:
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + 3600)  # the cohort's files are old enough to be remembered
-    first = rsna_train.run(replace(args, epochs=1))["extraction"]
+    first = rsna_train.run(replace(args, head=replace(args.head, epochs=1)))["extraction"]
     opened: list[str] = []
     sys.addaudithook(lambda event, found: opened.append(str(found[0])) if event == "open" else None)
-    warm = rsna_train.run(replace(args, epochs=1))["extraction"]
+    warm = rsna_train.run(replace(args, head=replace(args.head, epochs=1)))["extraction"]
     assert warm["n_from_cache"] == first["n_computed"] == first["n_total"]
     assert [path for path in opened if path.endswith(".nii.gz")] == []
-    rsna_train.run(replace(args, epochs=1, verify_inputs=True))
+    rsna_train.run(replace(args, head=replace(args.head, epochs=1), verify_inputs=True))
     assert len({path for path in opened if path.endswith(".nii.gz")}) == first["n_total"]
 
 
@@ -217,7 +214,7 @@ def test_a_warm_run_reads_no_volume(
 def test_the_pool_mode_decides_the_width_and_is_recorded(
     args: rsna_train.Args, extractor: CountingExtractor, mode: Any, width: int
 ) -> None:
-    rsna_train.run(replace(args, pool_mode=mode, epochs=1))
+    rsna_train.run(replace(args, pool_mode=mode, head=replace(args.head, head=replace(args.head, epochs=1))))
     assert np.load(args.output_dir / "features" / "train_embeddings.npy").shape[1] == width
     assert read(args.output_dir / "features" / "summary.json")["pool_mode"] == mode
     assert load_checkpoint(args.checkpoints_dir / "best.pt").pool_mode == mode
@@ -305,7 +302,7 @@ def test_bad_volumes_within_the_cap_are_skipped_and_reported(
         table.loc[2, "nifti_path"] = "ID_p1/ID_s10"
 
     csv = changed_csv(args.series_csv, break_two)
-    summary = rsna_train.run(replace(args, series_csv=csv, skip_invalid_nifti=True, epochs=1))
+    summary = rsna_train.run(replace(args, series_csv=csv, skip_invalid_nifti=True, head=replace(args.head, head=replace(args.head, epochs=1))))
     report = summary["train"]["invalid_nifti_report"]
     assert report["n_invalid"] == 2
     assert report["by_reason"] == {"E-INPUT-MISSING": 2}
@@ -364,7 +361,7 @@ def test_it_splits_as_prepare_rsna_splits_does(
 ) -> None:
     from meddinov3_stroke import rsna_split
 
-    rsna_train.run(replace(args, epochs=1))
+    rsna_train.run(replace(args, head=replace(args.head, head=replace(args.head, epochs=1))))
     rsna_split.run(
         rsna_split.Args(
             series_csv=args.series_csv, output_dir=tmp_path / "alone", train_ratio=0.6, val_ratio=0.2, test_ratio=0.2
@@ -377,7 +374,7 @@ def test_it_splits_as_prepare_rsna_splits_does(
 def test_standard_output_shows_figures_paths_and_the_disclaimer(
     args: rsna_train.Args, extractor: CountingExtractor, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rsna_train.run(replace(args, epochs=1))
+    rsna_train.run(replace(args, head=replace(args.head, head=replace(args.head, epochs=1))))
     shown = capsys.readouterr().out
     for expected in ("epidural", "macro", "pipeline_summary.json", "research use only"):
         assert expected in shown

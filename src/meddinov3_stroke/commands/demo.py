@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,9 +93,9 @@ def pipeline_args(args: Args) -> rsna_train.Args:
         train_ratio=config.DEMO_TRAIN_RATIO,
         val_ratio=config.DEMO_VAL_RATIO,
         test_ratio=config.DEMO_TEST_RATIO,
-        epochs=config.DEMO_EPOCHS,
-        train_batch_size=config.DEMO_TRAIN_BATCH_SIZE,
-        seed=args.seed,
+        head=rsna_train.SeriesHeadConfig(
+            epochs=config.DEMO_EPOCHS, batch_size=config.DEMO_TRAIN_BATCH_SIZE, seed=args.seed
+        ),
         backbone=args.backbone,
         device=args.device,
         **_console(args),
@@ -136,7 +136,7 @@ def _shuffled_run(
     data: dict[str, HeadData], rng: np.random.Generator, seed: int, folder: Path, args: Args
 ) -> dict[str, Any]:
     from meddinov3_stroke.head_eval import evaluate_head
-    from meddinov3_stroke.head_train import HeadContext, HeadData, train_head
+    from meddinov3_stroke.head_train import HeadConfig, HeadContext, HeadData, train_head
     from meddinov3_stroke.heads import load_checkpoint
 
     shuffled = {
@@ -144,7 +144,7 @@ def _shuffled_run(
         for name, part in data.items()
         if name != "test"
     }
-    options = replace(pipeline_args(args).head_options, seed=seed)
+    options = HeadConfig(epochs=config.DEMO_EPOCHS, batch_size=config.DEMO_TRAIN_BATCH_SIZE, seed=seed)
     context = HeadContext(pool_mode=config.POOL_MODE, resize=config.RESIZE, backbone=None, label_names=LABELS)
     train_head(shuffled["train"], shuffled["val"], options, context, folder, progress=False)
     metrics, _ = evaluate_head(load_checkpoint(folder / "best.pt"), data["test"])

@@ -1,34 +1,64 @@
-"""Embeddings and labels given as `.npy` files: read, checked, and traced to the backbone that made them."""
+"""What a training starts from: options, embeddings and labels (`.npy`), and the backbone that made the embeddings."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64, Int8
 
-from meddinov3_stroke.errors import DatasetError, LabelError
+from meddinov3_stroke.config import HeadConfig
+from meddinov3_stroke.errors import DatasetError, LabelError, UsageError
+from meddinov3_stroke.heads.application import identity_from_document
 from meddinov3_stroke.heads.checkpoint import INPUTS_PER_DIM
-from meddinov3_stroke.heads.compatibility import identity_from_document
 from meddinov3_stroke.labels import LabelPolicy, label_matrix, label_names, name_rows, settle_any
 from meddinov3_stroke.types import BackboneIdentity, HeadData
 
 SUMMARY_NAME = "summary.json"
-"""Beside embeddings: says which backbone made them and how."""
+"""File beside embeddings that records which backbone made them and how."""
+
+LARGEST_LR = 1e3
+"""Adam moves each weight by about this much in a step; a larger value is a typing error."""
 
 
 @dataclass(frozen=True)
 class EmbeddingOrigin:
-    """What the summary beside embeddings says of them; None and `unknown` where it says nothing."""
+    """What the summary beside embeddings records; None and `unknown` if it does not."""
 
     pool_mode: str = "unknown"
     resize: int | None = None
     identity: BackboneIdentity | None = None
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
+
+
+def check_options(options: HeadConfig) -> None:
+    """Return if every option is in its range.
+
+    Raises:
+        UsageError: an option out of range; names it.
+    """
+    for name, holds, expected in (
+        ("epochs", options.epochs >= 1, "at least 1"),
+        ("batch_size", options.batch_size >= 1, "at least 1"),
+        ("lr", 0 < options.lr <= LARGEST_LR, f"a positive number, at most {LARGEST_LR:g}"),
+        ("weight_decay", 0 <= options.weight_decay < math.inf, "0 or more"),
+        ("dropout", 0 <= options.dropout < 1, "a number in [0, 1)"),
+        ("patience", options.patience >= 0, "0 (off) or more"),
+        ("seed", 0 <= options.seed < 2**63, "a whole number from 0"),
+    ):
+        if not holds:
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected {expected}")
+
+
+def positive_weights(labels: Int8[np.ndarray, "n label"], cap: float) -> Float64[np.ndarray, " label"]:
+    """Negatives for each positive, per label, at most `cap`; every label needs a positive."""
+    n_positive = labels.sum(axis=0, dtype=np.int64)
+    return np.asarray(np.minimum((len(labels) - n_positive) / n_positive, cap))
 
 
 def load_head_data(
@@ -69,7 +99,7 @@ def read_array(path: Path) -> np.ndarray:
     except (ValueError, EOFError, OSError, OverflowError) as error:
         reason = " ".join(str(error).split())[:160]
         raise DatasetError(
-            f"{path} is no readable .npy file of numbers ({reason}); write it with numpy.save"
+            f"{path} is not a readable .npy file of numbers ({reason}); write it with numpy.save"
         ) from error
     return np.array(mapped)
 
@@ -96,7 +126,7 @@ def embedding_matrix(values: np.ndarray, where: str) -> Float32[np.ndarray, "n d
 
 
 def check_head_data(data: HeadData, where: str) -> None:
-    """Nothing, where the arrays are fit for training or testing a head (for arrays that no file check has seen).
+    """Return if the arrays are fit for training or testing a head (arrays given from Python are not checked elsewhere).
 
     Raises:
         DatasetError: NaN, empty, or counts that differ.
@@ -110,17 +140,15 @@ def check_head_data(data: HeadData, where: str) -> None:
         )
 
 
-def check_train_and_val(train: HeadData, val: HeadData, names: tuple[str, ...]) -> list[str]:
-    """Warnings about labels that validation cannot judge.
+def check_train_and_val(train: HeadData, val: HeadData | None, names: tuple[str, ...]) -> list[str]:
+    """Warnings about labels that have one class in validation, or about missing validation.
 
     Raises:
         DatasetError: training and validation differ in columns.
         LabelError: a label without a positive or without a negative in training; counts are given.
     """
-    for what, n_train, n_val in (
-        ("embeddings", train.embeddings.shape[1], val.embeddings.shape[1]),
-        ("labels", train.labels.shape[1], val.labels.shape[1]),
-    ):
+    for what in ("embeddings", "labels"):
+        n_train, n_val = (getattr(data or train, what).shape[1] for data in (train, val))
         if n_train != n_val:
             raise DatasetError(
                 f"{what} have {n_train} columns in training and {n_val} in validation; expected the same"
@@ -130,6 +158,8 @@ def check_train_and_val(train: HeadData, val: HeadData, names: tuple[str, ...]) 
             f"{len(names)} label names for {train.labels.shape[1]} columns of labels: {', '.join(names)}"
         )
     _require_both_classes(train, names)
+    if val is None:
+        return ["no validation data: the last epoch is kept as best.pt, and every threshold is 0.5"]
     return [
         f"label {name} has {int(column.sum())} positive of {len(column)} rows in validation: its AUROC is undefined "
         "(null) and its threshold is 0.5"
@@ -150,10 +180,10 @@ def _require_both_classes(train: HeadData, names: tuple[str, ...]) -> None:
 
 
 def read_origin(embeddings_path: Path, n_columns: int) -> EmbeddingOrigin:
-    """What `summary.json` beside the embeddings says of them; unknown, with a warning, where there is none of use.
+    """What `summary.json` beside the embeddings records; unknown, with a warning, if there is none or it is unusable.
 
     Raises:
-        DatasetError: the summary speaks of embeddings of another size.
+        DatasetError: the summary is of embeddings of another size.
     """
     path = Path(embeddings_path).with_name(SUMMARY_NAME)
     if not path.is_file():
@@ -161,13 +191,13 @@ def read_origin(embeddings_path: Path, n_columns: int) -> EmbeddingOrigin:
     try:
         origin = _origin_of(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, OSError) as error:
-        return _unknown_origin(f"{path} does not say which backbone made the embeddings ({error})")
+        return _unknown_origin(f"{path} does not record which backbone made the embeddings ({error})")
     _check_size(origin, n_columns, embeddings_path, path)
     return origin
 
 
 def same_origin(train: EmbeddingOrigin, val: EmbeddingOrigin) -> list[str]:
-    """Warnings where training and validation embeddings come from another engine or precision.
+    """Warnings if training and validation embeddings come from different engines or precisions.
 
     Raises:
         DatasetError: they come from other weights, preprocessing, resize or pooling; lists both.
@@ -222,6 +252,6 @@ def _check_size(origin: EmbeddingOrigin, n_columns: int, embeddings_path: Path, 
     expected = INPUTS_PER_DIM[origin.pool_mode] * origin.identity.embed_dim
     if n_columns != expected:
         raise DatasetError(
-            f"{embeddings_path} has {n_columns} columns but {summary_path} speaks of {expected} "
+            f"{embeddings_path} has {n_columns} columns but {summary_path} records {expected} "
             f"(pool mode {origin.pool_mode}); keep each summary beside its own embeddings"
         )

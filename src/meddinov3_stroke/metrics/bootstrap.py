@@ -10,26 +10,26 @@ import numpy as np
 from jaxtyping import Float, Float64, Int8, Int64
 
 from meddinov3_stroke.errors import DatasetError, UsageError
-from meddinov3_stroke.metrics.auroc import check_scores, undefined_reason
+from meddinov3_stroke.metrics.auroc import check_scores, undefined_reason, weighted_auroc
 
 LEVEL = 0.95
 """Share of the resamples between the two ends of an interval."""
 
 LEAST_USABLE_SHARE = 0.5
-"""Fewer resamples than this with both classes of every label, and the data are too few for an interval."""
+"""Smallest share of resamples with both classes of every label that gives an interval."""
 
 _RESAMPLES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A percentile bootstrap interval; None, with the reason, where the data are too few for one."""
+    """A percentile bootstrap interval; None, with the reason, if the data are too few for one."""
 
     low: float | None
     high: float | None
     level: float
     n_resamples: int
-    """Resamples that the interval rests on."""
+    """Resamples used."""
     n_left_out: int = 0
     """Resamples without a positive or without a negative of some label of the macro."""
     unit: str = "patient"
@@ -71,23 +71,6 @@ def bootstrap_macro_auroc(
     draws = generator.multinomial(n_patients, np.full(n_patients, 1 / n_patients), size=n_resamples)
     macros = _macro_of_draws(labels[:, columns], probabilities[:, columns], patient, draws)
     return _percentile_interval(macros)
-
-
-def weighted_auroc(
-    truth: Int8[np.ndarray, " n"], scores: Float[np.ndarray, " n"], weights: Int64[np.ndarray, "draw n"]
-) -> Float64[np.ndarray, " draw"]:
-    """AUROC for each set of row multiplicities, ties counted half; NaN where a class has no weight.
-
-    The share of (positive, negative) pairs in the right order (Mann and Whitney 1947), one sort for all draws.
-    """
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
-    positive = np.add.reduceat(weights[:, order] * truth[order], starts, axis=1)
-    negative = np.add.reduceat(weights[:, order] * (1 - truth[order]), starts, axis=1)
-    below = np.cumsum(negative, axis=1) - negative
-    pairs = positive.sum(axis=1) * negative.sum(axis=1)
-    wins = (positive * (below + 0.5 * negative)).sum(axis=1)
-    return np.where(pairs > 0, wins / np.maximum(pairs, 1), np.nan)
 
 
 def _macro_of_draws(
