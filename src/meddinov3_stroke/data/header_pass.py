@@ -18,7 +18,6 @@ from meddinov3_stroke.data.header_parts import HeaderParts
 from meddinov3_stroke.data.header_reading import read_files
 from meddinov3_stroke.data.header_rows import FileFacts
 from meddinov3_stroke.data.processes import in_processes
-from meddinov3_stroke.data.statuses import FAILED
 from meddinov3_stroke.errors import MissingInput, UnsupportedInput
 from meddinov3_stroke.system.interrupt import finish_on_interrupt
 from meddinov3_stroke.system.progress import progress_bar
@@ -109,7 +108,7 @@ def read_headers_of_folder(folder: Path, parts: HeaderParts, *, workers: int, sh
         closing(_read(folder, pending, workers)) as batches,
     ):
         for batch in batches:
-            is_failed = pc.equal(batch["status"], FAILED)
+            is_failed = pc.equal(batch["status"], "failed")
             keep(batch.filter(pc.invert(is_failed)))
             failed.append(batch.filter(is_failed))
             advance(len(pc.unique(batch["file"])))

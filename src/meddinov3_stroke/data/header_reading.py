@@ -15,7 +15,6 @@ from meddinov3_stroke.ct.dicom.file_headers import HEAD_BYTES, read_file_headers
 from meddinov3_stroke.ct.dicom.files import InputFile
 from meddinov3_stroke.ct.dicom.structure import DicomContent
 from meddinov3_stroke.data.header_rows import FileFacts, batch_of, faulty_row, image_row
-from meddinov3_stroke.data.statuses import FAILED, REJECTED, SET_ASIDE
 from meddinov3_stroke.errors import InputError, MachineError
 
 _IDENTITY = {
@@ -39,11 +38,11 @@ def _rows_of_file(folder: Path, facts: FileFacts) -> list[dict[str, Any]]:
     try:
         headers = read_file_headers(file)
     except InputError as error:
-        return [faulty_row(facts, REJECTED, f"{error.code}: {error}") | _identity(file)]
+        return [faulty_row(facts, "rejected", f"{error.code}: {error}") | _identity(file)]
     except MachineError as error:
-        return [faulty_row(facts, FAILED, f"{error.code}: {error}")]
+        return [faulty_row(facts, "failed", f"{error.code}: {error}")]
     if not headers:
-        return [faulty_row(facts, SET_ASIDE, "not DICOM" if headers is None else "DICOM without an image")]
+        return [faulty_row(facts, "set aside", "not DICOM" if headers is None else "DICOM without an image")]
     return [image_row(facts, header) for header in headers]
 
 

@@ -16,7 +16,7 @@ from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.errors import DatasetError, LabelError, UsageError
 from meddinov3_stroke.heads.application import identity_from_document
 from meddinov3_stroke.heads.checkpoint import INPUTS_PER_DIM
-from meddinov3_stroke.labels import LabelPolicy, label_matrix, label_names, name_rows, settle_any
+from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, label_matrix, label_names, name_rows
 from meddinov3_stroke.types import BackboneIdentity, HeadData
 
 SUMMARY_NAME = "summary.json"
@@ -73,7 +73,7 @@ def load_head_data(
     embeddings = embedding_matrix(read_array(embeddings_path), str(embeddings_path))
     labels = label_matrix(read_array(labels_path), str(labels_path))
     names = label_names(labels.shape[1])
-    labels, warnings = settle_any(labels, names, label_policy, str(labels_path))
+    labels, warnings = apply_label_policy(labels, names, label_policy, str(labels_path))
     if len(embeddings) != len(labels):
         raise DatasetError(
             f"{embeddings_path} has {len(embeddings)} rows and {labels_path} has {len(labels)}; "
