@@ -42,10 +42,14 @@ class NiftiInput(OpenedInput):
     def __init__(self, path: Path, *, max_voxels: int, allow_single_slice: bool) -> None:
         with machine_errors(path):
             require_regular_file(path)
-        self.path, self.files = path, (path,)
-        self._max_voxels, self._allow_single_slice = max_voxels, allow_single_slice
+        self.path, self._max_voxels, self._allow_single_slice = path, max_voxels, allow_single_slice
         self._digest, self._n_bytes = "", 0
         self._kept: deque[bytes] | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file itself."""
+        return (self.path,)
 
     @property
     def digest(self) -> str:

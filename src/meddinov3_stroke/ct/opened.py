@@ -13,8 +13,11 @@ class OpenedInput(ABC):
 
     path: Path
     """The path that represents the input in messages and names."""
-    files: tuple[Path, ...]
-    """The files on disk whose stat identifies the input; found without reading their contents."""
+
+    @property
+    @abstractmethod
+    def files(self) -> tuple[Path, ...]:
+        """The files on disk whose stat identifies the input; found without reading their contents."""
 
     @property
     @abstractmethod

@@ -40,7 +40,7 @@ class _DicomInput(OpenedInput):
         self.path = source_path(wanted)
 
     @property
-    def files(self) -> tuple[Path, ...]:  # type: ignore[override]
+    def files(self) -> tuple[Path, ...]:
         from meddinov3_stroke.ct.dicom.files import open_files
 
         source = self.wanted.path if isinstance(self.wanted, VolumeInput) else self.wanted

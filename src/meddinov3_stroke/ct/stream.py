@@ -9,7 +9,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from meddinov3_stroke.errors import CorruptInput
 
@@ -33,7 +32,12 @@ class ByteStream:
     def fill(self, target: memoryview) -> int:
         """Fill `target` and return the number of bytes written, which is smaller only if the content has ended."""
         filled = 0
-        while filled < len(target) and self._advance():
+        while filled < len(target):
+            if not self._rest:
+                piece = next(self._pieces, None)
+                if piece is None:
+                    break
+                self._rest = memoryview(piece)
             n = min(len(target) - filled, len(self._rest))
             target[filled : filled + n] = self._rest[:n]
             self._rest = self._rest[n:]
@@ -52,20 +56,11 @@ class ByteStream:
         Raises:
             CorruptInput: more content follows, or the gzip trailer does not match what was read.
         """
-        if self._advance():
+        if self.take(1):
             raise CorruptInput(
                 f"{self.path} goes on after the last voxel that its header declares; expected the end; the header is "
                 "damaged or something was appended; fetch the file again"
             )
-
-    def _advance(self) -> bool:
-        """Make `_rest` hold at least one byte; False at the end of the content."""
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return False
-            self._rest = memoryview(piece)
-        return True
 
 
 def inflate(stored: Iterator[bytes], path: Path) -> Iterator[bytes]:
@@ -74,12 +69,18 @@ def inflate(stored: Iterator[bytes], path: Path) -> Iterator[bytes]:
     Raises:
         CorruptInput: truncated, changed, or followed by bytes that are not gzip.
     """
-    decoder, n_members = zlib.decompressobj(_GZIP_WINDOW_BITS), 0
-    begun = False
+    decoder, n_members, begun = zlib.decompressobj(_GZIP_WINDOW_BITS), 0, False
     for rest in stored:
         while rest := (rest if begun or n_members == 0 else rest.lstrip(b"\0")):
             begun = True
-            yield _decoded(decoder, rest, path, n_members)
+            try:
+                yield decoder.decompress(rest, PIECE_BYTES)
+            except zlib.error as error:
+                where = f" after {n_members} sound gzip member(s)" if n_members else ""
+                raise CorruptInput(
+                    f"{path} fails its gzip check{where} ({str(error).split(': ')[-1]}); bytes were changed, lost or "
+                    "appended; fetch it again"
+                ) from error
             if decoder.eof:
                 rest, n_members, begun = decoder.unused_data, n_members + 1, False
                 decoder = zlib.decompressobj(_GZIP_WINDOW_BITS)
@@ -87,15 +88,3 @@ def inflate(stored: Iterator[bytes], path: Path) -> Iterator[bytes]:
                 rest = decoder.unconsumed_tail
     if begun or n_members == 0:
         raise CorruptInput(f"{path} ends inside its gzip stream (no trailer); it is truncated; fetch it again")
-
-
-def _decoded(decoder: Any, rest: bytes, path: Path, n_members: int) -> bytes:
-    try:
-        piece: bytes = decoder.decompress(rest, PIECE_BYTES)
-    except zlib.error as error:
-        where = f" after {n_members} sound gzip member(s)" if n_members else ""
-        raise CorruptInput(
-            f"{path} fails its gzip check{where} ({str(error).split(': ')[-1]}); bytes were changed, lost or appended; "
-            "fetch it again"
-        ) from error
-    return piece
