@@ -64,7 +64,7 @@ def run(args: Args) -> Case:
         sim_slice=args.sim_slice,
         sim_patch=args.sim_patch,
     )
-    with slice_progress(args.show_progress) as on_slices:
+    with slice_progress(args.show_progress) as on_slices, predictor.extractor.warming_up():
         case = predictor(source, on_slices)
     for warning in case.warnings:
         LOGGER.warning("%s", warning)

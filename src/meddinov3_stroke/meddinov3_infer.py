@@ -54,7 +54,7 @@ def run(args: Args) -> dict[str, Any]:
     side = extractor.backbone.side(args.resize)
     patch = parse_patch(args.sim_patch, (side, side))
     opened_s = watch.elapsed_s
-    with slice_progress(args.show_progress) as on_slices:
+    with slice_progress(args.show_progress) as on_slices, extractor.warming_up():
         found = extract_one(source, extractor, on_slices)
     embed_s = watch.elapsed_s - opened_s - found.read_s
     volume, embeddings = found.volume, found.embeddings

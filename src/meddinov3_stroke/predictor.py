@@ -282,7 +282,7 @@ class ICHPredictor:
 
 
 def applied_as(head: HeadCheckpoint, embed_dim: int) -> HeadInput:
-    """The input the head is used with; for `unknown` by its width: mean, or mean_max where it is twice the embedding."""
+    """The input the head is used with; for `unknown` by its width: mean_max if twice the embedding, else mean."""
     kinds: dict[str, HeadInput] = {"slice": "slice", "mean": "mean", "max": "max", "mean_max": "mean_max"}
     return kinds.get(head.pool_mode, "mean_max" if head.input_dim == 2 * embed_dim else "mean")
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from meddinov3_stroke import config
-from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.config import HeadConfig
+from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.options import CohortOptions, OutputDir
 from meddinov3_stroke.system.command import run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER, provenance

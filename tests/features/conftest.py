@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from meddinov3_stroke.backbone import Backbone
+from meddinov3_stroke.ct import OpenedInput
 from meddinov3_stroke.ct.reader import source_path
 from meddinov3_stroke.errors import CorruptInput, MissingInput, OutOfScope, StorageError
 from meddinov3_stroke.features import EmbeddingStore, FeatureExtractor, extract
-from meddinov3_stroke.ct import OpenedInput
 from meddinov3_stroke.system.digest import sha256_of_array, sha256_of_document, sha256_of_file
 from meddinov3_stroke.types import (
     BackboneIdentity,

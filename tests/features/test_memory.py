@@ -139,7 +139,6 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(scan, reader, 
 @pytest.mark.usefixtures("later")
 def test_a_file_taken_from_a_folder_is_missed(extractor, store, memory, head_nifti, tmp_path) -> None:
     from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
-
     from meddinov3_stroke.ct import read_volume
 
     folder = tmp_path / "study"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from meddinov3_stroke.int8 import MeasuredVolume, auroc_change
 from sklearn.metrics import roc_auc_score
 
 from meddinov3_stroke.errors import CheckpointError
 from meddinov3_stroke.heads import HeadCheckpoint
-from meddinov3_stroke.int8 import MeasuredVolume, auroc_change
 from meddinov3_stroke.types import LABELS, Threshold
 
 

@@ -174,7 +174,8 @@ def test_features_are_rows_of_the_split_in_its_order(args: rsna_train.Args, extr
 
 
 def test_meanmax_is_another_spelling_of_mean_max(args: rsna_train.Args, extractor: CountingExtractor) -> None:
-    assert rsna_train.run(replace(args, pool_mode="meanmax", head=replace(args.head, epochs=1)))["pool_mode"] == "mean_max"
+    summary = rsna_train.run(replace(args, pool_mode="meanmax", head=replace(args.head, epochs=1)))
+    assert summary["pool_mode"] == "mean_max"
     for folder in ("features/summary.json", "test_metrics.json", "pipeline_summary.json"):
         assert read(args.output_dir / folder)["pool_mode"] == "mean_max"
     assert load_checkpoint(args.checkpoints_dir / "best.pt").pool_mode == "mean_max"
@@ -214,7 +215,7 @@ def test_a_warm_run_reads_no_volume(
 def test_the_pool_mode_decides_the_width_and_is_recorded(
     args: rsna_train.Args, extractor: CountingExtractor, mode: Any, width: int
 ) -> None:
-    rsna_train.run(replace(args, pool_mode=mode, head=replace(args.head, head=replace(args.head, epochs=1))))
+    rsna_train.run(replace(args, pool_mode=mode, head=replace(args.head, epochs=1)))
     assert np.load(args.output_dir / "features" / "train_embeddings.npy").shape[1] == width
     assert read(args.output_dir / "features" / "summary.json")["pool_mode"] == mode
     assert load_checkpoint(args.checkpoints_dir / "best.pt").pool_mode == mode
@@ -302,7 +303,7 @@ def test_bad_volumes_within_the_cap_are_skipped_and_reported(
         table.loc[2, "nifti_path"] = "ID_p1/ID_s10"
 
     csv = changed_csv(args.series_csv, break_two)
-    summary = rsna_train.run(replace(args, series_csv=csv, skip_invalid_nifti=True, head=replace(args.head, head=replace(args.head, epochs=1))))
+    summary = rsna_train.run(replace(args, series_csv=csv, skip_invalid_nifti=True, head=replace(args.head, epochs=1)))
     report = summary["train"]["invalid_nifti_report"]
     assert report["n_invalid"] == 2
     assert report["by_reason"] == {"E-INPUT-MISSING": 2}
@@ -345,8 +346,11 @@ def test_the_same_volume_under_two_patients_stops_the_run(args: rsna_train.Args,
 
 @pytest.mark.parametrize(
     "flags",
-    [{"train_ratio": 0.9}, {"max_invalid": 1.5}, {"epochs": 0}, {"lr": -1.0}, {"eval_threshold": 1.5}],
-    ids=lambda flags: next(iter(flags)),
+    [
+        *({"train_ratio": 0.9}, {"max_invalid": 1.5}, {"eval_threshold": 1.5}),
+        *({"head": rsna_train.SeriesHeadConfig(epochs=0)}, {"head": rsna_train.SeriesHeadConfig(lr=-1.0)}),
+    ],
+    ids=str,
 )
 def test_flags_out_of_range_are_found_before_any_volume_is_read(
     args: rsna_train.Args, extractor: CountingExtractor, flags: dict[str, Any]
@@ -361,7 +365,7 @@ def test_it_splits_as_prepare_rsna_splits_does(
 ) -> None:
     from meddinov3_stroke import rsna_split
 
-    rsna_train.run(replace(args, head=replace(args.head, head=replace(args.head, epochs=1))))
+    rsna_train.run(replace(args, head=replace(args.head, epochs=1)))
     rsna_split.run(
         rsna_split.Args(
             series_csv=args.series_csv, output_dir=tmp_path / "alone", train_ratio=0.6, val_ratio=0.2, test_ratio=0.2
@@ -374,7 +378,7 @@ def test_it_splits_as_prepare_rsna_splits_does(
 def test_standard_output_shows_figures_paths_and_the_disclaimer(
     args: rsna_train.Args, extractor: CountingExtractor, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rsna_train.run(replace(args, head=replace(args.head, head=replace(args.head, epochs=1))))
+    rsna_train.run(replace(args, head=replace(args.head, epochs=1)))
     shown = capsys.readouterr().out
     for expected in ("epidural", "macro", "pipeline_summary.json", "research use only"):
         assert expected in shown

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -40,28 +41,50 @@ class FeatureExtractor:
             NonFiniteEmbedding: the backbone gave NaN or infinity.
         """
         chosen = self.chosen(volume)
+        cls = np.concatenate([self.backbone.class_tokens(pixels) for pixels in self.windows(volume, chosen)])
         with naming(volume.source.path):
-            tokens = self.backbone.embed_windows(self._hu(volume, chosen), self.resize)
-        return self.finisher(volume, chosen)(tokens.cls)
+            self.backbone.refuse_non_finite(cls)
+        return self.finisher(volume, chosen)(cls)
 
     def tokens(self, volume: Volume, slice_indices: Sequence[int] | Int64[np.ndarray, " n"]) -> SliceTokens:
         """Class and patch tokens of the given slices, whatever the selection is.
 
         Raises:
-            UsageError: no slice, or `resize` or `batch` cannot be honoured.
+            UsageError: `resize` or `batch` cannot be honoured.
             NonFiniteEmbedding: the backbone gave NaN or infinity.
         """
+        side = self.backbone.side(self.resize)
+        windows = self.windows(volume, np.asarray(slice_indices, dtype=np.int64))
+        parts = [self.backbone.tokens(pixels) for pixels in windows]
+        cls, patches = (np.concatenate(some) for some in zip(*parts, strict=True))
         with naming(volume.source.path):
-            return self.backbone.embed(volume.hu_slices(slice_indices), self.resize, self.batch, patches=True)
+            self.backbone.refuse_non_finite(cls, patches)
+        return SliceTokens(cls, patches, (side, side))
+
+    @contextmanager
+    def warming_up(self) -> Iterator[None]:
+        """Makes the engine in a background thread during the block, as the input is read."""
+        blank = np.zeros((1, 1, self.resize, self.resize), dtype=np.float32)
+
+        def warm_up() -> None:
+            with suppress(Exception):  # raised again, where it matters, by the first pass
+                self.backbone.side(self.resize)
+                self.backbone.class_tokens(blank)
+                self.backbone.tokens(blank)
+
+        thread = Thread(target=warm_up, name="warm-up")
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
 
     def chosen(self, volume: Volume) -> Int64[np.ndarray, " chosen"]:
         """The slices of a volume that are embedded, in ascending order.
 
         Raises:
-            UsageError: none is left, or `batch` cannot be honoured.
+            UsageError: none is left.
         """
-        if self.batch < 1:
-            raise UsageError(f"--batch {self.batch}: expected at least 1")
         return select_slices(volume.n_slices, self.selection)
 
     def windows(
@@ -70,10 +93,14 @@ class FeatureExtractor:
         """The chosen slices as the backbone takes them, `batch` at a time; only those are in float at a time.
 
         Raises:
-            UsageError: `resize` cannot be honoured.
+            UsageError: `resize` or `batch` cannot be honoured.
         """
+        if self.batch < 1:
+            raise UsageError(f"--batch {self.batch}: expected at least 1")
         self.backbone.side(self.resize)
-        return (self.backbone.prepare(hu, self.resize) for hu in self._hu(volume, chosen))
+        starts = range(0, len(chosen), self.batch)
+        hu = (volume.hu_slices(chosen[start : start + self.batch]) for start in starts)
+        return (self.backbone.prepare(slices, self.resize) for slices in hu)
 
     def finisher(
         self, volume: Volume, chosen: Int64[np.ndarray, " chosen"]
@@ -89,9 +116,6 @@ class FeatureExtractor:
             source=volume.source,
             warnings=(*volume.warnings, *squash_warnings(volume, self.resize)),
         )
-
-    def _hu(self, volume: Volume, chosen: Int64[np.ndarray, " chosen"]) -> Iterator[Float32[np.ndarray, "n row col"]]:
-        return (volume.hu_slices(chosen[start : start + self.batch]) for start in range(0, len(chosen), self.batch))
 
 
 @contextmanager
