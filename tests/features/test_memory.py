@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -197,14 +198,38 @@ def test_a_memory_that_cannot_be_written_costs_a_warning_not_the_run(run, scan, 
     assert caplog.text.count("input digests are not remembered") == 1
 
 
-@pytest.mark.usefixtures("later")
-def test_a_cached_volume_takes_milliseconds(run, reader, scan) -> None:
-    paths = [scan(f"{k}.nii", f"{k % 12 + 1} {k}") for k in range(200)]
-    run(*paths)
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        assert all(one.from_cache for one in run(*paths))
-        seconds.append(time.perf_counter() - start)
-    assert reader.hashed == []
-    assert min(seconds) / len(paths) < 0.006  # three times the bar: tests share the machine and check every shape
+WARM = """
+import json, sys, time
+from pathlib import Path
+import numpy as np
+from meddinov3_stroke.backbone import Backbone
+from meddinov3_stroke.features import EmbeddingStore, FeatureExtractor, InputMemory, extract
+from meddinov3_stroke.types import BackboneIdentity, Preprocessing
+recipe = Preprocessing(-1000.0, 1000.0, 65.0, 178.0, "f")
+identity = BackboneIdentity("f", "ab" * 32, 768, 16, "bf16", recipe, "openvino", "fp32")
+
+class Fake(Backbone):
+    def __init__(self): self.identity, self.device, self.warnings = identity, "cpu", ()
+    def prepare(self, hu, resize): return hu[:, None]
+    def class_tokens(self, pixels): return np.ones((len(pixels), 768), np.float32)
+
+now = time.time
+time.time = lambda: now() + 3600
+paths, cache = [Path(path) for path in sys.argv[2:]], Path(sys.argv[1])
+seconds = []
+for _ in range(4):
+    start = time.process_time()
+    run = extract(paths, FeatureExtractor(Fake()), EmbeddingStore(cache), memory=InputMemory(cache / "inputs"))
+    n_cached = sum(one.from_cache for one in run)
+    seconds.append(time.process_time() - start)
+print(json.dumps({"n_cached": n_cached, "seconds": min(seconds)}))
+"""
+
+
+def test_a_cached_volume_takes_at_most_two_milliseconds(head_nifti: Callable[..., Path], tmp_path: Path) -> None:
+    paths = [str(head_nifti(f"v/{k}.nii", seed=k)) for k in range(60)]
+    command = [sys.executable, "-c", WARM, str(tmp_path / "cache"), *paths]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    found = json.loads(result.stdout)
+    assert found["n_cached"] == 60
+    assert found["seconds"] / 60 < 0.002  # of processor time, which other work on the machine does not count into

@@ -1,9 +1,17 @@
 """From volumes to slice embeddings: the loop over inputs, the cache, pooling."""
 
 from meddinov3_stroke.features.extract import Extraction, extract, extract_one
-from meddinov3_stroke.features.extractor import EVERY_SLICE, FeatureExtractor, naming, squash_warnings
+from meddinov3_stroke.features.extractor import (
+    EVERY_SLICE,
+    POOL_MODES,
+    FeatureExtractor,
+    PoolMode,
+    naming,
+    pool_mode_name,
+    pool_slices,
+    select_slices,
+)
 from meddinov3_stroke.features.memory import InputMemory
-from meddinov3_stroke.features.pooling import POOL_MODES, PoolMode, pool_mode_name, pool_slices, select_slices
 from meddinov3_stroke.features.store import EmbeddingStore, Entry, embedding_key
 
 __all__ = [
@@ -22,5 +30,4 @@ __all__ = [
     "pool_mode_name",
     "pool_slices",
     "select_slices",
-    "squash_warnings",
 ]

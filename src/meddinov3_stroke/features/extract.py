@@ -87,8 +87,9 @@ def extract(
     with closing(read_ahead(run.read(inputs), WINDOWS_AHEAD)) as items:
         for case, pixels in items:
             run.take(case, pixels)
+            run.embed()
             yield from run.finished()
-    run.flush()
+    run.embed(to_the_end=True)
     yield from run.finished()
 
 
@@ -226,26 +227,40 @@ class _Run:
         return Extraction(source, embeddings=embeddings, from_cache=True)
 
     def take(self, case: _Case, pixels: Float32[np.ndarray, "n 1 r r"] | None) -> None:
-        """Line up a case, or send a window of it to the engine.
+        """Line up a case, or a window of it for the engine."""
+        if pixels is None:
+            self.rows.append(case)
+            self._report(case, 0)
+        else:
+            self.waiting.append((case, pixels))
+
+    def embed(self, to_the_end: bool = False) -> None:
+        """Run the engine on as many full passes as wait, or on all that waits.
 
         A pass crosses from one volume into the next unless that would change bits: on a CPU whose engine lets a
         slice's last bits depend on its neighbours, each window is a pass.
         """
-        if pixels is None:
-            self.rows.append(case)
-            self._report(case, 0)
-            return
-        self.waiting.append((case, pixels))
-        backbone = self.extractor.backbone
-        if backbone.device == "cpu" and not backbone.independent_rows:
-            self.flush()
-        while sum(len(pixels) for _, pixels in self.waiting) >= self.extractor.batch:
-            self._embed(self.extractor.batch)
+        backbone, batch = self.extractor.backbone, self.extractor.batch
+        to_the_end = to_the_end or (backbone.device == "cpu" and not backbone.independent_rows)
+        while (n_waiting := sum(len(pixels) for _, pixels in self.waiting)) >= (1 if to_the_end else batch):
+            windows = self._next_pass(min(batch, n_waiting))
+            together = windows[0][1] if len(windows) == 1 else np.concatenate([pixels for _, pixels in windows])
+            cls = backbone.class_tokens(together)
+            for case, pixels in windows:
+                self._take_tokens(case, cls[: len(pixels)])
+                cls = cls[len(pixels) :]
 
-    def flush(self) -> None:
-        """Run the engine on what is left."""
-        if self.waiting:
-            self._embed(sum(len(pixels) for _, pixels in self.waiting))
+    def _next_pass(self, n_slices: int) -> list[tuple[_Case, np.ndarray]]:
+        """The first `n_slices` that wait; the last window of them may be cut in two."""
+        windows: list[tuple[_Case, np.ndarray]] = []
+        while n_slices:
+            case, pixels = self.waiting.popleft()
+            if len(pixels) > n_slices:
+                self.waiting.appendleft((case, pixels[n_slices:]))
+                pixels = pixels[:n_slices]
+            windows.append((case, pixels))
+            n_slices -= len(pixels)
+        return windows
 
     def finished(self) -> Iterator[Extraction]:
         """The extractions of the cases at the front that are complete."""
@@ -257,22 +272,6 @@ class _Run:
             if result is None:
                 raise StorageError(f"the entry {case.key[:12]} was stored in this run and is gone; run again")
             yield result
-
-    def _embed(self, n_slices: int) -> None:
-        """Run the engine on the first `n_slices` that wait; the last window of them may be cut in two."""
-        windows: list[tuple[_Case, np.ndarray]] = []
-        while n_slices:
-            case, pixels = self.waiting.popleft()
-            if len(pixels) > n_slices:
-                self.waiting.appendleft((case, pixels[n_slices:]))
-                pixels = pixels[:n_slices]
-            windows.append((case, pixels))
-            n_slices -= len(pixels)
-        together = windows[0][1] if len(windows) == 1 else np.concatenate([pixels for _, pixels in windows])
-        cls = self.extractor.backbone.class_tokens(together)
-        for case, pixels in windows:
-            self._take_tokens(case, cls[: len(pixels)])
-            cls = cls[len(pixels) :]
 
     def _take_tokens(self, case: _Case, cls: Float32[np.ndarray, "n dim"]) -> None:
         """Check the tokens a case has just got; store its embeddings once all are there."""

@@ -1,21 +1,27 @@
-"""A frozen backbone with the size, batch and slices it is given; holds nothing about a case."""
+"""A frozen backbone with the size, batch and slices it is given; slice selection and pooling."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from meddinov3_stroke.backbone import Backbone
 from meddinov3_stroke.errors import NonFiniteEmbedding, UsageError
-from meddinov3_stroke.features.pooling import select_slices
 from meddinov3_stroke.types import SliceEmbeddings, SliceSelection, SliceTokens, Volume
+
+PoolMode = Literal["mean", "max", "mean_max"]
+"""`mean` is the baseline; `max` keeps the strongest slice per dimension; `mean_max` is the two side by side (2 d)."""
+
+POOL_MODES: tuple[str, ...] = get_args(PoolMode)
+"""The names in `PoolMode`."""
 
 EVERY_SLICE = SliceSelection()
 """Every slice of a volume."""
@@ -63,21 +69,10 @@ class FeatureExtractor:
 
     @contextmanager
     def warming_up(self) -> Iterator[None]:
-        """Makes the engine in a background thread during the block, as the input is read."""
-        blank = np.zeros((1, 1, self.resize, self.resize), dtype=np.float32)
-
-        def warm_up() -> None:
-            with suppress(Exception):  # raised again, where it matters, by the first pass
-                self.backbone.side(self.resize)
-                self.backbone.class_tokens(blank)
-                self.backbone.tokens(blank)
-
-        thread = Thread(target=warm_up, name="warm-up")
-        thread.start()
-        try:
+        """Makes the engine in a background thread during the block, while the input is read."""
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(self.backbone.warm_up, self.resize)  # the first pass raises what fails here
             yield
-        finally:
-            thread.join()
 
     def chosen(self, volume: Volume) -> Int64[np.ndarray, " chosen"]:
         """The slices of a volume that are embedded, in ascending order.
@@ -133,3 +128,54 @@ def squash_warnings(volume: Volume, resize: int) -> tuple[str, ...]:
     if n_rows == n_columns:
         return ()
     return (f"slices of {n_rows} x {n_columns} pixels are squashed to {resize} x {resize}",)
+
+
+def pool_mode_name(mode: str) -> PoolMode:
+    """The pool mode by its own name; `meanmax` is another spelling of `mean_max`.
+
+    Raises:
+        UsageError: an unknown mode.
+    """
+    name = "mean_max" if mode == "meanmax" else mode
+    if name not in POOL_MODES:
+        raise UsageError(f"--pool-mode {mode!r}: expected one of {', '.join(POOL_MODES)}")
+    return name  # type: ignore[return-value]
+
+
+def pool_slices(cls: Float32[np.ndarray, "n dim"], mode: str) -> Float32[np.ndarray, " pooled"]:
+    """One vector per volume: [dim] for mean and max, [2 dim] (mean, then max) for mean_max.
+
+    The mean is summed in float64, so that rounding does not grow with the number of slices.
+
+    Raises:
+        UsageError: no slice (the mean of nothing), or an unknown mode.
+    """
+    name = pool_mode_name(mode)
+    if cls.shape[0] == 0:
+        raise UsageError("no slice embeddings to pool; the selection left no slice of the volume")
+    mean = cls.mean(axis=0, dtype=np.float64).astype(np.float32)
+    if name == "mean":
+        return np.asarray(mean)
+    return np.asarray(cls.max(axis=0)) if name == "max" else np.concatenate([mean, cls.max(axis=0)])
+
+
+def select_slices(n_slices: int, selection: SliceSelection) -> Int64[np.ndarray, " chosen"]:
+    """Ascending, distinct 0-based indices: every `stride`-th slice, then at most `max_slices` of those, evenly spaced.
+
+    The evenly spaced ones are the middles of `max_slices` equal parts, so one slice is the middle one and neither end
+    of the head is favoured.
+
+    Raises:
+        UsageError: `stride` below 1, `max_slices` below 0, or no slice to choose from.
+    """
+    if selection.stride < 1:
+        raise UsageError(f"--stride {selection.stride}: expected 1 or more; use 1 to take every slice")
+    if selection.max_slices < 0:
+        raise UsageError(f"--max-slices {selection.max_slices}: expected 0 (no limit) or more")
+    strided = np.arange(0, n_slices, selection.stride, dtype=np.int64)
+    if strided.size == 0:
+        raise UsageError(f"--stride {selection.stride} leaves none of {n_slices} slices to embed")
+    if selection.max_slices == 0 or selection.max_slices >= strided.size:
+        return strided
+    middles = (2 * np.arange(selection.max_slices, dtype=np.int64) + 1) * strided.size // (2 * selection.max_slices)
+    return strided[middles]

@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 from PIL import Image, ImageDraw, ImageFont
 
-from meddinov3_stroke.explain import DEMO_NOTICE, is_demo
-from meddinov3_stroke.explain.suspicion import HEAD_ABOVE_HU
+from meddinov3_stroke.explain import DEMO_NOTICE, HEAD_ABOVE_HU, is_demo
 from meddinov3_stroke.system.provenance import DISCLAIMER
 from meddinov3_stroke.types import CaseFindings
 
