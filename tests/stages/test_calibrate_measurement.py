@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from meddinov3_stroke.int8 import MeasuredVolume, auroc_change
 from sklearn.metrics import roc_auc_score
 
 from meddinov3_stroke.commands.calibrate import MeasuredVolume, auroc_change

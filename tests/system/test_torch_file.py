@@ -17,6 +17,7 @@ import torch
 from meddinov3_stroke.errors import MissingWeights, UnsafeWeights, WeightsError
 from meddinov3_stroke.system.torch_file import (
     load_torch_file,
+    read_torch_file,
     save_torch_file,
     unpickle_torch_file,
 )
