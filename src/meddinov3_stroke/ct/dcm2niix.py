@@ -8,8 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from meddinov3_stroke.ct.contents import is_nifti_name
-from meddinov3_stroke.ct.dicom.files import open_files
-from meddinov3_stroke.ct.dicom.reading import find_stack
+from meddinov3_stroke.ct.dicom.read import open_dicom
 from meddinov3_stroke.errors import MachineError, UnsupportedInput
 from meddinov3_stroke.system.atomic import write_bytes
 
@@ -54,10 +53,8 @@ def convert_with_dcm2niix(source: Path, series_uid: str | None, output: Path) ->
 
 def _lay_out(source: Path, series_uid: str | None, folder: Path) -> None:
     """Copies of the images of the chosen series, under plain names."""
-    with open_files(source) as files:
-        found, stack = find_stack(files, series_uid, str(source))
-        for k, name in enumerate(dict.fromkeys(image.file for image in stack.images)):
-            (folder / f"{k:05d}.dcm").write_bytes(found.files[name].read())
+    for k, content in enumerate(open_dicom(source, series_uid).image_files()):
+        (folder / f"{k:05d}.dcm").write_bytes(content)
 
 
 def _run(command: list[str]) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from meddinov3_stroke.ct.contents import is_nifti_name, machine_errors, require_nifti
 from meddinov3_stroke.ct.nifti import read_nifti
 from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.types import Volume, VolumeInput
+
+if TYPE_CHECKING:
+    from meddinov3_stroke.ct.dicom.read import OpenedDicom
 
 MAX_VOXELS = 2**28
 """Voxels above which a header is refused unread: 1024 slices of 512x512, far above any head CT."""
@@ -50,9 +54,7 @@ def read_volume(
         with machine_errors(wanted.path):
             require_nifti(wanted.path)
             return read_nifti(wanted.path, max_voxels=max_voxels, allow_single_slice=allow_single_slice)
-    from meddinov3_stroke.ct.dicom.input import read_dicom  # pydicom is loaded for DICOM alone
-
-    return read_dicom(wanted, max_voxels=max_voxels, allow_single_slice=allow_single_slice)
+    return _open_dicom(wanted, max_voxels, allow_single_slice).volume()
 
 
 def input_digest(source: Source, *, series: str | None = None) -> str:
@@ -66,9 +68,16 @@ def input_digest(source: Source, *, series: str | None = None) -> str:
         _refuse_series(wanted)
         with machine_errors(wanted.path):
             return sha256_of_file(wanted.path)
-    from meddinov3_stroke.ct.dicom.input import dicom_digest
+    return _open_dicom(wanted).digest
 
-    return dicom_digest(wanted)
+
+def _open_dicom(
+    wanted: VolumeInput | tuple[Path, ...], max_voxels: int = MAX_VOXELS, allow_single_slice: bool = False
+) -> OpenedDicom:
+    from meddinov3_stroke.ct.dicom.read import open_dicom  # pydicom is loaded for DICOM alone
+
+    source, series = (wanted.path, wanted.series_uid) if isinstance(wanted, VolumeInput) else (wanted, None)
+    return open_dicom(source, series, max_voxels=max_voxels, allow_single_slice=allow_single_slice)
 
 
 def as_input(source: Source, series: str | None = None) -> VolumeInput | tuple[Path, ...]:

@@ -10,7 +10,6 @@ import pandas as pd
 
 from meddinov3_stroke.data.exclusion import Exclusion, read_id_list
 from meddinov3_stroke.data.header_index import index_order, write_header_index
-from meddinov3_stroke.data.header_parts import HeaderParts
 from meddinov3_stroke.data.header_pass import HeaderPass, read_headers_of_folder
 from meddinov3_stroke.data.nifti_copies import NiftiCopy, copies_document, write_nifti_copies
 from meddinov3_stroke.data.rsna_labels import ConflictPolicy, read_slice_labels
@@ -92,7 +91,7 @@ def prepare_rsna(options: RsnaOptions) -> PreparedRsna:
     images_folder = options.root / IMAGES_FOLDER
     headers = read_headers_of_folder(
         images_folder,
-        HeaderParts(options.output_dir / PARTS_FOLDER),
+        options.output_dir / PARTS_FOLDER,
         workers=options.workers,
         show_progress=options.show_progress,
     )

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from meddinov3_stroke import read_volume
-from meddinov3_stroke.ct.dicom.inspection import Inspection, SeriesFacts, inspect_dicom
+from meddinov3_stroke.ct.dicom.inspect import Inspection, SeriesFacts, inspect_dicom
 from meddinov3_stroke.errors import InputError, MissingInput
 from meddinov3_stroke.phantom import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 from meddinov3_stroke.report import print_inspection
@@ -56,7 +56,7 @@ def test_what_is_set_aside_says_why(tmp_path: Path) -> None:
         "modality OT, not CT": "set aside",
         "a colour picture (RGB)": "set aside",
         "no image, a document or another object": "set aside",
-        "slices stand 78 degrees off axial; at most 45 are taken": "set aside",
+        "slices are 78 degrees off axial; at most 45 are accepted": "set aside",
     }
 
 
@@ -75,7 +75,7 @@ def test_a_series_that_the_rule_passes_over_says_how_to_read_it(tmp_path: Path) 
     written(tmp_path / "b", seed=1, study_seed=0, kernel="H70h", series_number=1)
     sharp, soft = inspect_dicom(tmp_path).series
     assert (sharp.verdict, soft.verdict) == ("set aside", "used")
-    assert sharp.reason == "the rule prefers another series; name this one with --series"
+    assert sharp.reason == "the rule selects another series; name this one with --series"
     assert read_volume(tmp_path, series=sharp.series_instance_uid).n_slices == 10
 
 
@@ -84,7 +84,7 @@ def test_one_series_is_used_of_each_study(tmp_path: Path) -> None:
     written(tmp_path / "b", seed=1)
     found = inspect_dicom(tmp_path)
     assert found.n_used == 2
-    assert "more than one patient or study: reading needs --series UID" in shown(found)
+    assert "several patients or studies: to read one, name its series with --series UID" in shown(found)
 
 
 def test_one_series_is_used_of_each_patient_of_a_study(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_damaged_files_are_listed_and_their_consequence_told(tmp_path: Path) -> 
     ((name, reason),) = found.damaged
     assert name == "IM0004.dcm"
     assert "truncated" in reason
-    assert "damaged files refuse the whole input" in shown(found)
+    assert "a damaged file makes the whole input unreadable" in shown(found)
 
 
 def test_contrast_is_told(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from meddinov3_stroke.ct.dicom.files import open_files
-from meddinov3_stroke.ct.dicom.spacing import SliceLayout, layout_of
+from meddinov3_stroke.ct.dicom.layout import SliceLayout, layout_of
 from meddinov3_stroke.ct.dicom.survey import survey
 from meddinov3_stroke.phantom import DicomOptions, SliceGeometry, axial_geometry, write_dicom_series
 

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-
 from meddinov3_stroke.ct.dicom.file_headers import read_file_headers
+from meddinov3_stroke.data.header_parts import HeaderParts
+
 from meddinov3_stroke.ct.dicom.files import InputFile
 from meddinov3_stroke.ct.dicom.header import ImageHeader
 from meddinov3_stroke.ct.dicom.header_reading import read_headers
 from meddinov3_stroke.data import header_parts, header_pass, header_reading
-from meddinov3_stroke.data.header_parts import HeaderParts
 from meddinov3_stroke.data.header_pass import read_headers_of_folder
 from meddinov3_stroke.data.header_rows import FileFacts, batch_of, headers_of_rows, image_row
 from meddinov3_stroke.errors import CorruptInput, LockTimeout, UnsupportedInput
