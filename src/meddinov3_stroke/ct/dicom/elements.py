@@ -94,7 +94,7 @@ class DataSetWalk:
         return self._pixel_data
 
     def group(self, start: int, wanted: int) -> Iterator[tuple[int, int, int]]:
-        """(element number, value offset, value length) of the explicit elements of group `wanted` from byte `start` on."""
+        """(element number, value offset, value length) of the explicit elements of group `wanted` from `start` on."""
         content, end = self._content, len(self._content)
         while start + 8 <= end:
             group, element, vr, length = self._read_explicit(content, start)
