@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,9 @@ from benchmarks.reading import noisy_head
 from benchmarks.rounds import median, take_turns
 from benchmarks.table import Table
 from meddinov3_stroke.ct import read_volume
-from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
+
+TESTS = Path(__file__).resolve().parents[1] / "tests"
+"""Folder of the package `dicom_writer`."""
 
 OVER_PYDICOM = Bar(2, "x", "less than")
 
@@ -44,6 +47,9 @@ def measure(quick: bool) -> Table:
 
 def row(syntax: str, hu: Integer[np.ndarray, "slice row col"], folder: Path, rounds: int) -> dict[str, Any]:
     """A row of the table."""
+    sys.path.append(str(TESTS))
+    from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
+
     geometry = axial_geometry([5.0] * (len(hu) - 1), hu.shape[1:], pixel_spacing_mm=(0.5, 0.5))
     write_dicom_series(folder, hu, geometry, DicomOptions(transfer_syntax=syntax))
     ways = {"read_volume": partial(read_volume, folder), "pydicom": partial(decode_all, folder)}

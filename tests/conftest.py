@@ -17,7 +17,7 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one test process a core: more threads only wait for one another
 
-install_import_hook("meddinov3_stroke", "beartype.beartype")
+install_import_hook(["meddinov3_stroke", "dicom_writer"], "beartype.beartype")
 
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("local", deadline=None)

@@ -11,11 +11,11 @@ import numpy as np
 import pydicom
 import pytest
 
+from dicom_writer import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 from meddinov3_stroke.commands.convert import main
 from meddinov3_stroke.ct import dcm2niix
 from meddinov3_stroke.ct.dcm2niix import convert_with_dcm2niix
 from meddinov3_stroke.errors import MachineError, UnsupportedInput
-from meddinov3_stroke.phantom import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 
 FAKE = """#!/bin/sh
 # as dcm2niix is called: options, then the folder of images last

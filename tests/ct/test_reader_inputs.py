@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dicom_writer import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
 from meddinov3_stroke.ct.reader import as_input, input_digest, source_path
 from meddinov3_stroke.errors import AmbiguousInput, CorruptInput, InputError, MissingInput, UnsupportedInput, UsageError
-from meddinov3_stroke.phantom import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 from meddinov3_stroke.types import Volume, VolumeInput
 
 GEOMETRY = axial_geometry([5.0] * 9, (9, 11), tilt_degrees=10)

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from dicom_writer import SliceGeometry, axial_geometry, sample_hu, write_dicom_series
 from meddinov3_stroke import read_volume
 from meddinov3_stroke.ct import resampling
 from meddinov3_stroke.ct.resampling import Resampled, resample
 from meddinov3_stroke.errors import UsageError
-from meddinov3_stroke.phantom import SliceGeometry, axial_geometry, sample_hu, write_dicom_series
 from meddinov3_stroke.types import Volume
 
 

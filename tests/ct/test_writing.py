@@ -11,10 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
 from meddinov3_stroke.ct.resampling import resample
 from meddinov3_stroke.ct.writing import misplaced_mm, nifti_bytes_of, nifti_bytes_of_grid, slices_document
-from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
 
 HU = np.random.default_rng(0).integers(-1000, 2500, (6, 9, 11))
 CODES = ["LAS", "RAS", "LPS", "RPI", "SAL", "PIR", "ASL", "ILP"]

@@ -12,16 +12,15 @@ import pydicom
 import pytest
 import SimpleITK
 
-from meddinov3_stroke.phantom import (
+from dicom_writer import (
     TRANSFER_SYNTAXES,
     DicomOptions,
     DicomSeriesTruth,
     axial_geometry,
-    draw_spec,
-    make_phantom,
     write_dicom_phantom,
     write_dicom_series,
 )
+from meddinov3_stroke.phantom import draw_spec, make_phantom
 
 GEOMETRY = axial_geometry([5.0, 2.5, 2.5, 5.0], (40, 48), tilt_degrees=-18)
 SMOOTH_HU = np.fromfunction(lambda s, r, c: 90 * s + 800 * np.sin(r / 5) * np.cos(c / 7) - 60, (5, 40, 48))

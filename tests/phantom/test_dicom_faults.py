@@ -12,7 +12,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut
 
-from meddinov3_stroke.phantom import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
+from dicom_writer import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 
 GEOMETRY = axial_geometry([5.0] * 5, (20, 24), tilt_degrees=18)
 HU = np.random.default_rng(0).integers(-1000, 2500, (6, 20, 24))

@@ -14,20 +14,19 @@ import SimpleITK
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meddinov3_stroke.errors import StorageError, UsageError
-from meddinov3_stroke.phantom import (
+from dicom_writer import (
     DicomOptions,
     DicomSeriesTruth,
     SliceGeometry,
     axial_geometry,
-    draw_spec,
     geometry_of_affine,
-    make_phantom,
     sample_hu,
     write_dicom_phantom,
     write_dicom_series,
 )
-from meddinov3_stroke.phantom.dicom_geometry import as_written, decimal_string, nearest_hu
+from dicom_writer.geometry import as_written, decimal_string, nearest_hu
+from meddinov3_stroke.errors import StorageError, UsageError
+from meddinov3_stroke.phantom import draw_spec, make_phantom
 
 SMALL = (20, 24)
 degrees = st.floats(-30, 30)
@@ -159,11 +158,11 @@ def test_truth_lists_every_file_of_the_folder(tmp_path: Path) -> None:
     assert {image.file for image in truth.images} == {path.name for path in tmp_path.iterdir()}
 
 
-def test_pydicom_is_not_imported_for_nifti_phantoms_help_nor_highdicom() -> None:
+def test_help_needs_no_pydicom_and_dicom_phantoms_no_highdicom() -> None:
     probe = (
-        "import sys; from meddinov3_stroke import make_phantoms; assert 'pydicom' not in sys.modules;"
-        "import meddinov3_stroke.phantom; assert 'highdicom' not in sys.modules;"
-        "assert 'meddinov3_stroke.phantom.dicom_header' not in sys.modules"
+        "import sys; from meddinov3_stroke.commands import phantom; assert 'pydicom' not in sys.modules;"
+        "import meddinov3_stroke.phantom; assert 'meddinov3_stroke.phantom.dicom' not in sys.modules;"
+        "import meddinov3_stroke.phantom.dicom; assert 'highdicom' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", probe], timeout=60, check=False).returncode == 0
 

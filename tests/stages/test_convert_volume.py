@@ -9,10 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke import cli, read_volume
 from meddinov3_stroke.commands.convert import main
 from meddinov3_stroke.ct.resampling import METHOD
-from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
 
 HU = np.random.default_rng(0).integers(-1000, 2500, (10, 9, 11))
 EVEN, UNEVEN = [5.0] * 9, [2.5] * 5 + [5.0] * 4

@@ -12,9 +12,9 @@ import numpy as np
 import pydicom
 import pytest
 
+from dicom_writer import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 from meddinov3_stroke import cli, read_volume
 from meddinov3_stroke.backbone import load_backbone
-from meddinov3_stroke.phantom import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 
 PLAIN = ("--device", "cpu", "--engine", "torch", "--precision", "fp32", "--quiet")
 GEOMETRY = axial_geometry([5.0] * 7, (64, 64), pixel_spacing_mm=(3, 3))

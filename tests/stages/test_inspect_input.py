@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke import cli
 from meddinov3_stroke.commands.inspect import main
 from meddinov3_stroke.ct.dicom.choice import RULE
-from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
 
 
 @pytest.fixture

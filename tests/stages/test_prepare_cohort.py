@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke.commands import prepare_cohort
 from meddinov3_stroke.data import read_series_table
-from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
 
 FINDINGS = ("ICH", "IPH", "IVH", "SDH", "EDH", "SAH")
 TYPES = ("Intraventricular", "Intraparenchymal", "Subarachnoid", "Epidural", "Subdural")

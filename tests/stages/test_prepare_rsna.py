@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke.commands import prepare_rsna
 from meddinov3_stroke.data import read_series_table
-from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
 
 KAGGLE_LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
 

@@ -339,7 +339,7 @@ def test_standard_output_shows_figures_paths_and_the_disclaimer(
 def test_under_nifti_path_only_nifti_is_read(
     args: rsna_train.Args, extractor: FakeExtractor, cohort: Path, what: str
 ) -> None:
-    from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
+    from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 
     folder = cohort.parent / "dicom"
     hu = np.zeros((3, 8, 8), np.float32)

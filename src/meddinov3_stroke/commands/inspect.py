@@ -57,7 +57,7 @@ def run(args: Args) -> dict[str, Any]:
 
 def _series_facts(found: Inspection) -> dict[str, Any]:
     from meddinov3_stroke.ct.dicom.choice import RULE
-    from meddinov3_stroke.report import print_inspection
+    from meddinov3_stroke.report.inspection import print_inspection
 
     print_inspection(found, RULE)
     document = asdict(found)

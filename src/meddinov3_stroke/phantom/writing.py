@@ -12,8 +12,6 @@ from typing import Any, Literal
 
 from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.phantom.cohort import PatientSpec, StudySpec, draw_cohort
-from meddinov3_stroke.phantom.dicom_options import DicomOptions
-from meddinov3_stroke.phantom.dicom_series import write_dicom_phantom
 from meddinov3_stroke.phantom.head import Phantom, make_phantom
 from meddinov3_stroke.system.atomic import write_bytes, write_json, write_text
 from meddinov3_stroke.system.nifti_bytes import nifti_bytes
@@ -134,10 +132,10 @@ def _write_series(folder: Path, patient: PatientSpec, study: StudySpec, volume_f
         study_uid, series_uid = study.study_uid, study.series_uid
         write_bytes(folder / nifti_path, nifti_bytes(phantom.hu, phantom.affine))
     else:
+        from meddinov3_stroke.phantom.dicom import write_series
+
         nifti_path, dicom_path = None, f"volumes/{name}"
-        options = DicomOptions(seed=study.spec.seed, patient_id=patient.patient_id)
-        identity = write_dicom_phantom(folder / dicom_path, phantom, options).identity
-        study_uid, series_uid = identity.study_uid, identity.series_uid
+        study_uid, series_uid = write_series(folder / dicom_path, phantom, patient.patient_id)
     return SeriesRecord(
         nifti_path=nifti_path,
         dicom_path=dicom_path,

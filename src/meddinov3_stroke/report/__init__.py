@@ -1,11 +1,15 @@
 """Findings as JSON, terminal text and pictures."""
 
 from meddinov3_stroke.report.case import case_document, save_case
-from meddinov3_stroke.report.inspection import print_inspection
 from meddinov3_stroke.report.origin import dicom_document, origin_document
-from meddinov3_stroke.report.picture_of_case import case_picture
-from meddinov3_stroke.report.picture_of_slice import SliceMap, slice_picture
-from meddinov3_stroke.report.style import SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH
+from meddinov3_stroke.report.pictures import (
+    SIMILARITY_RANGE,
+    WINDOW_CENTER,
+    WINDOW_WIDTH,
+    SliceMap,
+    case_picture,
+    slice_picture,
+)
 from meddinov3_stroke.report.terminal import print_case
 
 __all__ = [
@@ -18,7 +22,6 @@ __all__ = [
     "dicom_document",
     "origin_document",
     "print_case",
-    "print_inspection",
     "save_case",
     "slice_picture",
 ]

@@ -28,7 +28,10 @@ def print_inspection(found: Inspection, rule: str, console: Console | None = Non
     _print_files(console, "without an image", found.without_images)
     _print_files(console, "damaged", found.damaged)
     if found.damaged:
-        console.print("a damaged file makes the whole input unreadable; to read the rest, list the good files in a .txt", highlight=False)
+        console.print(
+            "a damaged file makes the whole input unreadable; to read the rest, list the good files in a .txt",
+            highlight=False,
+        )
     n_series = len({one.series_instance_uid for one in found.series})
     n_files = f"{found.n_files} file{'s' if found.n_files > 1 else ''}"
     console.print(f"{n_files}, {n_series} series, {found.n_used} used", highlight=False)

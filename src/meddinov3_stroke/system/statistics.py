@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from typing import Any
@@ -21,13 +20,19 @@ class Stopwatch:
 
 
 def memory_statistics(device: str) -> dict[str, Any]:
-    """`{cpu_peak_mib, gpu_peak_mib}`: peak resident memory of this process; peak GPU allocation or None off the GPU."""
-    return {"cpu_peak_mib": round(peak_resident_mib(), 1), "gpu_peak_mib": _gpu_peak_mib(device)}
+    """`{cpu_peak_mib, gpu_peak_mib}`: peak resident memory of this process (None on Windows); peak GPU allocation, or
+    None without a GPU."""
+    peak = peak_resident_mib()
+    return {"cpu_peak_mib": None if peak is None else round(peak, 1), "gpu_peak_mib": _gpu_peak_mib(device)}
 
 
-def peak_resident_mib() -> float:
-    """Peak resident set of this process in MiB."""
-    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # ru_maxrss is bytes on macOS, KiB on Linux
+def peak_resident_mib() -> float | None:
+    """Peak resident set of this process in MiB; None where the platform does not report it (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1 << 10  # ru_maxrss is in bytes on macOS, in KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / (1 << 20)
 
 

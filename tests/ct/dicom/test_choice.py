@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dicom_writer import axial_geometry, write_dicom_series
 from meddinov3_stroke.ct.dicom.choice import choose, contrast_hint, traits_of
 from meddinov3_stroke.ct.dicom.files import open_files
 from meddinov3_stroke.ct.dicom.series import SINGLE_IMAGE, Stack
 from meddinov3_stroke.ct.dicom.survey import survey
 from meddinov3_stroke.errors import AmbiguousInput, MedDINOError, MissingInput, OutOfScope, UnsupportedInput
-from meddinov3_stroke.phantom import axial_geometry, write_dicom_series
 
 MakeStack = Callable[..., Stack]
 

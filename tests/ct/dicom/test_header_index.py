@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
 from meddinov3_stroke.ct.dicom import files as header_index
 from meddinov3_stroke.ct.dicom.files import files_of_series
 from meddinov3_stroke.ct.reader import input_digest
 from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput, UsageError
-from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke.types import VolumeInput
 
 GEOMETRY = axial_geometry([5.0] * 8, (6, 7))

@@ -10,10 +10,10 @@ import numpy as np
 import pydicom
 import pytest
 
+from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke.ct.dicom.header import ImageHeader
 from meddinov3_stroke.ct.dicom.header_reading import read_headers
 from meddinov3_stroke.errors import CorruptInput
-from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
 
 VALUES = np.arange(12, dtype=np.int16).reshape(3, 4)
 PLACED: dict[str, Any] = {

@@ -10,10 +10,10 @@ import pydicom
 import pytest
 from rich.console import Console
 
+from dicom_writer import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
 from meddinov3_stroke.ct.dicom.inspect import Inspection, SeriesFacts, inspect_dicom
 from meddinov3_stroke.errors import InputError, MissingInput
-from meddinov3_stroke.phantom import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 from meddinov3_stroke.report import print_inspection
 
 GEOMETRY = axial_geometry([5.0] * 9, (9, 11), tilt_degrees=12)

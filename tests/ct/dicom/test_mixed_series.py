@@ -13,12 +13,12 @@ import numpy as np
 import pydicom
 import pytest
 
+from dicom_writer import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
 from meddinov3_stroke.ct.dicom.files import MAX_FILE_BYTES, open_files
 from meddinov3_stroke.ct.dicom.series import MAX_PLANES, assemble
 from meddinov3_stroke.ct.dicom.survey import survey
 from meddinov3_stroke.errors import AmbiguousInput, CorruptInput, UnsupportedInput
-from meddinov3_stroke.phantom import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 
 HU = np.random.default_rng(0).integers(-1000, 2500, (10, 9, 11))
 

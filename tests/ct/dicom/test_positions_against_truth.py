@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from meddinov3_stroke import read_volume
-from meddinov3_stroke.phantom import (
+from dicom_writer import (
     TRANSFER_SYNTAXES,
     DicomOptions,
     DicomSeriesTruth,
@@ -26,6 +25,7 @@ from meddinov3_stroke.phantom import (
     axial_geometry,
     write_dicom_series,
 )
+from meddinov3_stroke import read_volume
 from meddinov3_stroke.types import Volume
 
 TOLERANCE_HU = 15.0

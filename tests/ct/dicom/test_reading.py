@@ -17,12 +17,12 @@ import pydicom
 import pytest
 import SimpleITK
 
+from dicom_writer import DicomOptions, DicomSeriesTruth, SliceGeometry, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
 from meddinov3_stroke.ct.dicom import survey as survey_module
 from meddinov3_stroke.ct.dicom.read import open_dicom
 from meddinov3_stroke.ct.geometry import MAX_TILT_DEGREES
 from meddinov3_stroke.errors import CorruptInput, OutOfScope, UnsupportedInput
-from meddinov3_stroke.phantom import DicomOptions, DicomSeriesTruth, SliceGeometry, axial_geometry, write_dicom_series
 from meddinov3_stroke.types import SliceImage, Volume
 
 GEOMETRY = axial_geometry([5.0] * 9, (9, 11))

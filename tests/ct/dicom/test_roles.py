@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dicom_writer import axial_geometry, write_dicom_series
 from meddinov3_stroke.ct.dicom.header import ImageHeader
 from meddinov3_stroke.ct.dicom.header_reading import read_headers
 from meddinov3_stroke.ct.dicom.series import role_fault
-from meddinov3_stroke.phantom import axial_geometry, write_dicom_series
 
 
 @pytest.fixture(scope="module")

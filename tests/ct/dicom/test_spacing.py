@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dicom_writer import DicomOptions, SliceGeometry, axial_geometry, write_dicom_series
 from meddinov3_stroke.ct.dicom.files import open_files
 from meddinov3_stroke.ct.dicom.layout import SliceLayout, layout_of
 from meddinov3_stroke.ct.dicom.survey import survey
-from meddinov3_stroke.phantom import DicomOptions, SliceGeometry, axial_geometry, write_dicom_series
 
 
 def layout(folder: Path, geometry: SliceGeometry, *missing: int) -> SliceLayout:

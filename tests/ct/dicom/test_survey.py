@@ -9,11 +9,11 @@ import numpy as np
 import pydicom
 import pytest
 
+from dicom_writer import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 from meddinov3_stroke.ct.dicom import survey as survey_module
 from meddinov3_stroke.ct.dicom.files import open_files
 from meddinov3_stroke.ct.dicom.survey import Survey, survey
 from meddinov3_stroke.errors import CorruptInput
-from meddinov3_stroke.phantom import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 
 GEOMETRY = axial_geometry([5.0] * 7, (36, 40))
 HU = np.random.default_rng(0).integers(-1000, 2500, (8, 36, 40))

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.data import prepare_cq500, read_series_table
 from meddinov3_stroke.errors import LabelError, SeriesTableError
-from meddinov3_stroke.phantom import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke.types import LABELS
 
 FINDINGS = ("ICH", "IPH", "IVH", "SDH", "EDH", "SAH")

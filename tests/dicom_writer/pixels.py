@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int16, Integer, Real, UInt16
 
-from meddinov3_stroke.phantom.dicom_options import VALUE_RANGE, DicomOptions
+from dicom_writer.options import VALUE_RANGE, DicomOptions
 from meddinov3_stroke.types import AIR_HU, PADDING_BELOW_HU
 
 DRAWN_SLOPES = (1.0, 1.25, 1.5, 2.0)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset
 
-from meddinov3_stroke.phantom import dicom_header as header
-from meddinov3_stroke.phantom.dicom_geometry import decimal_string
-from meddinov3_stroke.phantom.dicom_options import DicomOptions
-from meddinov3_stroke.phantom.dicom_plan import Identity, PlannedImage
+from dicom_writer import header
+from dicom_writer.geometry import decimal_string
+from dicom_writer.options import DicomOptions
+from dicom_writer.plan import Identity, PlannedImage
 
 ENHANCED_CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2.1"
 CONVERSION_DATE, CONVERSION_TIME = "20000101", "000000"

@@ -14,8 +14,8 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.filereader import dcmread
 from pydicom.filewriter import dcmwrite
 
-from meddinov3_stroke.phantom.dicom_header import CT_IMAGE, file_meta
-from meddinov3_stroke.phantom.dicom_options import NATIVE, TRANSFER_SYNTAXES
+from dicom_writer.header import CT_IMAGE, file_meta
+from dicom_writer.options import NATIVE, TRANSFER_SYNTAXES
 
 PREAMBLE_BYTES = 132
 """128 bytes and `DICM` (DICOM PS3.10 7.1)."""

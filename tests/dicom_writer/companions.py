@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import UInt8
 from pydicom.dataset import Dataset
 
-from meddinov3_stroke.phantom import dicom_header as header
-from meddinov3_stroke.phantom.dicom_encoding import file_bytes, write_dataset
-from meddinov3_stroke.phantom.dicom_geometry import Plane, SliceGeometry, as_written
-from meddinov3_stroke.phantom.dicom_options import TRANSFER_SYNTAXES, Companion, DicomOptions
-from meddinov3_stroke.phantom.dicom_pixels import StoredPixels
-from meddinov3_stroke.phantom.dicom_plan import Identity, PlannedImage, unique_uid
+from dicom_writer import header
+from dicom_writer.encoding import file_bytes, write_dataset
+from dicom_writer.geometry import Plane, SliceGeometry, as_written
+from dicom_writer.options import TRANSFER_SYNTAXES, Companion, DicomOptions
+from dicom_writer.pixels import StoredPixels
+from dicom_writer.plan import Identity, PlannedImage, unique_uid
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 DOSE_REPORT = "1.2.840.10008.5.1.4.1.1.88.67"

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Real
 
-from meddinov3_stroke.phantom.dicom_geometry import Plane, SliceGeometry, coronal_planes, nearest_hu
-from meddinov3_stroke.phantom.dicom_options import DicomOptions
-from meddinov3_stroke.phantom.dicom_pixels import StoredPixels, store_pixels
+from dicom_writer.geometry import Plane, SliceGeometry, coronal_planes, nearest_hu
+from dicom_writer.options import DicomOptions
+from dicom_writer.pixels import StoredPixels, store_pixels
 
 Fate = Literal["used", "duplicate", "set aside"]
 """What a reader should do with an image; of two alike, either may be the one used."""

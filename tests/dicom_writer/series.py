@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float32, Float64, Real
 
+from dicom_writer.geometry import Plane, SliceGeometry, geometry_of_affine
+from dicom_writer.options import LOSSY_TOLERANCE_HU, DicomOptions
+from dicom_writer.plan import Fate, Identity, PlannedImage, identity_of, plan_images, unique_uid
 from meddinov3_stroke.errors import UsageError
-from meddinov3_stroke.phantom.dicom_geometry import Plane, SliceGeometry, geometry_of_affine
-from meddinov3_stroke.phantom.dicom_options import LOSSY_TOLERANCE_HU, DicomOptions
-from meddinov3_stroke.phantom.dicom_plan import Fate, Identity, PlannedImage, identity_of, plan_images, unique_uid
-from meddinov3_stroke.phantom.head import Phantom
+from meddinov3_stroke.phantom import Phantom
 from meddinov3_stroke.system.atomic import write_bytes
 
 LEAST_JPEG_2000_PIXELS = 32
 """Rows and columns below which the encoder's six resolutions do not fit."""
 
 if TYPE_CHECKING:
-    from meddinov3_stroke.phantom.dicom_companions import CompanionFile
+    from dicom_writer.companions import CompanionFile
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +141,8 @@ def _write_single(
     geometry: SliceGeometry,
     options: DicomOptions,
 ) -> Iterator[DicomImageTruth]:
-    from meddinov3_stroke.phantom.dicom_encoding import file_bytes
-    from meddinov3_stroke.phantom.dicom_header import image_dataset
+    from dicom_writer.encoding import file_bytes
+    from dicom_writer.header import image_dataset
 
     plain = DicomOptions()  # the file meta group has UIDs of DICOM's form even where the data set has not
     for image in images:
@@ -165,8 +165,8 @@ def _write_multiframe(
     geometry: SliceGeometry,
     options: DicomOptions,
 ) -> Iterator[DicomImageTruth]:
-    from meddinov3_stroke.phantom.dicom_encoding import file_bytes
-    from meddinov3_stroke.phantom.dicom_multiframe import multiframe_dataset
+    from dicom_writer.encoding import file_bytes
+    from dicom_writer.multiframe import multiframe_dataset
 
     if options.names == "shuffled":
         order = np.random.default_rng([options.seed, 14]).permutation(len(images))
@@ -192,7 +192,7 @@ def _write_companions(
 ) -> Iterator[DicomImageTruth]:
     if not options.companions:
         return
-    from meddinov3_stroke.phantom.dicom_companions import companion_files
+    from dicom_writer.companions import companion_files
 
     for companion in companion_files(identity, geometry, options):
         write_bytes(folder / companion.file, companion.content)

@@ -9,10 +9,10 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID
 
-from meddinov3_stroke.phantom.dicom_geometry import Plane, decimal_string
-from meddinov3_stroke.phantom.dicom_options import DicomOptions
-from meddinov3_stroke.phantom.dicom_pixels import StoredPixels
-from meddinov3_stroke.phantom.dicom_plan import Identity, PlannedImage
+from dicom_writer.geometry import Plane, decimal_string
+from dicom_writer.options import DicomOptions
+from dicom_writer.pixels import StoredPixels
+from dicom_writer.plan import Identity, PlannedImage
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 IMPLEMENTATION_UID = "2.25.81340557349421087152203618290563771"

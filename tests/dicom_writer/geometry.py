@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Float64, Real
 
-from meddinov3_stroke.phantom.solids import Number
-
+Number = int | float
 LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 """DICOM's axes run to left and posterior, NIfTI's to right and anterior."""
 SIGNIFICANT_DIGITS = 10
