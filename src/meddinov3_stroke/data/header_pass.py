@@ -175,11 +175,11 @@ def _stream(path: Path) -> Iterator[partial[None]]:
 
 
 def _append(handle: io.BufferedWriter, writer: pa.RecordBatchStreamWriter, batch: pa.RecordBatch) -> None:
-    writer.write_batch(batch, custom_metadata={_DIGEST_KEY: _digest(batch.serialize())})
+    writer.write_batch(batch, custom_metadata={_DIGEST_KEY: _digest(batch.serialize().to_pybytes())})
     handle.flush()
 
 
-def _digest(content: bytes | pa.Buffer) -> str:
+def _digest(content: bytes) -> str:
     return sha256_of_bytes(content)[:_DIGEST_DIGITS]
 
 
@@ -225,7 +225,7 @@ def _streamed(path: Path) -> list[pa.RecordBatch]:
         with path.open("rb") as handle, pa.ipc.open_stream(handle) as reader:
             while reader.schema.equals(SCHEMA, check_metadata=True):
                 batch, metadata = reader.read_next_batch_with_custom_metadata()
-                if metadata is None or metadata.get(_DIGEST_KEY, b"").decode() != _digest(batch.serialize()):
+                if metadata is None or metadata.get(_DIGEST_KEY, b"").decode() != _digest(batch.serialize().to_pybytes()):
                     LOGGER.warning("%s is damaged; the files from there on are read again", path.name)
                     break
                 batches.append(batch)
