@@ -27,12 +27,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from meddinov3_stroke.backbone.preprocessing import prepare_slices
+from meddinov3_stroke.backbone.preprocessing import prepare_channel
 from meddinov3_stroke.backbone.vit import VisionTransformer
-from meddinov3_stroke.backbone.weight_file import save_backbone
+from meddinov3_stroke.backbone.weights import save_backbone
 from meddinov3_stroke.phantom import PhantomSpec, draw_spec, make_phantom
-from meddinov3_stroke.system.device import available_cpus
-from meddinov3_stroke.system.seeds import seed_everything
+from meddinov3_stroke.system.devices import available_cpus
+from meddinov3_stroke.system.provenance import seed_everything
 from meddinov3_stroke.types import LABELS, Preprocessing
 
 DEMO_ARCHITECTURE: dict[str, Any] = {
@@ -119,12 +119,12 @@ def prepare_volume(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Network input float16 [slice, 224, 224] (one channel) and patch targets uint8 [slice, 14, 14, 5]."""
     torch.set_num_threads(1)
     phantom = make_phantom(training_spec(seed))
-    pixels = prepare_slices(phantom.hu.astype(np.float32), RESIZE, DEMO_PREPROCESSING)[:, 0]
+    pixels = prepare_channel(phantom.hu.astype(np.float32), RESIZE, DEMO_PREPROCESSING)[:, 0]
     types = torch.stack([torch.from_numpy(phantom.mask == k) for k in range(1, len(LABELS))], dim=1).float()
     side = RESIZE // PATCH
     fractions = functional.adaptive_avg_pool2d(functional.interpolate(types, size=(RESIZE, RESIZE)), (side, side))
     targets = (fractions > MASK_FRACTION).permute(0, 2, 3, 1)
-    return pixels.numpy().astype(np.float16), targets.numpy().astype(np.uint8)
+    return pixels.astype(np.float16), targets.numpy().astype(np.uint8)
 
 
 def prepared_volumes(args: Args) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -286,7 +286,7 @@ def run_phase(
 
 def save(trunk: VisionTransformer, args: Args) -> None:
     """Write the trunk in float16, named demo."""
-    save_backbone(trunk, args.output, "demo", torch.float16, DEMO_PREPROCESSING)
+    save_backbone(trunk, args.output, "demo", np.float16, DEMO_PREPROCESSING)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,11 @@ class Outcome:
     message: str = ""
     """The error in one line; empty when done."""
 
+    @property
+    def reason(self) -> str:
+        """`E-CODE: message`, or the message alone where no error was raised."""
+        return f"{self.code}: {self.message}" if self.code else self.message
+
     @classmethod
     def of(cls, error: Exception) -> Outcome:
         """The outcome of a case that raised `error`; an error outside this tree counts as an internal one."""
@@ -119,6 +124,7 @@ class DatasetError(MedDINOError):
 
     code = "E-DATASET"
     exit_code = 5
+    status = "rejected"
 
 
 class SeriesTableError(DatasetError):

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from meddinov3_stroke.backbone import Backbone
 from meddinov3_stroke.errors import NonFiniteEmbedding, UsageError
 from meddinov3_stroke.explain import patch_similarity
 from meddinov3_stroke.features import pool_slices, select_slices
-from meddinov3_stroke.lazy_backbone import SliceEncoder
 from meddinov3_stroke.types import SliceEmbeddings, SliceSelection, SliceTokens, Volume
 
 __all__ = [
@@ -35,7 +35,7 @@ EVERY_SLICE = SliceSelection()
 class FeatureExtractor:
     """A frozen backbone with the size, batch and slices it is given; may be shared by any number of cases."""
 
-    backbone: SliceEncoder
+    backbone: Backbone
     resize: int = 224
     """Side in pixels of the square the backbone sees; a multiple of its patch size."""
     batch: int = 8

@@ -1,10 +1,9 @@
-"""The head, its AUROC and its data checks under one name; nothing inside the package imports this."""
+"""The head, its AUROC and its data checks under the name users import; the package itself does not use it."""
 
 from __future__ import annotations
 
 from meddinov3_stroke.heads import (
     HeadCheckpoint,
-    MLPHead,
     build_head,
     check_backbone,
     check_head_data,
@@ -13,6 +12,7 @@ from meddinov3_stroke.heads import (
     predict_logits,
     save_checkpoint,
 )
+from meddinov3_stroke.heads.modules import MLPHead
 from meddinov3_stroke.metrics import AurocReport, auroc_report, bootstrap_macro_auroc, youden_thresholds
 from meddinov3_stroke.types import HeadData
 

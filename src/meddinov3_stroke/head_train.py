@@ -1,29 +1,35 @@
-"""Stage `train-head`: embeddings and labels in `.npy` files -> a head, chosen on validation, with its thresholds."""
+"""Stage `train-head`: embeddings and labels in `.npy` files -> a head selected on validation, with thresholds."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from meddinov3_stroke import config
+from meddinov3_stroke.config import HeadConfig
+from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.labels import LabelPolicy, label_names
 from meddinov3_stroke.options import DeviceName, OutputDir
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.provenance import provenance
-from meddinov3_stroke.types import HeadContext, HeadData, HeadOptions, HeadOutput
+from meddinov3_stroke.types import HeadContext, HeadData, HeadOutput, Threshold
 
 if TYPE_CHECKING:
-    from meddinov3_stroke.heads import BestEpoch, EpochResult, HeadCheckpoint
+    from meddinov3_stroke.heads import HeadCheckpoint
+    from meddinov3_stroke.heads.training import BestEpoch, EpochResult
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
 SUMMARY_NAME = "train_summary.json"
 CURVE_NAME = "training_curve.png"
+NO_VALIDATION = "no validation arrays: the last epoch is kept as best.pt and every threshold is 0.5"
 
-__all__ = ["Args", "HeadContext", "HeadData", "HeadOptions", "main", "run", "train_head"]
+__all__ = ["Args", "HeadConfig", "HeadContext", "HeadData", "main", "run", "train_head"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,46 +40,18 @@ class Args(ConsoleOptions):
     """.npy, float [rows, columns]: training embeddings."""
     train_labels: Path
     """.npy, 0 or 1 [rows, labels]: their labels; six columns are any and the five subtypes."""
-    val_embeddings: Path
-    """.npy: validation embeddings; they choose the epoch and the thresholds."""
-    val_labels: Path
+    val_embeddings: Path | None = None
+    """.npy: validation embeddings, which select the epoch and the thresholds (default: none; the last epoch is kept and
+    thresholds are 0.5)."""
+    val_labels: Path | None = None
     """.npy: their labels."""
-    epochs: int = config.EPOCHS
-    """Passes over the training rows, at least 1."""
-    batch_size: int = config.BATCH_SIZE
-    """Rows in a step of the optimizer."""
-    lr: float = config.LR
-    """Learning rate of AdamW."""
-    weight_decay: float = config.WEIGHT_DECAY
-    """Weight decay of AdamW."""
-    hidden_dim: int = config.HIDDEN_DIM
-    """Width of the hidden layer; 0 or less: a single linear layer."""
-    dropout: float = config.DROPOUT
-    """Share of hidden units dropped in training, in [0, 1)."""
-    patience: int = config.PATIENCE
-    """Epochs without a better validation macro AUROC before training stops; 0 trains to the end."""
-    seed: int = config.SEED
-    """The same seed on the same data gives the same head."""
+    head: Annotated[HeadConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=HeadConfig)
     label_policy: LabelPolicy = "strict"
-    """Where `any` is not the OR of the five subtypes: stop, set it to the OR, or take it as it stands."""
+    """If any differs from the OR of the five subtypes: stop, set it to the OR, or keep it."""
     device: DeviceName = config.DEVICE
-    """Where to train; a head is small, cpu will do."""
+    """Where to train; a CPU is enough for a head."""
     output_dir: OutputDir = config.HEAD_DIR
     """Folder for best.pt, last.pt, train_summary.json and training_curve.png."""
-
-    @property
-    def options(self) -> HeadOptions:
-        """The flags that training itself needs."""
-        return HeadOptions(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            hidden_dim=self.hidden_dim,
-            dropout=self.dropout,
-            seed=self.seed,
-            patience=self.patience,
-        )
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -81,40 +59,48 @@ def run(args: Args) -> dict[str, Any]:
 
     Raises:
         UsageError: a flag out of range.
-        DatasetError: arrays that are missing, damaged or contradict each other.
+        DatasetError: arrays that are missing, damaged or inconsistent.
+        MachineError: torch is not installed.
     """
-    from meddinov3_stroke.heads import check_options, load_head_data, read_origin, same_origin
+    from meddinov3_stroke.heads import load_head_data, read_origin, same_origin
     from meddinov3_stroke.report.training import training_table
-    from meddinov3_stroke.system.device import resolve_device, use_available_cpus
+    from meddinov3_stroke.system.devices import require_torch, resolve_device, use_available_cpus
 
-    check_options(args.options)
+    require_torch()
+    from meddinov3_stroke.heads.training import check_config
+
+    check_config(args.head)
+    if (args.val_embeddings is None) != (args.val_labels is None):
+        raise UsageError("--val-embeddings and --val-labels belong together; give both or neither")
     device = str(resolve_device(args.device))
     use_available_cpus()
-    train, train_warnings = load_head_data(args.train_embeddings, args.train_labels, args.label_policy)
-    val, val_warnings = load_head_data(args.val_embeddings, args.val_labels, args.label_policy)
+    train, warnings = load_head_data(args.train_embeddings, args.train_labels, args.label_policy)
     origin = read_origin(args.train_embeddings, train.embeddings.shape[1])
-    val_origin = read_origin(args.val_embeddings, val.embeddings.shape[1])
-    origin_warnings = same_origin(origin, val_origin)
+    warnings = [*origin.warnings, *warnings]
+    val = None
+    if args.val_embeddings is not None and args.val_labels is not None:
+        val, val_warnings = load_head_data(args.val_embeddings, args.val_labels, args.label_policy)
+        val_origin = read_origin(args.val_embeddings, val.embeddings.shape[1])
+        warnings += [*val_origin.warnings, *same_origin(origin, val_origin), *val_warnings]
+    arrays = ("train_embeddings", "train_labels", "val_embeddings", "val_labels")
+    sources = {name: getattr(args, name) for name in arrays}
     context = HeadContext(
         pool_mode=origin.pool_mode,
         resize=origin.resize,
         backbone=asdict(origin.identity) if origin.identity else None,
         label_names=label_names(train.labels.shape[1]),
-        sources={
-            name: str(getattr(args, name))
-            for name in ("train_embeddings", "train_labels", "val_embeddings", "val_labels")
-        },
-        warnings=(*origin.warnings, *val_origin.warnings, *origin_warnings, *train_warnings, *val_warnings),
+        sources={name: str(path) for name, path in sources.items() if path is not None},
+        warnings=tuple(warnings),
     )
-    summary = train_head(train, val, args.options, context, args.output_dir, args.show_progress, device)
+    summary = train_head(train, val, args.head, context, args.output_dir, args.show_progress, device)
     print(training_table(summary))
     return summary
 
 
 def train_head(
     train: HeadData,
-    val: HeadData,
-    options: HeadOptions,
+    val: HeadData | None,
+    head: HeadConfig,
     context: HeadContext,
     output_dir: Path,
     progress: bool = True,
@@ -122,109 +108,142 @@ def train_head(
 ) -> dict[str, Any]:
     """The summary of a training that wrote best.pt, last.pt, train_summary.json and training_curve.png.
 
-    The best epoch has the highest validation macro AUROC and, among equals, the lowest validation loss; where no label
-    has an AUROC on validation, the lowest loss. Checkpoints are written after each epoch that earns one.
+    The best epoch has the highest validation macro AUROC, then the lowest validation loss; if no label has an AUROC on
+    validation, the lowest loss; without validation it is the last. Checkpoints are written after each epoch.
 
     Raises:
-        UsageError: an option out of range.
-        DatasetError: arrays that contradict each other; a label without positives or negatives in training.
-        NonFiniteLoss: a NaN or infinite loss; the checkpoints of the epochs before stay.
-        KeyboardInterrupt: SIGINT came; the epoch was finished and everything saved.
+        UsageError: a hyper-parameter out of range.
+        DatasetError: inconsistent arrays; a label without positives or negatives in training.
+        NonFiniteLoss: a NaN or infinite loss; earlier checkpoints are kept.
+        KeyboardInterrupt: after SIGINT, once the epoch is finished and everything is saved.
     """
     from meddinov3_stroke.errors import NonFiniteLoss
-    from meddinov3_stroke.heads import check_head_data, check_options, check_train_and_val
+    from meddinov3_stroke.heads.training import check_config, train_epochs
     from meddinov3_stroke.system.interrupt import finish_on_interrupt
     from meddinov3_stroke.system.progress import progress_bar
 
-    check_options(options)
-    check_head_data(train, "training")
-    check_head_data(val, "validation")
-    warnings = [*context.warnings, *check_train_and_val(train, val, context.label_names)]
-    for warning in warnings:
-        LOGGER.warning("%s", warning)
-    training = _Training(train, val, options, context, Path(output_dir), device)
+    check_config(head)
+    warnings = _check_data(train, val, context)
+    training = _Training(train, val, head, context, Path(output_dir), device)
+    epochs = train_epochs(train, val, head, training.pos_weight, device)
     with finish_on_interrupt("epoch") as interruption:
         try:
-            with progress_bar("training the head", options.epochs, "epochs", progress) as advance:
-                for result in training.epochs():
+            with progress_bar("training the head", head.epochs, "epochs", progress) as advance:
+                for result in epochs:
                     training.keep(result)
                     advance()
-                    if interruption.requested or training.best.is_stale(options.patience):
+                    if interruption.requested or training.best.is_stale(head.patience):
                         break
         except NonFiniteLoss:
             training.write(warnings, "non-finite loss")
             raise
-        summary = training.write(warnings, _why_stopped(training, interruption.requested))
+        reason = "all epochs" if len(training.history) == head.epochs else "patience"
+        summary = training.write(warnings, "interrupted" if interruption.requested else reason)
         interruption.check()
     return summary
 
 
+def _check_data(train: HeadData, val: HeadData | None, context: HeadContext) -> list[str]:
+    """Warnings about the data, logged."""
+    from meddinov3_stroke.heads import check_head_data, check_train_and_val
+
+    check_head_data(train, "training")
+    if val is not None:
+        check_head_data(val, "validation")
+    warnings = [*context.warnings, *check_train_and_val(train, val, context.label_names)]
+    warnings += [NO_VALIDATION] if val is None else []
+    for warning in warnings:
+        LOGGER.warning("%s", warning)
+    return warnings
+
+
 class _Training:
-    """One training under way: history, best epoch and the checkpoints written so far."""
+    """A training in progress: history, best epoch and the checkpoints written so far."""
 
     def __init__(
-        self, train: HeadData, val: HeadData, options: HeadOptions, context: HeadContext, output_dir: Path, device: str
+        self,
+        train: HeadData,
+        val: HeadData | None,
+        head: HeadConfig,
+        context: HeadContext,
+        output_dir: Path,
+        device: str,
     ) -> None:
-        from meddinov3_stroke.heads import BestEpoch, positive_weights
+        from meddinov3_stroke.heads.training import BestEpoch, positive_weights
         from meddinov3_stroke.metrics import undefined_reason
         from meddinov3_stroke.system.statistics import Stopwatch
 
-        self.train, self.val, self.options, self.context = train, val, options, context
+        self.train, self.val, self.head, self.context = train, val, head, context
         self.output_dir, self.device, self.watch = output_dir, device, Stopwatch()
         self.pos_weight = positive_weights(train.labels, config.POS_WEIGHT_CAP)
         self.history: list[dict[str, Any]] = []
-        self.best: BestEpoch = BestEpoch(ranked=any(undefined_reason(column) is None for column in val.labels.T))
+        columns = [] if val is None else list(val.labels.T)
+        self.best: BestEpoch = BestEpoch(ranked=any(undefined_reason(column) is None for column in columns))
         self.best_checkpoint: HeadCheckpoint | None = None
         self.sha256: dict[str, str] = {}
 
-    def epochs(self) -> Iterator[EpochResult]:
-        """Train, one epoch for each item asked for."""
-        from meddinov3_stroke.heads import train_epochs
-
-        return train_epochs(self.train, self.val, self.options, self.pos_weight, self.device)
-
     def keep(self, result: EpochResult) -> None:
-        """Judge an epoch on validation, record it, and write last.pt and, if it is the best so far, best.pt."""
+        """Evaluate an epoch on validation, record it, and write last.pt and, if it is the best so far, best.pt."""
         from meddinov3_stroke.heads import save_checkpoint
         from meddinov3_stroke.metrics import auroc_report
 
         names = self.context.label_names
-        output = HeadOutput(result.val_logits, names)
-        report = auroc_report(self.val.labels, output.probabilities, names)
-        row = {"epoch": result.epoch, "train_loss": result.train_loss, "val_loss": result.val_loss}
-        self.history.append({**row, "val_macro_auroc": report.macro, "val_per_class_auroc": report.per_class})
-        is_best = self.best.offer(result.epoch, report.macro, result.val_loss)
-        checkpoint = self.checkpoint(result, output, self.best.metric_of(report.macro, result.val_loss))
+        row: dict[str, Any] = {"epoch": result.epoch, "train_loss": result.train_loss}
+        if self.val is None or result.val_logits is None or result.val_loss is None:
+            row |= {"val_loss": None, "val_macro_auroc": None, "val_per_class_auroc": dict.fromkeys(names)}
+            metric: float | None = None
+            is_best, thresholds = True, self._default_thresholds()
+            self.best.epoch = result.epoch
+        else:
+            probabilities = HeadOutput(result.val_logits, names).probabilities
+            report = auroc_report(self.val.labels, probabilities, names)
+            row |= {"val_loss": result.val_loss, "val_macro_auroc": report.macro}
+            row["val_per_class_auroc"] = report.per_class
+            is_best = self.best.offer(result.epoch, report.macro, result.val_loss)
+            metric = self.best.metric_of(report.macro, result.val_loss)
+            thresholds = self._youden(probabilities)
+        self.history.append(row)
+        checkpoint = self._checkpoint(result, thresholds, metric)
         self.sha256["last"] = save_checkpoint(self.output_dir / "last.pt", checkpoint)
         if is_best:
             self.best_checkpoint = checkpoint
             self.sha256["best"] = save_checkpoint(self.output_dir / "best.pt", checkpoint)
 
-    def checkpoint(self, result: EpochResult, output: HeadOutput, metric: float | None) -> HeadCheckpoint:
-        """The head as it stands after an epoch, with thresholds from its own validation probabilities."""
-        from meddinov3_stroke.heads import HeadCheckpoint
+    def _default_thresholds(self) -> dict[str, Threshold]:
+        return {name: Threshold(0.5, "default 0.5: no validation data") for name in self.context.label_names}
+
+    def _youden(self, probabilities: Any) -> dict[str, Threshold]:
         from meddinov3_stroke.metrics import youden_thresholds
 
+        assert self.val is not None
+        return youden_thresholds(self.val.labels, probabilities, self.context.label_names)
+
+    def _checkpoint(
+        self, result: EpochResult, thresholds: dict[str, Threshold], metric: float | None
+    ) -> HeadCheckpoint:
+        from meddinov3_stroke.heads import HeadCheckpoint
+
         names, context = self.context.label_names, self.context
+        state = {name: tensor.detach().cpu().numpy().copy() for name, tensor in result.head.state_dict().items()}
         return HeadCheckpoint(
-            state_dict={name: tensor.detach().cpu().clone() for name, tensor in result.head.state_dict().items()},
+            state_dict=state,
             labels=names,
             input_dim=self.train.embeddings.shape[1],
-            hidden_dim=max(self.options.hidden_dim, 0),
-            dropout=float(self.options.dropout),
+            arch=self.head.arch,
+            params=self.head.params,
             pool_mode=context.pool_mode,
             resize=context.resize,
             backbone=dict(context.backbone) if context.backbone is not None else None,
-            thresholds=youden_thresholds(self.val.labels, output.probabilities, names),
+            thresholds=thresholds,
             pos_weight=dict(zip(names, self.pos_weight.tolist(), strict=True)),
-            seed=self.options.seed,
+            seed=self.head.seed,
             epoch=result.epoch,
-            metric_name=self.best.metric_name,
+            metric_name=self.best.metric_name if self.val is not None else "none (no validation)",
             best_metric=metric,
         )
 
     def write(self, warnings: Sequence[str], stopped: str) -> dict[str, Any]:
-        """The summary, written with the curve beside the checkpoints; both only if an epoch was finished."""
+        """The summary, written with the curve next to the checkpoints once an epoch has finished."""
         from meddinov3_stroke.report.curves import training_curve_png
         from meddinov3_stroke.system.atomic import write_bytes, write_json
 
@@ -242,20 +261,21 @@ class _Training:
         context = self.context
         return {
             "config": {
-                **asdict(self.options),
+                **asdict(self.head),
+                "arch": self.head.arch,
                 "pos_weight_cap": config.POS_WEIGHT_CAP,
                 "device": self.device,
                 "output_dir": str(self.output_dir),
                 **context.sources,
             },
-            "seeds": {"head_training": self.options.seed},
+            "seeds": {"head_training": self.head.seed},
             "device": self.device,
             "labels": list(context.label_names),
             "pool_mode": context.pool_mode,
             "resize": context.resize,
             **about_backbone(context.backbone),
             "train": about_rows(self.train, context.label_names),
-            "val": about_rows(self.val, context.label_names),
+            "val": None if self.val is None else about_rows(self.val, context.label_names),
         }
 
     def _about_result(self, best: HeadCheckpoint, stopped: str) -> dict[str, Any]:
@@ -277,12 +297,6 @@ class _Training:
             "elapsed_s": round(self.watch.elapsed_s, 3),
             "memory": memory_statistics(self.device),
         }
-
-
-def _why_stopped(training: _Training, interrupted: bool) -> str:
-    if interrupted:
-        return "interrupted"
-    return "all epochs" if len(training.history) == training.options.epochs else "patience"
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

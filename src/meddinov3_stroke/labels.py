@@ -1,9 +1,8 @@
-"""Label matrices: what is taken for a label, what the columns are called, and what happens where `any` contradicts the
-subtypes. On the ground floor, because both the series table and the head's arrays need it."""
+"""Label matrices: their values, the names of their columns, and the policy for `any` that contradicts the subtypes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,19 +12,19 @@ from meddinov3_stroke.errors import LabelError
 from meddinov3_stroke.types import LABELS
 
 LabelPolicy = Literal["strict", "fix-any", "ignore"]
-"""What to do where `any` is not the OR of the five subtypes: refuse, set `any` to the OR, or take it as it stands."""
+"""What to do where `any` is not the OR of the five subtypes: fail, set `any` to the OR, or keep it as it is."""
 
 LABEL_POLICIES: tuple[str, ...] = get_args(LabelPolicy)
 
-ROWS_NAMED = 8
-"""Rows an error names before it only counts the rest."""
+NAMED = 8
+"""Rows, IDs or cases that a message names before it only counts the rest."""
 
 
 def label_matrix(values: np.ndarray, where: str) -> Int8[np.ndarray, "n label"]:
     """The labels as int8 [n, label]; a one-dimensional array is one label.
 
     Raises:
-        LabelError: not numbers, more than two dimensions, empty, or a value other than 0 and 1 (rows are named).
+        LabelError: not numbers, more than two dimensions, empty, or a value other than 0 and 1 (with rows).
     """
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
@@ -36,12 +35,10 @@ def label_matrix(values: np.ndarray, where: str) -> Int8[np.ndarray, "n label"]:
         raise LabelError(f"{where}: labels of shape {array.shape}; expected [rows, labels] with at least one of each")
     bad = ~((array == 0) | (array == 1))
     if bad.any():
-        rows = np.nonzero(bad.any(axis=1))[0]
-        values_found = sorted({f"{value:g}" for value in array[bad].tolist()})
-        found = ", ".join(values_found[:ROWS_NAMED])
+        found = ", ".join(sorted({f"{value:g}" for value in array[bad].tolist()})[:NAMED])
         raise LabelError(
-            f"{where}: labels other than 0 and 1 in {name_rows(rows)}; found {found}, expected 0 or 1; "
-            "correct or leave out these rows"
+            f"{where}: labels other than 0 and 1 in {name_rows(np.nonzero(bad.any(axis=1))[0])}; found {found}, "
+            "expected 0 or 1; correct or remove these rows"
         )
     return array.astype(np.int8)
 
@@ -59,17 +56,17 @@ def contradicts_any(labels: Int8[np.ndarray, "n label"], names: Sequence[str]) -
     return np.asarray(labels[:, column] != np.delete(labels, column, axis=1).max(axis=1))
 
 
-def settle_any(
+def apply_label_policy(
     labels: Int8[np.ndarray, "n label"],
     names: Sequence[str],
     policy: LabelPolicy,
     where: str,
     row_names: Sequence[Any] | None = None,
 ) -> tuple[Int8[np.ndarray, "n label"], list[str]]:
-    """The labels after `policy`, and a warning where it had something to do; the input is not modified.
+    """(labels after `policy`, a warning if any row contradicts itself); the input is not modified.
 
     Raises:
-        LabelError: policy strict, and `any` contradicts the subtypes (rows are named, as `row_names` calls them).
+        LabelError: policy strict, and `any` contradicts the subtypes (with rows, named by `row_names`).
     """
     rows = np.nonzero(contradicts_any(labels, names))[0]
     if not rows.size:
@@ -78,18 +75,23 @@ def settle_any(
     fault = f"{where}: `any` is not the OR of the five subtypes in {named}"
     if policy == "strict":
         raise LabelError(
-            f"{fault}; correct them, or pass --label-policy fix-any (any becomes the OR) or ignore (taken as they are)"
+            f"{fault}; correct them, or pass --label-policy fix-any (set `any` to the OR) or ignore (keep them)"
         )
     if policy == "ignore":
-        return labels, [f"{fault}; taken as they are (--label-policy ignore)"]
+        return labels, [f"{fault}; kept as they are (--label-policy ignore)"]
     column = list(names).index("any")
-    settled = labels.copy()
-    settled[:, column] = np.delete(labels, column, axis=1).max(axis=1)
-    return settled, [f"{fault}; `any` set to the OR (--label-policy fix-any)"]
+    fixed = labels.copy()
+    fixed[:, column] = np.delete(labels, column, axis=1).max(axis=1)
+    return fixed, [f"{fault}; `any` set to the OR (--label-policy fix-any)"]
 
 
 def name_rows(rows: Sequence[Any] | np.ndarray, counted: bool = True) -> str:
-    """`row 3`, or `rows 3, 5, 8 (counted from 0)` and how many more."""
-    listed = ", ".join(str(row) for row in rows[:ROWS_NAMED])
-    more = f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else ""
-    return f"row{'s' if len(rows) > 1 else ''} {listed}{more}{' (counted from 0)' if counted else ''}"
+    """`row 3`, or `rows 3, 5, 8 (counted from 0)`; after the first few only how many more."""
+    return f"row{'s' if len(rows) > 1 else ''} {name_some(rows)}{' (counted from 0)' if counted else ''}"
+
+
+def name_some(names: Iterable[Any]) -> str:
+    """The first few names, and how many more there are."""
+    listed = [str(name) for name in names]
+    more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
+    return ", ".join(listed[:NAMED]) + more

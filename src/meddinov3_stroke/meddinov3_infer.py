@@ -16,8 +16,8 @@ from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
 from meddinov3_stroke.types import SliceEmbeddings, SliceSelection, Volume
 
 if TYPE_CHECKING:
+    from meddinov3_stroke.backbone import Backbone
     from meddinov3_stroke.feature_extractor import FeatureExtractor
-    from meddinov3_stroke.lazy_backbone import SliceEncoder
     from meddinov3_stroke.report import SliceMap
 
 LOGGER = logging.getLogger("meddinov3_stroke")
@@ -152,7 +152,7 @@ def _save(folder: Path, embeddings: SliceEmbeddings, similar: SliceMap, summary:
 
 
 def _summary(
-    embeddings: SliceEmbeddings, backbone: SliceEncoder, similar: SliceMap, embed_s: float, elapsed_s: float
+    embeddings: SliceEmbeddings, backbone: Backbone, similar: SliceMap, embed_s: float, elapsed_s: float
 ) -> dict[str, Any]:
     from meddinov3_stroke.explain import demo_warnings
     from meddinov3_stroke.report import origin_document

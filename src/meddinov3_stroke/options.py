@@ -16,9 +16,9 @@ from meddinov3_stroke.labels import LabelPolicy
 from meddinov3_stroke.system.command import ConsoleOptions
 
 if TYPE_CHECKING:
+    from meddinov3_stroke.backbone import Backbone
     from meddinov3_stroke.data import SeriesTable
     from meddinov3_stroke.feature_extractor import FeatureExtractor
-    from meddinov3_stroke.lazy_backbone import SliceEncoder
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -51,13 +51,12 @@ class BackboneOptions(ConsoleOptions):
     batch: int = config.BATCH
     """Slices in a forward pass; small volumes share one."""
 
-    def open_backbone(self) -> SliceEncoder:
-        """The backbone these flags name, loaded when it is first used; missing weights name the download command."""
-        from meddinov3_stroke.lazy_backbone import open_backbone
-        from meddinov3_stroke.models import plan_backbone
+    def open_backbone(self) -> Backbone:
+        """The backbone these flags name; missing weights name the download command."""
+        from meddinov3_stroke.backbone import load_backbone
 
         settings = config.load_settings()
-        plan = plan_backbone(
+        return load_backbone(
             self.backbone or settings.meddinov3_ckpt_path,
             engine=self.engine,
             precision=self.precision,
@@ -66,7 +65,6 @@ class BackboneOptions(ConsoleOptions):
             torch_compile=self.torch_compile,
             accept_int8=self.accept_int8,
         )
-        return open_backbone(plan)
 
 
 @dataclass(frozen=True, kw_only=True)

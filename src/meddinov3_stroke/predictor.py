@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from meddinov3_stroke.backbone import Backbone, load_backbone
 from meddinov3_stroke.ct import Source, read_volume, source_path
 from meddinov3_stroke.errors import InputError, MedDINOError, OutOfScope, UsageError
 from meddinov3_stroke.explain import (
@@ -25,8 +26,6 @@ from meddinov3_stroke.explain import (
 )
 from meddinov3_stroke.feature_extractor import EVERY_SLICE, FeatureExtractor, naming, pool_slices
 from meddinov3_stroke.heads import HeadCheckpoint, check_backbone, load_checkpoint, predict_logits
-from meddinov3_stroke.lazy_backbone import SliceEncoder, open_backbone
-from meddinov3_stroke.models import plan_backbone
 from meddinov3_stroke.options import case_name
 from meddinov3_stroke.report import save_case
 from meddinov3_stroke.system.atomic import write_json
@@ -135,7 +134,7 @@ class ICHPredictor:
         cls,
         checkpoint: Path | str,
         *,
-        backbone: SliceEncoder | Path | str,
+        backbone: Backbone | Path | str,
         device: str = "auto",
         engine: str = "auto",
         precision: str = "auto",
@@ -157,7 +156,7 @@ class ICHPredictor:
             raise UsageError(f"--top-k {top_k}: expected 1 or more")
         head = load_checkpoint(Path(checkpoint))
         if isinstance(backbone, str | Path):
-            backbone = open_backbone(plan_backbone(backbone, engine, precision, device))
+            backbone = load_backbone(backbone, engine, precision, device)
         side = resize if resize is not None else head.resize or DEFAULT_RESIZE
         known = (*demo_warnings(backbone.identity), *backbone.warnings)
         warnings = (*known, *check_backbone(head, backbone.identity, side))
@@ -264,7 +263,7 @@ class ICHPredictor:
         return dict(zip(self.checkpoint.labels, row.tolist(), strict=True))
 
 
-def applied_as(head: HeadCheckpoint, backbone: SliceEncoder) -> HeadInput:
+def applied_as(head: HeadCheckpoint, backbone: Backbone) -> HeadInput:
     """What the head's rows are taken for; `unknown` by its width: mean, or mean_max where it is twice the embedding."""
     kinds: dict[str, HeadInput] = {"slice": "slice", "mean": "mean", "max": "max", "mean_max": "mean_max"}
     wide = head.input_dim == 2 * backbone.identity.embed_dim

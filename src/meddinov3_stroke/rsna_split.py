@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,9 @@ from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER
 
 if TYPE_CHECKING:
-    from meddinov3_stroke.data import Splits
+    from meddinov3_stroke.data import SeriesTable, Splits
+
+LOGGER = logging.getLogger("meddinov3_stroke")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +40,9 @@ class Args(ConsoleOptions):
     columns: str | None = None
     """Names of the CSV's columns where they differ, such as nifti_path=path,patient_id=PatientID."""
     label_policy: LabelPolicy = "strict"
-    """Where any is not the OR of the five types: stop, set any to the OR, or take the row as it stands."""
+    """Where any is not the OR of the five types: fail, set any to the OR, or keep the row as it is."""
     exclude_ids: Path | None = None
-    """Text file of IDs, one a line: patients named there by patient, study or series ID are left out whole."""
+    """Text file of IDs, one a line: all series of patients named there by patient, study or series ID are left out."""
 
 
 def run(args: Args) -> Splits:
@@ -49,51 +52,44 @@ def run(args: Args) -> Splits:
         UsageError: ratios or column names that cannot be used.
         DatasetError: the table or its labels, or no split that meets the rules.
     """
-    import logging
+    from meddinov3_stroke import data
 
-    from meddinov3_stroke.data import (
-        check_ratios,
-        parse_column_mapping,
-        read_series_table,
-        split_by_patient,
-        write_splits,
-    )
-
-    ratios = check_ratios((args.train_ratio, args.val_ratio, args.test_ratio))
-    table = read_series_table(
+    ratios = data.check_ratios((args.train_ratio, args.val_ratio, args.test_ratio))
+    table = data.read_series_table(
         args.series_csv,
-        columns=parse_column_mapping(args.columns),
+        columns=data.parse_column_mapping(args.columns),
         datasets_dir=config.load_settings().datasets_dir,
         label_policy=args.label_policy,
         exclude_ids=args.exclude_ids,
     )
-    splits = split_by_patient(table, ratios, args.seed)
+    splits = data.split_by_patient(table, ratios, args.seed)
     for warning in splits.warnings:
-        logging.getLogger("meddinov3_stroke").warning(warning)
+        LOGGER.warning(warning)
     if table.exclusion is not None:
-        logging.getLogger("meddinov3_stroke").info(table.exclusion.sentence)
-    write_splits(splits, args.output_dir)
-    _print(splits, args.output_dir)
+        LOGGER.info(table.exclusion.sentence)
+    written = data.write_splits(splits, args.output_dir)
+    print_counts("Split by patient", dict(splits.items()), [path for path in written.values() if path.suffix == ".csv"])
     return splits
 
 
-def _print(splits: Splits, folder: Path) -> None:
+def print_counts(title: str, tables: Mapping[str, SeriesTable], files: Sequence[Path]) -> None:
+    """Print the patients, studies, series and positive series of each table, and the files written."""
     from rich.console import Console
     from rich.table import Table
 
     from meddinov3_stroke.data import split_statistics
     from meddinov3_stroke.types import LABELS
 
-    counts = {name: split_statistics(table) for name, table in splits.items()}
-    shown = Table("", *counts, title="Split by patient", title_justify="left")
+    counts = [split_statistics(table) for table in tables.values()]
+    shown = Table("", *tables, title=title, title_justify="left")
     for column in shown.columns[1:]:
         column.justify = "right"
     for what in ("patients", "studies", "series"):
-        shown.add_row(what, *(str(of[f"n_{what}"]) for of in counts.values()))
+        shown.add_row(what, *(str(of[f"n_{what}"]) for of in counts))
     for label in LABELS:
-        shown.add_row(f"{label} (series)", *(str(of["n_positive"][label]) for of in counts.values()))
+        shown.add_row(f"{label} (series)", *(str(of["n_positive"][label]) for of in counts))
     Console().print(shown)
-    print(f"{folder / 'train.csv'}\n{folder / 'val.csv'}\n{folder / 'test.csv'}\n{DISCLAIMER}")
+    print("\n".join([*map(str, files), DISCLAIMER]))
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

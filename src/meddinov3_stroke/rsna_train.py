@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from meddinov3_stroke import config
+from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.options import CohortOptions, OutputDir
 from meddinov3_stroke.system.command import run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
-from meddinov3_stroke.types import LABELS, HeadContext, HeadOptions
+from meddinov3_stroke.types import LABELS, HeadContext
 
 if TYPE_CHECKING:
     from meddinov3_stroke.feature_extractor import FeatureExtractor
     from meddinov3_stroke.rsna_pipeline import Extractions, SplitFeatures, Splits
 
 LOGGER = logging.getLogger("meddinov3_stroke")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RsnaHeadConfig(HeadConfig):
+    """`HeadConfig` with the flags and defaults of this stage."""
+
+    epochs: int = config.RSNA_EPOCHS
+    """Passes over the training rows, at least 1."""
+    batch_size: Annotated[int, tyro.conf.arg(name="train-batch-size")] = HeadConfig.batch_size
+    """Series per optimizer step."""
+    seed: int = config.SEED
+    """Seed of the split and of the head's training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,28 +50,9 @@ class Args(CohortOptions):
     """Share of patients in the validation split."""
     test_ratio: float = config.TEST_RATIO
     """Share of patients in the test split; the three sum to 1."""
-    epochs: int = config.RSNA_EPOCHS
-    """Passes over the training rows, at least 1."""
-    train_batch_size: int = config.TRAIN_BATCH_SIZE
-    """Series in a step of the head's training."""
-    lr: float = config.LR
-    """Learning rate of AdamW."""
-    weight_decay: float = config.WEIGHT_DECAY
-    """Weight decay of AdamW."""
-    hidden_dim: int = config.HIDDEN_DIM
-    """Width of the head's hidden layer; 0 or less: a single linear layer."""
-    dropout: float = config.DROPOUT
-    """Share of hidden units dropped in training, in [0, 1)."""
-    patience: int = config.PATIENCE
-    """Epochs without a better validation macro AUROC before training stops; 0 trains to the end."""
-    seed: int = config.SEED
-    """Seed of the split and of the head's training."""
-
-    @property
-    def head_options(self) -> HeadOptions:
-        """The flags that the head's training needs."""
-        values = {field.name: getattr(self, field.name) for field in fields(HeadOptions) if field.name != "batch_size"}
-        return HeadOptions(**values, batch_size=self.train_batch_size)
+    eval_threshold: float = config.EVAL_THRESHOLD
+    """Probability at or above which a test row counts as positive in metrics_at_threshold, 0 to 1."""
+    head: Annotated[RsnaHeadConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RsnaHeadConfig)
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -92,7 +88,7 @@ def run(args: Args) -> dict[str, Any]:
     write_json(args.output_dir / "test_metrics.json", {**origin, **test})
     summary = {
         **origin,
-        "config": {field.name: getattr(args, field.name) for field in fields(args)},
+        "config": _flags(args),
         "split": rsna.split_document(splits),
         "extraction": extraction,
         "train": {**train, "invalid_nifti_report": report, "class_balance": rsna.class_balance(splits, features)},
@@ -107,16 +103,23 @@ def run(args: Args) -> dict[str, Any]:
     return summary
 
 
+def _flags(args: Args) -> dict[str, Any]:
+    """Every flag and its value, by the flag's name."""
+    own = {one.name: getattr(args, one.name) for one in fields(args) if one.name != "head"}
+    head = asdict(args.head)
+    return {**own, "train_batch_size": head.pop("batch_size"), **head}
+
+
 def _split(args: Args) -> Splits:
     from meddinov3_stroke.data import check_ratios
-    from meddinov3_stroke.heads import check_options
+    from meddinov3_stroke.heads.training import check_config
     from meddinov3_stroke.rsna_pipeline import check_max_invalid, split_by_patient
 
     ratios = check_ratios((args.train_ratio, args.val_ratio, args.test_ratio))
     check_max_invalid(args.max_invalid)
-    check_options(args.head_options)
+    check_config(args.head)
     table = args.read_table()
-    splits = split_by_patient(table, ratios, args.seed)
+    splits = split_by_patient(table, ratios, args.head.seed)
     _tell(splits.warnings)
     return splits
 
@@ -152,7 +155,7 @@ def _features(
 
 def _train(args: Args, features: Mapping[str, SplitFeatures], extractor: FeatureExtractor) -> dict[str, Any]:
     from meddinov3_stroke.head_train import train_head
-    from meddinov3_stroke.system.device import use_available_cpus
+    from meddinov3_stroke.system.devices import use_available_cpus
 
     use_available_cpus()
     folder = args.output_dir / "features"
@@ -168,7 +171,7 @@ def _train(args: Args, features: Mapping[str, SplitFeatures], extractor: Feature
         },
     )
     train, val = features["train"].data, features["val"].data
-    return train_head(train, val, args.head_options, context, args.checkpoints_dir, args.show_progress)
+    return train_head(train, val, args.head, context, args.checkpoints_dir, args.show_progress)
 
 
 def _test(args: Args, features: Mapping[str, SplitFeatures]) -> dict[str, Any]:
@@ -179,7 +182,7 @@ def _test(args: Args, features: Mapping[str, SplitFeatures]) -> dict[str, Any]:
 
     test = features["test"]
     checkpoint = load_checkpoint(args.checkpoints_dir / "best.pt")
-    metrics, probabilities = evaluate_head(checkpoint, test.data, test.table.groups)
+    metrics, probabilities = evaluate_head(checkpoint, test.data, test.table.groups, threshold=args.eval_threshold)
     metrics["weighted_log_loss"] = weighted_log_loss(test.data.labels, probabilities, LABELS)
     metrics["checkpoint"] = str(args.checkpoints_dir / "best.pt")
     metrics["head_sha256"] = checkpoint.sha256
@@ -197,7 +200,7 @@ def _origin(args: Args, splits: Splits, extractor: FeatureExtractor) -> dict[str
         "engine": identity.engine,
         "precision": identity.precision,
         "device": extractor.backbone.device,
-        "seed": args.seed,
+        "seed": args.head.seed,
         "pool_mode": args.pool_mode,
         "resize": args.resize,
         "selection": asdict(extractor.selection),

@@ -196,7 +196,7 @@ class SliceEmbeddings:
 
 @dataclass(frozen=True, eq=False)
 class HeadOutput:
-    """A head's answer for rows of embeddings."""
+    """Logits of a head for rows of embeddings."""
 
     logits: Float[np.ndarray, "n label"]
     labels: tuple[str, ...]
@@ -204,9 +204,9 @@ class HeadOutput:
     @cached_property
     def probabilities(self) -> Float64[np.ndarray, "n label"]:
         """Sigmoid of the logits, in float64."""
-        from scipy.special import expit
-
-        return np.asarray(expit(self.logits.astype(np.float64)))
+        logits = self.logits.astype(np.float64)
+        small = np.exp(-np.abs(logits))  # never overflows
+        return np.where(logits >= 0, 1.0, small) / (1.0 + small)
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class Threshold:
 
 @dataclass(frozen=True, eq=False)
 class HeadData:
-    """What a head learns from or is tested on: rows of embeddings and their labels."""
+    """Rows of embeddings and their labels, for training or testing a head."""
 
     embeddings: Float32[np.ndarray, "n dim"]
     labels: Int8[np.ndarray, "n label"]
@@ -228,26 +228,8 @@ class HeadData:
 
 
 @dataclass(frozen=True)
-class HeadOptions:
-    """How a head is trained."""
-
-    epochs: int
-    batch_size: int
-    """Rows in a step."""
-    lr: float
-    weight_decay: float
-    hidden_dim: int
-    """Width of the hidden layer; 0 or less is a single linear layer."""
-    dropout: float
-    """In [0, 1)."""
-    seed: int
-    patience: int
-    """Epochs without a better validation metric before training stops; 0 trains to the end."""
-
-
-@dataclass(frozen=True)
 class HeadContext:
-    """Where a head's embeddings came from; goes into its checkpoint."""
+    """Origin of a head's training embeddings; stored in its checkpoint."""
 
     pool_mode: str
     """slice, mean, max, mean_max or unknown."""

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from meddinov3_stroke.backbone import TorchEngine, VisionTransformer, load_backbone, load_weights
-from meddinov3_stroke.backbone.engines import torch_engine
-from meddinov3_stroke.backbone.fidelity import cosines, reference_class_tokens
-from meddinov3_stroke.backbone.weight_file import build_module
+from meddinov3_stroke.backbone.engines.torch import full_float32_products
+from meddinov3_stroke.backbone.loading import cosines
+from meddinov3_stroke.backbone.weights import build_module
 
 MakeVit = Callable[..., VisionTransformer]
 Publish = Callable[..., Path]
@@ -65,7 +65,7 @@ def test_answers_are_float32_of_the_same_class_tokens_with_and_without_patches(
     small_vit: MakeVit, precision: str
 ) -> None:
     engine = TorchEngine(small_vit(), "cpu", precision)
-    cls, patches = engine.class_and_patch_tokens(pixels())
+    cls, patches = engine.tokens(pixels())
     alone = engine.class_tokens(pixels())
     assert (alone.dtype, cls.dtype, patches.dtype) == (np.float32,) * 3
     assert (alone.shape, patches.shape) == ((3, 128), (3, 4, 128))
@@ -83,22 +83,22 @@ def test_bf16_is_the_autocast_of_the_plain_module(small_vit: MakeVit) -> None:
 def test_bf16_multiplies_in_bf16_and_keeps_norms_and_stream_in_float32(small_vit: MakeVit) -> None:
     engine = TorchEngine(small_vit(), "cpu", "bf16")
     products, norms, streams = set(), set(), set()
-    for part in engine._module.modules():
-        if isinstance(part, nn.Linear):
+    for part in engine._vit.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
             part.register_forward_hook(lambda part, given, out: products.add(out.dtype))
         if isinstance(part, nn.LayerNorm):
             part.register_forward_hook(lambda part, given, out: norms.add(out.dtype))
             part.register_forward_pre_hook(lambda part, given: streams.add(given[0].dtype))
-    engine.class_and_patch_tokens(pixels())
+    engine.tokens(pixels())
     assert products == {torch.bfloat16}
     assert norms == streams == {torch.float32}
 
 
 def test_a_bf16_engine_leaves_the_tensors_it_was_made_of_unrounded(published_checkpoint: Publish) -> None:
     weights = load_weights(published_checkpoint())
-    before = reference_class_tokens(weights, pixels())
+    before = TorchEngine(build_module(weights), "cpu", "fp32").class_tokens(pixels())
     TorchEngine(build_module(weights), "cpu", "bf16")
-    assert np.array_equal(reference_class_tokens(weights, pixels()), before)
+    assert np.array_equal(TorchEngine(build_module(weights), "cpu", "fp32").class_tokens(pixels()), before)
 
 
 def test_pixels_in_any_memory_order_are_taken(small_vit: MakeVit) -> None:
@@ -109,7 +109,7 @@ def test_pixels_in_any_memory_order_are_taken(small_vit: MakeVit) -> None:
 
 def test_no_gradient_is_kept(small_vit: MakeVit) -> None:
     engine, seen = TorchEngine(small_vit(), "cpu", "fp32"), []
-    engine._module.norm.register_forward_hook(lambda part, given, out: seen.append(out.is_inference()))
+    engine._vit.norm.register_forward_hook(lambda part, given, out: seen.append(out.is_inference()))
     engine.class_tokens(pixels())
     assert seen == [True]
 
@@ -133,9 +133,7 @@ def test_fp32_on_a_gpu_is_not_rounded_to_tf32_and_the_setting_comes_back(
 ) -> None:
     engine, _ = on_cuda("fp32")
     seen: list[bool] = []
-    engine._module.norm.register_forward_hook(
-        lambda part, given, out: seen.append(torch.backends.cuda.matmul.allow_tf32)
-    )
+    engine._vit.norm.register_forward_hook(lambda part, given, out: seen.append(torch.backends.cuda.matmul.allow_tf32))
     engine.class_tokens(pixels())
     assert seen == [False]
     assert torch.backends.cuda.matmul.allow_tf32 is True
@@ -143,7 +141,7 @@ def test_fp32_on_a_gpu_is_not_rounded_to_tf32_and_the_setting_comes_back(
 
 @pytest.mark.usefixtures("tf32_allowed")
 def test_the_tf32_setting_comes_back_after_an_error() -> None:
-    with pytest.raises(RuntimeError, match="in the middle"), torch_engine.full_float32_products():
+    with pytest.raises(RuntimeError, match="in the middle"), full_float32_products():
         raise RuntimeError("in the middle")
     assert torch.backends.cuda.matmul.allow_tf32 is True
 
@@ -184,9 +182,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize(
-    ("wish", "expected"), [({}, []), ({"torch_compile": True}, ["class_tokens", "class_and_patch_tokens"])]
-)
+@pytest.mark.parametrize(("wish", "expected"), [({}, []), ({"torch_compile": True}, ["_class_view", "_whole_view"])])
 def test_torch_compiles_only_when_asked(
     published_checkpoint: Publish, compiled: list[str], wish: dict[str, bool], expected: list[str]
 ) -> None:

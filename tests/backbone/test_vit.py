@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from meddinov3_stroke.backbone import VisionTransformer, vit_base
-from meddinov3_stroke.backbone.layers import drop_path
-from meddinov3_stroke.backbone.rope import rope_periods
+from meddinov3_stroke.backbone.layers import drop_path, rope_periods
 from meddinov3_stroke.errors import UsageError
 
 MakeVit = Callable[..., VisionTransformer]

@@ -36,7 +36,7 @@ def nifti_bytes(
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """A function that writes bytes under a name, through gzip where the name says so, and gives the path."""
+    """A function that writes bytes under a name, through gzip where the name says so, and returns the path."""
 
     def write_file(content: bytes, name: str = "case.nii.gz", *, pack: bool | None = None) -> Path:
         path = tmp_path / name
@@ -49,7 +49,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def write_nifti(write: Callable[..., Path]) -> Callable[..., Path]:
-    """A function that writes voxels as NIfTI with any header field overwritten, and gives the path."""
+    """A function that writes voxels as NIfTI with any header field overwritten, and returns the path."""
 
     def write_volume(voxels: np.ndarray, affine: np.ndarray = AXIAL, name: str = "case.nii.gz", **options: Any) -> Path:
         return write(nifti_bytes(voxels, affine, **options), name)

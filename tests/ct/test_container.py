@@ -98,7 +98,7 @@ def test_content_cut_before_it_was_compressed_is_corrupt(make_nifti_bytes, write
 
 
 def test_gzip_around_nothing_is_named(write) -> None:
-    with pytest.raises(MissingInput, match="holds nothing"):
+    with pytest.raises(MissingInput, match="is empty once inflated"):
         read_volume(write(b""))
 
 

@@ -1,4 +1,4 @@
-"""dcm2niix, where it is there, is given the images of one series and nothing else."""
+"""dcm2niix, if it is installed, receives the images of one series and nothing else."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ printf text > "$out/$name.txt"
 
 @pytest.fixture
 def on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Puts a script on the PATH as dcm2niix; gives the folder where it leaves the images it was given."""
+    """Puts a script on the PATH as dcm2niix; returns the folder where it leaves the images it received."""
 
     def install(script: str = FAKE) -> Path:
         folder = tmp_path / "bin"
@@ -59,8 +59,8 @@ def study(tmp_path: Path) -> DicomSeriesTruth:
 def test_it_is_given_the_images_of_the_chosen_series_alone(on_path, study: DicomSeriesTruth, tmp_path: Path) -> None:
     seen = on_path()
     convert_with_dcm2niix(tmp_path / "study", None, tmp_path / "case.nii.gz")
-    given = [str(pydicom.dcmread(path).SOPInstanceUID) for path in sorted(seen.iterdir())]
-    assert given == [image.sop_instance_uid for image in study.used]
+    received = [str(pydicom.dcmread(path).SOPInstanceUID) for path in sorted(seen.iterdir())]
+    assert received == [image.sop_instance_uid for image in study.used]
 
 
 def test_it_is_given_the_series_that_is_named(on_path, study: DicomSeriesTruth, tmp_path: Path) -> None:
@@ -91,25 +91,25 @@ def test_without_the_program_the_error_says_how_to_get_it(
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "message"),
     [
         ("#!/bin/sh\necho 'a line'\necho 'Error: bad series' >&2\nexit 2\n", "failed with 2: Error: bad series"),
         ("#!/bin/sh\nprintf '\\377\\376 bytes' >&2\nexit 3\n", "failed with 3"),
         ("#!/bin/sh\nexit 4\n", "failed with 4: no message"),
         ("no program at all", "cannot be run"),
     ],
-    ids=["a message", "bytes that are no text", "no message", "no program"],
+    ids=["a message", "bytes that are not text", "no message", "no program"],
 )
-def test_a_failure_is_told_in_its_own_words(
-    on_path, study: DicomSeriesTruth, tmp_path: Path, script: str, told: str
+def test_a_failure_is_reported_in_the_words_of_dcm2niix(
+    on_path, study: DicomSeriesTruth, tmp_path: Path, script: str, message: str
 ) -> None:
     on_path(script)
-    with pytest.raises(MachineError, match=told):
+    with pytest.raises(MachineError, match=message):
         convert_with_dcm2niix(tmp_path / "study", None, tmp_path / "case.nii.gz")
     assert not (tmp_path / "case.nii.gz").exists()
 
 
-def test_one_that_hangs_is_ended(
+def test_a_dcm2niix_that_hangs_is_stopped(
     on_path, study: DicomSeriesTruth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dcm2niix, "TIMEOUT_S", 0.2)
@@ -118,7 +118,7 @@ def test_one_that_hangs_is_ended(
         convert_with_dcm2niix(tmp_path / "study", None, tmp_path / "case.nii.gz")
 
 
-def test_one_that_writes_nothing_is_told(on_path, study: DicomSeriesTruth, tmp_path: Path) -> None:
+def test_a_dcm2niix_that_writes_nothing_is_reported(on_path, study: DicomSeriesTruth, tmp_path: Path) -> None:
     on_path("#!/bin/sh\nexit 0\n")
     with pytest.raises(UnsupportedInput, match="dcm2niix wrote nothing"):
         convert_with_dcm2niix(tmp_path / "study", None, tmp_path / "case.nii.gz")

@@ -31,14 +31,14 @@ def _both_forms(write: Callable[..., Path], head: np.ndarray, sform: np.ndarray,
     return write(image.to_bytes())
 
 
-def test_the_sform_wins_over_the_qform_and_the_disagreement_is_told(write, head) -> None:
+def test_the_sform_takes_precedence_over_the_qform_and_a_disagreement_is_reported(write, head) -> None:
     qform = _tilted(0)
     sform = qform.copy()
     sform[2, 3] += 40.0
     volume = read_volume(_both_forms(write, head, sform, qform))
 
     assert volume.slice_positions_mm[0, 2] == pytest.approx(70.0)
-    assert volume.warnings == ("sform and qform disagree by up to 40.0 mm; the sform is taken",)
+    assert volume.warnings == ("sform and qform disagree by up to 40.0 mm; the sform is used",)
 
 
 def test_agreeing_sform_and_qform_give_no_warning(write, head) -> None:
@@ -71,23 +71,23 @@ def test_neither_sform_nor_qform_is_unsupported(write_nifti, head) -> None:
 
 
 @pytest.mark.parametrize("quaternion", [(2.0, 0.0, 0.0), (np.nan, 0.0, 0.0), (1e38, 1e38, 1e38)])
-def test_a_quaternion_that_is_no_rotation_is_corrupt_without_an_sform(write_nifti, head, quaternion) -> None:
+def test_a_quaternion_that_is_not_a_rotation_is_corrupt_without_an_sform(write_nifti, head, quaternion) -> None:
     fields = dict(zip(("quatern_b", "quatern_c", "quatern_d"), quaternion, strict=True))
-    with pytest.raises(CorruptInput, match="no rotation"):
+    with pytest.raises(CorruptInput, match="not a rotation"):
         read_volume(write_nifti(head, sform_code=0, qform_code=1, **fields))
 
 
-def test_a_quaternion_that_is_no_rotation_is_told_beside_an_sform(write_nifti, head) -> None:
+def test_a_quaternion_that_is_not_a_rotation_is_reported_beside_an_sform(write_nifti, head) -> None:
     volume = read_volume(write_nifti(head, qform_code=1, quatern_b=2.0))
-    assert volume.warnings == ("the qform's quaternion is no rotation; the sform is taken",)
+    assert volume.warnings == ("the qform quaternion is not a rotation; the sform is used",)
 
 
-def test_voxel_sides_that_disagree_with_the_sform_are_told(write_nifti, head) -> None:
+def test_voxel_sides_that_disagree_with_the_sform_are_reported(write_nifti, head) -> None:
     volume = read_volume(write_nifti(head, pixdim=[1, 0.5, 0.5, 2.5, 0, 0, 0, 0]))
 
     assert volume.spacing_mm[0] == pytest.approx(5.0)
     assert volume.warnings == ("voxel sides are 0.5 x 0.5 x 2.5 mm in pixdim and 0.5 x 0.5 x 5 mm in the sform; "
-                               "the sform is taken",)  # fmt: skip
+                               "the sform is used",)  # fmt: skip
 
 
 @pytest.mark.parametrize(

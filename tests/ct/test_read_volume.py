@@ -78,7 +78,7 @@ def test_slope_and_intercept_are_applied_once(write_nifti, head) -> None:
     np.testing.assert_array_equal(volume.hu, nib.load(path).get_fdata().transpose(2, 1, 0))
 
 
-def test_a_slope_of_zero_means_unscaled_and_an_ignored_intercept_is_told(write_nifti, head) -> None:
+def test_a_slope_of_zero_means_unscaled_and_an_ignored_intercept_is_reported(write_nifti, head) -> None:
     volume = read_volume(write_nifti(head, scl_slope=0.0, scl_inter=-1024.0))
 
     np.testing.assert_array_equal(volume.hu, head.transpose(2, 1, 0))
@@ -94,14 +94,14 @@ def test_padding_reads_as_air_and_is_counted(write_nifti, head) -> None:
     assert any(warning.startswith("2 voxels below -1024 HU") for warning in volume.warnings)
 
 
-def test_padding_is_judged_in_hounsfield_units_not_in_stored_values(write_nifti, head) -> None:
+def test_padding_is_detected_in_hounsfield_units_not_in_stored_values(write_nifti, head) -> None:
     volume = read_volume(write_nifti(head, scl_slope=1.0, scl_inter=-1024.0))
 
     assert volume.n_padding_voxels == 30  # the stored values -30..-1
     assert volume.hu.min() == -1024.0
 
 
-def test_a_few_non_finite_voxels_read_as_air_and_are_told(write_nifti) -> None:
+def test_a_few_non_finite_voxels_read_as_air_and_are_reported(write_nifti) -> None:
     voxels = np.zeros((20, 20, 10), dtype=np.float32)
     voxels[0, 0, 0], voxels[1, 0, 0], voxels[2, 0, 0] = np.nan, np.inf, -np.inf
     volume = read_volume(write_nifti(voxels))

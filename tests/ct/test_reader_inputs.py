@@ -1,4 +1,4 @@
-"""One series, however it is handed over, is one volume; what is no series is refused by name."""
+"""One series, in whatever form it comes, is one volume; anything else is refused by name."""
 
 from __future__ import annotations
 
@@ -139,13 +139,13 @@ def test_files_of_another_series_do_not_change_the_digest(tmp_path: Path, plain:
     assert read_volume(tmp_path).source.sha256 == plain.source.sha256
 
 
-def test_clutter_beside_the_series_is_told(tmp_path: Path) -> None:
+def test_clutter_beside_the_series_is_reported(tmp_path: Path) -> None:
     series(tmp_path, companions=("clutter",))
     (warning,) = [one for one in read_volume(tmp_path).warnings if "not DICOM" in one]
     assert warning == "5 files are not DICOM and were set aside (inspect lists them)"
 
 
-def test_one_file_beside_the_series_is_told_in_the_singular(tmp_path: Path) -> None:
+def test_one_file_beside_the_series_is_reported_in_the_singular(tmp_path: Path) -> None:
     series(tmp_path)
     (tmp_path / "notes").write_text("a note")
     assert "1 file is not DICOM and was set aside (inspect lists them)" in read_volume(tmp_path).warnings
@@ -223,7 +223,7 @@ def test_a_file_that_is_neither_nifti_nor_dicom_says_what_is_expected(tmp_path: 
 
 @pytest.mark.parametrize("read", [read_volume, input_digest])
 def test_a_series_named_for_a_nifti_is_a_usage_error(head_nifti: Callable[..., Path], read: Callable[..., Any]) -> None:
-    with pytest.raises(UsageError, match=r"is NIfTI and holds no series 1\.2"):
+    with pytest.raises(UsageError, match=r"is NIfTI and has no series 1\.2"):
         read(head_nifti(), series="1.2")
 
 
@@ -235,7 +235,7 @@ def test_a_path_that_leads_nowhere_is_missing(tmp_path: Path, name: str) -> None
         read_volume([tmp_path / name])
 
 
-def test_a_nifti_and_its_digest_go_through_the_same_door(head_nifti: Callable[..., Path]) -> None:
+def test_a_nifti_has_the_digest_of_its_volume(head_nifti: Callable[..., Path]) -> None:
     path = head_nifti()
     assert read_volume(path).source.sha256 == input_digest(VolumeInput(path))
 

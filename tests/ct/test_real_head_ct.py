@@ -1,4 +1,4 @@
-"""The NIfTI of a real head CT gives the slices of its DICOM series."""
+"""The NIfTI of a real head CT has the slices of its DICOM series."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_first_slice_lies_where_dicom_puts_it(volume, dicom_slices) -> None:
     assert np.all(np.diff(volume.slice_positions_mm[:, 2]) > 0)
 
 
-def test_the_shear_that_only_the_sform_has_is_told(volume) -> None:
+def test_the_shear_that_only_the_sform_has_is_reported(volume) -> None:
     assert any(warning.startswith("sform and qform disagree by up to") for warning in volume.warnings)
 
 
@@ -59,7 +59,7 @@ def test_padding_is_counted(volume) -> None:
 
 
 def test_the_back_of_the_head_is_down(volume: Volume) -> None:
-    """The head rest holds the back of the head: what stands beside the vertex lies in the lower part of the picture."""
+    """The head rest holds the back of the head: what is beside the vertex lies in the lower part of the image."""
     beside = volume.hu[24].copy()
     beside[:, 90:430] = -1000  # the head
     rows = np.nonzero(beside > -500)[0]

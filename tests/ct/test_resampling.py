@@ -180,7 +180,7 @@ def test_the_shares_of_slices_add_up_to_one(gaps: list[float], share: float, wid
 @pytest.mark.parametrize(
     "spacing_mm", [(0.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0, float("nan")), (float("inf"), 1.0, 1.0)], ids=str
 )
-def test_a_spacing_that_is_none_is_a_usage_error(
+def test_an_impossible_spacing_is_a_usage_error(
     head_nifti: Callable[..., Path], spacing_mm: tuple[float, float, float]
 ) -> None:
     with pytest.raises(UsageError, match="expected three numbers of mm above 0"):

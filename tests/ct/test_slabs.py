@@ -60,7 +60,7 @@ def test_one_copy_of_the_voxels_is_held_while_they_are_read(write_in_order, axes
 
 
 @pytest.mark.parametrize("n_lost", [1, 40, 41, 239])
-def test_a_file_cut_in_any_slab_is_told_by_its_bytes(make_nifti_bytes, write, head, monkeypatch, n_lost) -> None:
+def test_a_file_cut_in_any_slab_is_reported_with_its_length(make_nifti_bytes, write, head, monkeypatch, n_lost) -> None:
     monkeypatch.setattr(nifti, "SLAB_BYTES", 1)
     content = make_nifti_bytes(head)
 
@@ -68,7 +68,7 @@ def test_a_file_cut_in_any_slab_is_told_by_its_bytes(make_nifti_bytes, write, he
         read_volume(write(content[:-n_lost]))
 
 
-def test_nothing_is_asked_of_a_stream_that_has_ended(make_nifti_bytes, write, head, monkeypatch) -> None:
+def test_a_stream_that_has_ended_is_not_read_further(make_nifti_bytes, write, head, monkeypatch) -> None:
     monkeypatch.setattr(nifti, "SLAB_BYTES", 1)
     path, fill, filled = write(make_nifti_bytes(head)[:-150]), ByteStream.fill, []  # one and a half of four planes
 

@@ -1,4 +1,4 @@
-"""A volume as NIfTI: nothing lost on the way, and what NIfTI cannot hold is told."""
+"""A volume as NIfTI: nothing is lost, and what NIfTI cannot store is written beside it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
 from meddinov3_stroke.ct.resampling import resample
-from meddinov3_stroke.ct.writing import misplaced_mm, nifti_bytes_of, nifti_bytes_of_grid, slices_document
+from meddinov3_stroke.ct.writing import misplaced_mm, nifti_bytes_of, slices_document
+from meddinov3_stroke.system.nifti_bytes import nifti_bytes
 
 HU = np.random.default_rng(0).integers(-1000, 2500, (6, 9, 11))
 CODES = ["LAS", "RAS", "LPS", "RPI", "SAL", "PIR", "ASL", "ILP"]
@@ -87,7 +88,7 @@ def test_equal_volumes_are_equal_bytes(tilted: Path) -> None:
 def test_a_resampled_volume_lies_where_its_grid_says(tilted: Path, tmp_path: Path) -> None:
     grid = resample(read_volume(tilted), (2.0, 3.5, 3.5))
     path = tmp_path / "case.nii.gz"
-    path.write_bytes(nifti_bytes_of_grid(grid, "RAS"))
+    path.write_bytes(nifti_bytes(grid.hu, grid.affine, axis_codes="RAS"))
     again = read_volume(path)
     np.testing.assert_array_equal(again.stored, grid.hu)
     np.testing.assert_allclose(again.affine, grid.affine, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Series CSVs written by hand."""
+"""Hand-written series CSVs."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from meddinov3_stroke.data import parse_column_mapping
-from meddinov3_stroke.data.identity import PathIdentity, identity_from_path
+from meddinov3_stroke.data.columns import identity_from_path
 from meddinov3_stroke.errors import UsageError
 
 
@@ -42,4 +42,4 @@ def test_a_mapping_of_another_form_is_a_usage_error(text: str) -> None:
     ],
 )
 def test_the_path_names_patient_study_and_series(path: str, expected: tuple[str, str, str] | None) -> None:
-    assert identity_from_path(path) == (PathIdentity(*expected) if expected else None)
+    assert identity_from_path(path) == expected

@@ -69,7 +69,7 @@ def test_a_part_of_an_id_is_no_match(series_csv: Write, ids: Callable[[str], Pat
 
 @pytest.mark.parametrize("text", ["nobody", "ID_0a1b2c3d\nID_ffffffff\n"])
 def test_a_list_of_which_nothing_matches_is_an_error(series_csv: Write, ids: Callable[[str], Path], text: str) -> None:
-    with pytest.raises(SeriesTableError, match=r"none of its \d IDs .* nobody would be left out"):
+    with pytest.raises(SeriesTableError, match=r"none of its \d IDs .* nobody would be excluded"):
         read_series_table(series_csv(*ROWS, header=HEADER), exclude_ids=ids(text))
 
 
@@ -77,11 +77,11 @@ def test_a_list_of_which_nothing_matches_is_an_error(series_csv: Write, ids: Cal
 def test_an_empty_list_leaves_nobody_out_and_says_so(series_csv: Write, ids: Callable[[str], Path], text: str) -> None:
     table = read_series_table(series_csv(*ROWS, header=HEADER), exclude_ids=ids(text))
     assert len(table) == len(ROWS)
-    assert any("ids.txt holds no ID; nobody is left out" in warning for warning in table.warnings)
+    assert any("ids.txt contains no ID; nobody is excluded" in warning for warning in table.warnings)
 
 
 def test_a_list_of_everybody_is_an_error(series_csv: Write, ids: Callable[[str], Path]) -> None:
-    with pytest.raises(SeriesTableError, match="nothing is left"):
+    with pytest.raises(SeriesTableError, match="excludes every patient; no row is left"):
         read_series_table(series_csv(*ROWS, header=HEADER), exclude_ids=ids("P1\nP2\nP3\nS4"))
 
 

@@ -22,7 +22,6 @@ def test_a_row_may_name_a_dicom_folder_and_its_series(series_csv: Write, tmp_pat
     csv = series_csv("study one,S1,1.2.3" + NO_LABELS, "study two,S2," + NO_LABELS, header=header("dicom_path"))
     table = read_series_table(csv)
     assert table.inputs == (VolumeInput(tmp_path / "study one", "1.2.3"), VolumeInput(tmp_path / "study two"))
-    assert table.nifti_inputs == frozenset()
 
 
 def test_an_index_holds_many_series_and_a_row_is_one_of_them(series_csv: Write, tmp_path: Path) -> None:
@@ -33,17 +32,15 @@ def test_an_index_holds_many_series_and_a_row_is_one_of_them(series_csv: Write, 
 
 def test_a_nifti_file_keeps_its_series_as_a_key_only(series_csv: Write, tmp_path: Path) -> None:
     table = read_series_table(series_csv("a.nii,S1,77" + NO_LABELS, header=header("nifti_path")))
-    assert table.inputs == (VolumeInput(tmp_path / "a.nii"),)
-    assert table.nifti_inputs == set(table.inputs)
+    assert table.inputs == (VolumeInput(tmp_path / "a.nii", format="nifti"),)
     assert table.frame["series_uid"].tolist() == ["77"]
 
 
 def test_one_table_may_mix_the_three(series_csv: Write) -> None:
     rows = [f"{cells},S{k},{k}" + NO_LABELS for k, cells in enumerate(("a.nii,,", ",b,", ",,c.parquet", ",,"))]
     table = read_series_table(series_csv(*rows, header=header("nifti_path", "dicom_path", "header_index")))
-    names = [one and (one.path.name, one.series_uid) for one in table.inputs]
-    assert names == [("a.nii", None), ("b", "1"), ("c.parquet", "2"), None]
-    assert [one.path.name for one in table.nifti_inputs] == ["a.nii"]
+    named = [one and (one.path.name, one.series_uid, one.format) for one in table.inputs]
+    assert named == [("a.nii", None, "nifti"), ("b", "1", None), ("c.parquet", "2", None), None]
 
 
 def test_a_row_that_names_two_volumes_is_an_error_with_its_row(series_csv: Write) -> None:
@@ -89,3 +86,10 @@ def test_the_same_series_of_an_index_with_other_labels_is_an_error(series_csv: W
 def test_nifti_under_dicom_path_is_an_error_with_its_row(series_csv: Write) -> None:
     with pytest.raises(SeriesTableError, match=r"row 2; it belongs under nifti_path"):
         read_series_table(series_csv("a.NII.gz,S0,7" + NO_LABELS, header=header("dicom_path")))
+
+
+def test_a_file_name_with_braces_is_named_as_it_is(series_csv: Write) -> None:
+    csv = series_csv("a.NII.gz,S0,7" + NO_LABELS, header=header("dicom_path"))
+    named = csv.rename(csv.with_name("{0}{rows}.csv"))
+    with pytest.raises(SeriesTableError, match=r"^\{0\}.*\.csv: a NIfTI file .* row 2;"):
+        read_series_table(named)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,6 +119,22 @@ def test_the_split_is_the_same_on_every_machine_and_release() -> None:
     counts = membership(cohort(30, 2))
     test = sorted(group for group, name in counts.items() if name == "test")
     assert test == ["patient:p10", "patient:p26", "patient:p6", "patient:p9"]
+
+
+@pytest.mark.parametrize(
+    ("cohort_seed", "n", "ratios", "seed", "digest"),
+    [
+        (11, 60, RATIOS, 42, "8a1e26edbee9d2ae"),
+        (12, 150, RATIOS, 7, "e74b109c5c8b7741"),
+        (13, 90, (0.5, 0.25, 0.25), 42, "bbebf6a7b4dcdae9"),
+    ],
+)
+def test_splits_are_those_of_earlier_releases(
+    cohort_seed: int, n: int, ratios: tuple[float, float, float], seed: int, digest: str
+) -> None:
+    found = membership(cohort(n, cohort_seed), ratios, seed)
+    lines = "\n".join(f"{group} {found[group]}" for group in sorted(found))
+    assert hashlib.sha256(lines.encode()).hexdigest().startswith(digest)
 
 
 @settings(max_examples=40, deadline=None)

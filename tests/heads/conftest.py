@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.heads import HeadCheckpoint, build_head
-from meddinov3_stroke.types import BackboneIdentity, HeadData, HeadOptions, Preprocessing, Threshold
+from meddinov3_stroke.types import BackboneIdentity, HeadData, Preprocessing, Threshold
 
 
 @pytest.fixture
@@ -20,8 +21,8 @@ def identity() -> BackboneIdentity:
 
 
 @pytest.fixture
-def options() -> HeadOptions:
-    return HeadOptions(
+def options() -> HeadConfig:
+    return HeadConfig(
         epochs=3, batch_size=16, lr=1e-2, weight_decay=1e-2, hidden_dim=12, dropout=0.2, seed=3, patience=0
     )
 
@@ -43,11 +44,11 @@ def checkpoint(identity: BackboneIdentity) -> HeadCheckpoint:
     torch.manual_seed(0)
     labels = ("class_0", "class_1", "class_2")
     return HeadCheckpoint(
-        state_dict=build_head(8, 12, 3, 0.2).state_dict(),
+        state_dict={name: tensor.numpy() for name, tensor in build_head(8, 12, 3, 0.2).state_dict().items()},
         labels=labels,
         input_dim=8,
-        hidden_dim=12,
-        dropout=0.2,
+        arch="mlp",
+        params={"hidden_dim": 12, "dropout": 0.2},
         pool_mode="mean",
         resize=224,
         backbone=asdict(identity),

@@ -129,7 +129,7 @@ class Malicious:
 
 def test_pickled_array_is_refused_and_not_run(tmp_path: Path) -> None:
     np.save(tmp_path / "e.npy", np.array([Malicious(tmp_path / "mark")], dtype=object), allow_pickle=True)
-    with pytest.raises(DatasetError, match=r"no readable \.npy"):
+    with pytest.raises(DatasetError, match=r"not a readable \.npy"):
         read_array(tmp_path / "e.npy")
     assert not (tmp_path / "mark").exists()
 
@@ -161,7 +161,7 @@ def npy_bytes(array: np.ndarray) -> bytes:
 )
 def test_file_that_is_no_whole_npy_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "e.npy").write_bytes(content)
-    with pytest.raises(DatasetError, match=r"e\.npy is no readable \.npy file"):
+    with pytest.raises(DatasetError, match=r"e\.npy is not a readable \.npy file"):
         read_array(tmp_path / "e.npy")
 
 
@@ -231,18 +231,18 @@ class TestOrigin:
     def test_summary_of_no_use_is_warned_of(self, tmp_path: Path, content: Any) -> None:
         origin = read_origin(self.write(tmp_path, content), 8)
         assert origin.identity is None
-        assert "does not say which backbone" in origin.warnings[0]
+        assert "does not state which backbone" in origin.warnings[0]
 
     @pytest.mark.parametrize("change", [{"pool_mode": "median"}, {"resize": "224"}, {"resize": 0}], ids=str)
     def test_summary_with_a_senseless_value_is_warned_of(
         self, tmp_path: Path, identity: BackboneIdentity, change: dict[str, Any]
     ) -> None:
         summary = {"pool_mode": "mean", "resize": 224, "backbone": asdict(identity)} | change
-        assert "does not say" in read_origin(self.write(tmp_path, summary), 8).warnings[0]
+        assert "does not state" in read_origin(self.write(tmp_path, summary), 8).warnings[0]
 
     def test_summary_of_other_embeddings_is_refused(self, tmp_path: Path, identity: BackboneIdentity) -> None:
         path = self.write(tmp_path, {"pool_mode": "mean", "resize": 224, "backbone": asdict(identity)})
-        with pytest.raises(DatasetError, match=r"has 16 columns but .* speaks of 8"):
+        with pytest.raises(DatasetError, match=r"has 16 columns but .* describes 8"):
             read_origin(path, 16)
 
     @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from meddinov3_stroke.heads import BestEpoch
+from meddinov3_stroke.heads.training import BestEpoch
 
 
 def offered(best: BestEpoch, *epochs: tuple[float | None, float]) -> list[bool]:

@@ -11,14 +11,16 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.errors import NonFiniteLoss, UsageError
-from meddinov3_stroke.heads import EpochResult, build_head, check_options, positive_weights, train_epochs
-from meddinov3_stroke.types import HeadData, HeadOptions
+from meddinov3_stroke.heads import build_head
+from meddinov3_stroke.heads.training import EpochResult, check_config, positive_weights, train_epochs
+from meddinov3_stroke.types import HeadData
 
 MakeData = Callable[[int, int], HeadData]
 
 
-def last_epoch(train: HeadData, val: HeadData, options: HeadOptions) -> EpochResult:
+def last_epoch(train: HeadData, val: HeadData, options: HeadConfig) -> EpochResult:
     *_, result = train_epochs(train, val, options, positive_weights(train.labels, 20.0))
     return result
 
@@ -42,13 +44,13 @@ def test_pos_weight_is_negatives_per_positive_up_to_the_cap() -> None:
 
 
 @pytest.mark.parametrize("hidden_dim", [0, 12])
-def test_head_learns_a_separable_problem(separable: MakeData, options: HeadOptions, hidden_dim: int) -> None:
+def test_head_learns_a_separable_problem(separable: MakeData, options: HeadConfig, hidden_dim: int) -> None:
     val = separable(200, 2)
     result = last_epoch(separable(400, 1), val, replace(options, epochs=40, hidden_dim=hidden_dim, dropout=0.0))
     assert roc_auc_score(val.labels, result.val_logits, average="macro") > 0.99
 
 
-def test_linear_head_ranks_as_well_as_logistic_regression(separable: MakeData, options: HeadOptions) -> None:
+def test_linear_head_ranks_as_well_as_logistic_regression(separable: MakeData, options: HeadConfig) -> None:
     train, val = separable(400, 1), separable(400, 2)
     rng = np.random.default_rng(5)
     noisy = [
@@ -61,7 +63,7 @@ def test_linear_head_ranks_as_well_as_logistic_regression(separable: MakeData, o
         assert roc_auc_score(val.labels[:, label], result.val_logits[:, label]) == pytest.approx(expected, abs=0.005)
 
 
-def test_same_seed_gives_the_same_bits_whatever_the_thread_count(options: HeadOptions, two_threads: None) -> None:
+def test_same_seed_gives_the_same_bits_whatever_the_thread_count(options: HeadConfig, two_threads: None) -> None:
     rng = np.random.default_rng(1)  # seven rows of this width are products that two threads cut differently from one
     embeddings = rng.normal(size=(70, 768)).astype(np.float32)
     data = HeadData(embeddings, (embeddings[:, :3] > 0).astype(np.int8))
@@ -74,18 +76,18 @@ def test_same_seed_gives_the_same_bits_whatever_the_thread_count(options: HeadOp
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_thread_count_is_given_back(separable: MakeData, options: HeadOptions, two_threads: None) -> None:
+def test_thread_count_is_given_back(separable: MakeData, options: HeadConfig, two_threads: None) -> None:
     last_epoch(separable(40, 1), separable(40, 2), options)
     assert torch.get_num_threads() == 2
 
 
-def test_another_seed_gives_another_head(separable: MakeData, options: HeadOptions) -> None:
+def test_another_seed_gives_another_head(separable: MakeData, options: HeadConfig) -> None:
     data = separable(100, 1), separable(50, 2)
     first, second = (weights_of(last_epoch(*data, replace(options, seed=seed))) for seed in (1, 2))
     assert not torch.equal(first["hidden.weight"], second["hidden.weight"])
 
 
-def test_one_step_is_adamw_on_the_weighted_loss(separable: MakeData, options: HeadOptions) -> None:
+def test_one_step_is_adamw_on_the_weighted_loss(separable: MakeData, options: HeadConfig) -> None:
     train = separable(30, 1)
     linear = replace(options, epochs=1, batch_size=30, hidden_dim=0)
     weight = np.array([1.0, 3.0, 0.5])
@@ -104,7 +106,7 @@ def test_one_step_is_adamw_on_the_weighted_loss(separable: MakeData, options: He
     assert result.val_loss == pytest.approx(loss_function(head(rows), targets).item(), rel=1e-5)
 
 
-def plain_training(train: HeadData, options: HeadOptions, pos_weight: np.ndarray) -> torch.nn.Module:
+def plain_training(train: HeadData, options: HeadConfig, pos_weight: np.ndarray) -> torch.nn.Module:
     """The head that autograd and torch.optim.AdamW make of the same batches."""
     torch.manual_seed(options.seed)
     head = build_head(train.embeddings.shape[1], options.hidden_dim, train.labels.shape[1], options.dropout)
@@ -121,7 +123,7 @@ def plain_training(train: HeadData, options: HeadOptions, pos_weight: np.ndarray
 
 
 @pytest.mark.parametrize("hidden_dim", [0, 12])
-def test_training_is_that_of_a_plain_loop(separable: MakeData, options: HeadOptions, hidden_dim: int) -> None:
+def test_training_is_that_of_a_plain_loop(separable: MakeData, options: HeadConfig, hidden_dim: int) -> None:
     train, weight = separable(150, 1), np.array([1.0, 3.0, 0.5])
     plain = replace(options, dropout=0.0, hidden_dim=hidden_dim)
     *_, result = train_epochs(train, separable(50, 2), plain, weight)
@@ -130,7 +132,7 @@ def test_training_is_that_of_a_plain_loop(separable: MakeData, options: HeadOpti
 
 
 def test_dropout_changes_the_training_of_an_mlp_and_not_its_validation(
-    separable: MakeData, options: HeadOptions
+    separable: MakeData, options: HeadConfig
 ) -> None:
     data = separable(64, 1), separable(50, 2)
     with_dropout, without = (last_epoch(*data, replace(options, dropout=share)) for share in (0.5, 0.0))
@@ -143,10 +145,11 @@ def test_training_does_not_load_torchs_compiler() -> None:
     code = """
 import sys
 import numpy as np
-from meddinov3_stroke.heads import train_epochs
-from meddinov3_stroke.types import HeadData, HeadOptions
+from meddinov3_stroke.config import HeadConfig
+from meddinov3_stroke.heads.training import train_epochs
+from meddinov3_stroke.types import HeadData
 data = HeadData(np.eye(4, dtype=np.float32), np.eye(4, dtype=np.int8))
-options = HeadOptions(
+options = HeadConfig(
     epochs=1, batch_size=2, lr=0.1, weight_decay=0.0, hidden_dim=3, dropout=0.1, seed=1, patience=0
 )
 next(train_epochs(data, data, options, np.ones(4)))
@@ -157,7 +160,7 @@ print("torch._dynamo" in sys.modules)
 
 
 def test_every_row_is_seen_once_an_epoch(
-    separable: MakeData, options: HeadOptions, monkeypatch: pytest.MonkeyPatch
+    separable: MakeData, options: HeadConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = separable(50, 1)
     seen: list[torch.Tensor] = []
@@ -170,14 +173,14 @@ def test_every_row_is_seen_once_an_epoch(
     assert not np.array_equal(rows, train.embeddings)
 
 
-def test_infinite_loss_names_epoch_and_batch(separable: MakeData, options: HeadOptions) -> None:
+def test_infinite_loss_names_epoch_and_batch(separable: MakeData, options: HeadConfig) -> None:
     train = separable(64, 1)
     train.embeddings[:] *= 1e37
     with pytest.raises(NonFiniteLoss, match=r"epoch 1, batch 2 of 4.*--lr 1000"):
         next(train_epochs(train, train, replace(options, lr=1e3, hidden_dim=0), np.ones(3)))
 
 
-def test_nan_loss_of_an_mlp_names_the_batch_and_yields_no_epoch(separable: MakeData, options: HeadOptions) -> None:
+def test_nan_loss_of_an_mlp_names_the_batch_and_yields_no_epoch(separable: MakeData, options: HeadConfig) -> None:
     train = separable(64, 1)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(options.seed))
     train.embeddings[order[35]] = np.nan
@@ -185,7 +188,7 @@ def test_nan_loss_of_an_mlp_names_the_batch_and_yields_no_epoch(separable: MakeD
         next(train_epochs(train, train, options, np.ones(3)))
 
 
-def test_infinite_loss_in_validation_is_named(separable: MakeData, options: HeadOptions) -> None:
+def test_infinite_loss_in_validation_is_named(separable: MakeData, options: HeadConfig) -> None:
     val = separable(10, 2)
     val.embeddings[3] = 1e38
     with pytest.raises(NonFiniteLoss, match="validation of epoch 1"):
@@ -209,11 +212,11 @@ def test_infinite_loss_in_validation_is_named(separable: MakeData, options: Head
     ],
 )
 def test_option_out_of_range_is_a_usage_error_that_names_the_flag(
-    options: HeadOptions, field: str, value: float
+    options: HeadConfig, field: str, value: float
 ) -> None:
     with pytest.raises(UsageError, match=f"--{field.replace('_', '-')} "):
-        check_options(replace(options, **{field: value}))
+        check_config(replace(options, **{field: value}))
 
 
-def test_options_at_their_limits_pass(options: HeadOptions) -> None:
-    check_options(replace(options, epochs=1, batch_size=1, weight_decay=0.0, dropout=0.0, hidden_dim=-1, seed=0))
+def test_options_at_their_limits_pass(options: HeadConfig) -> None:
+    check_config(replace(options, epochs=1, batch_size=1, weight_decay=0.0, dropout=0.0, hidden_dim=-1, seed=0))

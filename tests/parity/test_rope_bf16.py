@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from meddinov3_stroke.backbone import VisionTransformer, layers, rope
+from meddinov3_stroke.backbone import VisionTransformer, layers
 
 TOLERANCE = 1e-6
 HEAD_DIM = 64
@@ -112,7 +112,7 @@ def test_another_reading_of_the_rotation_is_told_apart(
 
 def misread(monkeypatch: pytest.MonkeyPatch, reading: str) -> None:
     """Put a wrong rotation in the place of ours."""
-    right, right_angles = layers.rotate_patches, rope.rope_angles
+    right, right_angles = layers.rotate_patches, layers.rope_angles
 
     def fused(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
         return right(x.to(torch.bfloat16).float(), sin.float(), cos.float()).to(torch.bfloat16).float()
@@ -121,7 +121,7 @@ def misread(monkeypatch: pytest.MonkeyPatch, reading: str) -> None:
         return torch.cat((x[..., :N_PREFIX, :], right(x[..., N_PREFIX:, :], sin, cos)), dim=-2)
 
     def other_angles(grid: tuple[int, int], periods: Tensor, dtype: torch.dtype) -> Tensor:
-        rows, columns = (rope.patch_coordinates(n, dtype, periods.device)[:, None] / periods for n in grid)
+        rows, columns = (layers.patch_coordinates(n, dtype, periods.device)[:, None] / periods for n in grid)
         by_row, by_column = rows.repeat_interleave(grid[1], 0), columns.repeat(grid[0], 1)
         return (2.0 * math.pi * torch.cat((by_row, by_column), dim=1)).repeat(1, 2)
 
@@ -136,7 +136,7 @@ def misread(monkeypatch: pytest.MonkeyPatch, reading: str) -> None:
     if reading in rotations:
         monkeypatch.setattr(layers, "rotate_patches", rotations[reading])
     else:
-        monkeypatch.setattr(rope, "rope_angles", other_angles if reading.startswith("2") else float_angles)
+        monkeypatch.setattr(layers, "rope_angles", other_angles if reading.startswith("2") else float_angles)
 
 
 @pytest.mark.parametrize("size", [(224, 224), (320, 320), (224, 320), (230, 250)], ids=str)
@@ -153,6 +153,6 @@ def test_every_angle_is_rounded_as_spelt_out(vit: VisionTransformer, size: tuple
 @torch.inference_mode()
 def test_rotated_queries_are_those_spelt_out(vit: VisionTransformer, seed: int) -> None:
     q = torch.randn(1, 2, N_PREFIX + 15, HEAD_DIM, generator=torch.Generator().manual_seed(seed))
-    rotated = rope.rotate_patches(q, *vit.rope_embed((3, 5)))
+    rotated = layers.rotate_patches(q, *vit.rope_embed((3, 5)))
     assert rotated.dtype == torch.float32
     assert torch.equal(rotated[0], literal_rotation(q[0], literal_angles(3, 5, vit.rope_embed.periods)))

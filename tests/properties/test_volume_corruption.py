@@ -33,7 +33,7 @@ def _read(content: bytes, name: str) -> Volume:
 
 
 def _declared_voxels(content: bytes) -> np.ndarray:
-    """All that stands behind the voxel offset, in the type that nibabel reads in the header."""
+    """All values after the voxel offset, in the type that nibabel reads in the header."""
     image_type = (
         nib.Nifti1Image
         if 348 in (int.from_bytes(content[:4], order) for order in ("little", "big"))
@@ -77,7 +77,7 @@ def test_changed_gzip_bytes_are_refused_or_give_the_same_voxels(changes) -> None
 
 @settings(max_examples=150, deadline=None)
 @given(content=st.binary(max_size=700), name=st.sampled_from(["case.nii", "case.nii.gz", "case.img"]))
-def test_arbitrary_bytes_are_refused_with_an_error_of_ours(content, name) -> None:
+def test_arbitrary_bytes_are_refused_with_an_input_error(content, name) -> None:
     with pytest.raises(InputError):
         _read(content, name)
 

@@ -50,7 +50,7 @@ def test_the_document_says_where_it_came_from(tmp_path: Path) -> None:
     assert found["resampled"] is None
 
 
-def test_what_nifti_cannot_hold_of_uneven_slices_is_told_and_written(
+def test_uneven_slices_that_nifti_cannot_hold_are_reported_and_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, output = series(tmp_path / "in", UNEVEN), tmp_path / "case.nii.gz"

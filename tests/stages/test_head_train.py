@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import roc_auc_score
 
 from meddinov3_stroke import head_train
+from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.errors import DatasetError, LabelError, NonFiniteLoss, UsageError
-from meddinov3_stroke.heads import BestEpoch, load_checkpoint, predict_logits
-from meddinov3_stroke.types import LABELS, BackboneIdentity, HeadContext, HeadData, HeadOptions, Preprocessing
+from meddinov3_stroke.heads import load_checkpoint, predict_logits
+from meddinov3_stroke.heads.training import BestEpoch
+from meddinov3_stroke.types import LABELS, BackboneIdentity, HeadContext, HeadData, Preprocessing
 
 IDENTITY = BackboneIdentity(
     "tiny", "ab" * 32, 8, 16, "bf16", Preprocessing(-1000.0, 1000.0, 65.0, 178.0, "made-up-1"), "torch", "fp32"
 )
-OPTIONS = HeadOptions(
+OPTIONS = HeadConfig(
     epochs=4, batch_size=32, lr=1e-2, weight_decay=1e-2, hidden_dim=16, dropout=0.1, seed=11, patience=0
 )
 CONTEXT = HeadContext("mean", 224, asdict(IDENTITY), LABELS)
@@ -126,14 +127,14 @@ def test_another_seed_gives_other_weights(tmp_path: Path, data: tuple[HeadData, 
     for seed in (1, 2):
         train(tmp_path / str(seed), data, seed=seed)
     first, second = (load_checkpoint(tmp_path / str(seed) / "last.pt").state_dict for seed in (1, 2))
-    assert not torch.equal(first["output.weight"], second["output.weight"])
+    assert not np.array_equal(first["output.weight"], second["output.weight"])
 
 
 def test_hidden_dim_zero_saves_a_single_linear_layer(tmp_path: Path, data: tuple[HeadData, HeadData]) -> None:
     train(tmp_path, data, hidden_dim=-5)
     best = load_checkpoint(tmp_path / "best.pt")
     assert {name: tuple(tensor.shape) for name, tensor in best.state_dict.items()} == {"weight": (6, 8), "bias": (6,)}
-    assert type(best.head()) is torch.nn.Linear
+    assert {name: array.shape for name, array in best.state_dict.items()} == {"weight": (6, 8), "bias": (6,)}
 
 
 def test_patience_stops_training_early(
@@ -177,7 +178,7 @@ def test_label_absent_from_training_is_refused_with_counts(tmp_path: Path, data:
 
 
 def nan_after(n_good: int) -> Callable[..., Any]:
-    from meddinov3_stroke.heads import train_epochs
+    from meddinov3_stroke.heads.training import train_epochs
 
     def epochs(*arguments: Any) -> Any:
         for result in train_epochs(*arguments):
@@ -192,7 +193,7 @@ def test_nan_loss_leaves_the_good_checkpoints_and_their_summary(
     tmp_path: Path, data: tuple[HeadData, HeadData], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tmp_path / "good", data, epochs=2)
-    monkeypatch.setattr("meddinov3_stroke.heads.train_epochs", nan_after(2))
+    monkeypatch.setattr("meddinov3_stroke.heads.training.train_epochs", nan_after(2))
     with pytest.raises(NonFiniteLoss, match="epoch 3, batch 1"):
         train(tmp_path / "bad", data, epochs=4)
     for name in ("best.pt", "last.pt"):
@@ -205,7 +206,7 @@ def test_nan_loss_in_the_first_epoch_leaves_an_older_best_alone(
 ) -> None:
     train(tmp_path, data)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr("meddinov3_stroke.heads.train_epochs", nan_after(0))
+    monkeypatch.setattr("meddinov3_stroke.heads.training.train_epochs", nan_after(0))
     with pytest.raises(NonFiniteLoss):
         train(tmp_path, data)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -322,10 +323,39 @@ def test_epochs_after_the_best_do_not_change_it(tmp_path: Path, data: tuple[Head
     summary = train(tmp_path, data, epochs=10, lr=0.3)
     best, last = (load_checkpoint(tmp_path / f"{name}.pt") for name in ("best", "last"))
     assert summary["best_epoch"] < 10
-    assert not torch.equal(best.state_dict["output.weight"], last.state_dict["output.weight"])
+    assert not np.array_equal(best.state_dict["output.weight"], last.state_dict["output.weight"])
 
 
 def test_help_needs_no_torch() -> None:
     code = "import sys; from meddinov3_stroke import head_train, head_eval; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout.strip() == "False"
+
+
+def test_without_validation_the_last_epoch_is_kept_and_thresholds_are_one_half(
+    arguments: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    position = arguments.index("--val-embeddings")
+    assert head_train.main(arguments[:position]) == 0
+    output = capfd.readouterr()
+    assert "no validation arrays" in output.err
+    assert "no validation" in output.out
+    summary = saved(tmp_path / "out")
+    assert (summary["best_epoch"], summary["best_metric"], summary["val"]) == (3, None, None)
+    assert set(summary["thresholds"].values()) == {0.5}
+    best, last = ((tmp_path / "out" / f"{name}.pt").read_bytes() for name in ("best", "last"))
+    assert best == last
+    origins = load_checkpoint(tmp_path / "out" / "best.pt").thresholds.values()
+    assert {threshold.origin for threshold in origins} == {"default 0.5: no validation data"}
+
+
+def test_validation_embeddings_without_labels_are_a_usage_error(arguments: list[str]) -> None:
+    assert head_train.main(arguments[: arguments.index("--val-labels")]) == 2
+
+
+def test_a_missing_torch_exits_7_with_the_install_command(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("meddinov3_stroke.system.devices.find_spec", lambda name: None)
+    assert head_train.main(arguments) == 7
+    assert "pip install" in capfd.readouterr().err

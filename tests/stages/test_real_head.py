@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from scipy.ndimage import zoom
 
 from meddinov3_stroke import ich_infer, meddinov3_infer
-from meddinov3_stroke.backbone import load_backbone, loader
-from meddinov3_stroke.models import REGISTERED
+from meddinov3_stroke.backbone import load_backbone, loading
+from meddinov3_stroke.backbone.loading import REGISTERED
 
 pytestmark = pytest.mark.shared_data
 
 VIT_B = {"embed_dim": 768, "depth": 12, "num_heads": 12}
-DEMO_FILE = Path(loader.__file__).parent / "weights" / REGISTERED["demo"]
+DEMO_FILE = Path(loading.__file__).parent / "weights" / REGISTERED["demo"]
 
 
 @pytest.fixture(params=["demo", "vit_b"])

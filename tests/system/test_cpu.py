@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from meddinov3_stroke.system.cpu import bf16_flag, cpu_model
+from meddinov3_stroke.system.devices import bf16_flag, cpu_model
 
 X86 = "processor\t: 0\nmodel name\t: {model}\nvmx flags\t: vnmi avx512_bf16\nflags\t\t: fpu sse2 avx512f {flags}\n\n"
 ARM = "processor\t: 0\nBogoMIPS\t: 2100.00\nFeatures\t: fp asimd {flags}\nCPU implementer\t: 0x41\n\n"

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from meddinov3_stroke.errors import DeviceUnavailable, UsageError
-from meddinov3_stroke.system import device
-from meddinov3_stroke.system.device import (
+from meddinov3_stroke.system import devices
+from meddinov3_stroke.system.devices import (
     available_cpus,
     cpu_threads,
     gpu_may_exist,
@@ -24,7 +24,7 @@ from meddinov3_stroke.system.device import (
 PROBE_AFFINITY = """
 import os, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from meddinov3_stroke.system.device import available_cpus, cpu_threads
+from meddinov3_stroke.system.devices import available_cpus, cpu_threads
 print(available_cpus(), cpu_threads(), "torch" in sys.modules)
 """
 
@@ -35,7 +35,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def show(n_cuda: int = 0, mps: bool = False, current: int = 0, driver: bool | None = None) -> None:
         has_driver = (n_cuda > 0 or mps) if driver is None else driver
-        monkeypatch.setattr(device, "gpu_may_exist", lambda: has_driver)
+        monkeypatch.setattr(devices, "gpu_may_exist", lambda: has_driver)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: n_cuda > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: n_cuda)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
@@ -112,8 +112,8 @@ def test_a_driver_that_is_there_is_seen(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, library: str, device_file: str, expected: bool
 ) -> None:
     (tmp_path / "kfd").touch()
-    monkeypatch.setattr(device, "GPU_DRIVERS", (library,))
-    monkeypatch.setattr(device, "ROCM_DEVICE", tmp_path / device_file)
+    monkeypatch.setattr(devices, "GPU_DRIVERS", (library,))
+    monkeypatch.setattr(devices, "ROCM_DEVICE", tmp_path / device_file)
     assert gpu_may_exist() is expected
 
 

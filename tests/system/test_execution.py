@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from meddinov3_stroke.errors import DeviceUnavailable, UsageError
-from meddinov3_stroke.system import device, execution
-from meddinov3_stroke.system.execution import ENGINES, PRECISIONS, resolve_execution
+from meddinov3_stroke.system import devices
+from meddinov3_stroke.system.devices import ENGINES, PRECISIONS, resolve_execution
 
 PROBE_IMPORTS = """
 import sys
 from pathlib import Path
-from meddinov3_stroke.system import device
-device.GPU_DRIVERS, device.ROCM_DEVICE, sys.platform = (), Path("/no/such/device"), "linux"
-from meddinov3_stroke.system.execution import resolve_execution
+from meddinov3_stroke.system import devices
+devices.GPU_DRIVERS, devices.ROCM_DEVICE, sys.platform = (), Path("/no/such/device"), "linux"
+from meddinov3_stroke.system.devices import resolve_execution
 print(resolve_execution().device, [name for name in ("torch", "openvino") if name in sys.modules])
 """
 
@@ -51,10 +51,10 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Machine], None]:
     """Lets the code find a made-up machine."""
 
     def show(machine: Machine) -> None:
-        spec = object() if machine.openvino else None
-        monkeypatch.setattr(execution, "find_spec", lambda name: spec)
-        monkeypatch.setattr(execution, "bf16_flag", lambda: machine.cpu_bf16)
-        monkeypatch.setattr(device, "gpu_may_exist", lambda: machine.n_cuda > 0 or machine.mps)
+        missing = set() if machine.openvino else {"openvino"}
+        monkeypatch.setattr(devices, "find_spec", lambda name: None if name in missing else object())
+        monkeypatch.setattr(devices, "bf16_flag", lambda: machine.cpu_bf16)
+        monkeypatch.setattr(devices, "gpu_may_exist", lambda: machine.n_cuda > 0 or machine.mps)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: machine.n_cuda > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: machine.n_cuda)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -80,17 +80,17 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Machine], None]:
         (MAC, {}, "torch fp32 mps", "torch is the engine for mps; bf16 was not measured on Metal"),
         (CUDA, {"device": "cpu"}, "openvino bf16 cpu", "OpenVINO is the fastest engine on a CPU"),
         (CUDA, {"device": "cuda:1"}, "torch bf16 cuda:1", "torch is the engine for cuda:1"),
-        (CUDA, {"engine": "openvino"}, "openvino bf16 cpu", "openvino was asked for; the CPU has avx512_bf16"),
-        (CUDA, {"engine": "torch"}, "torch bf16 cuda:0", "torch was asked for; the GPU has bf16"),
-        (CUDA, {"precision": "fp32"}, "torch fp32 cuda:0", "fp32 was asked for"),
-        (CUDA, {"precision": "int8"}, "openvino int8 cpu", "int8 runs on OpenVINO; int8 was asked for"),
-        (PLAIN, {"precision": "int8"}, "openvino int8 cpu", "int8 runs on OpenVINO; int8 was asked for"),
-        (PLAIN, {"engine": "torch"}, "torch bf16 cpu", "torch was asked for; the CPU has avx512_bf16"),
-        (PLAIN, {"engine": "torch", "precision": "fp32"}, "torch fp32 cpu", "torch was asked for; fp32 was asked for"),
-        (OLD_CPU, {"precision": "bf16"}, "openvino bf16 cpu", "bf16 was asked for"),
-        (MAC, {"precision": "bf16"}, "torch bf16 mps", "bf16 was asked for"),
+        (CUDA, {"engine": "openvino"}, "openvino bf16 cpu", "openvino was requested; the CPU has avx512_bf16"),
+        (CUDA, {"engine": "torch"}, "torch bf16 cuda:0", "torch was requested; the GPU has bf16"),
+        (CUDA, {"precision": "fp32"}, "torch fp32 cuda:0", "fp32 was requested"),
+        (CUDA, {"precision": "int8"}, "openvino int8 cpu", "int8 runs on OpenVINO; int8 was requested"),
+        (PLAIN, {"precision": "int8"}, "openvino int8 cpu", "int8 runs on OpenVINO; int8 was requested"),
+        (PLAIN, {"engine": "torch"}, "torch bf16 cpu", "torch was requested; the CPU has avx512_bf16"),
+        (PLAIN, {"engine": "torch", "precision": "fp32"}, "torch fp32 cpu", "torch was requested; fp32 was requested"),
+        (OLD_CPU, {"precision": "bf16"}, "openvino bf16 cpu", "bf16 was requested"),
+        (MAC, {"precision": "bf16"}, "torch bf16 mps", "bf16 was requested"),
         (MAC, {"precision": "int8"}, "openvino int8 cpu", "int8 runs on OpenVINO"),
-        (OLD_CUDA, {"precision": "bf16"}, "torch bf16 cuda:0", "bf16 was asked for"),
+        (OLD_CUDA, {"precision": "bf16"}, "torch bf16 cuda:0", "bf16 was requested"),
     ],
 )
 def test_what_runs_and_why(

@@ -14,7 +14,11 @@ import pytest
 import torch
 
 from meddinov3_stroke.errors import MissingWeights, UnsafeWeights, WeightsError
-from meddinov3_stroke.system.torch_file import foreign_globals, load_torch_file, save_torch_file
+from meddinov3_stroke.system.torch_file import (
+    load_torch_file,
+    save_torch_file,
+    unpickle_torch_file,
+)
 
 CONTENT = {
     "state": {"weight": torch.arange(6.0).reshape(2, 3), "half": torch.ones(2, dtype=torch.bfloat16)},
@@ -62,7 +66,7 @@ def test_a_malicious_pickle_is_named_and_not_run(tmp_path: Path, archive: bool) 
 def test_foreign_names_are_found_in_every_protocol(tmp_path: Path, protocol: int) -> None:
     content = [argparse.Namespace(a=1), np.dtype("float32"), argparse.Namespace(b=2)]
     torch.save({"x": content}, tmp_path / "x.pt", pickle_protocol=protocol)
-    names = foreign_globals(tmp_path / "x.pt")
+    names = unpickle_torch_file(tmp_path / "x.pt").foreign
     assert "argparse.Namespace" in names
     assert any(name.startswith("numpy") for name in names)
 
@@ -76,12 +80,12 @@ def test_a_name_spelt_through_the_memo_is_found(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
         archive.writestr("x/data.pkl", stream)
         archive.writestr("x/version", b"3")
-    assert foreign_globals(tmp_path / "x.pt") == ["os.system"]
+    assert unpickle_torch_file(tmp_path / "x.pt").foreign == ("os.system",)
 
 
 def test_an_ordinary_file_has_no_foreign_names(tmp_path: Path) -> None:
     torch.save(CONTENT, tmp_path / "x.pt")
-    assert foreign_globals(tmp_path / "x.pt") == []
+    assert unpickle_torch_file(tmp_path / "x.pt").foreign == ()
 
 
 @pytest.mark.parametrize("place", [0.3, 0.5, 0.7])

@@ -1,4 +1,4 @@
-"""Which transformer a set of tensors belongs to: shapes show most of it, metadata states the rest."""
+"""The transformer that a set of tensors belongs to: shapes show most of it, metadata states the rest."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from meddinov3_stroke.backbone.rope import ROPE_BASE, ROPE_DTYPES
-from meddinov3_stroke.backbone.vit import NORM_EPS, VisionTransformer
 from meddinov3_stroke.errors import WeightsMismatch
+
+if TYPE_CHECKING:
+    from meddinov3_stroke.backbone.vit import VisionTransformer
+
+NORM_EPS: dict[str, float] = {"layernorm": 1e-6, "layernormbf16": 1e-5}
+"""LayerNorm epsilon by its published name: MedDINOv3 uses the first, Meta's hub weights the second."""
+
+ROPE_BASE = 100.0
+"""Base of the RoPE periods, base^(2k / (head_dim/2)) (MedDINOv3 and DINOv3: `pos_embed_rope_base`)."""
+
+ROPE_DTYPES = ("bf16", "fp32")
+"""Arithmetic of the rotation: bf16 for MedDINOv3, fp32 for Meta's own hub weights."""
 
 HEAD_DIM = 64
 """Width of a head in every ViT of the DINOv3 family (arXiv 2508.10104), unless metadata names the number of heads."""
@@ -43,8 +51,39 @@ class Architecture:
     rope_base: float = ROPE_BASE
     rope_dtype: str = "bf16"
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every tensor of the state dict, under the published names."""
+        dim, ffn, patch = self.embed_dim, self.ffn_dim, self.patch_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "cls_token": (1, 1, dim),
+            "mask_token": (1, dim),
+            "patch_embed.proj.weight": (dim, self.in_chans, patch, patch),
+            "patch_embed.proj.bias": (dim,),
+            "rope_embed.periods": (dim // self.num_heads // 4,),
+            "norm.weight": (dim,),
+            "norm.bias": (dim,),
+        }
+        if self.n_storage_tokens:
+            shapes["storage_tokens"] = (1, self.n_storage_tokens, dim)
+        layers = {
+            "attn.qkv": (3 * dim, dim, self.qkv_bias),
+            "attn.proj": (dim, dim, self.proj_bias),
+            "mlp.fc1": (ffn, dim, self.ffn_bias),
+            "mlp.fc2": (dim, ffn, self.ffn_bias),
+        }
+        block: dict[str, tuple[int, ...]] = {f"{name}.weight": (n, m) for name, (n, m, _) in layers.items()}
+        block |= {f"{name}.bias": (n,) for name, (n, _, has_bias) in layers.items() if has_bias}
+        block |= {f"{norm}.{part}": (dim,) for norm in ("norm1", "norm2") for part in ("weight", "bias")}
+        if self.layerscale:
+            block |= {"ls1.gamma": (dim,), "ls2.gamma": (dim,)}
+        if self.qkv_bias and self.mask_k_bias:
+            block["attn.qkv.bias_mask"] = (3 * dim,)
+        return shapes | {f"blocks.{i}.{name}": shape for i in range(self.depth) for name, shape in block.items()}
+
     def build(self, device: str = "meta") -> VisionTransformer:
-        """The module, by default without memory of its own."""
+        """The torch module, by default without memory of its own."""
+        from meddinov3_stroke.backbone.vit import VisionTransformer
+
         return VisionTransformer(
             embed_dim=self.embed_dim,
             depth=self.depth,
@@ -66,7 +105,7 @@ class Architecture:
 
 
 def architecture_of(
-    state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, where: str = "weights"
+    state: Mapping[str, Any], metadata: Mapping[str, str] | None = None, where: str = "weights"
 ) -> Architecture:
     """The architecture of a state dict under the published names.
 
@@ -103,12 +142,7 @@ def architecture_of_module(vit: VisionTransformer) -> Architecture:
     return Architecture(**(_visible_fields(vit.state_dict()) | hidden))
 
 
-def architecture_metadata(architecture: Architecture, name: str) -> dict[str, str]:
-    """The header of our safetensors: a name for people and the architecture as JSON."""
-    return {"name": name, "architecture": json.dumps(dataclasses.asdict(architecture), sort_keys=True)}
-
-
-def _visible_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _visible_fields(state: Mapping[str, Any]) -> dict[str, Any]:
     published = Architecture()
     dim = _axis(state, "norm.weight", 0) or _axis(state, "cls_token", -1) or published.embed_dim
     blocks = {match.group(1) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
@@ -129,7 +163,7 @@ def _visible_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _axis(state: Mapping[str, Tensor], name: str, axis: int) -> int | None:
+def _axis(state: Mapping[str, Any], name: str, axis: int) -> int | None:
     shape = state[name].shape if name in state else ()
     return int(shape[axis]) if -len(shape) <= axis < len(shape) else None
 
@@ -140,7 +174,7 @@ def _stated_fields(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
         flat = {name: _parsed(metadata[name], str(known[name])) for name in known.keys() & metadata.keys()}
         stated = {**flat, **json.loads(metadata.get("architecture", "{}"))}
     except (ValueError, TypeError) as error:
-        raise WeightsMismatch(f"{where}: metadata is no readable architecture: {error}; convert again") from error
+        raise WeightsMismatch(f"{where}: metadata states no readable architecture: {error}; convert again") from error
     unknown = sorted(stated.keys() - known.keys())
     if unknown:
         raise WeightsMismatch(f"{where}: metadata states unknown fields {', '.join(unknown[:8])}; update the package")

@@ -1,17 +1,19 @@
-"""The frozen backbone as the rest of the house sees it: HU slices in, tokens out."""
+"""The frozen backbone: HU slices in, tokens out."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from functools import cached_property
 from itertools import chain
+from threading import Lock
+from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float32
 
-from meddinov3_stroke.backbone.engines import Engine
 from meddinov3_stroke.backbone.preprocessing import prepare_channel
 from meddinov3_stroke.errors import MachineError, NonFiniteEmbedding, UsageError
 from meddinov3_stroke.system.prefetch import read_ahead
@@ -24,21 +26,40 @@ WINDOWS_AHEAD = 2
 
 
 class Backbone:
-    """An engine and its identity; holds the model and nothing about a case."""
+    """A frozen transformer and its identity; its engine is made at first use. Holds nothing about a case.
 
-    def __init__(self, engine: Engine, identity: BackboneIdentity, device: str, warnings: tuple[str, ...] = ()) -> None:
+    `make_engine` gives a `TorchEngine` or an `OpenVINOEngine`, or anything with their `class_tokens` and `tokens`.
+    """
+
+    def __init__(
+        self, identity: BackboneIdentity, device: str, make_engine: Callable[[], Any], warnings: tuple[str, ...] = ()
+    ) -> None:
         self.identity = identity
         self.device = device
         self.warnings = warnings
-        """What every output of this backbone must say."""
-        self._engine = engine
-        self._room: int | None = None
-        self._told_of_squashing = False
+        """What every output of this backbone must state."""
+        self._make_engine = make_engine
+        self._lock = Lock()
+        self._most_slices: int | None = None
+        """Slices in a pass, once memory has run out."""
+        self._warned_of_squashing = False
 
     @property
     def independent_rows(self) -> bool:
-        """Whether a slice's tokens have the same bits whatever other slices are in the pass."""
-        return self._engine.independent_rows
+        """Whether a slice's tokens have the same bits whatever other slices are in the pass.
+
+        In torch the last bits of a product depend on how its rows are tiled (3e-7).
+        """
+        return self.identity.engine == "openvino"
+
+    @cached_property
+    def _made_engine(self) -> Any:
+        return self._make_engine()
+
+    @property
+    def _engine(self) -> Any:
+        with self._lock:
+            return self._made_engine
 
     def embed(
         self,
@@ -51,14 +72,15 @@ class Backbone:
         """Class tokens, and patch tokens on request, of HU slices in canonical orientation.
 
         `resize` is the side in pixels of the square the slices are brought to; `batch` the slices of a forward pass,
-        halved when memory runs out; `on_batch` is told the number of slices just finished.
+        halved when memory runs out; `on_batch` is called with the number of slices just finished.
 
         Raises:
-            UsageError: no slices, a batch below 1, or a resize that is no multiple of the patch size.
+            UsageError: no slices, a batch below 1, or a resize that is not a multiple of the patch size.
             NonFiniteEmbedding: the tokens of a slice are NaN or infinite.
             MachineError: one slice alone does not fit in memory.
         """
-        check_batch(batch)
+        if batch < 1:
+            raise UsageError(f"--batch {batch}: found {batch}, expected at least 1")
         if hu.ndim != 3 or 0 in hu.shape:
             raise UsageError(f"slices to embed: found an array of shape {hu.shape}, expected [n, row, col] with n >= 1")
         windows = (hu[start : start + batch] for start in range(0, len(hu), batch))
@@ -74,7 +96,7 @@ class Backbone:
         """As `embed`, of slices that come in windows, each a pass; the next are prepared while the engine works.
 
         Raises:
-            UsageError: a resize that is no multiple of the patch size.
+            UsageError: a resize that is not a multiple of the patch size.
             NonFiniteEmbedding: the tokens of a slice are NaN or infinite.
             MachineError: one slice alone does not fit in memory.
         """
@@ -95,28 +117,36 @@ class Backbone:
         )
 
     def prepare(self, hu: Float32[np.ndarray, "n row col"], resize: int) -> Float32[np.ndarray, "n 1 resize resize"]:
-        """Pixels as the engine takes them, from HU in canonical orientation; says once that slices are not square."""
+        """Pixels as the engine takes them, from HU in canonical orientation; warns once of non-square slices."""
         n_rows, n_columns = hu.shape[1:]
-        if n_rows != n_columns and not self._told_of_squashing:
+        if n_rows != n_columns and not self._warned_of_squashing:
             LOGGER.warning("slices of %d x %d are squashed to %d x %d", n_rows, n_columns, resize, resize)
-            self._told_of_squashing = True
-        return prepare_channel(hu, resize, self.identity.preprocessing).numpy()
+            self._warned_of_squashing = True
+        return prepare_channel(hu, resize, self.identity.preprocessing)
 
     def class_tokens(self, pixels: Float32[np.ndarray, "n 1 row col"]) -> Float32[np.ndarray, "n dim"]:
-        """Class tokens of prepared pixels, in one pass or, where memory runs out, in several smaller ones.
+        """Class tokens of prepared pixels, in smaller passes if memory runs out; they may be NaN.
 
-        They are not judged: `refuse_non_finite` does that once it is known whose slices they are.
+        They differ from those of `tokens` in their last bits (3e-7), because the last block computes nothing else.
+        Embeddings, cached or not, are always these.
 
         Raises:
             MachineError: one slice alone does not fit in memory.
         """
         return np.concatenate([cls for cls, _ in self._passes(pixels, patches=False)])
 
+    def tokens(
+        self, pixels: Float32[np.ndarray, "n 1 row col"]
+    ) -> tuple[Float32[np.ndarray, "n dim"], Float32[np.ndarray, "n patch dim"]]:
+        """Class tokens and patch tokens (row-major) of prepared pixels; otherwise as `class_tokens`."""
+        cls, patches = zip(*self._passes(pixels, patches=True), strict=True)
+        return np.concatenate(cls), np.concatenate(patches)
+
     def side(self, resize: int) -> int:
         """Patches along a side of the square.
 
         Raises:
-            UsageError: `resize` is no multiple of the patch size.
+            UsageError: `resize` is not a multiple of the patch size.
         """
         patch = self.identity.patch_size
         if resize < patch or resize % patch:
@@ -129,7 +159,7 @@ class Backbone:
     def refuse_non_finite(
         self, cls: Float32[np.ndarray, "n dim"], patches: np.ndarray | None = None, *, first: int = 0
     ) -> None:
-        """Nothing, where all tokens are numbers; `first` is the position of the first slice, for the message.
+        """Return if all tokens are finite; `first` is the position of the first slice, for the message.
 
         Raises:
             NonFiniteEmbedding: the tokens of a slice are NaN or infinite.
@@ -149,11 +179,11 @@ class Backbone:
         """(class tokens, patch tokens or nothing) of the pixels; passes stay small once memory has run out."""
         start = 0
         while start < len(pixels):
-            some = pixels[start : start + (self._room or len(pixels))]
+            some = pixels[start : start + (self._most_slices or len(pixels))]
             tokens = self._tokens_or_none(some, patches)
             if tokens is None:
-                self._room = len(some) // 2
-                LOGGER.warning("%s ran out of memory; going on with %d slice(s) in a pass", self.device, self._room)
+                self._most_slices = n = len(some) // 2
+                LOGGER.warning("%s ran out of memory; continuing with %d slice(s) in a pass", self.device, n)
                 continue
             yield tokens
             start += len(some)
@@ -161,7 +191,7 @@ class Backbone:
     def _tokens_or_none(self, pixels: np.ndarray, patches: bool) -> tuple[np.ndarray, np.ndarray] | None:
         try:
             if patches:
-                return self._engine.class_and_patch_tokens(pixels)
+                return self._engine.tokens(pixels)  # type: ignore[no-any-return]
             return self._engine.class_tokens(pixels), np.empty(0, dtype=np.float32)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -175,19 +205,9 @@ class Backbone:
         return None
 
 
-def check_batch(batch: int) -> None:
-    """Nothing, where a pass holds a slice.
-
-    Raises:
-        UsageError: `batch` below 1.
-    """
-    if batch < 1:
-        raise UsageError(f"--batch {batch}: found {batch}, expected at least 1")
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that a device, or the host, had no memory left for a forward pass."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
         return True
     text = str(error).lower()
     words = ("out of memory", "can't allocate memory", "bad_alloc", "bad allocation", "not enough memory")
@@ -195,8 +215,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_cached_memory(device: str) -> None:
-    """Hand the device memory that torch keeps for later back, so that a smaller pass finds room."""
-    if device.startswith("cuda"):
+    """Return the device memory that torch keeps for later, so that a smaller pass finds room."""
+    torch = sys.modules.get("torch")
+    if torch is not None and device.startswith("cuda"):
         torch.cuda.empty_cache()
-    elif device == "mps":
+    elif torch is not None and device == "mps":
         torch.mps.empty_cache()

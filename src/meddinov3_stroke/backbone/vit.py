@@ -13,12 +13,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from meddinov3_stroke.backbone.layers import Block, Mlp, PatchEmbed, Rope, SelfAttention
-from meddinov3_stroke.backbone.rope import ROPE_BASE, RopePositionEmbedding
+from meddinov3_stroke.backbone.architecture import NORM_EPS, ROPE_BASE
+from meddinov3_stroke.backbone.layers import Block, Mlp, PatchEmbed, Rope, RopePositionEmbedding, SelfAttention
 from meddinov3_stroke.errors import UsageError
-
-NORM_EPS: dict[str, float] = {"layernorm": 1e-6, "layernormbf16": 1e-5}
-"""LayerNorm epsilon by its published name: MedDINOv3 uses the first, Meta's hub weights the second."""
 
 INIT_STD = 0.02
 """Standard deviation of fresh tokens and linear weights (truncated normal, as in ViT and DINOv2)."""
@@ -86,18 +83,23 @@ class VisionTransformer(nn.Module):
         """(rows, columns) of the patches of an image."""
         return x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
 
-    def prepare_tokens(
+    def embed(
         self, x: Float[Tensor, "n channel row col"], masks: Bool[Tensor, "n patch"] | None = None
-    ) -> tuple[Float[Tensor, "n token dim"], Rope]:
-        """The tokens that enter the first block, and the sines and cosines of their grid."""
-        grid = self.patch_grid(x)
+    ) -> Float[Tensor, "n token dim"]:
+        """The tokens that enter the first block."""
         patches = self.patch_embed(x).flatten(2).transpose(1, 2)  # [n, d, h, w] -> [n, h*w, d]
         if masks is not None:
             patches = torch.where(masks[..., None], self.mask_token, patches)
         prefix = [self.cls_token] + ([self.storage_tokens] if self.n_storage_tokens > 0 else [])
         expanded = [token.expand(len(x), -1, -1) for token in prefix]
         # Under autocast the patches are bf16 and the prefix float32: the cat promotes, the stream stays float32.
-        return torch.cat([*expanded, patches], dim=1), self.rope_embed(grid)
+        return torch.cat([*expanded, patches], dim=1)
+
+    def prepare_tokens(
+        self, x: Float[Tensor, "n channel row col"], masks: Bool[Tensor, "n patch"] | None = None
+    ) -> tuple[Float[Tensor, "n token dim"], Rope]:
+        """The tokens that enter the first block, and the sines and cosines of their grid."""
+        return self.embed(x, masks), self.rope_embed(self.patch_grid(x))
 
     def forward_features(
         self, x: Float[Tensor, "n channel row col"], masks: Bool[Tensor, "n patch"] | None = None

@@ -1,25 +1,30 @@
-"""Stage `calibrate`: an int8 backbone made on the user's volumes and measured on others of them."""
+"""Stage `calibrate`: an int8 backbone made on some of the user's volumes and measured on others."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import tyro
+from jaxtyping import Float32, Float64, Int8
 
 from meddinov3_stroke import config
-from meddinov3_stroke.errors import UsageError
+from meddinov3_stroke.errors import CheckpointError, DatasetError, MissingInput, SplitError, UsageError
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER
+from meddinov3_stroke.types import SliceSelection, VolumeInput
 
 if TYPE_CHECKING:
     from meddinov3_stroke.backbone import Backbone
+    from meddinov3_stroke.backbone.loading import WeightsFile
+    from meddinov3_stroke.backbone.records import Calibration
+    from meddinov3_stroke.data import SeriesTable
     from meddinov3_stroke.heads import HeadCheckpoint
-    from meddinov3_stroke.int8 import CalibrationVolume
-    from meddinov3_stroke.models import BackbonePlan, Calibration
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -28,7 +33,7 @@ InputPaths = Annotated[tuple[Path, ...], tyro.conf.arg(aliases=["-i"])]
 
 @dataclass(frozen=True, kw_only=True)
 class Args(ConsoleOptions):
-    """Quantize the backbone to int8 on some of your volumes and measure on others whether it may be used."""
+    """Quantize the backbone to int8 on some of your volumes and measure its fidelity on others."""
 
     series_csv: Path | None = None
     """Series CSV whose volumes are used; patients are never on both sides."""
@@ -55,6 +60,43 @@ class Args(ConsoleOptions):
     """Seed of the choice of volumes."""
 
 
+@dataclass(frozen=True, eq=False)
+class CalibrationVolume:
+    """A volume, whose patient it is, and its labels if known."""
+
+    input: VolumeInput
+    group: str
+    """What must not be on both sides: the patient, the study, or the file itself."""
+    labels: Int8[np.ndarray, " label"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationSlices:
+    """Prepared slices and the digests of the volumes they are from."""
+
+    pixels: Float32[np.ndarray, "n 1 row col"]
+    sources_sha256: tuple[str, ...]
+    pixels_sha256: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredVolume:
+    """Class tokens of one held-out volume in fp32 and in int8."""
+
+    fp32: Float32[np.ndarray, "n dim"]
+    int8: Float32[np.ndarray, "n dim"]
+    source_sha256: str
+    pixels_sha256: str
+    labels: Int8[np.ndarray, " label"] | None
+
+    @property
+    def cosines(self) -> Float64[np.ndarray, " n"]:
+        """Of each slice, int8 to fp32."""
+        from meddinov3_stroke.backbone.loading import cosines
+
+        return cosines(self.int8, self.fp32)
+
+
 def run(args: Args) -> Calibration:
     """The record of the calibration, saved beside the int8 graph in the models folder.
 
@@ -66,17 +108,17 @@ def run(args: Args) -> Calibration:
         MachineError: NNCF is not installed, or the models folder cannot be written.
     """
     _check_flags(args)
-    from meddinov3_stroke.backbone.quantization import require_quantizer
-    from meddinov3_stroke.int8 import hold_out
-    from meddinov3_stroke.models import plan_backbone, write_calibration
+    to_calibrate, to_check = hold_out(_volumes(args), args.check_share, args.seed)
+    from meddinov3_stroke.backbone.int8 import require_quantizer
+    from meddinov3_stroke.backbone.loading import WeightsFile
+    from meddinov3_stroke.backbone.records import calibration_folder, write_calibration
 
-    sides = hold_out(_volumes(args), args.check_share, args.seed)
     require_quantizer()
     settings = config.load_settings()
-    source = args.backbone or settings.meddinov3_ckpt_path
-    plan = plan_backbone(source, "openvino", "fp32", "cpu", models_dir=settings.models_dir)
-    calibration = _calibrate(args, plan, *sides)
-    folder = plan.calibration_folder(calibration.weights_sha256)
+    file = WeightsFile.find(args.backbone or settings.meddinov3_ckpt_path, settings.models_dir)
+    assert file.folder is not None  # there is always a models folder
+    calibration = _calibrate(args, file, to_calibrate, to_check)
+    folder = calibration_folder(file.folder, calibration.weights_sha256)
     write_calibration(folder, calibration)
     print("\n".join([*_summary(calibration), f"wrote {folder}", DISCLAIMER]))
     return calibration
@@ -97,56 +139,182 @@ def _check_flags(args: Args) -> None:
 
 
 def _volumes(args: Args) -> list[CalibrationVolume]:
-    from meddinov3_stroke.data import read_series_table
-    from meddinov3_stroke.int8 import volumes_of_paths, volumes_of_table
-
     if args.series_csv is None:
         return volumes_of_paths(args.input)
+    from meddinov3_stroke.data import read_series_table
+
     datasets_dir = config.load_settings().datasets_dir
     table = read_series_table(args.series_csv, datasets_dir=datasets_dir, exclude_ids=args.exclude_ids)
     for warning in table.exclusion.warnings if table.exclusion else ():
         LOGGER.warning("%s", warning)
-    return volumes_of_table(table)
+    return _volumes_of_table(table)
+
+
+def _volumes_of_table(table: SeriesTable) -> list[CalibrationVolume]:
+    empty = [row for row, named in zip(table.rows, table.inputs, strict=True) if named is None]
+    if empty:
+        raise MissingInput(f"{table.name} row {empty[0]}: nifti_path is empty; fix the row")
+    return [
+        CalibrationVolume(named, group, labels)
+        for named, group, labels in zip(table.inputs, table.groups, table.labels, strict=True)
+        if named is not None
+    ]
+
+
+def volumes_of_paths(paths: Sequence[Path]) -> list[CalibrationVolume]:
+    """One volume a file, each taken for a patient of its own."""
+    return [CalibrationVolume(VolumeInput(path), str(path.resolve())) for path in paths]
+
+
+def hold_out(
+    volumes: Sequence[CalibrationVolume], share: float, seed: int
+) -> tuple[list[CalibrationVolume], list[CalibrationVolume]]:
+    """(volumes to calibrate on, volumes to measure on), drawn by group in an order that `seed` decides.
+
+    Raises:
+        DatasetError: fewer than two groups.
+    """
+    groups = sorted({volume.group for volume in volumes})
+    if len(groups) < 2:
+        raise DatasetError(
+            f"int8 calibration needs volumes of at least 2 patients, found {len(groups)}: some to calibrate on, others "
+            "to measure on; name more volumes"
+        )
+    rank = {groups[k]: place for place, k in enumerate(np.random.default_rng(seed).permutation(len(groups)))}
+    n_held_out = min(max(1, round(share * len(groups))), len(groups) - 1)
+    shuffled = sorted(volumes, key=lambda volume: rank[volume.group])
+    return (
+        [volume for volume in shuffled if rank[volume.group] >= n_held_out],
+        [volume for volume in shuffled if rank[volume.group] < n_held_out],
+    )
+
+
+def refuse_copies(calibration_pixels: Sequence[str], check_pixels: Sequence[str]) -> None:
+    """Return if no volume to measure on was calibrated on under another name.
+
+    Raises:
+        SplitError: the same pixels on both sides.
+    """
+    shared = set(calibration_pixels) & set(check_pixels)
+    if shared:
+        raise SplitError(
+            f"{len(shared)} volume(s) to measure on hold the same pixels as one calibrated on, under another name; "
+            "remove the copies"
+        )
 
 
 def _calibrate(
-    args: Args, plan: BackbonePlan, to_calibrate: list[CalibrationVolume], to_check: list[CalibrationVolume]
+    args: Args, file: WeightsFile, to_calibrate: list[CalibrationVolume], to_check: list[CalibrationVolume]
 ) -> Calibration:
-    import numpy as np
+    from meddinov3_stroke.backbone import Backbone, load_backbone
+    from meddinov3_stroke.backbone.engines.openvino import OpenVINOEngine, build_graph
+    from meddinov3_stroke.backbone.int8 import quantize_graph, quantizer_settings, save_graph
+    from meddinov3_stroke.backbone.records import Calibration, calibration_folder
 
-    from meddinov3_stroke import int8
-    from meddinov3_stroke.backbone import load_planned
-    from meddinov3_stroke.backbone.quantization import quantizer_settings
-    from meddinov3_stroke.models import Calibration, WeightsFacts
-    from meddinov3_stroke.system.progress import progress_bar
-
-    reference = load_planned(replace(plan, execution=replace(plan.execution, engine="torch", reason="the reference")))
-    head = _head(args, reference)
-    slices = int8.calibration_slices(to_calibrate, reference, args.resize, args.calibration_slices)
-    LOGGER.info("quantizing on %d slices of %d volumes; this takes minutes", len(slices.pixels), len(slices.sources))
-    facts = WeightsFacts.of(reference.identity)
-    graph = int8.quantized_graph(plan, facts, args.resize, slices.pixels)
-    trial = int8.trial_backbone(graph, replace(reference.identity, engine="openvino", precision="int8"))
-    checked = to_check[: args.check_volumes]
-    with progress_bar("measuring", len(checked), "volumes", args.show_progress) as advance:
-        measured = int8.measure(checked, reference, trial, args.resize, args.batch, advance)
-    int8.refuse_copies(slices.pixels_sha256, [one.pixels_sha256 for one in measured])
+    models_dir = config.load_settings().models_dir
+    fp32 = load_backbone(args.backbone or file.path, "openvino", "fp32", "cpu", models_dir=models_dir)
+    head = _head(args, fp32)
+    slices = _calibration_slices(to_calibrate, fp32, args.resize, args.calibration_slices)
+    n_slices, n_volumes = len(slices.pixels), len(slices.sources_sha256)
+    LOGGER.info("quantizing on %d slices of %d volumes; this takes minutes", n_slices, n_volumes)
+    graph = quantize_graph(build_graph(file.weights(), args.resize, class_tokens_only=True), slices.pixels)
+    engine = OpenVINOEngine(lambda side: graph, "int8", lambda side: graph)
+    int8 = Backbone(replace(fp32.identity, precision="int8"), "cpu", lambda: engine)
+    measured = _measure(args, to_check[: args.check_volumes], fp32, int8)
+    refuse_copies(slices.pixels_sha256, [one.pixels_sha256 for one in measured])
     cosines = np.concatenate([one.cosines for one in measured])
+    digest = fp32.identity.weights_sha256
+    assert file.folder is not None  # there is always a models folder
     return Calibration(
-        weights_sha256=facts.weights_sha256,
+        weights_sha256=digest,
         resize=args.resize,
-        graph_sha256=int8.keep_graph(plan, facts.weights_sha256, graph),
+        graph_sha256=save_graph(graph, calibration_folder(file.folder, digest)),
         cls_cosine_min=float(cosines.min()),
         cls_cosine_mean=float(cosines.mean()),
-        n_calibration_volumes=len(slices.sources),
-        n_calibration_slices=len(slices.pixels),
+        n_calibration_volumes=n_volumes,
+        n_calibration_slices=n_slices,
         n_check_volumes=len(measured),
         n_check_slices=len(cosines),
-        calibration_inputs_sha256=slices.sources,
+        calibration_inputs_sha256=slices.sources_sha256,
         check_inputs_sha256=tuple(one.source_sha256 for one in measured),
         settings={**quantizer_settings(), "seed": str(args.seed)},
-        auroc=None if head is None else int8.auroc_change(head, measured),
+        auroc=None if head is None else auroc_change(head, measured),
     )
+
+
+def _calibration_slices(
+    volumes: Sequence[CalibrationVolume], backbone: Backbone, resize: int, most: int
+) -> CalibrationSlices:
+    """About `most` slices, evenly from as many of the volumes as that reaches."""
+    from meddinov3_stroke.ct import read_volume
+    from meddinov3_stroke.feature_extractor import select_slices
+
+    chosen = volumes[:most]
+    selection = SliceSelection(max_slices=math.ceil(most / len(chosen)))
+    windows, sources = [], []
+    for each in chosen:
+        volume = read_volume(each.input)
+        windows.append(backbone.prepare(volume.hu_slices(select_slices(volume.n_slices, selection)), resize))
+        sources.append(volume.source)
+    return CalibrationSlices(
+        np.concatenate(windows)[:most],
+        tuple(source.sha256 for source in sources),
+        tuple(source.pixels_sha256 for source in sources),
+    )
+
+
+def _measure(args: Args, volumes: Sequence[CalibrationVolume], fp32: Backbone, int8: Backbone) -> list[MeasuredVolume]:
+    """Every slice of the volumes by both backbones."""
+    from meddinov3_stroke.ct import read_volume
+    from meddinov3_stroke.feature_extractor import FeatureExtractor
+    from meddinov3_stroke.system.progress import progress_bar
+
+    extractors = [FeatureExtractor(one, args.resize, args.batch) for one in (fp32, int8)]
+    measured = []
+    with progress_bar("measuring", len(volumes), "volumes", args.show_progress) as advance:
+        for each in volumes:
+            volume = read_volume(each.input)
+            plain, quantized = (extractor.embed(volume).cls for extractor in extractors)
+            source = volume.source
+            measured.append(MeasuredVolume(plain, quantized, source.sha256, source.pixels_sha256, each.labels))
+            advance()
+    return measured
+
+
+def auroc_change(head: HeadCheckpoint, measured: Sequence[MeasuredVolume]) -> dict[str, Any]:
+    """Macro and per-class AUROC of the head on fp32 and on int8 tokens of the same volumes, and their difference.
+
+    Raises:
+        CheckpointError: the head does not state how its rows were pooled.
+    """
+    from meddinov3_stroke.metrics import auroc_report
+
+    labels = np.stack([one.labels for one in measured if one.labels is not None])
+    reports = {
+        name: auroc_report(labels, _probabilities(head, [getattr(one, name) for one in measured]), head.labels)
+        for name in ("fp32", "int8")
+    }
+    macros = [report.macro for report in reports.values()]
+    return {
+        **{name: {"macro": report.macro, "per_class": report.per_class} for name, report in reports.items()},
+        "macro_change": None if None in macros else macros[1] - macros[0],  # type: ignore[operator]
+        "n_volumes": len(measured),
+        "head_sha256": head.sha256,
+    }
+
+
+def _probabilities(
+    head: HeadCheckpoint, tokens: Sequence[Float32[np.ndarray, "_ dim"]]
+) -> Float64[np.ndarray, "volume label"]:
+    from meddinov3_stroke.feature_extractor import pool_slices
+    from meddinov3_stroke.heads import predict_logits
+
+    mode = head.pool_mode
+    if mode == "slice":  # the label of a series is the maximum over its slices
+        return np.stack([predict_logits(head, cls).probabilities.max(axis=0) for cls in tokens])
+    if mode not in ("mean", "max", "mean_max"):
+        raise CheckpointError(f"the head states pool mode {mode!r}; expected slice, mean, max or mean_max; retrain it")
+    return predict_logits(head, np.stack([pool_slices(cls, mode) for cls in tokens])).probabilities  # type: ignore[arg-type]
 
 
 def _head(args: Args, reference: Backbone) -> HeadCheckpoint | None:
@@ -161,8 +329,8 @@ def _head(args: Args, reference: Backbone) -> HeadCheckpoint | None:
 
 
 def _summary(calibration: Calibration) -> list[str]:
-    """What a person must know before using int8."""
-    from meddinov3_stroke.models import LEAST_INT8_COSINE
+    """What to know before using int8."""
+    from meddinov3_stroke.backbone.records import LEAST_INT8_COSINE
 
     found = calibration
     lines = [

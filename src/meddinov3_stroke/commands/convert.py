@@ -1,4 +1,4 @@
-"""Stage `convert`: DICOM or NIfTI to NIfTI, as acquired, or reoriented and resampled, or by dcm2niix."""
+"""Verb `convert`: DICOM or NIfTI to NIfTI, as acquired, reoriented, resampled, or by dcm2niix."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ NIFTI_SUFFIX = ".nii.gz"
 
 @dataclass(frozen=True, kw_only=True)
 class Args(ConsoleOptions):
-    """Write a head CT as NIfTI; what NIfTI cannot hold of it is written beside. Inference needs no conversion."""
+    """Write a head CT as NIfTI, with a JSON file for what NIfTI cannot store. Inference needs no conversion."""
 
     input: InputPath
     """Volume: .nii, .nii.gz, or DICOM as a folder, .zip, .txt list of files or file."""
     output: Path
-    """File to write; must end in .nii.gz. <name>.slices.json and <name>.json (where it came from) lie beside it."""
+    """File to write; must end in .nii.gz. <name>.slices.json and <name>.json (its origin) are written beside it."""
     series: str | None = None
-    """SeriesInstanceUID to read where a DICOM input holds several (default: by the rule that inspect prints)."""
+    """SeriesInstanceUID to read if a DICOM input holds several (default: by the rule that inspect prints)."""
     spacing: tuple[float, float, float] | None = None
     """Resample to this spacing in mm, along x, y and z (columns, rows, slices), such as 1 1 1; for other tools only."""
     orientation: str = "LAS"
     """Order of the axes in the file: three letters, one each of L or R, A or P, S or I, as nibabel names them."""
     dcm2niix: bool = False
-    """Let the dcm2niix program on this machine convert the chosen DICOM series instead, and write what it writes."""
+    """Convert the chosen DICOM series with the dcm2niix program on this machine instead, and keep all it writes."""
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -45,9 +45,9 @@ def run(args: Args) -> dict[str, Any]:
     Raises:
         UsageError: a flag out of range.
         InputError, OutOfScope: the input cannot be read.
-        MachineError: dcm2niix is not there or fails, or the folder cannot be written.
+        MachineError: dcm2niix is not installed or fails, or the folder cannot be written.
     """
-    check_flags(args)
+    _check_flags(args)
     if args.dcm2niix:
         from meddinov3_stroke.ct.dcm2niix import convert_with_dcm2niix
 
@@ -62,82 +62,67 @@ def run(args: Args) -> dict[str, Any]:
     return _write(args, volume)
 
 
-def check_flags(args: Args) -> None:
-    """Nothing, where the flags can be honoured.
-
-    Raises:
-        UsageError: an output of another ending, axes that are no orientation, or dcm2niix asked for more than it does.
-    """
+def _check_flags(args: Args) -> None:
     if not args.output.name.lower().endswith(NIFTI_SUFFIX):
         raise UsageError(f"--output {args.output}: expected a name that ends in {NIFTI_SUFFIX}")
-    pairs = ("LR", "AP", "SI")
     letters = args.orientation.upper()
-    if len(letters) != 3 or any(sum(letter in pair for letter in letters) != 1 for pair in pairs):
+    if len(letters) != 3 or any(sum(letter in pair for letter in letters) != 1 for pair in ("LR", "AP", "SI")):
         raise UsageError(f"--orientation {args.orientation}: expected three letters, one each of L/R, A/P, S/I, as LAS")
     if args.dcm2niix and (args.spacing is not None or letters != "LAS"):
-        raise UsageError("--dcm2niix writes its own geometry; leave out --spacing and --orientation")
+        raise UsageError("--dcm2niix writes its own geometry; omit --spacing and --orientation")
 
 
 def _write(args: Args, volume: Volume) -> dict[str, Any]:
-    from meddinov3_stroke.ct.writing import POSITION_TOLERANCE_MM, misplaced_mm, slices_document
+    from meddinov3_stroke.ct.writing import POSITION_TOLERANCE_MM, misplaced_mm, nifti_bytes_of, slices_document
     from meddinov3_stroke.report import dicom_document
     from meddinov3_stroke.system.atomic import write_bytes, write_json
     from meddinov3_stroke.system.provenance import provenance
 
-    name = args.output.name[: -len(NIFTI_SUFFIX)]
-    content, about = _content(args, volume)
+    name, axes = args.output.name[: -len(NIFTI_SUFFIX)], args.orientation.upper()
+    slices_path, document_path = (args.output.with_name(f"{name}{ending}.json") for ending in (".slices", ""))
+    if args.spacing is None:
+        shape = "x".join(map(str, volume.stored.shape[::-1]))
+        content, resampled, text = nifti_bytes_of(volume, axes), None, f"{shape} voxels as acquired, axes {axes}"
+    else:
+        content, resampled, text = _resampled(volume, args.spacing, axes)
     document = {
         **provenance(),
         "input": str(args.input),
         "input_format": volume.source.format,
         "input_sha256": volume.source.sha256,
         "dicom": dicom_document(volume.source),
-        **about,
+        "resampled": resampled,
+        "orientation": axes,
+        "text": text,
         "warnings": list(volume.warnings),
     }
     write_bytes(args.output, content)
-    files = [args.output]
-    if args.spacing is None and misplaced_mm(volume) > POSITION_TOLERANCE_MM:
-        LOGGER.warning(
-            "slices are not evenly spaced, which NIfTI cannot hold: its affine is off by up to %.2f mm; the true "
-            "positions are in %s.slices.json",
-            misplaced_mm(volume),
-            name,
-        )
     if args.spacing is None:
-        files.append(args.output.with_name(f"{name}.slices.json"))
-        write_json(files[-1], {**provenance(), **slices_document(volume)})
-    files.append(args.output.with_name(f"{name}.json"))
-    write_json(files[-1], document)
-    print("\n".join([about["text"], *(f"wrote {path}" for path in files), DISCLAIMER]))
+        if (off_mm := misplaced_mm(volume)) > POSITION_TOLERANCE_MM:
+            LOGGER.warning(
+                "slices are not evenly spaced, which NIfTI cannot represent: its affine is off by up to %.2f mm; the "
+                "true positions are in %s",
+                *(off_mm, slices_path.name),
+            )
+        write_json(slices_path, {**provenance(), **slices_document(volume)})
+    write_json(document_path, document)
+    written = [args.output, *([slices_path] if args.spacing is None else []), document_path]
+    print("\n".join([text, *(f"wrote {path}" for path in written), DISCLAIMER]))
     return document
 
 
-def _content(args: Args, volume: Volume) -> tuple[bytes, dict[str, Any]]:
-    """The bytes of the file, and what is told of them."""
+def _resampled(volume: Volume, spacing: tuple[float, float, float], axes: str) -> tuple[bytes, dict[str, Any], str]:
+    """The bytes of the file, and what the document and the terminal say about them."""
     from meddinov3_stroke.ct.resampling import METHOD, resample
-    from meddinov3_stroke.ct.writing import nifti_bytes_of, nifti_bytes_of_grid
+    from meddinov3_stroke.system.nifti_bytes import nifti_bytes
 
-    axes = args.orientation.upper()
-    if args.spacing is None:
-        shape = "x".join(map(str, volume.stored.shape[::-1]))
-        about: dict[str, Any] = {
-            "resampled": None,
-            "orientation": axes,
-            "text": f"{shape} voxels as acquired, axes {axes}",
-        }
-        return nifti_bytes_of(volume, axes), about
-    x_mm, y_mm, z_mm = args.spacing
+    x_mm, y_mm, z_mm = spacing
     grid = resample(volume, (z_mm, y_mm, x_mm))
     if grid.n_clipped:
-        LOGGER.warning("%d voxels are beyond the range of int16 and end at its limit", grid.n_clipped)
+        LOGGER.warning("%d voxels are beyond the range of int16 and were set to its limit", grid.n_clipped)
     shape = "x".join(map(str, grid.hu.shape[::-1]))
-    about = {
-        "resampled": {"spacing_mm": list(args.spacing), "method": METHOD},
-        "orientation": axes,
-        "text": f"{shape} voxels of {x_mm:g} x {y_mm:g} x {z_mm:g} mm, axes {axes}; {METHOD}",
-    }
-    return nifti_bytes_of_grid(grid, axes), about
+    text = f"{shape} voxels of {x_mm:g} x {y_mm:g} x {z_mm:g} mm, axes {axes}; {METHOD}"
+    return nifti_bytes(grid.hu, grid.affine, axis_codes=axes), {"spacing_mm": list(spacing), "method": METHOD}, text
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

@@ -101,9 +101,9 @@ def run_pipeline(args: Args, series_csv: Path) -> dict[str, Any]:
             train_ratio=config.DEMO_TRAIN_RATIO,
             val_ratio=config.DEMO_VAL_RATIO,
             test_ratio=config.DEMO_TEST_RATIO,
-            epochs=config.DEMO_EPOCHS,
-            train_batch_size=config.DEMO_TRAIN_BATCH_SIZE,
-            seed=args.seed,
+            head=rsna_train.RsnaHeadConfig(
+                epochs=config.DEMO_EPOCHS, batch_size=config.DEMO_TRAIN_BATCH_SIZE, seed=args.seed
+            ),
             backbone=args.backbone,
             device=args.device,
             quiet=args.quiet,
@@ -147,7 +147,7 @@ def _shuffled_run(
     data: dict[str, HeadData], rng: np.random.Generator, seed: int, folder: Path, args: Args
 ) -> dict[str, Any]:
     from meddinov3_stroke.head_eval import evaluate_head
-    from meddinov3_stroke.head_train import HeadContext, HeadData, HeadOptions, train_head
+    from meddinov3_stroke.head_train import HeadConfig, HeadContext, HeadData, train_head
     from meddinov3_stroke.heads import load_checkpoint
 
     shuffled = {
@@ -155,18 +155,9 @@ def _shuffled_run(
         for name, part in data.items()
         if name != "test"
     }
-    options = HeadOptions(
-        epochs=config.DEMO_EPOCHS,
-        batch_size=config.DEMO_TRAIN_BATCH_SIZE,
-        lr=config.LR,
-        weight_decay=config.WEIGHT_DECAY,
-        hidden_dim=config.HIDDEN_DIM,
-        dropout=config.DROPOUT,
-        seed=seed,
-        patience=config.PATIENCE,
-    )
+    head = HeadConfig(epochs=config.DEMO_EPOCHS, batch_size=config.DEMO_TRAIN_BATCH_SIZE, seed=seed)
     context = HeadContext(pool_mode=config.POOL_MODE, resize=config.RESIZE, backbone=None, label_names=LABELS)
-    train_head(shuffled["train"], shuffled["val"], options, context, folder, progress=False)
+    train_head(shuffled["train"], shuffled["val"], head, context, folder, progress=False)
     metrics, _ = evaluate_head(load_checkpoint(folder / "best.pt"), data["test"])
     return metrics
 

@@ -1,4 +1,4 @@
-"""Stage `prepare-cohort`: a public cohort as downloaded -> series table, slice labels where there are any."""
+"""Verb `prepare-cohort`: a public cohort as downloaded -> series table, slice labels where there are any."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from meddinov3_stroke import config
 from meddinov3_stroke.errors import PartialFailure, UsageError
 from meddinov3_stroke.options import OptionalOutputDir
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
-from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
+from meddinov3_stroke.system.provenance import provenance
 
 if TYPE_CHECKING:
-    from meddinov3_stroke.data import PreparedCohort
+    from meddinov3_stroke.data import Prepared
+    from meddinov3_stroke.system.statistics import Stopwatch
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -27,7 +28,7 @@ class Args(ConsoleOptions):
     """Make a series CSV (and slice labels) of a public cohort as it was downloaded."""
 
     cohort: Annotated[Literal["cq500", "physionet", "bhsd"], tyro.conf.Positional]
-    """Which cohort lies there: CQ500, PhysioNet CT-ICH or BHSD."""
+    """Which cohort: CQ500, PhysioNet CT-ICH or BHSD."""
     root: Path
     """Folder of the download: with reads.csv; with ct_scans/, masks/ and hemorrhage_diagnosis_raw_ct.csv; or BHSD's."""
     output_dir: OptionalOutputDir = None
@@ -39,79 +40,73 @@ class Args(ConsoleOptions):
     mapping: Path | None = None
     """BHSD, TOML file of names and label values (default: bhsd_mapping.toml in --output-dir, written where absent)."""
 
-    @property
-    def folder(self) -> Path:
-        """Where to write."""
-        return self.output_dir or Path(f"{config.COHORT_OUTPUT_PREFIX}{self.cohort}")
-
 
 def run(args: Args) -> dict[str, Any]:
     """The document written as `preparation_summary.json`.
 
     Raises:
-        UsageError: a flag of another cohort, or a mapping file that is none.
-        DatasetError: a file or column is missing, labels that are none, or no case is usable.
+        UsageError: a flag of another cohort, or an invalid mapping file.
+        DatasetError: a file or column is missing, labels that are not 0 or 1, or no case is usable.
         MachineError: the machine refuses to read or write.
-        PartialFailure: volumes that the machine did not give this time; all else is written.
+        PartialFailure: volumes that could not be read this time; all else is written.
     """
     if args.mapping is not None and args.cohort != "bhsd":
         raise UsageError(f"--mapping belongs to bhsd, not to {args.cohort}")
     if args.undecided_type != config.UNDECIDED_TYPE and args.cohort != "cq500":
         raise UsageError(f"--undecided-type belongs to cq500, not to {args.cohort}")
-    from meddinov3_stroke.data import split_statistics
-    from meddinov3_stroke.system.atomic import write_json
+    from meddinov3_stroke import data
     from meddinov3_stroke.system.statistics import Stopwatch
 
     watch = Stopwatch()
-    found = _prepare(args)
+    folder = args.output_dir or Path(f"{config.COHORT_OUTPUT_PREFIX}{args.cohort}")
+    if args.cohort == "cq500":
+        found = data.prepare_cq500(args.root, folder, args.undecided_type)
+    elif args.cohort == "physionet":
+        found = data.prepare_physionet(args.root, folder, show_progress=args.show_progress)
+    else:
+        found = data.prepare_bhsd(args.root, folder, args.mapping, show_progress=args.show_progress)
+    return finish(args.cohort, args, args.root, folder, found, watch)
+
+
+def finish(
+    title: str, args: ConsoleOptions, root: Path, folder: Path, found: Prepared, watch: Stopwatch
+) -> dict[str, Any]:
+    """The summary of a preparation, written to `folder`; warnings are logged and counts printed.
+
+    Raises:
+        PartialFailure: some files could not be read for the machine's reasons.
+    """
+    from meddinov3_stroke.data import split_statistics
+    from meddinov3_stroke.rsna_split import print_counts
+    from meddinov3_stroke.system.atomic import write_json
+    from meddinov3_stroke.system.statistics import memory_statistics
+
     for warning in found.warnings:
         LOGGER.warning("%s", warning)
+    if found.table.exclusion is not None:
+        LOGGER.info("%s", found.table.exclusion.sentence)
+    config_used = {field.name: getattr(args, field.name) for field in fields(args)}
     summary = {
         **provenance(),
-        "input": str(args.root),
-        "cohort": args.cohort,
-        "config": {field.name: getattr(args, field.name) for field in fields(args)},
+        "input": str(root),
+        **{name: value for name, value in config_used.items() if name == "cohort"},
+        "config": config_used,
         "series_csv_sha256": found.table.sha256,
         "table": split_statistics(found.table),
-        "ledger": found.ledger,
         **found.facts,
         "files": {name: str(path) for name, path in found.files.items()},
         "warnings": list(found.warnings),
         "elapsed_s": round(watch.elapsed_s, 3),
+        "memory": memory_statistics("cpu"),
     }
-    write_json(args.folder / "preparation_summary.json", summary)
-    _print(args, summary)
-    n_failed = found.ledger["by_status"].get("failed", 0)
-    if n_failed:
-        raise PartialFailure(f"{n_failed} volumes could not be read this time; the rest is written; run again")
+    write_json(folder / "preparation_summary.json", summary)
+    print_counts(title, {"series table": found.table}, [*found.files.values(), folder / "preparation_summary.json"])
+    if found.n_failed:
+        raise PartialFailure(
+            f"{found.n_failed} files or series could not be read this time and are not in the table; the rest is "
+            "written; run again to retry them"
+        )
     return summary
-
-
-def _prepare(args: Args) -> PreparedCohort:
-    from meddinov3_stroke.data import prepare_bhsd, prepare_cq500, prepare_physionet
-
-    if args.cohort == "cq500":
-        return prepare_cq500(args.root, args.folder, args.undecided_type)
-    if args.cohort == "physionet":
-        return prepare_physionet(args.root, args.folder, show_progress=args.show_progress)
-    return prepare_bhsd(args.root, args.folder, args.mapping, show_progress=args.show_progress)
-
-
-def _print(args: Args, summary: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from meddinov3_stroke.types import LABELS
-
-    counts = summary["table"]
-    shown = Table("", "series table", title=args.cohort, title_justify="left")
-    shown.columns[1].justify = "right"
-    for what in ("patients", "studies", "series"):
-        shown.add_row(what, str(counts[f"n_{what}"]))
-    for label in LABELS:
-        shown.add_row(f"{label} (series)", str(counts["n_positive"][label]))
-    Console().print(shown)
-    print("\n".join([*summary["files"].values(), str(args.folder / "preparation_summary.json"), DISCLAIMER]))
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

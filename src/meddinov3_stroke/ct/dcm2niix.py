@@ -1,4 +1,4 @@
-"""The dcm2niix program of this machine, run on the images of one series alone."""
+"""Conversion by the dcm2niix program of this machine, given the images of one series only."""
 
 from __future__ import annotations
 
@@ -15,46 +15,41 @@ from meddinov3_stroke.system.atomic import write_bytes
 NIFTI_SUFFIX = ".nii.gz"
 
 PLAIN_NAME = "volume"
-"""What dcm2niix is told to call its files: of a name given by a user it would replace %d, %p and their like."""
+"""File name given to dcm2niix, which would replace %d, %p and the like in a name chosen by the user."""
 
 TIMEOUT_S = 600
 """Seconds that dcm2niix may take for a series."""
 
 
 def convert_with_dcm2niix(source: Path, series_uid: str | None, output: Path) -> list[Path]:
-    """The files written: `output`, and what else dcm2niix gave (such as its `_Tilt_Eq`) under names that begin alike.
+    """The files written: `output`, and further ones of dcm2niix (such as its `_Tilt_Eq`) under names that begin alike.
 
     Raises:
-        UnsupportedInput: NIfTI, or a series that dcm2niix gives nothing for.
+        UnsupportedInput: NIfTI, or a series for which dcm2niix writes nothing.
         InputError: no series that can be read.
-        MachineError: no dcm2niix on this machine, or it failed.
+        MachineError: dcm2niix is not installed, or it failed.
     """
     program = shutil.which("dcm2niix")
     if program is None:
-        raise MachineError("no dcm2niix on this machine; install it (pip install dcm2niix), or leave --dcm2niix out")
+        raise MachineError("no dcm2niix on this machine; install it (pip install dcm2niix), or omit --dcm2niix")
     if is_nifti_name(source):
-        raise UnsupportedInput(f"{source} is NIfTI already; dcm2niix takes DICOM")
-    stem = output.name[: -len(NIFTI_SUFFIX)]
+        raise UnsupportedInput(f"{source} is NIfTI already; dcm2niix converts DICOM")
     with TemporaryDirectory(prefix="dcm2niix-") as folder:
-        images, given = Path(folder, "images"), Path(folder, "given")
+        images, converted = Path(folder, "images"), Path(folder, "converted")
         images.mkdir()
-        given.mkdir()
-        _lay_out(source, series_uid, images)
-        _run([program, "-z", "y", "-b", "n", "-f", PLAIN_NAME, "-o", str(given), str(images)])
+        converted.mkdir()
+        for k, content in enumerate(open_dicom(source, series_uid).image_files()):
+            (images / f"{k:05d}.dcm").write_bytes(content)
+        _run([program, "-z", "y", "-b", "n", "-f", PLAIN_NAME, "-o", str(converted), str(images)])
         written = []
-        for path in sorted(given.glob(f"{PLAIN_NAME}*{NIFTI_SUFFIX}"), key=lambda path: len(path.name)):
-            beside = output.with_name(stem + path.name.removeprefix(PLAIN_NAME))
-            written.append(output if path.name == PLAIN_NAME + NIFTI_SUFFIX else beside)
+        for path in sorted(converted.glob(f"{PLAIN_NAME}*{NIFTI_SUFFIX}"), key=lambda path: len(path.name)):
+            ending = path.name.removeprefix(PLAIN_NAME)
+            is_volume = ending == NIFTI_SUFFIX
+            written.append(output if is_volume else output.with_name(output.name[: -len(NIFTI_SUFFIX)] + ending))
             write_bytes(written[-1], path.read_bytes())
     if not written:
         raise UnsupportedInput(f"dcm2niix wrote nothing for {source}; convert it without --dcm2niix")
     return written
-
-
-def _lay_out(source: Path, series_uid: str | None, folder: Path) -> None:
-    """Copies of the images of the chosen series, under plain names."""
-    for k, content in enumerate(open_dicom(source, series_uid).image_files()):
-        (folder / f"{k:05d}.dcm").write_bytes(content)
 
 
 def _run(command: list[str]) -> None:
@@ -65,5 +60,5 @@ def _run(command: list[str]) -> None:
     except subprocess.TimeoutExpired as error:
         raise MachineError(f"dcm2niix did not end within {TIMEOUT_S} s") from error
     if done.returncode:
-        told = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
-        raise MachineError(f"dcm2niix failed with {done.returncode}: {told[0]}")
+        message = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
+        raise MachineError(f"dcm2niix failed with {done.returncode}: {message[0]}")

@@ -2,96 +2,157 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
+from collections.abc import Generator
+from contextlib import closing
+from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Real
 
-from meddinov3_stroke.ct.geometry import Orientation, axial_orientation, read_affine, voxel_sides
-from meddinov3_stroke.ct.hounsfield import judge_voxels
+from meddinov3_stroke.ct.contents import HEAD_BYTES, machine_errors, require_nifti_content, require_regular_file
+from meddinov3_stroke.ct.geometry import Orientation, axial_orientation, voxel_sides
+from meddinov3_stroke.ct.hounsfield import check_voxels
 from meddinov3_stroke.ct.nifti_header import NiftiHeader, read_header
-from meddinov3_stroke.ct.stream import ByteStream, open_stream
+from meddinov3_stroke.ct.opened import OpenedInput
+from meddinov3_stroke.ct.stream import ByteStream, inflate
 from meddinov3_stroke.errors import CorruptInput, OutOfScope
 from meddinov3_stroke.system.digest import sha256_of_array
 from meddinov3_stroke.types import Volume, VolumeSource
 
+READ_BYTES = 1 << 16
+"""Stored bytes read at a time."""
+
+KEPT_BYTES = 1 << 30
+"""Larger files are not kept in memory between hashing and decoding, but read twice."""
+
 SLAB_BYTES = 1 << 22
-"""Voxels held in the file's order while they wait for their canonical place."""
+"""Voxels held in the file's order until they are put in their canonical place."""
+
+MAX_DEFLATE_RATIO = 1032
+"""Deflate gives at most 258 bytes for 2 bits (zlib, "Maximum Compression Factor")."""
 
 
-def read_nifti(path: Path, *, max_voxels: int, allow_single_slice: bool) -> Volume:
-    """The volume in the .nii or .nii.gz file at `path`; the order is header, geometry, voxels, end of file.
+class NiftiInput(OpenedInput):
+    """A .nii or .nii.gz file, read once even if both its digest and its volume are wanted."""
 
-    Raises:
-        CorruptInput, UnsupportedInput, OutOfScope: as `read_volume` says; the system's own errors pass through.
-    """
-    with open_stream(path, compressed=path.name.lower().endswith(".gz")) as stream:
-        header = read_header(stream, max_voxels)
-        with np.errstate(over="ignore", invalid="ignore"):  # a damaged header is judged, not warned of
-            affine, geometry_warnings = read_affine(header.fields, header.shape, path)
-        orientation = axial_orientation(affine, path)
-        n_slices = header.shape[orientation.axes[0]]
-        if n_slices == 1 and not allow_single_slice:
-            raise OutOfScope(f"{path} holds a single slice; expected a head volume; allow single slices to read it")
-        stored = _read_voxels(stream, header, orientation)
-        sha256 = stream.sha256
-    stored.flags.writeable = False
-    n_padding, voxel_warnings = judge_voxels(stored, header.slope, header.intercept, path)
-    canonical = orientation.apply_to_affine(affine, header.shape)
-    slice_mm, row_mm, col_mm = (float(side) for side in voxel_sides(canonical))
-    pixels_sha256 = sha256_of_array(stored, slope=header.slope, intercept=header.intercept)
-    return Volume(
-        stored=stored,
-        slope=header.slope,
-        intercept=header.intercept,
-        affine=canonical,
-        slice_positions_mm=canonical[:3, 3] + np.arange(n_slices)[:, None] * canonical[:3, 0],
-        slice_steps_mm=np.broadcast_to(canonical[:3, 1:3], (n_slices, 3, 2)),
-        spacing_mm=(slice_mm, row_mm, col_mm),
-        source=VolumeSource(path=path, format="nifti", sha256=sha256, pixels_sha256=pixels_sha256),
-        n_padding_voxels=n_padding,
-        warnings=(*header.warnings, *geometry_warnings, *voxel_warnings),
-    )
+    def __init__(self, path: Path, *, max_voxels: int, allow_single_slice: bool) -> None:
+        with machine_errors(path):
+            require_regular_file(path)
+        self.path, self._max_voxels, self._allow_single_slice = path, max_voxels, allow_single_slice
+        self._digest, self._n_bytes = "", 0
+        self._kept: deque[bytes] | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file itself."""
+        return (self.path,)
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of the file's bytes as stored; if it is read before the volume, they are kept for it."""
+        if not self._digest:
+            with machine_errors(self.path):
+                keep = self.path.stat().st_size <= KEPT_BYTES
+                pieces = deque(self._pieces(), maxlen=None if keep else 0)
+            self._kept = pieces if keep else None
+        return self._digest
+
+    def _pieces(self) -> Generator[bytes, None, None]:
+        """The file's bytes in order: those kept, released as they are given out, or else read and hashed."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            while kept:
+                yield kept.popleft()
+            return
+        digest = sha256()
+        with self.path.open("rb", buffering=0) as handle:
+            self._n_bytes = os.fstat(handle.fileno()).st_size
+            while piece := handle.read(READ_BYTES):
+                digest.update(piece)
+                yield piece
+        self._digest = digest.hexdigest()
+
+    def volume(self) -> Volume:
+        """The volume in canonical orientation; errors as `read_volume` lists them."""
+        with machine_errors(self.path), closing(self._pieces()) as pieces:
+            head = next(pieces, b"")
+            require_nifti_content(self.path, head[:HEAD_BYTES])
+            is_packed, content = self.path.name.lower().endswith(".gz"), chain([head], pieces)
+            stream = ByteStream(self.path, inflate(content, self.path) if is_packed else content)
+            header = read_header(stream, self._max_voxels)
+            _require_room(header, self.path, self._n_bytes, is_packed)
+            orientation = axial_orientation(header.affine, self.path)
+            if header.shape[orientation.axes[0]] == 1 and not self._allow_single_slice:
+                raise OutOfScope(
+                    f"{self.path} holds a single slice; expected a head volume; allow single slices to read it"
+                )
+            stored = _read_voxels(stream, header, orientation)
+        return _volume(self.path, self.digest, header, orientation, stored)
+
+
+def _require_room(header: NiftiHeader, path: Path, n_stored: int, is_packed: bool) -> None:
+    """Refuse a header that declares more than the file can hold, before anything is allocated."""
+    if is_packed and header.n_bytes > n_stored * MAX_DEFLATE_RATIO:
+        raise CorruptInput(
+            f"{path}: the header declares {header.n_bytes} bytes; {n_stored} bytes of gzip hold at most "
+            f"{n_stored * MAX_DEFLATE_RATIO}; it is truncated or its header damaged; fetch it again"
+        )
+    if not is_packed and header.n_bytes != n_stored:
+        raise CorruptInput(
+            f"{path}: the header declares {header.n_bytes} bytes, the file has {n_stored}; it is truncated, or "
+            "something was appended; fetch it again"
+        )
 
 
 def _read_voxels(
     stream: ByteStream, header: NiftiHeader, orientation: Orientation
 ) -> Real[np.ndarray, "slice row col"]:
-    """The voxels in canonical order and native byte order, once the stream has ended as it should.
+    """The voxels in canonical order and native byte order, after the stream has ended as it should.
 
-    Each slab of the file goes to its canonical place as it is read, so that no second copy of the volume is ever held.
+    Each slab of the file goes to its canonical place as it is read, so that the volume is held once. A slab is as many
+    whole planes, each of one third index, as `SLAB_BYTES` hold, and at least one.
     """
-    to_skip = header.voxel_offset - int(header.fields["sizeof_hdr"])
-    n_content = stream.skip(to_skip)
-    shape = tuple(header.shape[axis] for axis in orientation.axes)
-    stored = np.empty(shape, dtype=header.dtype.newbyteorder("="))
-    if n_content == to_skip:
-        n_content += _fill_slabs(stream, header, orientation.file_view(stored))
-    if n_content < to_skip + header.voxel_bytes:
-        raise CorruptInput(
-            f"{stream.path} ends after {n_content + header.voxel_offset - to_skip} bytes of content; its header "
-            f"declares {header.voxel_offset + header.voxel_bytes}; it is truncated; fetch it again"
-        )
-    stream.expect_end()
-    return stored
-
-
-def _fill_slabs(stream: ByteStream, header: NiftiHeader, voxels: Real[np.ndarray, "i j k"]) -> int:
-    """How many bytes of voxels there were; `voxels` (a view in the file's axis order) is filled where there were all.
-
-    A slab is as many whole planes, each of one third index, as `SLAB_BYTES` hold, and at least one.
-    """
+    stream.take(header.voxel_offset - stream.n_read)  # extensions
     n_rows, n_cols, n_planes = header.shape
+    stored = np.empty([header.shape[axis] for axis in orientation.axes], dtype=header.dtype.newbyteorder("="))
+    voxels = orientation.file_view(stored)
     plane_bytes = n_rows * n_cols * header.dtype.itemsize
     per_slab = min(max(SLAB_BYTES // plane_bytes, 1), n_planes)
     buffer = np.empty(per_slab * plane_bytes, dtype=np.uint8)
-    n_read = 0
     for first in range(0, n_planes, per_slab):
         slab = buffer[: min(per_slab, n_planes - first) * plane_bytes]
-        n_filled = stream.fill(slab.data)
-        n_read += n_filled
-        if n_filled < len(slab):
-            break
+        if stream.fill(slab.data) < len(slab):
+            raise CorruptInput(
+                f"{stream.path} ends after {stream.n_read} bytes of content; its header declares {header.n_bytes}; it "
+                "is truncated; fetch it again"
+            )
         planes = slab.view(header.dtype).reshape((n_rows, n_cols, -1), order="F")
         voxels[:, :, first : first + per_slab] = planes
-    return n_read
+    stream.expect_end()
+    stored.flags.writeable = False
+    return stored
+
+
+def _volume(
+    path: Path, sha256: str, header: NiftiHeader, orientation: Orientation, stored: Real[np.ndarray, "slice row col"]
+) -> Volume:
+    n_padding, voxel_warnings = check_voxels(stored, header.slope, header.intercept, path)
+    affine = orientation.apply_to_affine(header.affine, header.shape)
+    slice_mm, row_mm, col_mm = (float(side) for side in voxel_sides(affine))
+    pixels_sha256, n_slices = sha256_of_array(stored, slope=header.slope, intercept=header.intercept), len(stored)
+    return Volume(
+        stored=stored,
+        slope=header.slope,
+        intercept=header.intercept,
+        affine=affine,
+        slice_positions_mm=affine[:3, 3] + np.arange(n_slices)[:, None] * affine[:3, 0],
+        slice_steps_mm=np.broadcast_to(affine[:3, 1:3], (n_slices, 3, 2)),
+        spacing_mm=(slice_mm, row_mm, col_mm),
+        source=VolumeSource(path=path, format="nifti", sha256=sha256, pixels_sha256=pixels_sha256),
+        n_padding_voxels=n_padding,
+        warnings=(*header.warnings, *voxel_warnings),
+    )

@@ -1,77 +1,83 @@
-"""The header of a NIfTI file, checked before a voxel is allocated.
+"""The header of a NIfTI file: shape, type, scaling and affine, checked before a voxel is allocated.
 
-Fields and codes: nifti1.h and nifti2.h (NIfTI-1.1 and NIfTI-2 data format). nibabel parses; the judgement is here,
-since nibabel repairs or passes over what it finds odd.
+Fields and codes: nifti1.h and nifti2.h (NIfTI-1.1 and NIfTI-2 data format).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
-from nibabel.nifti1 import Nifti1Header
-from nibabel.nifti2 import Nifti2Header
+from jaxtyping import Float64
 
 from meddinov3_stroke.ct.contents import recognise
+from meddinov3_stroke.ct.geometry import SPACING_RANGE_MM, voxel_sides
 from meddinov3_stroke.ct.stream import ByteStream
-from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput
+from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, UnsupportedInput
+
+ByteOrder = Literal["<", ">"]
 
 NIFTI1_BYTES, NIFTI2_BYTES = 348, 540
 """`sizeof_hdr` of the two formats."""
 
 NIFTI2_MAGIC = b"n+2\0\r\n\x1a\n"
-"""Whole magic of NIfTI-2; its line ends show a file that was mangled as text."""
+"""Its line ends reveal a file that was changed by copying it as text."""
 
-EXTENDER_BYTES = 4
-"""Between the header and the extensions or voxels."""
-
-MAX_EXTENSION_BYTES = 1 << 26
-"""Extensions hold notes of the writer; 64 MiB of them is no volume."""
-
-SCALAR_DTYPES: dict[int, str] = {
-    2: "u1",
-    4: "i2",
-    8: "i4",
-    16: "f4",
-    64: "f8",
-    256: "i1",
-    512: "u2",
-    768: "u4",
-    1024: "i8",
-    1280: "u8",
+FIELDS: dict[str, tuple[str, int, str, int]] = {
+    "dim": ("8i2", 40, "8i8", 16),
+    "datatype": ("i2", 70, "i2", 12),
+    "pixdim": ("8f4", 76, "8f8", 104),
+    "vox_offset": ("f4", 108, "i8", 168),
+    "scl_slope": ("f4", 112, "f8", 176),
+    "scl_inter": ("f4", 116, "f8", 184),
+    "xyzt_units": ("u1", 123, "i4", 500),
+    "qform_code": ("i2", 252, "i4", 344),
+    "sform_code": ("i2", 254, "i4", 348),
+    "quatern": ("3f4", 256, "3f8", 352),
+    "qoffset": ("3f4", 268, "3f8", 376),
+    "srow": ("(3,4)f4", 280, "(3,4)f8", 400),
 }
-"""NIfTI `datatype` codes that are one real number a voxel."""
+"""Type and offset of the fields that are used, in NIfTI-1 and in NIfTI-2; `_b`, `_c`, `_d` and `_x`, `_y`, `_z` of a
+name are one field."""
 
-OTHER_DATATYPES: dict[int, str] = {
-    1: "1-bit",
-    32: "complex64",
-    128: "RGB24",
-    1536: "float128",
-    1792: "complex128",
-    2048: "complex256",
-    2304: "RGBA32",
-}
+SCALAR_DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+"""NIfTI `datatype` codes of one real number per voxel."""
+
+OTHER_DATATYPES = {1: "1-bit", 32: "complex64", 128: "RGB24", 1536: "float128", 1792: "complex128",
+                   2048: "complex256", 2304: "RGBA32"}  # fmt: skip
 """NIfTI `datatype` codes that this package does not read."""
 
+MAX_EXTENSION_BYTES = 1 << 26
+"""Most bytes of header extensions, which hold notes of the writer."""
+
 SLOPE_RANGE = (float(np.float32(1e-6)), 1e6)
-"""`scl_slope` outside this range is damage, not a scale. NIfTI-1 stores it in float32."""
+"""A slope outside this range is damage, not a scale. NIfTI-1 stores it in float32."""
 
 MAX_INTERCEPT = 1e6
-"""`scl_inter` of a larger size is damage."""
+"""An intercept of a larger size is damage."""
 
-SPATIAL_UNIT_MASK, UNIT_UNKNOWN, UNIT_MM = 0x07, 0, 2
-"""Spatial part of `xyzt_units`; unknown is read as mm, as every reader does."""
+MAX_OFFSET_MM = 1e6
+"""A volume further from the scanner's origin than a kilometre is damage."""
+
+MIN_DETERMINANT = 1e-2
+"""Least volume spanned by the unit axes (1 if orthogonal, cos(tilt) for a sheared gantry tilt); a smaller one means
+axes within about half a degree of one plane."""
+
+AGREEMENT_VOXELS = 0.5
+"""sform and qform agree if no corner moves by more than this share of the smallest voxel side; float32 quaternions
+near 180 degrees are good to about 0.3 of it."""
+
+SPACING_AGREEMENT = 0.01
+"""Relative difference between `pixdim` and the affine's voxel sides that is worth a warning."""
 
 
 @dataclass(frozen=True, eq=False)
 class NiftiHeader:
-    """What the header says of the voxels; nothing of it contradicts itself."""
+    """What the header declares; no field contradicts another or the format."""
 
-    fields: Nifti1Header
-    """The raw fields (a `Nifti2Header` is one too)."""
     shape: tuple[int, int, int]
     """Voxels along the file's first (fastest), second and third axis."""
     dtype: np.dtype[np.generic]
@@ -80,166 +86,211 @@ class NiftiHeader:
     """Byte of the first voxel."""
     slope: float
     intercept: float
+    affine: Float64[np.ndarray, "4 4"]
+    """Maps the file's voxel index (i, j, k, 1) to RAS+ mm."""
     warnings: tuple[str, ...]
 
     @property
-    def voxel_bytes(self) -> int:
-        """Bytes that the voxels take."""
-        return math.prod(self.shape) * self.dtype.itemsize
+    def n_bytes(self) -> int:
+        """Bytes of content that the file should have."""
+        return self.voxel_offset + math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_header(stream: ByteStream, max_voxels: int) -> NiftiHeader:
     """The checked header at the front of `stream`, which is left at the end of the header.
 
     Raises:
-        CorruptInput: a field contradicts the format, another field or the size of the file.
-        UnsupportedInput: another format, no 3-D scalar volume in mm, or more than `max_voxels`.
+        MissingInput: the stream is empty.
+        CorruptInput: a field contradicts the format or another field.
+        UnsupportedInput: another format, not a 3-D scalar volume in mm, or more than `max_voxels`.
     """
-    path = stream.path
-    fields, n_read = _parse(stream)
-    dtype = _dtype(fields, path)
-    shape = _shape(fields, path, max_voxels)
-    _require_mm(fields, path)
-    slope, intercept, warnings = _scaling(fields, path)
-    header = NiftiHeader(fields, shape, dtype, _voxel_offset(fields, n_read, path), slope, intercept, warnings)
-    _require_room(header, stream)
-    return header
+    try:
+        block, order = _header_block(stream)
+        with np.errstate(over="ignore", invalid="ignore"):  # odd values are refused below, not warned about
+            fields = np.frombuffer(block, header_dtype(len(block), order)).astype(header_dtype(len(block), "="))[0]
+            dtype = _dtype(int(fields["datatype"])).newbyteorder(order)
+            shape = _shape([int(dim) for dim in fields["dim"]], max_voxels)
+            _require_mm(int(fields["xyzt_units"]))
+            slope, intercept, warnings = _scaling(float(fields["scl_slope"]), float(fields["scl_inter"]))
+            offset = _voxel_offset(float(fields["vox_offset"]), len(block) + 4)  # 4 bytes say if extensions follow
+            affine, affine_warnings = _affine(fields, shape)
+    except InputError as error:
+        raise type(error)(f"{stream.path}: {error}") from None
+    return NiftiHeader(shape, dtype, offset, slope, intercept, affine, (*warnings, *affine_warnings))
 
 
-def _parse(stream: ByteStream) -> tuple[Nifti1Header, int]:
-    """The raw header fields and how many bytes they took."""
+def header_dtype(n_bytes: int, order: ByteOrder | Literal["="]) -> np.dtype[np.void]:
+    """`FIELDS` of a header of `n_bytes` bytes in the given byte order."""
+    kind = 0 if n_bytes == NIFTI1_BYTES else 2
+    types, offsets = ([field[k] for field in FIELDS.values()] for k in (kind, kind + 1))
+    spec = {"names": list(FIELDS), "formats": types, "offsets": offsets, "itemsize": n_bytes}
+    return np.dtype(spec).newbyteorder(order)  # type: ignore[call-overload, no-any-return]
+
+
+def _header_block(stream: ByteStream) -> tuple[bytes, ByteOrder]:
+    """The bytes of the header and their order."""
     block = stream.take(NIFTI1_BYTES)
     if not block:
-        raise MissingInput(f"{stream.path} holds nothing once inflated; expected a NIfTI volume; fetch it again")
-    order, n_bytes = _byte_order_and_size(block, stream.path)
+        raise MissingInput("the file is empty once inflated; expected a NIfTI volume; fetch it again")
+    order: ByteOrder = "<"
+    n_bytes = int.from_bytes(block[:4], "little")
+    if n_bytes not in (NIFTI1_BYTES, NIFTI2_BYTES):
+        order, n_bytes = ">", int.from_bytes(block[:4], "big")
+    has_size = n_bytes in (NIFTI1_BYTES, NIFTI2_BYTES)
+    if len(block) == NIFTI1_BYTES or not has_size:
+        _require_single_file(block, has_size)
     block += stream.take(n_bytes - len(block))
     if len(block) < n_bytes:
+        raise CorruptInput(f"ends after {len(block)} bytes, in a header of {n_bytes}; it is truncated; fetch it again")
+    if n_bytes == NIFTI2_BYTES and block[4:12] != NIFTI2_MAGIC:
         raise CorruptInput(
-            f"{stream.path} ends after {len(block)} bytes, inside its header of {n_bytes}; it is truncated; "
-            "fetch it again"
+            f"NIfTI-2 magic is {block[4:12]!r}, expected {NIFTI2_MAGIC!r}; the file was changed, perhaps copied as "
+            "text; fetch it again"
         )
-    kind: Any = Nifti1Header if n_bytes == NIFTI1_BYTES else Nifti2Header
-    fields: Nifti1Header = kind(block, endianness=order, check=False)
-    if kind is Nifti2Header and block[4:12] != NIFTI2_MAGIC:
-        raise CorruptInput(
-            f"{stream.path}: NIfTI-2 magic is {block[4:12]!r}, expected {NIFTI2_MAGIC!r}; the file was changed, "
-            "perhaps copied as text; fetch it again"
-        )
-    return fields, n_bytes
+    return block, order
 
 
-def _byte_order_and_size(block: bytes, path: Path) -> tuple[str, int]:
-    for order, name in (("<", "little"), (">", "big")):
-        size = int.from_bytes(block[:4], "little" if name == "little" else "big")
-        if size in (NIFTI1_BYTES, NIFTI2_BYTES):
-            _require_single_file(block, path)
-            return order, size
+def _require_single_file(block: bytes, has_size: bool) -> None:
+    """Refuse content that is not NIfTI in one file; `has_size`: its `sizeof_hdr` is that of NIfTI."""
     found = recognise(block)
-    if found is None:
-        raise CorruptInput(
-            f"{path}: no NIfTI header; sizeof_hdr is {block[:4].hex(' ')}, expected 348 or 540; it is damaged "
-            "or no NIfTI"
-        )
-    raise UnsupportedInput(f"{path} is gzip around {found.name}; expected a NIfTI volume; {found.remedy}")
-
-
-def _require_single_file(block: bytes, path: Path) -> None:
-    found = recognise(block)
-    if len(block) < NIFTI1_BYTES or (found is not None and found.is_nifti):
-        return  # a short block is named as truncated by the caller
+    if found is not None and found.kind == "nifti" and has_size:
+        return
     if found is not None:
-        raise UnsupportedInput(f"{path} holds {found.name}; expected a NIfTI volume in one file; {found.remedy}")
-    raise CorruptInput(f"{path}: the NIfTI magic is neither n+1 nor n+2; the header is damaged; fetch it again")
+        where = "holds" if has_size else "is gzip around"
+        raise UnsupportedInput(f"{where} {found.name}; expected a NIfTI volume in one file; {found.remedy}")
+    problem = "the NIfTI magic is neither n+1 nor n+2"
+    if not has_size:
+        problem = f"no NIfTI header; sizeof_hdr is {block[:4].hex(' ')}, expected 348 or 540"
+    raise CorruptInput(f"{problem}; it is damaged or not NIfTI; fetch it again")
 
 
-def _dtype(fields: Nifti1Header, path: Path) -> np.dtype[np.generic]:
-    code = int(fields["datatype"])
+def _dtype(code: int) -> np.dtype[np.generic]:
     if code in OTHER_DATATYPES:
-        raise UnsupportedInput(
-            f"{path}: voxels are {OTHER_DATATYPES[code]}; expected one real number a voxel; save the CT itself, not a "
-            "colour or complex image"
-        )
+        raise UnsupportedInput(f"voxels are {OTHER_DATATYPES[code]}; expected one real number each; save the CT itself")
     if code not in SCALAR_DTYPES:
-        raise CorruptInput(f"{path}: datatype code {code} is none of NIfTI's; the header is damaged; fetch it again")
-    return np.dtype(SCALAR_DTYPES[code]).newbyteorder(fields.endianness)
+        raise CorruptInput(f"datatype code {code} is not one of NIfTI's; the header is damaged; fetch it again")
+    return np.dtype(SCALAR_DTYPES[code])
 
 
-def _shape(fields: Nifti1Header, path: Path, max_voxels: int) -> tuple[int, int, int]:
-    dims = [int(dim) for dim in fields["dim"]]
+def _shape(dims: list[int], max_voxels: int) -> tuple[int, int, int]:
     n_dims, sizes = dims[0], dims[1 : 1 + max(dims[0], 0)]
     if not 1 <= n_dims <= 7 or any(size < 1 for size in sizes):
-        raise CorruptInput(
-            f"{path}: dim is {dims}; expected 1 to 7 dimensions of at least one voxel; the header is damaged; "
-            "fetch it again"
-        )
+        raise CorruptInput(f"dim is {dims}; expected 1 to 7 dimensions of at least one voxel; fetch the file again")
     if n_dims == 1:
-        raise UnsupportedInput(f"{path}: a one-dimensional NIfTI of {sizes[0]} values; expected a 3-D volume")
+        raise UnsupportedInput(f"a one-dimensional NIfTI of {sizes[0]} values; expected a 3-D volume")
     if any(size > 1 for size in sizes[3:]):
         raise UnsupportedInput(
-            f"{path}: {n_dims}-D data of {'x'.join(map(str, sizes))}; expected a 3-D volume (a fourth dimension of 1 "
-            "is taken as such); save one volume a file"
+            f"{n_dims}-D data of {'x'.join(map(str, sizes))}; expected a 3-D volume (a fourth dimension of 1 is "
+            "accepted); save one volume per file"
         )
     shape = (sizes[0], sizes[1], sizes[2] if n_dims > 2 else 1)
     if math.prod(shape) > max_voxels:
         raise UnsupportedInput(
-            f"{path}: the header declares {'x'.join(map(str, shape))} = {math.prod(shape)} voxels; at most "
-            f"{max_voxels} are read; the header is damaged, or raise max_voxels"
+            f"the header declares {'x'.join(map(str, shape))} = {math.prod(shape)} voxels; at most {max_voxels} are "
+            "read; the header is damaged, or raise max_voxels"
         )
     return shape
 
 
-def _require_mm(fields: Nifti1Header, path: Path) -> None:
-    unit = int(fields["xyzt_units"]) & SPATIAL_UNIT_MASK
-    if unit not in (UNIT_UNKNOWN, UNIT_MM):
+def _require_mm(xyzt_units: int) -> None:
+    unit = xyzt_units & 7  # the spatial part; 0 is unknown and read as mm, as every reader does
+    if unit not in (0, 2):
         name = {1: "metre", 3: "micrometre"}.get(unit, f"code {unit}")
-        raise UnsupportedInput(f"{path}: the header's spatial unit is {name}; expected mm; save the volume in mm")
+        raise UnsupportedInput(f"the header's spatial unit is {name}; expected mm; save the volume in mm")
 
 
-def _scaling(fields: Nifti1Header, path: Path) -> tuple[float, float, tuple[str, ...]]:
+def _scaling(slope: float, intercept: float) -> tuple[float, float, tuple[str, ...]]:
     """(slope, intercept, warnings): a slope of 0 means unscaled (nifti1.h, DATA SCALING)."""
-    slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
     if slope == 0.0:
-        ignored = intercept != 0.0
         warning = f"scl_slope is 0, which means unscaled: scl_inter {intercept:g} is ignored"
-        return 1.0, 0.0, (warning,) if ignored else ()
+        return 1.0, 0.0, (warning,) if intercept != 0.0 else ()
     low, high = SLOPE_RANGE
     if not low <= slope <= high:
-        raise CorruptInput(
-            f"{path}: scl_slope is {slope:g}; expected 0 (unscaled) or {low:g} to {high:g}; save it again with "
-            "its scaling"
-        )
+        raise CorruptInput(f"scl_slope is {slope:g}; expected 0 (unscaled) or {low:g} to {high:g}; save it again")
     if not abs(intercept) <= MAX_INTERCEPT:
-        raise CorruptInput(
-            f"{path}: scl_inter is {intercept:g}; expected -{MAX_INTERCEPT:g} to {MAX_INTERCEPT:g}; save it again with "
-            "its scaling"
-        )
+        raise CorruptInput(f"scl_inter is {intercept:g}; expected a size of at most {MAX_INTERCEPT:g}; save it again")
     return slope, intercept, ()
 
 
-def _voxel_offset(fields: Nifti1Header, header_bytes: int, path: Path) -> int:
-    offset, first = float(fields["vox_offset"]), header_bytes + EXTENDER_BYTES
+def _voxel_offset(offset: float, first: int) -> int:
     if not (offset >= first and offset.is_integer()):
-        raise CorruptInput(
-            f"{path}: vox_offset is {offset:g}; expected a whole number of at least {first}; the header is damaged"
-        )
+        raise CorruptInput(f"vox_offset is {offset:g}; expected a whole number of at least {first}; fetch it again")
     if offset > first + MAX_EXTENSION_BYTES:
         raise UnsupportedInput(
-            f"{path}: vox_offset is {offset:g}, which leaves more than {MAX_EXTENSION_BYTES} bytes of header "
-            "extensions; the header is damaged, or save the volume without them"
+            f"vox_offset is {offset:g}, which leaves more than {MAX_EXTENSION_BYTES} bytes for header extensions; the "
+            "header is damaged, or save the volume without them"
         )
     return int(offset)
 
 
-def _require_room(header: NiftiHeader, stream: ByteStream) -> None:
-    """Refuse, before anything is allocated, a header that declares what the file cannot hold."""
-    declared = header.voxel_offset + header.voxel_bytes
-    if stream.compressed and declared > stream.most_content_bytes:
-        raise CorruptInput(
-            f"{stream.path}: the header declares {declared} bytes; {stream.stored_bytes} bytes of gzip hold at most "
-            f"{stream.most_content_bytes}; it is truncated or its header damaged; fetch it again"
+def _affine(fields: np.void, shape: tuple[int, int, int]) -> tuple[Float64[np.ndarray, "4 4"], tuple[str, ...]]:
+    """The affine from the file's voxel index to RAS+ mm, and warnings; the sform takes precedence over the qform."""
+    n_dims, pixdim = int(fields["dim"][0]), fields["pixdim"].astype(np.float64)
+    _require_spacing(pixdim[1 : 1 + min(n_dims, 3)])
+    sform_code, qform_code = int(fields["sform_code"]), int(fields["qform_code"])
+    if sform_code <= 0 and qform_code <= 0:
+        raise UnsupportedInput(
+            f"sform_code and qform_code are {sform_code} and {qform_code}, so left, right, top and bottom are unknown; "
+            "expected one above 0; convert again from DICOM with dcm2niix"
         )
-    if not stream.compressed and declared != stream.stored_bytes:
+    qform = qform_affine(fields) if qform_code > 0 else None
+    if sform_code <= 0:
+        if qform is None:
+            raise CorruptInput("the qform quaternion is not a rotation, and there is no sform; fetch it again")
+        return _require_affine(qform, "qform"), ()
+    sform = _require_affine(np.vstack([fields["srow"].astype(np.float64), [0, 0, 0, 1]]), "sform")
+    sides_mm = voxel_sides(sform)
+    if qform is not None:
+        corners = np.array([(*corner, 1.0) for corner in itertools.product(*((0.0, n - 1.0) for n in shape))])
+        moved_mm = float(np.linalg.norm((corners @ (sform - qform).T)[:, :3], axis=1).max())
+        agrees = moved_mm <= AGREEMENT_VOXELS * sides_mm.min()
+        problem = f"sform and qform disagree by up to {moved_mm:.1f} mm"
+    elif qform_code > 0:
+        agrees, problem = False, "the qform quaternion is not a rotation"
+    else:
+        agrees = n_dims < 3 or np.allclose(pixdim[1:4], sides_mm, rtol=SPACING_AGREEMENT, atol=0.0)
+        in_pixdim, in_sform = (" x ".join(f"{side:.3g}" for side in sides) for sides in (pixdim[1:4], sides_mm))
+        problem = f"voxel sides are {in_pixdim} mm in pixdim and {in_sform} mm in the sform"
+    return sform, () if agrees else (f"{problem}; the sform is used",)
+
+
+def qform_affine(fields: np.void) -> Float64[np.ndarray, "4 4"] | None:
+    """The affine of the qform (nifti1.h, METHOD 2), or None if its quaternion, offset or voxel sides are impossible.
+
+    A qfac that is not negative counts as 1. Computed in extended precision, since the quaternion's first component is
+    a small difference near 180 degrees.
+    """
+    vector, sides_mm = fields["quatern"].astype(np.longdouble), fields["pixdim"][1:4].astype(np.longdouble)
+    if not np.isfinite([*vector, *fields["qoffset"]]).all() or (sides_mm < 0).any():
+        return None
+    first_squared, tolerance = 1 - vector @ vector, 3 * np.finfo(fields["quatern"].dtype).eps
+    if first_squared <= -tolerance:
+        return None
+    unit = np.array([np.sqrt(first_squared) if first_squared >= tolerance else 0, *vector])
+    (_, ab, ac, ad), (_, bb, bc, bd), (_, _, cc, cd), (_, _, _, dd) = np.outer(unit, unit * (2 / (unit @ unit)))
+    rotation = [[1 - (cc + dd), bc - ad, bd + ac], [bc + ad, 1 - (bb + dd), cd - ab], [bd - ac, cd + ab, 1 - (bb + cc)]]
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(rotation) * sides_mm * [1, 1, -1 if fields["pixdim"][0] < 0 else 1]
+    affine[:3, 3] = fields["qoffset"]
+    return affine
+
+
+def _require_affine(affine: Float64[np.ndarray, "4 4"], name: str) -> Float64[np.ndarray, "4 4"]:
+    if not (np.isfinite(affine).all() and np.abs(affine[:3, 3]).max() <= MAX_OFFSET_MM):
+        raise CorruptInput(f"the {name} holds NaN, infinity or an absurd offset; convert it again")
+    sides_mm = voxel_sides(affine)
+    _require_spacing(sides_mm)
+    determinant = abs(float(np.linalg.det(affine[:3, :3] / sides_mm)))
+    if determinant < MIN_DETERMINANT:
         raise CorruptInput(
-            f"{stream.path}: the header declares {declared} bytes, the file has {stream.stored_bytes}; it is "
-            "truncated, or something was appended; fetch it again"
+            f"the axes of the {name} span no volume (determinant {determinant:.2g} of unit axes, at least "
+            f"{MIN_DETERMINANT:g} needed); the header is damaged; convert it again"
         )
+    return affine
+
+
+def _require_spacing(spacing_mm: Float64[np.ndarray, " axis"]) -> None:
+    low, high = SPACING_RANGE_MM
+    if not np.all((spacing_mm >= low) & (spacing_mm <= high)):
+        shown = " x ".join(f"{side:g}" for side in spacing_mm)
+        raise CorruptInput(f"voxel sides are {shown} mm; expected {low:g} to {high:g}; convert it again")

@@ -1,19 +1,15 @@
-"""One door for volumes: what the input is decides who reads it."""
+"""From a path to a volume: NIfTI or DICOM, opened once for both its digest and its voxels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from meddinov3_stroke.ct.contents import is_nifti_name, machine_errors, require_nifti
-from meddinov3_stroke.ct.nifti import read_nifti
-from meddinov3_stroke.errors import UsageError
-from meddinov3_stroke.system.digest import sha256_of_file
+from meddinov3_stroke.ct.contents import is_nifti_name, machine_errors
+from meddinov3_stroke.ct.nifti import NiftiInput
+from meddinov3_stroke.ct.opened import OpenedInput
+from meddinov3_stroke.errors import MissingInput, UnsupportedInput, UsageError
 from meddinov3_stroke.types import Volume, VolumeInput
-
-if TYPE_CHECKING:
-    from meddinov3_stroke.ct.dicom.read import OpenedDicom
 
 MAX_VOXELS = 2**28
 """Voxels above which a header is refused unread: 1024 slices of 512x512, far above any head CT."""
@@ -22,62 +18,48 @@ Source = Path | str | VolumeInput | Sequence[Path | str]
 """A NIfTI file; a DICOM file, folder, zip archive, list (.txt) or header index (.parquet); or DICOM files."""
 
 
+def open_input(
+    source: Source, series: str | None = None, *, max_voxels: int = MAX_VOXELS, allow_single_slice: bool = False
+) -> OpenedInput:
+    """The input at `source`, for its digest, its volume, or both; arguments and errors as for `read_volume`."""
+    wanted = as_input(source, series)
+    if isinstance(wanted, VolumeInput) and wanted.format == "nifti":
+        _require_nifti_path(wanted.path)
+    if isinstance(wanted, VolumeInput) and wanted.format != "dicom" and is_nifti_name(wanted.path):
+        if wanted.series_uid is not None:
+            raise UsageError(f"{wanted.path} is NIfTI and has no series {wanted.series_uid}; omit --series")
+        return NiftiInput(wanted.path, max_voxels=max_voxels, allow_single_slice=allow_single_slice)
+    from meddinov3_stroke.ct.dicom.read import open_dicom  # pydicom is loaded for DICOM alone
+
+    files, uid = (wanted.path, wanted.series_uid) if isinstance(wanted, VolumeInput) else (wanted, None)
+    return open_dicom(files, uid, max_voxels=max_voxels, allow_single_slice=allow_single_slice)
+
+
 def read_volume(
-    source: Source, *, series: str | None = None, max_voxels: int = MAX_VOXELS, allow_single_slice: bool = False
+    source: Source, series: str | None = None, *, max_voxels: int = MAX_VOXELS, allow_single_slice: bool = False
 ) -> Volume:
     """The head CT in `source`, in canonical orientation, after its container was checked to the last byte.
 
-    Reads .nii and .nii.gz (NIfTI-1 and NIfTI-2), and DICOM: a folder, a zip archive, a list of files (.txt), a series
-    of a header index (.parquet), a file (one frame or many), or the files themselves. Each DICOM slice keeps its own
-    position; nothing is resampled. The container is judged here; whether the picture is a head CT is not.
+    Each DICOM slice keeps its own position; nothing is resampled. Whether the image is a head CT is not checked.
 
     Args:
-        source: where it is.
-        series: SeriesInstanceUID of the series to read, where the input holds several; without it the rule of
-            `volume.dicom.choice` decides.
+        source: a .nii or .nii.gz file (NIfTI-1 or NIfTI-2), or any DICOM input of `Source`.
+        series: SeriesInstanceUID of the series to read if the input holds several; without it the rule of
+            `ct.dicom.choice` decides.
         max_voxels: refuse a header that declares more, before anything is allocated.
-        allow_single_slice: take a 2-D NIfTI image, or a volume or series of one slice.
+        allow_single_slice: accept a 2-D NIfTI image, or a volume or series of one slice.
 
     Raises:
         MissingInput: no such file, an empty one, a folder without DICOM, or no such series.
-        CorruptInput: truncated, changed, or contradicting itself; too many voxels that are no number.
-        UnsupportedInput: a sound file of another kind (named), a NIfTI that is no 3-D scalar volume in mm, a transfer
-            syntax that is not decoded, or no series that can be read.
+        CorruptInput: truncated, changed, or contradicting itself; too many voxels that are not finite.
+        UnsupportedInput: a sound file of another kind (named), a NIfTI that is not a 3-D scalar volume in mm, a
+            transfer syntax that is not decoded, or no series that can be read.
         AmbiguousInput: several patients or studies, and no series named.
         OutOfScope: a single slice, or slices more than 45 degrees off axial.
-        MachineError: the input cannot be opened or read for the machine's own reasons.
+        MachineError: the system cannot open or read the input.
         UsageError: a series named for a NIfTI file.
     """
-    wanted = as_input(source, series)
-    if isinstance(wanted, VolumeInput) and is_nifti_name(wanted.path):
-        _refuse_series(wanted)
-        with machine_errors(wanted.path):
-            require_nifti(wanted.path)
-            return read_nifti(wanted.path, max_voxels=max_voxels, allow_single_slice=allow_single_slice)
-    return _open_dicom(wanted, max_voxels, allow_single_slice).volume()
-
-
-def input_digest(source: Source, *, series: str | None = None) -> str:
-    """`read_volume(source).source.sha256`, without decoding a pixel.
-
-    Raises:
-        InputError, OutOfScope, MachineError, UsageError: as `read_volume`, where it shows before decoding.
-    """
-    wanted = as_input(source, series)
-    if isinstance(wanted, VolumeInput) and is_nifti_name(wanted.path):
-        _refuse_series(wanted)
-        with machine_errors(wanted.path):
-            return sha256_of_file(wanted.path)
-    return _open_dicom(wanted).digest
-
-
-def _open_dicom(
-    wanted: VolumeInput | tuple[Path, ...], max_voxels: int = MAX_VOXELS, allow_single_slice: bool = False
-) -> OpenedDicom:
-    from meddinov3_stroke.ct.dicom.read import open_dicom  # pydicom is loaded for DICOM alone
-
-    source, series = (wanted.path, wanted.series_uid) if isinstance(wanted, VolumeInput) else (wanted, None)
-    return open_dicom(source, series, max_voxels=max_voxels, allow_single_slice=allow_single_slice)
+    return open_input(source, series, max_voxels=max_voxels, allow_single_slice=allow_single_slice).volume()
 
 
 def as_input(source: Source, series: str | None = None) -> VolumeInput | tuple[Path, ...]:
@@ -89,7 +71,7 @@ def as_input(source: Source, series: str | None = None) -> VolumeInput | tuple[P
     if isinstance(source, VolumeInput):
         if series is not None and source.series_uid not in (None, series):
             raise UsageError(f"series {series} asked of an input that names series {source.series_uid}; name one")
-        return VolumeInput(source.path, series or source.series_uid)
+        return VolumeInput(source.path, series or source.series_uid, source.format)
     if isinstance(source, (str, Path)):
         return VolumeInput(Path(source), series)
     if series is not None:
@@ -100,11 +82,24 @@ def as_input(source: Source, series: str | None = None) -> VolumeInput | tuple[P
 
 
 def source_path(source: Source) -> Path:
-    """The path that stands for `source` in messages and names: of files, their folder."""
+    """The path that represents `source` in messages and names: for single files, their folder."""
     wanted = as_input(source)
     return wanted.path if isinstance(wanted, VolumeInput) else wanted[0].parent
 
 
-def _refuse_series(wanted: VolumeInput) -> None:
-    if wanted.series_uid is not None:
-        raise UsageError(f"{wanted.path} is NIfTI and holds no series {wanted.series_uid}; leave --series out")
+def _require_nifti_path(path: Path) -> None:
+    """Refuse what does not belong in the `nifti_path` column of a series table."""
+    with machine_errors(path):
+        if path.is_dir():
+            raise MissingInput(
+                f"{path} is a directory; expected a .nii or .nii.gz file; a DICOM folder belongs under dicom_path"
+            )
+        if not path.exists():
+            raise MissingInput(f"{path}: no such file; expected a .nii or .nii.gz file")
+    if not is_nifti_name(path):
+        raise UnsupportedInput(f"{path} is not a .nii or .nii.gz file; DICOM belongs under dicom_path")
+
+
+def input_digest(source: Source, *, series: str | None = None) -> str:
+    """Deprecated: `open_input(source, series).digest`."""
+    return open_input(source, series).digest

@@ -1,4 +1,4 @@
-"""A volume on an even grid of its own axes, for those who want the step; inference never does this.
+"""A volume on an even grid of its own axes, for tools that need one; inference never resamples between slices.
 
 Between slices: linear by each slice's own position where the grid is finer than the slices, a triangle of the grid's
 width where it is coarser. Within a slice: linear, after a Gaussian of (ratio - 1) / 2 pixels where the grid is coarser.
@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int16
+from jaxtyping import Float32, Float64, Int16
 from scipy import ndimage
 
 from meddinov3_stroke.errors import UsageError
@@ -20,12 +20,10 @@ METHOD = (
     "linear interpolation at each slice's own position; anti-aliasing where the grid is coarser: a triangle of the "
     "grid's spacing across slices, a Gaussian of (ratio - 1) / 2 pixels within; outside the volume -1000 HU"
 )
-"""How voxels are made, in words."""
+"""How voxels are interpolated, in words."""
 
 EDGE_TOLERANCE = 1e-4
-"""Pixels beyond the outermost centres that still count as the image."""
-
-_INT16 = np.iinfo(np.int16)
+"""Pixels beyond the outermost centres that still count as inside, against rounding."""
 
 MAX_RESAMPLED_VOXELS = 2**29
 """Voxels above which a grid is refused: 512 x 1024 x 1024."""
@@ -39,7 +37,7 @@ class Resampled:
     affine: Float64[np.ndarray, "4 4"]
     """Maps (slice, row, col, 1) to RAS+ mm."""
     n_clipped: int = 0
-    """Voxels beyond the range of int16, which end at its limit."""
+    """Voxels beyond the range of int16, set to its limit."""
 
 
 def resample(volume: Volume, spacing_mm: tuple[float, float, float]) -> Resampled:
@@ -59,11 +57,12 @@ def resample(volume: Volume, spacing_mm: tuple[float, float, float]) -> Resample
     shape = tuple(int(n) + 1 for n in np.floor((last - first) / spacing_mm + 1e-6))
     if math.prod(shape) > MAX_RESAMPLED_VOXELS:
         raise UsageError(f"--spacing: a grid of {' x '.join(map(str, shape))} voxels; at most {MAX_RESAMPLED_VOXELS}")
-    hu, n_clipped = np.empty(shape, dtype=np.int16), 0
+    hu, n_clipped, limits = np.empty(shape, dtype=np.int16), 0, np.iinfo(np.int16)
+    offsets, scale = (first[1:] - origins[:, 1:]) / sides_mm, np.array(spacing_mm[1:]) / sides_mm
     for k in range(shape[0]):
         weights = _slice_weights(origins[:, 0], first[0] + k * spacing_mm[0], spacing_mm[0])
-        plane = np.rint(_plane(volume, weights, origins, first, sides_mm, spacing_mm, (shape[1], shape[2])))
-        hu[k] = plane.clip(_INT16.min, _INT16.max)
+        plane = np.rint(_plane(volume, weights, offsets, scale, (shape[1], shape[2])))
+        hu[k] = plane.clip(limits.min, limits.max)
         n_clipped += int(np.count_nonzero(plane != hu[k]))
     affine = np.eye(4)
     affine[:3, :3] = axes.T * np.array(spacing_mm)
@@ -85,7 +84,7 @@ def _slice_weights(distances_mm: Float64[np.ndarray, " slice"], at_mm: float, wi
     after = int(np.clip(np.searchsorted(distances_mm, at_mm), 1, len(distances_mm) - 1))
     gap = distances_mm[after] - distances_mm[after - 1]
     weights = np.clip(1 - np.abs(distances_mm - at_mm) / max(width_mm, gap), 0, None)
-    if width_mm <= gap:  # the two slices around it alone
+    if width_mm <= gap:  # only the two slices around it
         weights[: after - 1] = weights[after + 1 :] = 0
     return {int(k): float(weights[k] / weights.sum()) for k in np.flatnonzero(weights)}
 
@@ -93,27 +92,22 @@ def _slice_weights(distances_mm: Float64[np.ndarray, " slice"], at_mm: float, wi
 def _plane(
     volume: Volume,
     weights: dict[int, float],
-    origins: Float64[np.ndarray, "slice 3"],
-    first: Float64[np.ndarray, " 3"],
-    sides_mm: Float64[np.ndarray, " 2"],
-    spacing_mm: tuple[float, float, float],
+    offsets: Float64[np.ndarray, "slice 2"],
+    scale: Float64[np.ndarray, " 2"],
     shape: tuple[int, int],
 ) -> Float32[np.ndarray, "row col"]:
-    """One plane of the grid: the weighted slices, each shifted to where it was acquired."""
-    scale = np.array(spacing_mm[1:]) / sides_mm
-    blur = np.clip((scale - 1) / 2, 0, None)
+    """One plane of the grid: the weighted slices, each shifted to where it was acquired.
+
+    Grid index (i, j) lies at `offsets[slice] + scale * (i, j)` pixels of a slice.
+    """
+    tol, blur = EDGE_TOLERANCE, np.clip((scale - 1) / 2, 0, None)
     plane = np.zeros(shape, dtype=np.float32)
     for k, weight in weights.items():
         hu = volume.hu_slices([k])[0]
         if blur.any():
             hu = ndimage.gaussian_filter(hu, blur, mode="nearest")
-        offset = (first[1:] - origins[k, 1:]) / sides_mm
-        moved = ndimage.affine_transform(hu, scale, offset, shape, order=1, mode="nearest")
-        rows, columns = (_is_inside(offset[i] + scale[i] * np.arange(shape[i]), hu.shape[i]) for i in range(2))
+        moved = ndimage.affine_transform(hu, scale, offsets[k], shape, order=1, mode="nearest")
+        places = (offsets[k][i] + scale[i] * np.arange(shape[i]) for i in range(2))
+        rows, columns = ((-tol <= at) & (at <= n - 1 + tol) for at, n in zip(places, hu.shape, strict=True))
         plane += weight * np.where(rows[:, None] & columns, moved, np.float32(AIR_HU))
     return plane
-
-
-def _is_inside(places: Float64[np.ndarray, " place"], n_pixels: int) -> Bool[np.ndarray, " place"]:
-    """Whether places, in pixels, lie on the image; what rounding alone puts beyond its edge does."""
-    return np.asarray((places >= -EDGE_TOLERANCE) & (places <= n_pixels - 1 + EDGE_TOLERANCE))

@@ -1,4 +1,4 @@
-"""A volume as NIfTI, and what NIfTI cannot hold of it."""
+"""A volume as NIfTI, and the slice geometry that NIfTI cannot store."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from meddinov3_stroke.ct.resampling import Resampled
 from meddinov3_stroke.system.nifti_bytes import nifti_bytes
 from meddinov3_stroke.types import Volume
 
 POSITION_TOLERANCE_MM = 0.05
-"""Slices further than this from where the affine puts them are lost in NIfTI."""
+"""The position of a slice further than this from where the affine puts it is lost in NIfTI."""
 
 
 def nifti_bytes_of(volume: Volume, axis_codes: str = "LAS") -> bytes:
@@ -21,13 +20,8 @@ def nifti_bytes_of(volume: Volume, axis_codes: str = "LAS") -> bytes:
     )
 
 
-def nifti_bytes_of_grid(grid: Resampled, axis_codes: str = "LAS") -> bytes:
-    """The bytes of a .nii.gz of a resampled volume."""
-    return nifti_bytes(grid.hu, grid.affine, axis_codes=axis_codes)
-
-
 def misplaced_mm(volume: Volume) -> float:
-    """How far the furthest slice lies from where one affine puts it: what NIfTI cannot say of uneven slices."""
+    """Largest distance of a slice from where the affine puts it, which is above 0 for unevenly spaced slices."""
     on_a_line = volume.affine[:3, 3] + np.arange(volume.n_slices)[:, None] * volume.affine[:3, 0]
     return float(np.linalg.norm(volume.slice_positions_mm - on_a_line, axis=1).max())
 

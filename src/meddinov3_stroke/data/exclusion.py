@@ -1,8 +1,8 @@
-"""Patients left out by a list of IDs: those of a cohort that serves as the test, say."""
+"""Patients left out by a list of IDs, such as those of a cohort that serves as the test."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -10,18 +10,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int64
+from jaxtyping import Bool
 
+from meddinov3_stroke.data.columns import IDENTITY_COLUMNS
 from meddinov3_stroke.errors import SeriesTableError
+from meddinov3_stroke.labels import name_some
 from meddinov3_stroke.system.digest import sha256_of_bytes
-
-ID_COLUMNS = ("patient_id", "study_uid", "series_uid")
-"""What an ID of the list may be."""
-
-_NO_ALIASES: Mapping[str, str] = MappingProxyType({})
-
-NAMED = 8
-"""IDs that a warning names before it only counts the rest."""
 
 
 @dataclass(frozen=True)
@@ -39,51 +33,36 @@ class IdList:
 class Exclusion:
     """What a list of IDs took out of a table."""
 
-    ids: IdList
-    unmatched: tuple[str, ...]
-    """IDs that are neither patient, study nor series of the table."""
-    n_patients: int
-    """Patients (studies where the patient is not known) that left, whole."""
-    n_series: int
+    document: dict[str, Any]
+    """For JSON; n_ids = n_matched + n_unmatched."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """One where IDs matched nothing, or where there is none."""
-        if not self.ids.ids:
-            return (f"{self.ids.name} holds no ID; nobody is left out",)
-        if not self.unmatched:
-            return ()
-        more = f" and {len(self.unmatched) - NAMED} more" if len(self.unmatched) > NAMED else ""
-        return (
-            f"{self.ids.name}: {len(self.unmatched)} of {len(self.ids.ids)} IDs match no patient_id, study_uid or "
-            f"series_uid: {', '.join(self.unmatched[:NAMED])}{more}",
-        )
+        """One if the list is empty or some IDs match nothing."""
+        name, n_ids, unmatched = (self.document[key] for key in ("file", "n_ids", "unmatched"))
+        if not n_ids:
+            return (f"{name} contains no ID; nobody is excluded",)
+        matches = "match no patient_id, study_uid or series_uid"
+        return (f"{name}: {len(unmatched)} of {n_ids} IDs {matches}: {name_some(unmatched)}",) if unmatched else ()
 
     @property
     def sentence(self) -> str:
-        """What left, in a line."""
-        return f"{self.n_patients} patients with {self.n_series} series are left out by {self.ids.name}"
+        """What was excluded, in one line."""
+        n_patients, n_series = self.document["n_excluded_patients"], self.document["n_excluded_series"]
+        return f"{n_patients} patients with {n_series} series are excluded by {self.document['file']}"
 
-    @property
-    def document(self) -> dict[str, Any]:
-        """For JSON; counts add up: n_ids = n_matched + n_unmatched."""
-        return {
-            "file": self.ids.name,
-            "sha256": self.ids.sha256,
-            "n_ids": len(self.ids.ids),
-            "n_matched": len(self.ids.ids) - len(self.unmatched),
-            "n_unmatched": len(self.unmatched),
-            "unmatched": list(self.unmatched),
-            "n_excluded_patients": self.n_patients,
-            "n_excluded_series": self.n_series,
-        }
+
+def patient_groups(identities: pd.DataFrame) -> pd.Series:
+    """What must stay together, of each row: `patient:<id>`, or `study:<uid>` where the patient is unknown."""
+    known = identities["patient_id"] != ""
+    return ("patient:" + identities["patient_id"]).where(known, "study:" + identities["study_uid"])
 
 
 def read_id_list(path: Path) -> IdList:
-    """The IDs of a text file, one a line; `#` begins a comment, an ID that stands twice counts once. There may be none.
+    """The IDs of a text file, one a line, each once; `#` begins a comment. The list may be empty.
 
     Raises:
-        SeriesTableError: no such file, no text in UTF-8, or a line of several words.
+        SeriesTableError: no such file, not UTF-8, or a line with a comma or tab.
     """
     if not path.is_file():
         found = "a directory" if path.is_dir() else "nothing"
@@ -93,41 +72,45 @@ def read_id_list(path: Path) -> IdList:
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise SeriesTableError(f"{path} is not UTF-8 (byte {error.start}); save it as text in UTF-8") from error
-    ids: dict[str, None] = {}
-    for number, line in enumerate(lines, start=1):
-        text = line.split("#", 1)[0].strip()
+    texts = [line.split("#", 1)[0].strip() for line in lines]
+    for number, text in enumerate(texts, start=1):
         if "," in text or "\t" in text:
             raise SeriesTableError(f"{path} line {number}: found {text!r}; expected one ID a line and nothing else")
-        if text:
-            ids[text] = None
-    return IdList(tuple(ids), path.name, sha256_of_bytes(content))
+    return IdList(tuple(dict.fromkeys(filter(None, texts))), path.name, sha256_of_bytes(content))
 
 
 def exclude(
-    identities: pd.DataFrame, groups: Sequence[str], ids: IdList, aliases: Mapping[str, str] = _NO_ALIASES
-) -> tuple[Int64[np.ndarray, " kept"], Exclusion]:
-    """(positions of the rows that stay, what left). Where an ID is a row's patient, study or series, in whatever case,
-    the whole patient leaves: `groups` says which rows are one patient's.
+    identities: pd.DataFrame, ids: IdList, aliases: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Bool[np.ndarray, " row"], Exclusion]:
+    """(which rows stay, what was excluded). An ID that is a row's patient, study or series, in any case, excludes every
+    row of its patient.
 
-    `identities` has the columns of `ID_COLUMNS`. `aliases` says of other IDs, in lower case, for which of a row's own
-    they stand: of an image, for its patient.
+    `identities` has the `IDENTITY_COLUMNS`. `aliases` maps further IDs, in lower case, to one of these: an image's to
+    its patient.
 
     Raises:
-        SeriesTableError: there are IDs, and not one matches: it is another cohort's list, or another kind of ID.
+        SeriesTableError: the list has IDs and none matches, as if it were another cohort's.
     """
     wanted = {one: aliases.get(one.lower(), one).lower() for one in ids.ids}
-    columns = [identities[column].astype(str).str.lower() for column in ID_COLUMNS]
-    known = set().union(*columns)
-    unmatched = tuple(one for one, name in wanted.items() if name not in known)
+    columns = identities[list(IDENTITY_COLUMNS)].astype(str).apply(lambda column: column.str.lower())
+    known = set(columns.to_numpy().ravel())
+    unmatched = [one for one, name in wanted.items() if name not in known]
     if ids.ids and len(unmatched) == len(ids.ids):
         raise SeriesTableError(
-            f"{ids.name}: none of its {len(ids.ids)} IDs ({unmatched[0]} the first) is a patient_id, study_uid or "
-            "series_uid here; nobody would be left out; is it another cohort's list? Where these patients were left "
-            "out before, go without --exclude-ids"
+            f"{ids.name}: none of its {len(ids.ids)} IDs (first {unmatched[0]}) is a patient_id, study_uid or "
+            "series_uid here, so nobody would be excluded; is it another cohort's list? If these patients were removed "
+            "before, omit --exclude-ids"
         )
-    named = np.any([column.isin(set(wanted.values())).to_numpy() for column in columns], axis=0)
-    of_group = np.asarray(groups, dtype=object)
-    leaving = set(of_group[named])
-    stays = np.array([group not in leaving for group in of_group], dtype=bool)
-    exclusion = Exclusion(ids, unmatched, n_patients=len(leaving), n_series=int((~stays).sum()))
-    return np.flatnonzero(stays).astype(np.int64), exclusion
+    groups = patient_groups(identities)
+    is_out = groups.isin(groups[columns.isin(set(wanted.values())).any(axis=1)])
+    document = {
+        "file": ids.name,
+        "sha256": ids.sha256,
+        "n_ids": len(ids.ids),
+        "n_matched": len(ids.ids) - len(unmatched),
+        "n_unmatched": len(unmatched),
+        "unmatched": unmatched,
+        "n_excluded_patients": int(groups[is_out].nunique()),
+        "n_excluded_series": int(is_out.sum()),
+    }
+    return np.asarray(~is_out, dtype=bool), Exclusion(document)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from meddinov3_stroke.data.header_rows import SCHEMA
-from meddinov3_stroke.data.series_assembly import AssembledImages
+from meddinov3_stroke.data.rsna_series import AssembledImages
 from meddinov3_stroke.system.atomic import atomic_file
 
 INDEX_VERSION = "1"
@@ -79,7 +79,6 @@ def _piece(images: AssembledImages, places: Int64[np.ndarray, " some"], folder: 
     columns["slice_index"] = pa.array(images.slice_index[places])
     for k, axis in enumerate("xyz"):
         columns[f"position_{axis}_mm"] = pa.array(images.positions_mm[places, k], from_pandas=True)
-    words = pa.array(images.words, pa.string())
-    columns["status"] = words.take(pa.array(images.status[places]))
-    columns["reason"] = words.take(pa.array(images.reason[places]))
+    columns["status"] = pa.array(images.status[places], pa.string())
+    columns["reason"] = pa.array(images.reason[places], pa.string())
     return pa.table({name: columns[name] for name in INDEX_SCHEMA.names}).cast(INDEX_SCHEMA)

@@ -225,7 +225,9 @@ def _streamed(path: Path) -> list[pa.RecordBatch]:
         with path.open("rb") as handle, pa.ipc.open_stream(handle) as reader:
             while reader.schema.equals(SCHEMA, check_metadata=True):
                 batch, metadata = reader.read_next_batch_with_custom_metadata()
-                if metadata is None or metadata.get(_DIGEST_KEY, b"").decode() != _digest(batch.serialize().to_pybytes()):
+                if metadata is None or metadata.get(_DIGEST_KEY, b"").decode() != _digest(
+                    batch.serialize().to_pybytes()
+                ):
                     LOGGER.warning("%s is damaged; the files from there on are read again", path.name)
                     break
                 batches.append(batch)

@@ -1,4 +1,4 @@
-"""The volumes of a header index as NIfTI files, one a series, each with the true positions of its slices beside it."""
+"""The series of a header index as NIfTI files, each with the true positions of its slices beside it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,8 @@ from typing import Any
 from meddinov3_stroke.ct import input_digest, read_volume
 from meddinov3_stroke.ct.writing import POSITION_TOLERANCE_MM, misplaced_mm, nifti_bytes_of, slices_document
 from meddinov3_stroke.data.processes import in_processes
-from meddinov3_stroke.data.series_assembly import AssembledSeries
-from meddinov3_stroke.data.statuses import FAILED, REFUSED, REJECTED
-from meddinov3_stroke.errors import InputError, MachineError, OutOfScope
+from meddinov3_stroke.data.rsna_series import PreparedSeries
+from meddinov3_stroke.errors import InputError, MachineError, Outcome, OutOfScope
 from meddinov3_stroke.system.atomic import write_bytes, write_json
 from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.system.interrupt import finish_on_interrupt
@@ -34,14 +33,11 @@ _SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class NiftiCopy:
-    """What became of one series."""
+    """One series as NIfTI, or why it could not be written."""
 
     series_uid: str
     path: Path | None = None
-    """The file; None where there is none."""
-    status: str = ""
-    reason: str = ""
-    """Of a series without a file."""
+    outcome: Outcome = field(default_factory=Outcome)
     was_there: bool = False
     """An earlier run wrote it, from the same bytes."""
     misplaced_mm: float = 0.0
@@ -49,9 +45,9 @@ class NiftiCopy:
 
 
 def write_nifti_copies(
-    series: Sequence[AssembledSeries], index: Path, output_dir: Path, *, workers: int, show_progress: bool
+    series: Sequence[PreparedSeries], index: Path, output_dir: Path, *, workers: int, show_progress: bool
 ) -> list[NiftiCopy]:
-    """What became of each series: `nifti/<patient>/<study>/_<series>.nii.gz` below `output_dir`, or why there is none.
+    """A copy of each series: `nifti/<patient>/<study>/_<series>.nii.gz` below `output_dir`, or why there is none.
 
     Raises:
         MachineError: a file cannot be written, or a process died.
@@ -84,10 +80,22 @@ def copies_document(copies: Sequence[NiftiCopy]) -> dict[str, Any]:
     }
 
 
-def _write_copy(one: AssembledSeries, *, index: Path, folder: Path) -> NiftiCopy:
+def copies_warnings(copies: Sequence[NiftiCopy]) -> tuple[str, ...]:
+    """One if slices are not where NIfTI puts them."""
+    counts = copies_document(copies)
+    if not counts["n_misplaced"]:
+        return ()
+    return (
+        f"NIfTI cannot hold the positions of {counts['n_misplaced']} series whose slices are not evenly spaced (off by "
+        f"up to {counts['most_misplaced_mm']:g} mm); the true ones are in the .slices.json beside each",
+    )
+
+
+def _write_copy(one: PreparedSeries, *, index: Path, folder: Path) -> NiftiCopy:
     names = (one.patient_id or UNKNOWN_PATIENT, one.study_uid, one.series_uid)
     if not all(_SAFE.fullmatch(name) for name in names):
-        return NiftiCopy(one.series_uid, status=REFUSED, reason="an ID that cannot be part of a file name")
+        unsafe = Outcome("refused", message="an ID that cannot be part of a file name")
+        return NiftiCopy(one.series_uid, outcome=unsafe)
     path = folder / names[0] / names[1] / f"_{names[2]}.nii.gz"
     beside = path.with_name(f"_{names[2]}.slices.json")
     source = VolumeInput(index, one.series_uid)
@@ -97,12 +105,8 @@ def _write_copy(one: AssembledSeries, *, index: Path, folder: Path) -> NiftiCopy
             misplaced = float(known["nifti_misplaces_slices_by_mm"])
             return NiftiCopy(one.series_uid, path, was_there=True, misplaced_mm=misplaced)
         volume = read_volume(source)
-    except OutOfScope as error:
-        return NiftiCopy(one.series_uid, status=REFUSED, reason=f"{error.code}: {error}")
-    except InputError as error:
-        return NiftiCopy(one.series_uid, status=REJECTED, reason=f"{error.code}: {error}")
-    except MachineError as error:
-        return NiftiCopy(one.series_uid, status=FAILED, reason=f"{error.code}: {error}")
+    except (InputError, OutOfScope, MachineError) as error:
+        return NiftiCopy(one.series_uid, outcome=Outcome.of(error))
     write_bytes(path, nifti_bytes_of(volume))
     facts = {"input_sha256": volume.source.sha256, "nifti_sha256": sha256_of_file(path)}
     write_json(beside, {**provenance(), **facts, "warnings": list(volume.warnings), **slices_document(volume)})
@@ -110,10 +114,10 @@ def _write_copy(one: AssembledSeries, *, index: Path, folder: Path) -> NiftiCopy
 
 
 def _known(path: Path, beside: Path) -> Mapping[str, Any] | None:
-    """What an earlier run says of a file that still is what it wrote, or None."""
+    """The facts that an earlier run recorded of a file, None if it is absent or has changed."""
     try:
         facts = json.loads(beside.read_text(encoding="utf-8"))
         is_same = facts["nifti_sha256"] == sha256_of_file(path) and "input_sha256" in facts
         return facts if is_same else None
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # absent or damaged: written again
+        return None

@@ -1,9 +1,11 @@
-"""From the images and labels of RSNA to one row a series."""
+"""From the images and labels of RSNA to one row a series, and the ledger of every image, series and label."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,164 +15,240 @@ from jaxtyping import Bool, Int8, Int64
 
 from meddinov3_stroke.data.exclusion import Exclusion, IdList, exclude
 from meddinov3_stroke.data.rsna_labels import SliceLabels
-from meddinov3_stroke.data.series_assembly import AssembledImages, AssembledSeries
+from meddinov3_stroke.data.rsna_series import AssembledImages, PreparedSeries
 from meddinov3_stroke.data.slice_labels import slice_label_table
-from meddinov3_stroke.data.statuses import EXCLUDED, UNLABELLED, USABLE
+from meddinov3_stroke.errors import STATUSES, Outcome
 from meddinov3_stroke.types import LABELS
+
+EXAMPLES = 20
+"""Faults listed of each kind; all are counted."""
+
+IMAGE_KINDS = ("slice", "set aside", "refused", "rejected", "failed")
+SERIES_KINDS = ("usable", "set aside", "refused", "unlabelled", "excluded", "rejected", "failed")
+"""What an image or a series is, in the order in which the ledger counts them."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledSeries:
-    """Every series of the folder, what became of it, and the slices and labels of those in the table."""
+    """Every series of the folder with its outcome, and the labels of its images."""
 
     images: AssembledImages
-    series: tuple[AssembledSeries, ...]
-    """With `UNLABELLED` and `EXCLUDED` among the statuses."""
-    frame: pd.DataFrame
-    """The series table but for the column that names the volume: identities, n_slices and the six labels."""
-    slice_places: Int64[np.ndarray, " slice"]
-    """Rows of the header pass that are slices of a series in the table: series by series, in the order of slices."""
-    slice_labels: Int8[np.ndarray, "slice 6"]
+    series: tuple[PreparedSeries, ...]
+    """By UID."""
+    slices: Int64[np.ndarray, " slice"]
+    """Rows of the header pass that are slices of a volume: series by series, inferior to superior."""
     labels: SliceLabels
     label_places: Int64[np.ndarray, " row"]
     """Row of `labels` of each row of the header pass, -1 where it has none."""
     image_labels: Int8[np.ndarray, "row 6"]
-    """Labels of each row of the header pass, -1 where not known; of a slice the maximum over it and its copies."""
-    exclusion: Exclusion | None
+    """Labels of each row of the header pass, -1 where unknown; of a slice the maximum over it and its duplicates, whose
+    pixels are the same."""
+    exclusion: Exclusion | None = None
+
+    @property
+    def usable(self) -> list[PreparedSeries]:
+        """The series in the table."""
+        return [one for one in self.series if one.outcome.status == "done"]
+
+    @property
+    def table_rows(self) -> Int64[np.ndarray, " slice"]:
+        """The rows of `slices` whose series is in the table."""
+        with_volume = [one for one in self.series if one.n_slices]
+        is_usable = np.array([one.outcome.status == "done" for one in with_volume], dtype=bool)
+        return np.asarray(self.slices[np.repeat(is_usable, [one.n_slices for one in with_volume])])
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """Identities, n_slices and the six labels (maximum over its slices) of each series in the table."""
+        names = ("patient_id", "study_uid", "series_uid", "n_slices")
+        frame = pd.DataFrame({name: [getattr(one, name) for one in self.usable] for name in names})
+        labels = pd.DataFrame(self.image_labels[self.table_rows], columns=list(LABELS))
+        return frame.join(labels.groupby(np.repeat(frame.index, frame["n_slices"])).max())
+
+    def ending(self, outcomes: Mapping[str, tuple[str, Outcome]]) -> LabelledSeries:
+        """The same with another kind and outcome for the series named by UID."""
+        changed = (
+            replace(one, kind=outcomes[one.series_uid][0], outcome=outcomes[one.series_uid][1])
+            if one.outcome.status == "done" and one.series_uid in outcomes
+            else one
+            for one in self.series
+        )
+        return replace(self, series=tuple(changed))
+
+    @property
+    def slice_labels(self) -> pa.Table:
+        """The content of `slice_labels.parquet`."""
+        places = self.table_rows
+        rows = self.images.rows.select(["series_instance_uid", "sop_instance_uid"]).take(pa.array(places))
+        uids, indices = rows.columns, self.images.slice_index[places]
+        positions_mm = self.images.slice_positions_mm[places]
+        return slice_label_table(uids[0], indices, uids[1], positions_mm, self.image_labels[places])
 
 
 def label_series(
     images: AssembledImages, order: Int64[np.ndarray, " row"], labels: SliceLabels, exclude_ids: IdList | None
 ) -> LabelledSeries:
-    """Each usable series with the maximum of its slices' labels; `order` is that of the header index.
+    """The series with their labels; those with an unlabelled slice or an excluded patient are not usable.
 
-    A slice has the maximum of its own labels and those of its copies, which were dropped: the pixels are the same.
+    `order` is that of the header index: rows by series, then by slice.
     """
-    label_places = labels.places_of(images.rows["sop_instance_uid"].combine_chunks())
-    is_slice = images.slice_index[order] >= 0
-    slices = order[is_slice]
-    starts, usable = _starts(images)
-    image_labels = _image_labels(images, labels, label_places)
-    lacking = np.add.reduceat(image_labels[slices, 0] < 0, starts) if usable else np.zeros(0, np.int64)
-    stays, exclusion = _exclusion(images, usable, exclude_ids)
-    fates = [_fate(one, int(n), bool(stay)) for one, n, stay in zip(usable, lacking, stays, strict=True)]
-    kept = np.array([one.status == USABLE for one in fates], dtype=bool)
-    is_kept = np.repeat(kept, [one.n_slices for one in usable]) if usable else np.zeros(0, dtype=bool)
-    of_slices = image_labels[slices[is_kept]]
-    changed = iter(fates)
-    series = tuple(next(changed) if one.status == USABLE else one for one in _by_uid(images))
-    return LabelledSeries(
-        images=images,
-        series=series,
-        frame=_frame([one for one in fates if one.status == USABLE], of_slices),
-        slice_places=slices[is_kept],
-        slice_labels=of_slices,
-        labels=labels,
-        label_places=label_places,
-        image_labels=image_labels,
-        exclusion=exclusion,
-    )
+    places = labels.places_of(images.rows["sop_instance_uid"].combine_chunks())
+    image_labels = _labels_at(labels, places)
+    copies = np.flatnonzero(images.copy_of >= 0)
+    np.maximum.at(image_labels, images.copy_of[copies], image_labels[copies])
+    slices = order[images.slice_index[order] >= 0]
+    found = LabelledSeries(images, tuple(images.series), slices, labels, places, image_labels)
+    is_unlabelled = pd.Series(image_labels[slices, 0] < 0)
+    n_unlabelled = is_unlabelled.groupby(np.repeat(np.arange(len(found.usable)), found.frame["n_slices"])).sum()
+    stays, exclusion = _exclusion(found, exclude_ids)
+    outcomes: dict[str, tuple[str, Outcome]] = {}
+    for one, n, stay in zip(found.usable, n_unlabelled, stays, strict=True):
+        if not stay:
+            outcomes[one.series_uid] = "excluded", Outcome("refused", message="excluded by --exclude-ids")
+        elif n:
+            reason = f"{n} of {one.n_slices} slices have no label"
+            outcomes[one.series_uid] = "unlabelled", Outcome("rejected", message=reason)
+    return replace(found.ending(outcomes), exclusion=exclusion)
 
 
-def own_labels(labels: SliceLabels, places: Int64[np.ndarray, " some"]) -> Int8[np.ndarray, "some 6"]:
+def _labels_at(labels: SliceLabels, places: Int64[np.ndarray, " some"]) -> Int8[np.ndarray, "some 6"]:
     """The labels at these places, -1 where a place is."""
     return np.where((places >= 0)[:, None], labels.labels[places], np.int8(-1))
 
 
-def _image_labels(
-    images: AssembledImages, labels: SliceLabels, places: Int64[np.ndarray, " row"]
-) -> Int8[np.ndarray, "row 6"]:
-    found = own_labels(labels, places)
-    copies = np.flatnonzero(images.copy_of >= 0)
-    np.maximum.at(found, images.copy_of[copies], own_labels(labels, places[copies]))
-    return found
-
-
-def _by_uid(images: AssembledImages) -> list[AssembledSeries]:
-    return sorted(images.series, key=lambda one: one.series_uid)
-
-
-def _starts(images: AssembledImages) -> tuple[Int64[np.ndarray, " series"], list[AssembledSeries]]:
-    """(place of each usable series' first slice among all slices in order of series; these series)."""
-    usable = [one for one in _by_uid(images) if one.status == USABLE]
-    ends = np.cumsum([one.n_slices for one in usable], dtype=np.int64)
-    return np.concatenate([np.zeros(1, np.int64), ends])[:-1], usable
-
-
-def _exclusion(
-    images: AssembledImages, usable: list[AssembledSeries], ids: IdList | None
-) -> tuple[Bool[np.ndarray, " series"], Exclusion | None]:
-    stays = np.ones(len(usable), dtype=bool)
+def _exclusion(found: LabelledSeries, ids: IdList | None) -> tuple[Bool[np.ndarray, " series"], Exclusion | None]:
     if ids is None:
-        return stays, None
-    names = pd.DataFrame(
-        [(one.patient_id, one.study_uid, one.series_uid) for one in usable],
-        columns=["patient_id", "study_uid", "series_uid"],
-    )
-    groups = [f"patient:{one.patient_id}" if one.patient_id else f"study:{one.study_uid}" for one in usable]
-    kept, exclusion = exclude(names, groups, ids, _owners_of_images(images, ids))
-    return np.isin(np.arange(len(usable)), kept), exclusion
-
-
-def _owners_of_images(images: AssembledImages, ids: IdList) -> dict[str, str]:
-    """{SOP UID in lower case: patient of the image, or its study where the patient is not known} of the IDs that are
-    images."""
-    sop_uids = pc.utf8_lower(images.rows["sop_instance_uid"].combine_chunks())
+        return np.ones(len(found.usable), dtype=bool), None
+    # an ID may also be an image's: it names the image's patient, or its study if the patient is unknown
+    rows = found.images.rows
     wanted = pa.array([one.lower() for one in ids.ids], pa.string())
-    places = np.flatnonzero(np.asarray(pc.is_in(sop_uids, value_set=wanted)))
-    columns = ["patient_id", "study_instance_uid"]
-    owners = images.rows.select(columns).take(pa.array(places)).to_pylist()
-    named = zip(sop_uids.take(pa.array(places)).to_pylist(), owners, strict=True)
-    return {uid: owner for uid, of in named if uid and (owner := of[columns[0]] or of[columns[1]])}
+    sop_uids = pc.utf8_lower(rows["sop_instance_uid"].combine_chunks())
+    some = rows.append_column("sop", sop_uids).filter(pc.is_in(sop_uids, value_set=wanted))
+    columns = (some[name].to_pylist() for name in ("sop", "patient_id", "study_instance_uid"))
+    owners = {sop: patient or study for sop, patient, study in zip(*columns, strict=True) if patient or study}
+    return exclude(found.frame, ids, owners)
 
 
-def _fate(one: AssembledSeries, n_lacking: int, stays: bool) -> AssembledSeries:
-    if not stays:
-        return replace(one, status=EXCLUDED, reason="left out by --exclude-ids")
-    if n_lacking:
-        return replace(one, status=UNLABELLED, reason=f"{n_lacking} of {one.n_slices} slices have no label")
-    return one
+def ledger_document(found: LabelledSeries) -> dict[str, Any]:
+    """Counts of images, series and labels, each of which adds up, and the first faults of each kind."""
+    images, series, files = found.images, found.series, found.images.rows["file"]
+    of_images = list(zip(images.status.tolist(), images.reason.tolist(), strict=True))
+    of_series = [(one.kind, one.outcome.reason) for one in series]
+    outcomes = Counter(one.outcome.status for one in series)
+    return {
+        "images": _counts_document("images", IMAGE_KINDS, of_images, lambda k: {"file": files[k].as_py()}),
+        "series": _counts_document("series", SERIES_KINDS, of_series, lambda k: {"series_uid": series[k].series_uid})
+        | {"by_outcome": {status: outcomes[status] for status in STATUSES}},
+        "labels": found.labels.document | _labels_document(found),
+        "hu": _hu_document(found),
+    }
 
 
-def _frame(series: list[AssembledSeries], labels: Int8[np.ndarray, "slice 6"]) -> pd.DataFrame:
-    names = ("patient_id", "study_uid", "series_uid", "n_slices")
-    frame = pd.DataFrame({name: [getattr(one, name) for one in series] for name in names})
-    ends = np.cumsum([one.n_slices for one in series], dtype=np.int64)
-    starts = np.concatenate([np.zeros(1, np.int64), ends])[:-1]
-    highest = np.maximum.reduceat(labels, starts) if series else np.zeros((0, len(LABELS)), np.int8)
-    for k, label in enumerate(LABELS):
-        frame[label] = highest[:, k]
-    return frame
+def _counts_document(
+    what: str, kinds: Sequence[str], found: Sequence[tuple[str, str]], examples: Callable[[int], dict[str, str]]
+) -> dict[str, Any]:
+    """Counts by kind and reason of (kind, reason) pairs, and the first pairs that are faults."""
+    n_of_kind = Counter(kind for kind, _ in found)
+    faulty = [k for k, (kind, _) in enumerate(found) if kind not in ("slice", "usable", "excluded")]
+    return {
+        f"n_{what}": len(found),
+        **{kind: n_of_kind[kind] for kind in kinds},
+        "by_reason": dict(Counter(found[k][1] for k in faulty).most_common(EXAMPLES)),
+        "examples": [examples(k) | dict(zip(("status", "reason"), found[k], strict=True)) for k in faulty[:EXAMPLES]],
+    }
 
 
-def leave_out(found: LabelledSeries, faults: Mapping[str, tuple[str, str]]) -> LabelledSeries:
-    """The same without the series of the table that `faults` names by UID, with status and reason."""
-    stays = ~found.frame["series_uid"].isin(list(faults)).to_numpy()
-    of_slices = np.repeat(stays, found.frame["n_slices"].to_numpy(dtype=np.int64))
-    series = tuple(
-        replace(one, status=faults[one.series_uid][0], reason=faults[one.series_uid][1])
-        if one.status == USABLE and one.series_uid in faults
-        else one
-        for one in found.series
-    )
-    return replace(
-        found,
-        series=series,
-        frame=found.frame[stays].reset_index(drop=True),
-        slice_places=found.slice_places[of_slices],
-        slice_labels=found.slice_labels[of_slices],
-    )
+def _labels_document(found: LabelledSeries) -> dict[str, dict[str, int]]:
+    """`ends`, where each labelled image went (sums to n_images, but for what begins with `positive`), and `copies`,
+    the duplicates of slices in the table and the slices whose labels differ from those of a duplicate."""
+    images, places = found.images, found.label_places
+
+    def reached(is_chosen: Bool[np.ndarray, " row"]) -> Bool[np.ndarray, " image"]:
+        """Which labelled images the chosen rows of the header pass are."""
+        reached = np.zeros(len(found.labels.labels), dtype=bool)
+        reached[places[is_chosen & (places >= 0)]] = True
+        return reached
+
+    row_in_table = np.zeros(len(places), dtype=bool)
+    row_in_table[found.table_rows] = True
+    row_is_copy = (images.copy_of >= 0) & row_in_table[images.copy_of]
+    in_table, is_slice = reached(row_in_table), reached(images.slice_index >= 0)
+    is_copy = reached(row_is_copy) & ~in_table
+    has_file = reached(~(images.has_status("rejected") | images.has_status("failed")))
+    # a damaged file counts for the series that it names
+    uids = images.rows["series_instance_uid"].to_pandas()
+    of_series = reached(uids.isin([one.series_uid for one in found.series]).to_numpy())
+    of_table = reached(uids.isin([one.series_uid for one in found.usable]).to_numpy())
+    is_lost = (found.labels.labels[:, 0] > 0) & ~in_table & ~is_copy
+    ends = {
+        "of_slices_in_the_table": in_table,
+        "of_copies_of_slices_in_the_table": is_copy,
+        "of_slices_of_other_series": is_slice & ~in_table & ~is_copy,
+        "of_images_that_are_no_slice": has_file & ~is_slice & ~is_copy,
+        "without_a_readable_file": ~has_file,
+        "positive_any_outside_the_table": is_lost,
+        "positive_any_beside_the_slices_read": is_lost & of_table,
+        "positive_any_in_no_series": (found.labels.labels[:, 0] > 0) & ~of_series,
+    }
+    copies = np.flatnonzero(row_is_copy)
+    twins = images.copy_of[copies]
+    own, of_copy = (_labels_at(found.labels, places[some]) for some in (twins, copies))
+    differ = (own != of_copy).any(axis=1) & (own[:, 0] >= 0) & (of_copy[:, 0] >= 0)
+    return {
+        "ends": {name: int(which.sum()) for name, which in ends.items()},
+        "copies": {"n_copies": len(copies), "n_slices_with_other_labels": len(np.unique(twins[differ]))},
+    }
 
 
-def slice_label_pieces(found: LabelledSeries, rows_at_once: int = 1 << 16) -> Iterator[pa.Table]:
-    """The rows of `slice_labels.parquet`, some at a time."""
-    for start in range(0, len(found.slice_places), rows_at_once):
-        places = found.slice_places[start : start + rows_at_once]
-        rows = found.images.rows.take(pa.array(places))
-        yield slice_label_table(
-            rows["series_instance_uid"].combine_chunks().cast(pa.string()),
-            found.images.slice_index[places],
-            rows["sop_instance_uid"].combine_chunks(),
-            found.images.slice_positions_mm[places],
-            found.slice_labels[start : start + rows_at_once],
-        )
+def _hu_document(found: LabelledSeries) -> dict[str, Any]:
+    """How stored values become HU, over the slices in the table."""
+    names = ["slope", "intercept", "is_wrapped", "is_stated", "series_instance_uid"]
+    slices = found.images.rows.select(names).take(pa.array(found.table_rows)).to_pandas()
+    wrapped = slices["is_wrapped"].astype(bool)
+    pairs = slices.groupby(["slope", "intercept"], sort=False).size().sort_values(ascending=False, kind="stable")
+    return {
+        "n_slices": len(slices),
+        "n_slices_repaired": int(wrapped.sum()),
+        "n_series_repaired": int(slices.loc[wrapped, "series_instance_uid"].nunique()),
+        "n_slices_without_rescale": int((~slices["is_stated"].astype(bool)).sum()),
+        "slope_and_intercept": [
+            {"slope": slope, "intercept": intercept, "n_slices": int(count)}
+            for (slope, intercept), count in pairs.head(EXAMPLES).items()
+        ],
+    }
+
+
+def ledger_warnings(ledger: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of the images, series and labels that are not in the table."""
+    images, series, ends, hu = ledger["images"], ledger["series"], ledger["labels"]["ends"], ledger["hu"]
+    n_images, n_series = images["n_images"], series["n_series"]
+    n_out, n_left = n_images - images["slice"], n_series - series["usable"] - series["excluded"]
+    counted = [
+        (n_out, f"of {n_images} images are not slices of a volume: {_reasons(images)}"),
+        (n_left, f"of {n_series} series are not in the table: {_reasons(series)}"),
+        (
+            ends["positive_any_in_no_series"],
+            "images with a positive label are in no series: their files are missing, or too damaged to name one; a "
+            "series that lacks one may be labelled negative by mistake",
+        ),
+        (
+            ends["positive_any_beside_the_slices_read"],
+            "images with a positive label are of series in the table but not among the slices that are read; a "
+            "series has the maximum of the labels of the slices that are read",
+        ),
+        (
+            ledger["labels"]["copies"]["n_slices_with_other_labels"],
+            "slices have duplicates with other labels; each is positive for every label that one of them has",
+        ),
+        (ends["without_a_readable_file"], "labelled images have no file that can be read"),
+        (
+            hu["n_slices_repaired"],
+            f"slices of {hu['n_series_repaired']} series have values that wrapped at 4096 and a wrong intercept; they "
+            "are repaired when they are read",
+        ),
+    ]
+    return [f"{count} {text}" for count, text in counted if count]
+
+
+def _reasons(document: Mapping[str, Any]) -> str:
+    return "; ".join(f"{reason} ({count})" for reason, count in list(document["by_reason"].items())[:3])

@@ -11,15 +11,18 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Int64
 
 from meddinov3_stroke.data.audit import require_disjoint
+from meddinov3_stroke.data.columns import IDENTITY_COLUMNS
 from meddinov3_stroke.data.table import SeriesTable
 from meddinov3_stroke.errors import SplitError, UsageError
+from meddinov3_stroke.system.atomic import write_json, write_text
+from meddinov3_stroke.system.provenance import provenance
 from meddinov3_stroke.types import LABELS
 
 SPLITS = ("train", "val", "test")
@@ -34,7 +37,7 @@ RATIO_TOLERANCE = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Three tables that share no patient, and how they came about."""
+    """Three tables that share no patient, and how they were drawn."""
 
     train: SeriesTable
     val: SeriesTable
@@ -49,9 +52,9 @@ class Splits:
 
 
 def split_by_patient(table: SeriesTable, ratios: Sequence[float], seed: int) -> Splits:
-    """Three splits of shares `ratios` of the patients (of the studies where the patient is not known).
+    """Three splits of shares `ratios` of the patients (of the studies where the patient is unknown).
 
-    Depends on the patients, their labels, the ratios and the seed; not on the order of rows, nor on a library's random
+    Depends on the patients, their labels, the ratios and the seed; not on the order of rows or a library's random
     numbers. A patient counts as positive for a label if any of the patient's series is.
 
     Raises:
@@ -61,9 +64,13 @@ def split_by_patient(table: SeriesTable, ratios: Sequence[float], seed: int) -> 
     """
     shares = check_ratios(ratios)
     groups, group_of_row = np.unique(np.asarray(table.groups, dtype=object), return_inverse=True)
+    if len(groups) < len(SPLITS):
+        raise SplitError(
+            f"{table.name}: {len(groups)} patient(s) cannot make train, validation and test; expected 3 or more "
+            "(is patient_id, or the folder the patient is read from, the same in every row?)"
+        )
     positive = np.zeros((len(groups), len(LABELS)), dtype=bool)
     np.logical_or.at(positive, group_of_row, table.labels.astype(bool))
-    _require_enough(positive, table.name)
     split_of_group = _best_of_attempts([str(group) for group in groups], positive, shares, seed)
     train, val, test = (table.take(np.flatnonzero(split_of_group[group_of_row] == k)) for k in range(3))
     _require_both_classes(train, table)
@@ -103,12 +110,12 @@ def target_sizes(n: int, shares: Sequence[float]) -> Int64[np.ndarray, " split"]
 def stratify(
     positive: Bool[np.ndarray, "patient label"], order: Sequence[int], shares: Sequence[float]
 ) -> Int64[np.ndarray, " patient"]:
-    """The split (0, 1, 2) of each patient; patients are looked at in `order`, those of the rarest label first."""
-    columns = np.column_stack([positive, ~positive.any(axis=1)])  # having no label is kept in proportion too
+    """The split (0, 1, 2) of each patient; patients are taken in `order`, those of the rarest label first."""
+    columns = np.column_stack([positive, ~positive.any(axis=1)])  # patients without a label stay in proportion too
     total = columns.sum(axis=0)
     wanted = np.outer(shares, total).astype(np.float64)
     weight = 1 / np.maximum(wanted, 1e-9)
-    room = target_sizes(len(positive), shares)
+    free = target_sizes(len(positive), shares)
     split = np.full(len(positive), -1, dtype=np.int64)
     waiting = list(order)
     while waiting:
@@ -116,8 +123,8 @@ def stratify(
         rarest = int(np.where(left > 0, left, len(positive) + 1).argmin())
         for k in [k for k in waiting if columns[k, rarest]]:
             gain = ((2 * wanted - 1) * weight) @ columns[k]
-            split[k] = int(np.where(room > 0, gain.round(9), -np.inf).argmax())
-            room[split[k]] -= 1
+            split[k] = int(np.where(free > 0, gain.round(9), -np.inf).argmax())
+            free[split[k]] -= 1
             wanted[split[k]] -= columns[k]
         waiting = [k for k in waiting if split[k] < 0]
     return split
@@ -126,72 +133,95 @@ def stratify(
 def _best_of_attempts(
     groups: Sequence[str], positive: Bool[np.ndarray, "patient label"], shares: Sequence[float], seed: int
 ) -> Int64[np.ndarray, " patient"]:
-    best, best_score = None, None
+    """The first split in which each part has positives of every label, else the one that lacks fewest."""
+    scored = []
     for attempt in range(ATTEMPTS):
-        split = stratify(positive, _shuffled(groups, seed, attempt), shares)
-        absent = np.stack([~positive[split == k].any(axis=0) for k in range(3)])
-        score = (int(absent[0].sum()), int(absent[1:].sum()))
-        if best_score is None or score < best_score:
-            best, best_score = split, score
-        if score == (0, 0):
+        # Ordered by a digest rather than a generator: the same on every platform and library version.
+        digests = [hashlib.sha256(f"{seed}\n{attempt}\n{group}".encode()).digest() for group in groups]
+        split = stratify(positive, sorted(range(len(groups)), key=digests.__getitem__), shares)
+        absent = [int((~positive[split == k].any(axis=0)).sum()) for k in range(3)]
+        scored.append(((absent[0], absent[1] + absent[2]), split))
+        if not any(absent):
             break
-    assert best is not None
-    return best
-
-
-def _shuffled(groups: Sequence[str], seed: int, attempt: int) -> list[int]:
-    # Ordered by a digest rather than a generator: the same on every platform and library version.
-    digests = [hashlib.sha256(f"{seed}\n{attempt}\n{group}".encode()).digest() for group in groups]
-    return sorted(range(len(groups)), key=digests.__getitem__)
-
-
-def _require_enough(positive: Bool[np.ndarray, "patient label"], where: str) -> None:
-    if len(positive) < len(SPLITS):
-        raise SplitError(
-            f"{where}: {len(positive)} patient(s) cannot make train, validation and test; expected 3 or more "
-            "(is patient_id, or the folder the patient is read from, the same in every row?)"
-        )
+    return min(scored, key=lambda pair: pair[0])[1]
 
 
 def _require_both_classes(train: SeriesTable, table: SeriesTable) -> None:
-    """Found here rather than when the head is trained, which is hours of extraction later."""
-    for what, of_train, of_all in (
-        ("positive", train.labels, table.labels),
-        ("negative", 1 - train.labels, 1 - table.labels),
-    ):
-        absent = [k for k in range(len(LABELS)) if not of_train[:, k].any()]
-        if absent:
-            counts = ", ".join(f"{LABELS[k]} {int(of_all[:, k].sum())}" for k in absent)
-            raise SplitError(
-                f"{table.name}: after {ATTEMPTS} attempts training has no {what} series for: {counts} ({what} of all "
-                f"{len(table)} series); add series of these types or raise --train-ratio"
-            )
+    """Checked here, because the head is trained only after hours of extraction."""
+    for what, absent in _absent_classes(train):
+        positive = split_statistics(table)["n_positive"]
+        of_all = {label: positive[label] if what == "positive" else len(table) - positive[label] for label in absent}
+        counts = ", ".join(f"{label} {count}" for label, count in of_all.items())
+        raise SplitError(
+            f"{table.name}: after {ATTEMPTS} attempts training has no {what} series for: {counts} ({what} of all "
+            f"{len(table)} series); add series of these types or raise --train-ratio"
+        )
+
+
+def _absent_classes(table: SeriesTable) -> list[tuple[str, list[str]]]:
+    """("positive" or "negative", labels of which the table has no such series), if there are any."""
+    counts = split_statistics(table)["n_positive"].items()
+    absent = [(what, [k for k, n in counts if n == full]) for what, full in (("positive", 0), ("negative", len(table)))]
+    return [(what, labels) for what, labels in absent if labels]
 
 
 def _warnings(table: SeriesTable, parts: Sequence[SeriesTable]) -> tuple[str, ...]:
     warnings = list(table.warnings)
     if table.n_without_patient:
         warnings.append(
-            f"the patient is not known for {table.n_without_patient} of {len(table)} series, which are split by study: "
+            f"the patient is unknown for {table.n_without_patient} of {len(table)} series, which are split by study: "
             "a patient with several studies may be in more than one split, and test figures may then be too good"
         )
-    for name, part in zip(SPLITS, parts, strict=True):
-        counts = part.labels.sum(axis=0)
-        lacking = [label for label, count in zip(LABELS, counts, strict=True) if count == 0]
-        full = [label for label, count in zip(LABELS, counts, strict=True) if count == len(part)]
-        if lacking:
-            warnings.append(f"{name} has no positive series for {', '.join(lacking)}: their AUROC there is undefined")
-        if full:
-            warnings.append(f"{name} has no negative series for {', '.join(full)}: their AUROC there is undefined")
+    warnings += [
+        f"{name} has no {what} series for {', '.join(absent)}: their AUROC there is undefined"
+        for name, part in zip(SPLITS, parts, strict=True)
+        for what, absent in _absent_classes(part)
+    ]
     return tuple(warnings)
 
 
 def split_statistics(table: SeriesTable) -> dict[str, Any]:
-    """Counts of one split: patients (studies where unknown), studies, series, positive series of each label."""
-    frame: pd.DataFrame = table.frame
+    """Counts of a table: patients (studies where unknown), studies, series, positive series of each label."""
     return {
         "n_patients": len(set(table.groups)),
-        "n_studies": int(frame["study_uid"].nunique()),
+        "n_studies": int(table.frame["study_uid"].nunique()),
         "n_series": len(table),
-        "n_positive": {label: int(frame[label].sum()) for label in LABELS},
+        "n_positive": {label: int(table.frame[label].sum()) for label in LABELS},
     }
+
+
+def split_document(splits: Splits) -> dict[str, object]:
+    """How a split was drawn and what it holds, for JSON."""
+    names = dict(splits.items())
+    exclusion = splits.train.exclusion
+    return {
+        "series_csv": splits.train.name,
+        "series_csv_sha256": splits.train.sha256,
+        "unit": "patient" if not any(t.n_without_patient for t in names.values()) else "patient; study where unknown",
+        "ratios": dict(zip(names, splits.ratios, strict=True)),
+        "seed": splits.seed,
+        "exclusion": None if exclusion is None else exclusion.document,
+        "splits": {name: split_statistics(table) for name, table in names.items()},
+        "warnings": list(splits.warnings),
+    }
+
+
+def write_splits(splits: Splits, folder: Path) -> dict[str, Path]:
+    """Paths of the `train.csv`, `val.csv`, `test.csv` and `split_summary.json` written in `folder`.
+
+    Each CSV keeps the columns of the original as they were and adds patient_id, study_uid and series_uid as resolved,
+    `source_row`, the row in the original, and `split`, the name of the split.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    written = {}
+    for name, table in splits.items():
+        added = {column: table.frame[column].to_numpy() for column in (*IDENTITY_COLUMNS, "source_row")}
+        written[name] = folder / f"{name}.csv"
+        frame = table.original.assign(**added, split=name)
+        write_text(written[name], frame.to_csv(index=False, lineterminator="\n"))
+    written["summary"] = folder / "split_summary.json"
+    write_json(written["summary"], {**provenance(), **split_document(splits)})
+    return written

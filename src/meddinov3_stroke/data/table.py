@@ -10,18 +10,19 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int8, Integer
 
-from meddinov3_stroke.data.columns import VOLUME_COLUMNS, find_columns
+from meddinov3_stroke.data.columns import (
+    IDENTITY_COLUMNS,
+    VOLUME_COLUMNS,
+    find_columns,
+    parse_labels,
+    resolve_identities,
+    volume_inputs,
+)
 from meddinov3_stroke.data.csv_file import read_csv_file
-from meddinov3_stroke.data.exclusion import Exclusion, exclude, read_id_list
-from meddinov3_stroke.data.identity import resolve_identities
-from meddinov3_stroke.data.inputs import volume_inputs, with_volume_columns
-from meddinov3_stroke.data.labels import parse_labels
+from meddinov3_stroke.data.exclusion import Exclusion, exclude, patient_groups, read_id_list
 from meddinov3_stroke.errors import SeriesTableError
-from meddinov3_stroke.labels import LabelPolicy, name_rows, settle_any
+from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, name_rows
 from meddinov3_stroke.types import LABELS, VolumeInput
-
-IDENTITY_COLUMNS = ("patient_id", "study_uid", "series_uid")
-"""Resolved identities; `patient_id` is empty where it is not known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +30,8 @@ class SeriesTable:
     """Rows of a series CSV that passed every check.
 
     `frame` holds `source_row` (the header is row 1), `nifti_path`, `dicom_path` and `header_index` as written,
-    `patient_id`, `study_uid`, `series_uid` and the six labels as int8; `original` the cells as they stood, row for row;
-    `inputs` what is to be read, None where the row names nothing.
+    `patient_id` (empty where unknown), `study_uid`, `series_uid` and the six labels as int8; `original` the cells as
+    they were, row for row; `inputs` the volumes, None where a row names none.
     """
 
     frame: pd.DataFrame
@@ -42,7 +43,7 @@ class SeriesTable:
     """Digest of the CSV's bytes."""
     warnings: tuple[str, ...] = ()
     exclusion: Exclusion | None = None
-    """What a list of IDs took out, where there was one."""
+    """What a list of IDs took out, if one was given."""
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -54,26 +55,23 @@ class SeriesTable:
 
     @property
     def rows(self) -> list[int]:
-        """Row of the CSV that each series stands in."""
+        """Row of the CSV of each series."""
         return [int(row) for row in self.frame["source_row"]]
 
     @property
     def groups(self) -> list[str]:
-        """What must never be split: `patient:<id>`, or `study:<uid>` where the patient is not known."""
-        known = self.frame["patient_id"] != ""
-        groups = ("patient:" + self.frame["patient_id"]).where(known, "study:" + self.frame["study_uid"])
-        return [str(group) for group in groups]
+        """What a split must keep together: `patient:<id>`, or `study:<uid>` where the patient is unknown."""
+        return [str(group) for group in patient_groups(self.frame)]
 
     @property
     def n_without_patient(self) -> int:
-        """Series whose patient is not known."""
+        """Series whose patient is unknown."""
         return int((self.frame["patient_id"] == "").sum())
 
     @property
     def nifti_inputs(self) -> frozenset[VolumeInput]:
-        """Inputs that stand under `nifti_path`, where only a NIfTI file may stand."""
-        named = zip(self.inputs, self.frame["nifti_path"], strict=True)
-        return frozenset(one for one, nifti_path in named if one is not None and nifti_path)
+        """Inputs that a `nifti_path` names."""
+        return frozenset(one for one in self.inputs if one is not None and one.format == "nifti")
 
     def take(self, positions: Sequence[int] | Integer[np.ndarray, " chosen"]) -> SeriesTable:
         """The table of the rows at these positions (not CSV rows), in that order."""
@@ -96,9 +94,9 @@ def read_series_table(
 ) -> SeriesTable:
     """The checked rows of a series CSV.
 
-    `columns` maps our names to the CSV's. A relative path is taken from `datasets_dir` where it exists there, else from
-    the CSV's folder. Whether files can be read is found out at extraction, not here. `exclude_ids` is a text file with
-    one ID a line; every row of a patient of whom it names the patient, a study or a series leaves.
+    `columns` maps our names to the CSV's. A relative path is looked for in `datasets_dir`, then in the CSV's folder.
+    Volumes are opened at extraction, not here. `exclude_ids` is a text file with one patient, study or series ID a
+    line; every row of a patient it names is left out.
 
     Raises:
         SeriesTableError: encoding, separator, columns, identities or conflicting rows; or the list of IDs cannot be
@@ -106,56 +104,44 @@ def read_series_table(
         LabelError: labels that are not 0 or 1, or `any` that is not the OR of the types.
     """
     csv_path = Path(csv_path)
-    csv = read_csv_file(csv_path)
-    found = find_columns([str(name) for name in csv.cells.columns], columns or {}, csv_path.name)
-    cells = with_volume_columns(csv.cells[list(found.values())].set_axis(list(found), axis=1))
-    frame, any_warnings = _checked_frame(cells, csv_path.name, label_policy)
-    inputs = volume_inputs(cells, frame["series_uid"], csv_path.parent, datasets_dir, csv_path.name)
-    kept, repeats = _without_repeats(frame, inputs, csv_path.name)
-    table = SeriesTable(
-        frame=frame,
-        original=csv.cells,
-        inputs=tuple(inputs),
-        name=csv_path.name,
-        sha256=csv.sha256,
-        warnings=(*csv.warnings, *any_warnings, *repeats),
+    where, csv = csv_path.name, read_csv_file(csv_path)
+    found = find_columns([str(name) for name in csv.cells.columns], columns or {}, where)
+    cells = csv.cells[list(found.values())].set_axis(list(found), axis=1)
+    cells = cells.assign(**{name: "" for name in VOLUME_COLUMNS if name not in cells})
+    rows = [int(row) for row in cells.index]
+    labels, policy_warnings = apply_label_policy(
+        parse_labels(cells, where), LABELS, label_policy, where, row_names=rows
     )
-    table = table.take(kept)
+    identities = resolve_identities(cells, where)
+    values = pd.DataFrame(labels, index=cells.index, columns=list(LABELS))
+    frame = pd.concat([cells[list(VOLUME_COLUMNS)], identities, values], axis=1)
+    frame.insert(0, "source_row", rows)
+    inputs = volume_inputs(cells, frame["series_uid"], csv_path.parent, datasets_dir, where)
+    kept, repeats = _without_repeats(frame, inputs, where)
+    warnings = (*csv.warnings, *policy_warnings, *repeats)
+    table = SeriesTable(frame, csv.cells, inputs, where, csv.sha256, warnings).take(kept)
     return table if exclude_ids is None else _without_patients(table, exclude_ids)
 
 
 def _without_patients(table: SeriesTable, exclude_ids: Path) -> SeriesTable:
-    kept, exclusion = exclude(table.frame, table.groups, read_id_list(exclude_ids))
-    if not kept.size:
-        raise SeriesTableError(f"{table.name}: {exclusion.ids.name} excludes every patient; nothing is left to work on")
-    left = table.take(kept)
+    stays, exclusion = exclude(table.frame, read_id_list(exclude_ids))
+    if not stays.any():
+        raise SeriesTableError(f"{table.name}: {exclude_ids.name} excludes every patient; no row is left")
+    left = table.take(np.flatnonzero(stays))
     return replace(left, exclusion=exclusion, warnings=(*left.warnings, *exclusion.warnings))
-
-
-def _checked_frame(cells: pd.DataFrame, where: str, policy: LabelPolicy) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    rows = [int(row) for row in cells.index]
-    given = parse_labels(cells, where).to_numpy(dtype=np.int8)
-    labels, warnings = settle_any(given, LABELS, policy, where, row_names=rows)
-    frame = resolve_identities(cells, where)
-    frame.insert(0, "source_row", rows)
-    for k, name in enumerate(VOLUME_COLUMNS, start=1):
-        frame.insert(k, name, cells[name])
-    for k, label in enumerate(LABELS):
-        frame[label] = labels[:, k]
-    return frame, tuple(warnings)
 
 
 def _without_repeats(
     frame: pd.DataFrame, inputs: Sequence[VolumeInput | None], where: str
 ) -> tuple[list[int], tuple[str, ...]]:
-    """Positions of the rows to keep, identical rows once, and what to warn of."""
+    """(positions of the rows without repeats of identical ones, warnings)."""
     facts = list(frame[[*IDENTITY_COLUMNS, *LABELS]].itertuples(index=False, name=None))
     rows = list(frame["source_row"])
     first: dict[VolumeInput, int] = {}
     kept: list[int] = []
     repeated: list[int] = []
     for k, named in enumerate(inputs):
-        earlier = first.setdefault(named, k) if named is not None else k
+        earlier = k if named is None else first.setdefault(named, k)
         if earlier == k:
             kept.append(k)
         elif facts[earlier] == facts[k]:
@@ -169,7 +155,7 @@ def _without_repeats(
     _refuse_conflicting_series(frame.iloc[kept], where)
     if not repeated:
         return kept, ()
-    return kept, (f"{name_rows(repeated, counted=False)} repeat an earlier row and were taken once",)
+    return kept, (f"{name_rows(repeated, counted=False)} repeat an earlier row and were ignored",)
 
 
 def _refuse_conflicting_series(frame: pd.DataFrame, where: str) -> None:
@@ -178,6 +164,6 @@ def _refuse_conflicting_series(frame: pd.DataFrame, where: str) -> None:
     rows = list(frame.loc[different.index[different], "source_row"])
     if rows:
         raise SeriesTableError(
-            f"{where}: {name_rows(rows, counted=False)} are of the same study and series as another row and have other "
-            "labels; keep the one that is right"
+            f"{where}: {name_rows(rows, counted=False)} have the study and series of another row but other labels; "
+            "keep the one that is right"
         )

@@ -1,4 +1,4 @@
-"""Embeddings and labels given as `.npy` files: read, checked, and traced to the backbone that made them."""
+"""Embeddings and labels in `.npy` files: reading, checking, and the backbone that made them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 from jaxtyping import Float32
 
 from meddinov3_stroke.errors import DatasetError, LabelError
+from meddinov3_stroke.heads.applying import identity_from_document
 from meddinov3_stroke.heads.checkpoint import INPUTS_PER_DIM
-from meddinov3_stroke.heads.compatibility import identity_from_document
-from meddinov3_stroke.labels import LabelPolicy, label_matrix, label_names, name_rows, settle_any
+from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, label_matrix, label_names, name_rows
 from meddinov3_stroke.types import BackboneIdentity, HeadData
 
 SUMMARY_NAME = "summary.json"
-"""Beside embeddings: says which backbone made them and how."""
+"""File next to the embeddings that states which backbone made them and how."""
 
 
 @dataclass(frozen=True)
 class EmbeddingOrigin:
-    """What the summary beside embeddings says of them; None and `unknown` where it says nothing."""
+    """What the summary next to the embeddings states; None and `unknown` where it states nothing."""
 
     pool_mode: str = "unknown"
     resize: int | None = None
@@ -43,7 +43,7 @@ def load_head_data(
     embeddings = embedding_matrix(read_array(embeddings_path), str(embeddings_path))
     labels = label_matrix(read_array(labels_path), str(labels_path))
     names = label_names(labels.shape[1])
-    labels, warnings = settle_any(labels, names, label_policy, str(labels_path))
+    labels, warnings = apply_label_policy(labels, names, label_policy, str(labels_path))
     if len(embeddings) != len(labels):
         raise DatasetError(
             f"{embeddings_path} has {len(embeddings)} rows and {labels_path} has {len(labels)}; "
@@ -64,12 +64,12 @@ def read_array(path: Path) -> np.ndarray:
         raise DatasetError(f"no array at {path}; found {found}, expected a .npy file")
     try:
         with path.open("rb") as handle:
-            np.lib.format.read_magic(handle)  # before np.load, which would take a .npz or a pickle for an array
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # a header that claims too much fails here
+            np.lib.format.read_magic(handle)  # np.load would also accept a .npz or a pickle
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # fails if the header claims too much
     except (ValueError, EOFError, OSError, OverflowError) as error:
         reason = " ".join(str(error).split())[:160]
         raise DatasetError(
-            f"{path} is no readable .npy file of numbers ({reason}); write it with numpy.save"
+            f"{path} is not a readable .npy file of numbers ({reason}); write it with numpy.save"
         ) from error
     return np.array(mapped)
 
@@ -81,10 +81,10 @@ def embedding_matrix(values: np.ndarray, where: str) -> Float32[np.ndarray, "n d
         DatasetError: not real numbers, not two-dimensional, empty, or rows with NaN or infinity (named).
     """
     if values.dtype.kind not in "iuf":
-        raise DatasetError(f"{where}: embeddings of type {values.dtype}; expected real numbers, best float32")
+        raise DatasetError(f"{where}: embeddings of type {values.dtype}; expected real numbers, preferably float32")
     if values.ndim != 2 or 0 in values.shape:
         raise DatasetError(f"{where}: embeddings of shape {values.shape}; expected [rows, columns], one row or more")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is named below
+    with np.errstate(over="ignore"):  # overflow becomes infinite and is reported below
         embeddings = values.astype(np.float32)
     bad = np.nonzero(~np.isfinite(embeddings).all(axis=1))[0]
     if bad.size:
@@ -96,7 +96,7 @@ def embedding_matrix(values: np.ndarray, where: str) -> Float32[np.ndarray, "n d
 
 
 def check_head_data(data: HeadData, where: str) -> None:
-    """Nothing, where the arrays are fit for training or testing a head (for arrays that no file check has seen).
+    """Check arrays that did not come from a file.
 
     Raises:
         DatasetError: NaN, empty, or counts that differ.
@@ -110,17 +110,15 @@ def check_head_data(data: HeadData, where: str) -> None:
         )
 
 
-def check_train_and_val(train: HeadData, val: HeadData, names: tuple[str, ...]) -> list[str]:
-    """Warnings about labels that validation cannot judge.
+def check_train_and_val(train: HeadData, val: HeadData | None, names: tuple[str, ...]) -> list[str]:
+    """Warnings about labels that validation cannot assess.
 
     Raises:
         DatasetError: training and validation differ in columns.
         LabelError: a label without a positive or without a negative in training; counts are given.
     """
-    for what, n_train, n_val in (
-        ("embeddings", train.embeddings.shape[1], val.embeddings.shape[1]),
-        ("labels", train.labels.shape[1], val.labels.shape[1]),
-    ):
+    for what in ("embeddings", "labels"):
+        n_train, n_val = (getattr(side, what).shape[1] for side in (train, val or train))
         if n_train != n_val:
             raise DatasetError(
                 f"{what} have {n_train} columns in training and {n_val} in validation; expected the same"
@@ -133,7 +131,7 @@ def check_train_and_val(train: HeadData, val: HeadData, names: tuple[str, ...]) 
     return [
         f"label {name} has {int(column.sum())} positive of {len(column)} rows in validation: its AUROC is undefined "
         "(null) and its threshold is 0.5"
-        for name, column in zip(names, val.labels.T, strict=True)
+        for name, column in zip(names, [] if val is None else val.labels.T, strict=val is not None)
         if column.min() == column.max()
     ]
 
@@ -144,30 +142,30 @@ def _require_both_classes(train: HeadData, names: tuple[str, ...]) -> None:
         return
     counts = ", ".join(f"{name} {count}" for name, count in zip(names, n_positive, strict=True))
     raise LabelError(
-        f"training: a label without positives or without negatives cannot be learnt; positives of {n} rows: {counts}; "
-        "expected at least one positive and one negative of each; add rows or leave the label out"
+        f"training: a label without positives or without negatives cannot be learned; positives of {n} rows: {counts}; "
+        "expected at least one positive and one negative of each; add rows or drop the label"
     )
 
 
 def read_origin(embeddings_path: Path, n_columns: int) -> EmbeddingOrigin:
-    """What `summary.json` beside the embeddings says of them; unknown, with a warning, where there is none of use.
+    """What `summary.json` next to the embeddings states; unknown, with a warning, if there is no usable one.
 
     Raises:
-        DatasetError: the summary speaks of embeddings of another size.
+        DatasetError: the summary describes embeddings of another size.
     """
     path = Path(embeddings_path).with_name(SUMMARY_NAME)
     if not path.is_file():
-        return _unknown_origin(f"no {SUMMARY_NAME} beside {embeddings_path}")
+        return _unknown_origin(f"no {SUMMARY_NAME} next to {embeddings_path}")
     try:
         origin = _origin_of(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, OSError) as error:
-        return _unknown_origin(f"{path} does not say which backbone made the embeddings ({error})")
+        return _unknown_origin(f"{path} does not state which backbone made the embeddings ({error})")
     _check_size(origin, n_columns, embeddings_path, path)
     return origin
 
 
 def same_origin(train: EmbeddingOrigin, val: EmbeddingOrigin) -> list[str]:
-    """Warnings where training and validation embeddings come from another engine or precision.
+    """Warnings if training and validation embeddings come from different engines or precisions.
 
     Raises:
         DatasetError: they come from other weights, preprocessing, resize or pooling; lists both.
@@ -222,6 +220,6 @@ def _check_size(origin: EmbeddingOrigin, n_columns: int, embeddings_path: Path, 
     expected = INPUTS_PER_DIM[origin.pool_mode] * origin.identity.embed_dim
     if n_columns != expected:
         raise DatasetError(
-            f"{embeddings_path} has {n_columns} columns but {summary_path} speaks of {expected} "
-            f"(pool mode {origin.pool_mode}); keep each summary beside its own embeddings"
+            f"{embeddings_path} has {n_columns} columns but {summary_path} describes {expected} "
+            f"(pool mode {origin.pool_mode}); keep each summary next to its own embeddings"
         )

@@ -1,4 +1,4 @@
-"""Decision thresholds from validation, and what they do on other data."""
+"""Decision thresholds from validation, and performance at thresholds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int8
 
-from meddinov3_stroke.metrics.auroc import check_scores, undefined_reason
+from meddinov3_stroke.metrics.discrimination import check_scores, undefined_reason
 from meddinov3_stroke.types import Threshold
 
 DEFAULT_THRESHOLD = 0.5
-"""Where validation cannot give a threshold."""
+"""Used where validation gives no threshold."""
 
 
 def youden_thresholds(
@@ -20,8 +20,8 @@ def youden_thresholds(
 ) -> dict[str, Threshold]:
     """The threshold of each label with the largest sensitivity + specificity - 1 (Youden 1950), and its origin.
 
-    A row is positive from the threshold on. It lies halfway between two neighbouring scores; of equally good ones the
-    lowest is taken, which has the highest sensitivity. 0.5, and the reason, where validation cannot give one.
+    A row at or above the threshold is positive. The threshold lies halfway between two neighbouring scores; among
+    equals the lowest is used, which has the highest sensitivity. 0.5, with the reason, if validation gives none.
 
     Raises:
         DatasetError: the shapes differ, or a score is NaN.
@@ -35,8 +35,7 @@ def operating_points(
     probabilities: Float[np.ndarray, "n label"],
     thresholds: Mapping[str, Threshold],
 ) -> dict[str, dict[str, Any]]:
-    """For each label of `thresholds`, in their order: threshold, origin, sensitivity and specificity (None where there
-    is no positive or no negative)."""
+    """{label: {threshold, origin, sensitivity, specificity}}; a rate without rows is None."""
     check_scores(labels, probabilities, list(thresholds))
     points = {}
     for (name, threshold), truth, scores in zip(thresholds.items(), labels.T, probabilities.T, strict=True):
@@ -50,13 +49,50 @@ def operating_points(
     return points
 
 
+def threshold_report(
+    labels: Int8[np.ndarray, "n label"],
+    probabilities: Float[np.ndarray, "n label"],
+    thresholds: float | Mapping[str, float],
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """{threshold, per_class: {label: metrics}, macro: metrics}: accuracy, precision, f1, sensitivity and, per class,
+    tp, tn, fp, fn. An undefined rate (0/0) is None; the macro averages the defined ones.
+
+    Raises:
+        DatasetError: the shapes differ, or a score is NaN.
+    """
+    check_scores(labels, probabilities, names)
+    values = thresholds if isinstance(thresholds, Mapping) else dict.fromkeys(names, thresholds)
+    per_class = {
+        name: _confusion(truth == 1, scores >= values[name])
+        for name, truth, scores in zip(names, labels.T, probabilities.T, strict=True)
+    }
+    macro = {}
+    for rate in _RATES:
+        defined = [counts[rate] for counts in per_class.values() if counts[rate] is not None]
+        macro[rate] = float(np.mean(defined)) if defined else None
+    stated = dict(values) if isinstance(thresholds, Mapping) else thresholds
+    return {"threshold": stated, "per_class": per_class, "macro": macro}
+
+
+_RATES = ("accuracy", "precision", "f1", "sensitivity")
+
+
+def _confusion(truth: np.ndarray, decided: np.ndarray) -> dict[str, Any]:
+    tp, tn = int((truth & decided).sum()), int((~truth & ~decided).sum())
+    fp, fn = int((~truth & decided).sum()), int((truth & ~decided).sum())
+    parts = ((tp + tn, tp + tn + fp + fn), (tp, tp + fp), (2 * tp, 2 * tp + fp + fn), (tp, tp + fn))
+    rates = {name: part / whole if whole else None for name, (part, whole) in zip(_RATES, parts, strict=True)}
+    return {**rates, "tp": tp, "tn": tn, "fp": fp, "fn": fn}
+
+
 def _youden(truth: Int8[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> Threshold:
     reason = undefined_reason(truth)
     if reason:
         return Threshold(DEFAULT_THRESHOLD, f"default {DEFAULT_THRESHOLD}: validation has {reason}")
     n_positive, n_negative = int(truth.sum()), int((truth == 0).sum())
     levels, positives, negatives = _counts_by_level(truth, scores)
-    # Youden's J of "positive from levels[k] on", times n_positive * n_negative: whole numbers, so that ties are ties
+    # Youden's J at each level times n_positive * n_negative: integers, so that ties are exact
     true_positives = positives[::-1].cumsum()[::-1]
     false_positives = negatives[::-1].cumsum()[::-1]
     gain = true_positives * n_negative - false_positives * n_positive
@@ -79,7 +115,7 @@ def _counts_by_level(
 
 def _halfway(below: float, above: float) -> float:
     middle = (float(below) + float(above)) / 2
-    return middle if below < middle else float(above)  # neighbouring floats have no middle
+    return middle if below < middle else float(above)  # adjacent floats have no midpoint
 
 
 def _share(decided: np.ndarray) -> float | None:

@@ -1,4 +1,4 @@
-"""The picture of a training: losses and validation AUROC by epoch."""
+"""Training curves: losses and validation AUROC by epoch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from meddinov3_stroke.system.provenance import DISCLAIMER
 TRAIN_COLOUR = "#7a7a7a"
 VAL_COLOUR = "#0b5fa5"
 CLASS_COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1")
-"""Told apart by colour-blind readers too (after Okabe and Ito); labels beyond six use them again."""
+"""Distinguishable by colour-blind readers (after Okabe and Ito); reused beyond six labels."""
 
 
 def training_curve_png(history: Sequence[Mapping[str, Any]], best_epoch: int) -> bytes:
@@ -40,7 +40,8 @@ def training_curve_png(history: Sequence[Mapping[str, Any]], best_epoch: int) ->
 
 def _draw_losses(axes: Axes, epochs: Sequence[int], history: Sequence[Mapping[str, Any]]) -> None:
     axes.plot(epochs, [row["train_loss"] for row in history], color=TRAIN_COLOUR, marker=".", label="training")
-    axes.plot(epochs, [row["val_loss"] for row in history], color=VAL_COLOUR, marker=".", label="validation")
+    if history[0]["val_loss"] is not None:
+        axes.plot(epochs, [row["val_loss"] for row in history], color=VAL_COLOUR, marker=".", label="validation")
     axes.set_ylabel("weighted binary cross-entropy")
 
 
@@ -52,7 +53,8 @@ def _draw_aurocs(axes: Axes, epochs: Sequence[int], history: Sequence[Mapping[st
             axes.plot(epochs, values, color=colour, linewidth=1, alpha=0.75, label=label)
     macro = [row["val_macro_auroc"] for row in history]
     if macro[0] is None:
-        axes.text(0.5, 0.5, "undefined: validation has one class only", ha="center", transform=axes.transAxes)
+        reason = "no validation data" if history[0]["val_loss"] is None else "undefined: validation has one class only"
+        axes.text(0.5, 0.5, reason, ha="center", transform=axes.transAxes)
     else:
         axes.plot(epochs, macro, color=VAL_COLOUR, linewidth=2.5, marker=".", label="macro")
         axes.axhline(0.5, color="#bbbbbb", linewidth=1, linestyle=":")

@@ -1,4 +1,4 @@
-"""What a training and a test say to a reader: facts of the rows, and tables for the terminal."""
+"""Summaries of training and test rows, and tables for the terminal."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def about_backbone(backbone: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def training_table(summary: Mapping[str, Any]) -> str:
-    """What `train_summary.json` says, in lines: best epoch, AUROC and threshold per label, files, disclaimer."""
+    """`train_summary.json` as text: best epoch, AUROC and threshold per label, files, disclaimer."""
     best = summary["history"][summary["best_epoch"] - 1]
+    validated = f"validated on {summary['val']['n_samples']}" if summary["val"] else "no validation"
     lines = [
-        f"trained on {summary['train']['n_samples']} rows, validated on {summary['val']['n_samples']}; best of "
-        f"{len(summary['history'])} epochs: {summary['best_epoch']} "
-        f"({summary['metric_name']} {summary['best_metric']:.4f})",
+        f"trained on {summary['train']['n_samples']} rows, {validated}; kept epoch {summary['best_epoch']} of "
+        f"{len(summary['history'])} ({summary['metric_name']} {_figure(summary['best_metric'])})",
         f"{'label':<18}{'val AUROC':>11}{'threshold':>11}",
     ]
     for label, auroc in best["val_per_class_auroc"].items():
@@ -43,7 +43,7 @@ def training_table(summary: Mapping[str, Any]) -> str:
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """What `metrics.json` says, in lines: macro AUROC, then AUROC, threshold, sensitivity and specificity per label."""
+    """`metrics.json` as text: macro AUROC, then AUROC, threshold, sensitivity and specificity per label."""
     lines = [
         f"{metrics['n_samples']} rows; macro AUROC {_figure(metrics['macro_auroc'])} over "
         f"{metrics['n_classes_in_macro']} of {len(metrics['per_class_auroc'])} labels; loss {metrics['loss']:.4f}",

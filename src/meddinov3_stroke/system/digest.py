@@ -9,9 +9,6 @@ from typing import Any
 
 import numpy as np
 
-CHUNK_BYTES = 1 << 20
-"""Bytes read at a time when hashing a file."""
-
 
 def sha256_of_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""

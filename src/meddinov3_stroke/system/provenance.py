@@ -1,4 +1,4 @@
-"""What every output says of its origin."""
+"""What every output states about its origin, and the seeding of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 DISCLAIMER = "research use only, not for clinical diagnosis"
-"""Stands in every output."""
+"""Part of every output."""
 
 SCHEMA_VERSION = 1
 """Version of the JSON documents this package writes; raised when a key changes its meaning."""
@@ -33,3 +33,16 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch, and make cuDNN deterministic where it can be."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = False

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from meddinov3_stroke.data import prepare_bhsd, read_id_list
-from meddinov3_stroke.data.bhsd_mapping import TEMPLATE
+from meddinov3_stroke.data.bhsd import TEMPLATE
 from meddinov3_stroke.errors import LabelError, SeriesTableError, UsageError
 from meddinov3_stroke.types import LABELS
 
@@ -116,18 +116,21 @@ def test_an_image_without_a_mask_is_counted(bhsd: Callable[..., Path], out: Path
     root = bhsd({FIRST: {}, SECOND: {}})
     (root / "ground truths" / f"{SECOND}.nii.gz").unlink()
     found = prepare_bhsd(root, out)
-    assert found.ledger["by_status"] == {"usable": 1, "missing": 1}
+    assert found.facts["ledger"]["by_status"] == {"usable": 1, "missing": 1}
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda text: text + "[", "is no TOML"),
-        (lambda text: text.replace("image_suffix", "suffix"), "image_suffix is missing"),
-        (lambda text: text.replace("confirmed = false", 'confirmed = "no"'), "confirmed is missing or of another kind"),
-        (lambda text: text.replace("epidural = 1", "epidural = 2"), "a whole number above 0 of its own"),
-        (lambda text: text.replace("epidural = 1", "extradural = 1"), "a whole number above 0 of its own"),
-        (lambda text: text.replace('"ID_[', '"ID_(['), "no regular expression"),
+        (lambda text: text + "[", "is not TOML"),
+        (lambda text: text.replace("image_suffix", "suffix"), "image_suffix: Field required"),
+        (
+            lambda text: text.replace("confirmed = false", 'confirmed = "no"'),
+            "confirmed: Input should be a valid boolean",
+        ),
+        (lambda text: text.replace("epidural = 1", "epidural = 2"), "a different whole number above 0 for each"),
+        (lambda text: text.replace("epidural = 1", "extradural = 1"), "a different whole number above 0 for each"),
+        (lambda text: text.replace('"ID_[', '"ID_(['), "not a regular expression"),
     ],
 )
 def test_a_mapping_that_is_none_says_why(

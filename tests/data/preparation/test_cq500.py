@@ -88,12 +88,12 @@ def test_a_case_is_found_whatever_the_folders_are_called(
 def test_case_zero_is_a_case(cq500: Callable[..., Path], tmp_path: Path) -> None:
     root = cq500(("CQ500-CT-0", "B1", SDH), folders=("CQ500-CT-0", "other/CQ500CT0"))
     found = prepare_cq500(root, tmp_path / "out")
-    assert found.ledger["by_status"] == {"usable": 1}
-    assert any("1 cases lie in more than one place (CQ500-CT-0)" in warning for warning in found.warnings)
+    assert found.facts["ledger"]["by_status"] == {"usable": 1}
+    assert any("1 cases are in more than one place (CQ500-CT-0)" in warning for warning in found.warnings)
 
 
 def test_a_number_of_thousands_of_digits_is_no_name(cq500: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(SeriesTableError, match="is no name such as"):
+    with pytest.raises(SeriesTableError, match="is not a name like"):
         prepare_cq500(cq500(("CQ500-CT-" + "9" * 5000, "B1", SDH)), tmp_path / "out")
 
 
@@ -110,7 +110,7 @@ def test_an_archive_is_a_case_too_and_a_folder_comes_first(cq500: Callable[..., 
 def test_cases_without_dicom_or_reads_are_counted_and_named(cq500: Callable[..., Path], tmp_path: Path) -> None:
     root = cq500(("CQ500-CT-1", "B1", SDH), ("CQ500-CT-9", "B1", SDH), folders=("CQ500-CT-1", "CQ500-CT-77"))
     found = prepare_cq500(root, tmp_path / "out")
-    assert found.ledger["by_status"] == {"usable": 1, "missing": 1}
+    assert found.facts["ledger"]["by_status"] == {"usable": 1, "missing": 1}
     assert any("missing" in warning and "CQ500-CT-9" in warning for warning in found.warnings)
     assert any("no reads" in warning and "CQ500-CT-77" in warning for warning in found.warnings)
 
@@ -123,7 +123,7 @@ def test_a_case_without_a_majority_for_a_type_is_left_out_and_said(cq500: Callab
     root = cq500(("CQ500-CT-1", "B1", SDH), ("CQ500-CT-2", "B1", UNDECIDED), folders=("CQ500-CT-1", "CQ500-CT-2"))
     found = prepare_cq500(root, tmp_path / "out")
     assert len(read_series_table(tmp_path / "out" / "cq500_series_labels.csv")) == 1
-    assert found.ledger["by_status"] == {"usable": 1, "undecided": 1}
+    assert found.facts["ledger"]["by_status"] == {"usable": 1, "undecided": 1}
     assert found.facts["undecided"] == ["CQ500-CT-2"]
     assert any("for no type (CQ500-CT-2)" in warning for warning in found.warnings)
 
@@ -153,8 +153,8 @@ def test_a_type_with_a_majority_makes_any_positive_and_the_vote_stays(
     ("change", "error", "words"),
     [
         (lambda text: text.replace("R2:SDH", "R2:XXX"), SeriesTableError, "0 columns are called R2:SDH"),
-        (lambda text: text.replace("CQ500-CT-1", "case one"), SeriesTableError, "'case one' is no name"),
-        (lambda text: text + text.splitlines()[1] + "\n", SeriesTableError, "CQ500-CT-1 stands there twice"),
+        (lambda text: text.replace("CQ500-CT-1", "case one"), SeriesTableError, "'case one' is not a name"),
+        (lambda text: text + text.splitlines()[1] + "\n", SeriesTableError, "CQ500-CT-1 occurs twice"),
         (lambda text: text.replace(",B1,1", ",B1,2"), LabelError, "row 2: R1:ICH is '2'"),
         (lambda text: text.replace(",B1,1", ",B1,"), LabelError, "row 2: R1:ICH is ''"),
     ],

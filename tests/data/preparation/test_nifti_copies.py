@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from meddinov3_stroke.ct import read_volume
-from meddinov3_stroke.data import PreparedRsna, RsnaOptions, nifti_copies, prepare_rsna, read_series_table
+from meddinov3_stroke.data import Prepared, nifti_copies, prepare_rsna, read_series_table
 from meddinov3_stroke.types import VolumeInput
 
 Kaggle = Callable[..., Any]
 
 
-def prepare(root: Path, output: Path, **options: Any) -> PreparedRsna:
-    return prepare_rsna(RsnaOptions(root=root, output_dir=output, **options))
+def prepare(root: Path, output: Path, **options: Any) -> Prepared:
+    return prepare_rsna(root, output, **options)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_nifti_copy_has_the_slices_of_its_series(kaggle: Kaggle, out: Path) ->
         copy, original = read_volume(path), read_volume(VolumeInput(out / "header_index.parquet", path.name[1:-7]))
         np.testing.assert_array_equal(copy.hu, original.hu)
         np.testing.assert_allclose(copy.slice_positions_mm, original.slice_positions_mm, atol=1e-3)
-        assert VolumeInput(path) in table.nifti_inputs
+        assert VolumeInput(path, format="nifti") in table.inputs
 
 
 def test_what_nifti_cannot_hold_is_said_and_stands_beside_it(kaggle: Kaggle, out: Path) -> None:
@@ -80,7 +80,7 @@ def test_copies_that_are_there_are_not_written_again(
     monkeypatch.setattr(nifti_copies, "read_volume", lambda source: decoded.append(source) or read_volume(source))
     found = prepare(cohort.root, out, write_nifti=True)
     assert [source.series_uid for source in decoded] == [second.name[1:-7]]
-    assert found.nifti == {
+    assert found.facts["nifti"] == {
         "n_series": 2,
         "n_written": 1,
         "n_from_before": 1,
@@ -101,7 +101,7 @@ def test_a_changed_image_is_copied_anew(kaggle: Kaggle, out: Path) -> None:
     content = bytearray(image.read_bytes())
     content[-2] ^= 1
     image.write_bytes(bytes(content))
-    assert (prepare(cohort.root, out, write_nifti=True).nifti or {})["n_written"] == 1
+    assert prepare(cohort.root, out, write_nifti=True).facts["nifti"]["n_written"] == 1
     assert (read_volume(path).hu != before).sum() == 1
 
 
@@ -111,7 +111,7 @@ def test_an_id_never_becomes_a_path_out_of_the_folder(kaggle: Kaggle, out: Path)
     cohort.add("wicked", patient="../../x")
     found = prepare(cohort.write(), out, write_nifti=True)
     assert len(list(out.parent.rglob("*.nii.gz"))) == 1
-    assert found.ledger["series"]["refused"] == 1
+    assert found.facts["ledger"]["series"]["refused"] == 1
     assert len(pd.read_csv(out / "rsna_hemorrhage_series_labels.csv")) == 1
     assert len(pq.read_table(out / "slice_labels.parquet")) == 4
 

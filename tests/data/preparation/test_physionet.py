@@ -140,7 +140,8 @@ def test_scans_and_rows_without_each_other_are_counted(physionet: PhysioNet, out
     (physionet.root / "ct_scans" / "051.nii").unlink()
     (physionet.root / "ct_scans" / "readme.txt").write_text("")
     found = prepare_physionet(physionet.write(), out)
-    assert found.ledger["by_status"] == {"usable": 1, "unlabelled": 1, "missing": 1}
+    assert found.facts["ledger"]["by_status"] == {"usable": 1, "unlabelled": 1, "missing": 1}
+    assert found.facts["ledger"]["by_outcome"] == {"done": 1, "rejected": 2, "refused": 0, "failed": 0}
     assert any("readme.txt" in warning for warning in found.warnings)
 
 
@@ -150,8 +151,8 @@ def test_rows_that_do_not_fit_the_slices_keep_the_case_out(physionet: PhysioNet,
     physionet.add(50)
     physionet.rows = physionet.rows[:-1] if change == "one row less" else [*physionet.rows, [50, 6, *[0] * 5, 1, 0]]
     found = prepare_physionet(physionet.write(), out)
-    assert found.ledger["by_status"] == {"usable": 1, "rejected": 1}
-    assert "patient 050: 5 slices" in found.ledger["left_out"][0]["reason"]
+    assert found.facts["ledger"]["by_status"] == {"usable": 1, "rejected": 1}
+    assert "patient 050: 5 slices" in found.facts["ledger"]["left_out"][0]["reason"]
 
 
 def test_a_damaged_scan_is_rejected_with_its_code(physionet: PhysioNet, out: Path) -> None:
@@ -159,7 +160,7 @@ def test_a_damaged_scan_is_rejected_with_its_code(physionet: PhysioNet, out: Pat
     physionet.add(50)
     path = physionet.root / "ct_scans" / "050.nii"
     path.write_bytes(path.read_bytes()[:-9])
-    (left,) = prepare_physionet(physionet.write(), out).ledger["left_out"]
+    (left,) = prepare_physionet(physionet.write(), out).facts["ledger"]["left_out"]
     assert (left["case"], left["status"]) == ("050", "rejected")
     assert "E-INPUT-CORRUPT" in left["reason"]
 
@@ -167,7 +168,7 @@ def test_a_damaged_scan_is_rejected_with_its_code(physionet: PhysioNet, out: Pat
 def test_a_scan_whose_slices_lie_along_another_axis_is_refused(physionet: PhysioNet, out: Path) -> None:
     physionet.add(49)
     physionet.add(50, affine=np.array([[0, 0, -1.0, 0], [0, -1, 0, 0], [5, 0, 0, 0], [0, 0, 0, 1]]))
-    (left,) = prepare_physionet(physionet.write(), out).ledger["left_out"]
+    (left,) = prepare_physionet(physionet.write(), out).facts["ledger"]["left_out"]
     assert (left["case"], left["status"]) == ("050", "refused")
     assert "third axis" in left["reason"]
 
@@ -178,7 +179,7 @@ def test_no_hemorrhage_that_disagrees_with_the_types_is_named(physionet: PhysioN
     physionet.rows[3][7] = 0
     found = prepare_physionet(physionet.write(), out)
     assert found.facts["no_hemorrhage_contradictions"] == ["patient 49 slice 2", "patient 49 slice 4"]
-    assert any("No_Hemorrhage disagrees" in warning for warning in found.warnings)
+    assert any("No_Hemorrhage that disagrees" in warning for warning in found.warnings)
     assert pq.read_table(out / "slice_labels.parquet")["any"].to_pylist() == [0, 1, 0, 0, 0]
 
 
@@ -187,7 +188,7 @@ def test_identical_rows_count_once_and_conflicting_ones_stop(physionet: PhysioNe
     physionet.rows.append(list(physionet.rows[0]))
     assert prepare_physionet(physionet.write(), out).facts["n_repeated_rows"] == 1
     physionet.rows[-1][2] = 1
-    with pytest.raises(LabelError, match="patient 49 slice 1 stands there twice"):
+    with pytest.raises(LabelError, match="patient 49 slice 1 occurs twice"):
         prepare_physionet(physionet.write(), out)
 
 

@@ -14,15 +14,15 @@ import pytest
 from pydicom.config import disable_value_validation
 
 from meddinov3_stroke.ct import read_volume
-from meddinov3_stroke.data import PreparedRsna, RsnaOptions, prepare_rsna
+from meddinov3_stroke.data import Prepared, prepare_rsna
 from meddinov3_stroke.errors import LabelError, MissingInput, SeriesTableError
 from meddinov3_stroke.types import LABELS
 
 Kaggle = Callable[..., Any]
 
 
-def prepare(root: Path, output: Path, **options: Any) -> PreparedRsna:
-    return prepare_rsna(RsnaOptions(root=root, output_dir=output, **options))
+def prepare(root: Path, output: Path, **options: Any) -> Prepared:
+    return prepare_rsna(root, output, **options)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_every_image_series_and_label_ends_once(kaggle: Kaggle, out: Path) -> No
     path.write_bytes(path.read_bytes()[:-40])
     (cohort.images / "notes.txt").write_text("no DICOM")
     cohort.label("ID_nowhere", "subdural")
-    ledger = prepare(cohort.write(), out).ledger
+    ledger = prepare(cohort.write(), out).facts["ledger"]
     images, series, ends = ledger["images"], ledger["series"], ledger["labels"]["ends"]
     statuses = ("slice", "set aside", "refused", "rejected", "failed")
     assert images["n_images"] == sum(images[status] for status in statuses) == len(list(cohort.images.iterdir()))
@@ -118,6 +118,7 @@ def test_every_image_series_and_label_ends_once(kaggle: Kaggle, out: Path) -> No
         series[status] for status in ("usable", "set aside", "refused", "unlabelled", "excluded")
     )
     assert (series["usable"], series["set aside"], series["refused"]) == (3, 1, 1)
+    assert series["by_outcome"] == {"done": 3, "rejected": 0, "refused": 2, "failed": 0}
     parts = [ends[name] for name in ends if not name.startswith("positive")]
     assert sum(parts) == ledger["labels"]["n_images"]
     assert ends["without_a_readable_file"] == 2  # the cut file's and ID_nowhere's
@@ -144,7 +145,10 @@ def test_wrapped_values_are_counted_and_said(kaggle: Kaggle, out: Path) -> None:
     cohort.add("sound")
     cohort.add("wrapped", pixels="wrapped12")
     found = prepare(cohort.write(), out)
-    assert (found.ledger["hu"]["n_slices_repaired"], found.ledger["hu"]["n_series_repaired"]) == (4, 1)
+    assert (found.facts["ledger"]["hu"]["n_slices_repaired"], found.facts["ledger"]["hu"]["n_series_repaired"]) == (
+        4,
+        1,
+    )
     assert any("4 slices of 1 series have values that wrapped" in warning for warning in found.warnings)
     assert index_rows(out)["is_wrapped"].sum() == 4
 
@@ -153,7 +157,7 @@ def test_a_rescale_that_no_ct_has_keeps_the_series_out(kaggle: Kaggle, out: Path
     cohort = kaggle()
     cohort.add("sound")
     cohort.add("odd", slope=1e9)
-    assert prepare(cohort.write(), out).ledger["series"]["refused"] == 1
+    assert prepare(cohort.write(), out).facts["ledger"]["series"]["refused"] == 1
     assert set(index_rows(out)["status"]) == {"slice", "refused"}
 
 
@@ -168,8 +172,8 @@ def test_one_series_uid_under_two_studies_is_refused(kaggle: Kaggle, out: Path) 
             dataset.SeriesInstanceUID = first.identity.series_uid
             dataset.save_as(path)
     found = prepare(cohort.write(), out)
-    assert (found.ledger["series"]["usable"], found.ledger["series"]["refused"]) == (1, 1)
-    assert found.ledger["images"]["refused"] == 8
+    assert (found.facts["ledger"]["series"]["usable"], found.facts["ledger"]["series"]["refused"]) == (1, 1)
+    assert found.facts["ledger"]["images"]["refused"] == 8
     assert first.identity.series_uid not in series_rows(out).index
 
 
@@ -179,7 +183,7 @@ def test_a_series_with_an_unlabelled_slice_is_not_in_the_table(kaggle: Kaggle, o
     truth = cohort.add("half")
     cohort.rows = [row for row in cohort.rows if not row.startswith(truth.used[2].sop_instance_uid)]
     found = prepare(cohort.write(), out)
-    assert found.ledger["series"]["unlabelled"] == 1
+    assert found.facts["ledger"]["series"]["unlabelled"] == 1
     assert truth.identity.series_uid not in series_rows(out).index
 
 
@@ -192,7 +196,7 @@ def test_excluded_patients_leave_with_all_their_studies(kaggle: Kaggle, out: Pat
     ids.write_text(f"{other.identity.study_uid}\nID_unknown\n")
     found = prepare(cohort.write(), out, exclude_ids=ids)
     assert series_rows(out)["patient_id"].tolist() == ["ID_y"]
-    assert found.ledger["series"]["excluded"] == 2
+    assert found.facts["ledger"]["series"]["excluded"] == 2
     assert any("1 of 2 IDs match no" in warning for warning in found.warnings)
     assert len(pq.read_table(out / "slice_labels.parquet")) == 4
 
@@ -206,8 +210,8 @@ def test_an_image_named_for_exclusion_takes_its_patient_along(kaggle: Kaggle, ou
     ids.write_text(f"{named.used[1].sop_instance_uid.upper()}\n")
     found = prepare(cohort.write(), out, exclude_ids=ids)
     assert series_rows(out)["patient_id"].tolist() == ["ID_y"]
-    assert found.exclusion is not None
-    assert (found.exclusion.unmatched, found.exclusion.n_series) == ((), 2)
+    assert found.table.exclusion is not None
+    assert (found.facts["exclusion"]["unmatched"], found.facts["exclusion"]["n_excluded_series"]) == ([], 2)
 
 
 def test_an_image_of_an_unusable_series_takes_its_patient_too(kaggle: Kaggle, out: Path, tmp_path: Path) -> None:
@@ -225,7 +229,7 @@ def test_identical_duplicate_rows_are_dropped_and_counted(kaggle: Kaggle, out: P
     cohort = kaggle()
     cohort.add("one", {0: ("subdural",)})
     cohort.rows += cohort.rows[:7]
-    document = prepare(cohort.write(), out).ledger["labels"]
+    document = prepare(cohort.write(), out).facts["ledger"]["labels"]
     assert (document["n_rows"], document["n_repeated"], document["n_images"]) == (31, 7, 4)
 
 
@@ -245,7 +249,7 @@ def test_an_id_with_both_labels_is_positive_where_that_is_asked_for(kaggle: Kagg
     found = prepare(cohort.write(), out, conflicting_labels="positive")
     assert series_rows(out)[list(LABELS)].to_numpy().tolist() == [[1, 1, 0, 0, 0, 0]]
     assert any("2 IDs have both labels" in warning for warning in found.warnings)
-    document = found.ledger["labels"]
+    document = found.facts["ledger"]["labels"]
     assert document["n_rows"] == 6 * document["n_images"] + document["n_repeated"] + document["n_conflicting_rows"]
 
 

@@ -14,7 +14,7 @@ import pytest
 from pydicom.config import disable_value_validation
 
 from meddinov3_stroke.ct import read_volume
-from meddinov3_stroke.data import PreparedRsna, RsnaOptions, prepare_rsna
+from meddinov3_stroke.data import Prepared, prepare_rsna
 from meddinov3_stroke.errors import CorruptInput
 from meddinov3_stroke.types import LABELS, VolumeInput
 
@@ -26,8 +26,8 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def prepare(root: Path, output: Path) -> PreparedRsna:
-    return prepare_rsna(RsnaOptions(root=root, output_dir=output))
+def prepare(root: Path, output: Path) -> Prepared:
+    return prepare_rsna(root, output)
 
 
 def series_rows(out: Path) -> pd.DataFrame:
@@ -47,7 +47,7 @@ def test_a_series_whose_positive_file_is_damaged_is_left_out_with_its_reason(kag
     found = prepare(cohort.write(), out)
     assert truth.identity.series_uid not in series_rows(out).index
     assert truth.identity.series_uid not in set(pq.read_table(out / "slice_labels.parquet")["series_uid"].to_pylist())
-    (example,) = found.ledger["series"]["examples"]
+    (example,) = found.facts["ledger"]["series"]["examples"]
     assert example["status"] == "refused"
     assert "1 of its files cannot be read: E-INPUT-CORRUPT" in example["reason"]
     assert bad.name in example["reason"]
@@ -72,7 +72,7 @@ def test_a_positive_file_too_damaged_to_name_its_series_is_warned_of(kaggle: Kag
         path = cohort.images / image.file
         path.write_bytes(path.read_bytes()[:150])
     found = prepare(cohort.write(), out)
-    assert found.ledger["labels"]["ends"]["positive_any_in_no_series"] == 2
+    assert found.facts["ledger"]["labels"]["ends"]["positive_any_in_no_series"] == 2
     assert any("2 images with a positive label are in no series" in warning for warning in found.warnings)
 
 
@@ -89,7 +89,7 @@ def with_copy(kaggle: Kaggle, positive: int) -> Any:
     """A series in which one slice has a copy under another UID; of the two the first or second (by UID) is positive."""
     cohort = kaggle()
     truth = cohort.add("one", repeated_slices=(2,))
-    (again,) = [image for image in truth.images if image.fate == "duplicate"]
+    (again,) = [image for image in truth.images if image.role == "duplicate"]
     pair = sorted((truth.used[2].sop_instance_uid, again.sop_instance_uid))
     assert len(set(pair)) == 2
     for place, uid in enumerate(pair):
@@ -106,12 +106,12 @@ def test_the_label_of_a_dropped_copy_counts_whichever_is_kept(kaggle: Kaggle, ou
     rows = pq.read_table(out / "slice_labels.parquet").to_pandas()
     np.testing.assert_array_equal(rows["epidural"], [0, 0, 1, 0])
     np.testing.assert_array_equal(rows["any"], [0, 0, 1, 0])
-    assert found.ledger["labels"]["copies"] == {"n_copies": 1, "n_slices_with_other_labels": 1}
-    assert any("1 slices have copies with other labels" in warning for warning in found.warnings)
+    assert found.facts["ledger"]["labels"]["copies"] == {"n_copies": 1, "n_slices_with_other_labels": 1}
+    assert any("1 slices have duplicates with other labels" in warning for warning in found.warnings)
 
 
 def test_the_labels_of_copies_end_once(kaggle: Kaggle, out: Path) -> None:
-    labels = prepare(with_copy(kaggle, 1).root, out).ledger["labels"]
+    labels = prepare(with_copy(kaggle, 1).root, out).facts["ledger"]["labels"]
     ends = labels["ends"]
     assert (ends["of_slices_in_the_table"], ends["of_copies_of_slices_in_the_table"]) == (4, 1)
     assert ends["positive_any_outside_the_table"] == 0
@@ -124,7 +124,7 @@ def test_a_slice_without_labels_has_those_of_its_copy(kaggle: Kaggle, out: Path)
     uid = pq.read_table(out / "slice_labels.parquet")["sop_uid"].to_pylist()[2]
     cohort.rows = [row for row in cohort.rows if not row.startswith(f"{uid}_")]
     cohort.write()
-    assert prepare(cohort.root, out).ledger["series"]["usable"] == 1
+    assert prepare(cohort.root, out).facts["ledger"]["series"]["usable"] == 1
 
 
 def test_a_positive_image_beside_the_slices_that_are_read_is_said(kaggle: Kaggle, out: Path) -> None:
@@ -137,5 +137,7 @@ def test_a_positive_image_beside_the_slices_that_are_read_is_said(kaggle: Kaggle
         dataset.save_as(path)
     found = prepare(cohort.write(), out)
     assert series_rows(out)[["n_slices", "any"]].to_numpy().tolist() == [[4, 0]]
-    assert found.ledger["labels"]["ends"]["positive_any_beside_the_slices_read"] == 1
-    assert any("1 images with a positive label are of series in the table but not" in told for told in found.warnings)
+    assert found.facts["ledger"]["labels"]["ends"]["positive_any_beside_the_slices_read"] == 1
+    assert any(
+        "1 images with a positive label are of series in the table but not" in warning for warning in found.warnings
+    )

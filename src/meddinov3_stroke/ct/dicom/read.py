@@ -22,7 +22,8 @@ from meddinov3_stroke.ct.dicom.pixels import MAX_PIXELS, decode_frame
 from meddinov3_stroke.ct.dicom.series import Stack, scaling_fault
 from meddinov3_stroke.ct.dicom.survey import KeptFiles, Survey, survey, walked, warnings_about
 from meddinov3_stroke.ct.geometry import Orientation, canonical_orientation
-from meddinov3_stroke.ct.hounsfield import judge_voxels
+from meddinov3_stroke.ct.hounsfield import check_voxels
+from meddinov3_stroke.ct.opened import OpenedInput
 from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, UnsupportedInput
 from meddinov3_stroke.system.digest import sha256_of_array, sha256_of_document
 from meddinov3_stroke.types import SliceImage, Volume, VolumeSource
@@ -49,7 +50,7 @@ def open_dicom(
     return OpenedDicom(source, series_uid, max_voxels, allow_single_slice)
 
 
-class OpenedDicom:
+class OpenedDicom(OpenedInput):
     """A DICOM input. Each of its files is read once, when the digest or the volume is first asked for."""
 
     def __init__(
@@ -231,7 +232,7 @@ def _volume(found: Survey, stack: Stack, pixels: _Pixels, path: Path, digest: st
     orientation = canonical_orientation(affine)
     stored = np.ascontiguousarray(_canonical(pixels.hu, orientation))
     stored.flags.writeable = False
-    n_padding, voxel_warnings = judge_voxels(stored, 1.0, 0.0, path)
+    n_padding, voxel_warnings = check_voxels(stored, 1.0, 0.0, path)
     positions, steps = slice_geometry(stack, orientation)
     row_mm, column_mm = (float(np.linalg.norm(steps[0, :, axis])) for axis in range(2))
     source = VolumeSource(

@@ -1,0 +1,204 @@
+"""OpenVINO as the engine: the fastest on a CPU, and the only one for int8. Its graph is built from the weights.
+
+The sines and cosines are bf16 values kept as float32 constants, and the rotation is computed in float32: bf16
+operations double the difference to the published arithmetic (3.5e-3 against 1.9e-3), because engines round them
+differently.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from meddinov3_stroke.backbone.architecture import NORM_EPS
+from meddinov3_stroke.backbone.rope import rope_tables
+from meddinov3_stroke.backbone.weights import PERIODS, Weights, fold
+from meddinov3_stroke.system.devices import bf16_flag, cpu_threads
+
+if TYPE_CHECKING:
+    import openvino
+
+ALL_TOKENS = 2**31 - 1
+"""More than any grid has; the CPU plugin reads larger ends of a slice as -1."""
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+"""OpenVINO's names of the arithmetic outside quantized products."""
+
+
+class OpenVINOEngine:
+    """Graphs compiled at first use, one for each size; any number of slices in a pass.
+
+    `graph_of` gives the graph for a side in pixels. With `int8_graph_of` class tokens come from that quantized graph;
+    patch tokens, which calibration does not measure, come from the plain one in bf16 if the CPU has it, else fp32.
+    """
+
+    def __init__(
+        self,
+        graph_of: Callable[[int], Any],
+        precision: str,
+        int8_graph_of: Callable[[int], Any] | None = None,
+    ) -> None:
+        self._graph_of, self._int8_graph_of, self._precision = graph_of, int8_graph_of, precision
+        self._requests: dict[tuple[int, Any], Any] = {}
+        self._lock = Lock()
+
+    def class_tokens(self, pixels: Float32[np.ndarray, "n 1 row col"]) -> Float32[np.ndarray, "n dim"]:
+        """The class token of each slice; the last block computes nothing else."""
+        if self._int8_graph_of is None:
+            return self._infer(self._graph_of, pixels, 1)[0]
+        return self._infer(self._int8_graph_of, pixels)[0]
+
+    def tokens(
+        self, pixels: Float32[np.ndarray, "n 1 row col"]
+    ) -> tuple[Float32[np.ndarray, "n dim"], Float32[np.ndarray, "n patch dim"]]:
+        """The class token and the patch tokens, row-major, of each slice."""
+        cls, patches = self._infer(self._graph_of, pixels, ALL_TOKENS)
+        return cls, patches
+
+    def _infer(self, graph_of: Callable[[int], Any], pixels: np.ndarray, *n_tokens: int) -> list[np.ndarray]:
+        key = (pixels.shape[-1], graph_of)
+        inputs = [np.ascontiguousarray(pixels), *(np.array([n]) for n in n_tokens)]
+        with self._lock:
+            if key not in self._requests:
+                self._requests[key] = self._compiled(graph_of(pixels.shape[-1])).create_infer_request()
+            found = self._requests[key].infer(inputs)
+            return [np.array(found[k], dtype=np.float32) for k in range(len(found))]
+
+    def _compiled(self, graph: Any) -> Any:
+        options = {
+            "INFERENCE_PRECISION_HINT": _HINTS[plain_precision(self._precision)],
+            "INFERENCE_NUM_THREADS": cpu_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        return import_openvino().Core().compile_model(graph, "CPU", options)
+
+
+def plain_precision(precision: str) -> str:
+    """The arithmetic of everything that is not quantized: the precision itself; for int8 the best the CPU has."""
+    if precision != "int8":
+        return precision
+    return "bf16" if bf16_flag() else "fp32"
+
+
+def import_openvino() -> Any:
+    """The module `openvino` without its telemetry, which would write files under the home folder."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+def build_graph(weights: Weights, side: int, class_tokens_only: bool = False) -> openvino.Model:
+    """The transformer at `side` pixels: float32 [n, 1, side, side] -> class tokens [n, dim], patch tokens [n, p, dim].
+
+    A second input [1] int64 is the number of tokens that the last block computes: 1 gives the class token and no
+    patches. With `class_tokens_only` there is neither that input nor the second output.
+    """
+    return _Graph(fold(weights), side).model(class_tokens_only)
+
+
+class _Graph:
+    """The operations of a folded transformer; constants share the memory of the weights."""
+
+    def __init__(self, weights: Weights, side: int) -> None:
+        self.ov = import_openvino()
+        self.ops = self.ov.opset13
+        self.state, self.shape, self.side = weights.state, weights.architecture, side
+        prefix = [self.state[name] for name in ("cls_token", "storage_tokens") if name in self.state]
+        self.prefix = np.concatenate(prefix, axis=1)
+        self.grid = side // self.shape.patch_size
+        tables = rope_tables((self.grid, self.grid), self.state[PERIODS], self.shape.rope_dtype)
+        still = (np.zeros, np.ones)  # the prefix tokens are not rotated
+        self.sin, self.cos = (
+            self._constant(np.concatenate((fill((self.prefix.shape[1], table.shape[1]), np.float32), table)))
+            for fill, table in zip(still, tables, strict=True)
+        )
+
+    def model(self, class_tokens_only: bool) -> Any:
+        ops = self.ops
+        pixels = ops.parameter([-1, 1, self.side, self.side], np.float32, name="pixels")
+        n_out = self._ints(1) if class_tokens_only else ops.parameter([1], np.int64, name="n_tokens")
+        x = self._embed(pixels)
+        for i in range(self.shape.depth):
+            x = self._block(x, f"blocks.{i}.", n_out if i == self.shape.depth - 1 else None)
+        x = self._norm(x, "norm")
+        cls = ops.squeeze(self._first(x, self._ints(1), 1), self._ints(1))
+        if class_tokens_only:
+            return self.ov.Model([cls], [pixels], "vit")
+        start, step, axis = (self._ints(k) for k in (self.prefix.shape[1], 1, 1))
+        patches = ops.slice(x, start, self._ints(ALL_TOKENS), step, axis)
+        return self.ov.Model([cls, patches], [pixels, n_out], "vit")
+
+    def _embed(self, pixels: Any) -> Any:
+        """Prefix and patch tokens; the patches are cut by reshaping, so that their projection is a matrix product."""
+        ops, p, h, dim = self.ops, self.shape.patch_size, self.grid, self.shape.embed_dim
+        if self.side % p:
+            whole = self._ints(h * p, h * p)
+            pixels = ops.slice(pixels, self._ints(0, 0), whole, self._ints(1, 1), self._ints(2, 3))
+        cut = ops.transpose(ops.reshape(pixels, self._ints(-1, h, p, h, p), False), self._ints(0, 1, 3, 2, 4))
+        patches = ops.reshape(cut, self._ints(-1, h * h, p * p), False)  # [n, h, w, p, p] -> [n, h*w, p*p]
+        weight = self.state["patch_embed.proj.weight"].reshape(dim, p * p)
+        projected = self._product(patches, weight, self.state["patch_embed.proj.bias"])
+        n = ops.gather(ops.shape_of(pixels), self._ints(0), self._constant(np.array(0)))
+        shape = ops.concat([n, self._ints(*self.prefix.shape[1:])], 0)
+        return ops.concat([ops.broadcast(self._constant(self.prefix), shape), projected], 1)
+
+    def _block(self, x: Any, name: str, n_out: Any | None) -> Any:
+        """The next tokens, or the first `n_out` of them alone; keys and values are still needed of every token."""
+        dim = self.shape.embed_dim
+        weight, bias = self.state[f"{name}attn.qkv.weight"], self.state.get(f"{name}attn.qkv.bias")
+        normed, sin, cos = self._norm(x, f"{name}norm1"), self.sin, self.cos
+        if n_out is None:
+            q, k, v = self._heads(self._product(normed, weight, bias), 3)
+        else:
+            parts = [(weight[rows], None if bias is None else bias[rows]) for rows in (slice(dim), slice(dim, None))]
+            (q,) = self._heads(self._product(self._first(normed, n_out, 1), *parts[0]), 1)
+            k, v = self._heads(self._product(normed, *parts[1]), 2)
+            sin, cos, x = self._first(sin, n_out, 0), self._first(cos, n_out, 0), self._first(x, n_out, 1)
+        q, k = self._rotated(q, sin, cos), self._rotated(k, self.sin, self.cos)
+        attended = self.ops.transpose(self.ops.scaled_dot_product_attention(q, k, v), self._ints(0, 2, 1, 3))
+        attended = self.ops.reshape(attended, self._ints(0, 0, dim), True)  # [n, t, heads, d] -> [n, t, heads*d]
+        x = self.ops.add(x, self._linear(attended, f"{name}attn.proj"))
+        hidden = self.ops.gelu(self._linear(self._norm(x, f"{name}norm2"), f"{name}mlp.fc1"), "ERF")
+        return self.ops.add(x, self._linear(hidden, f"{name}mlp.fc2"))
+
+    def _heads(self, x: Any, parts: int) -> list[Any]:
+        """`parts` of [n, head, token, head_dim]."""
+        ops, heads = self.ops, self.shape.num_heads
+        x = ops.reshape(x, self._ints(0, 0, parts, heads, self.shape.embed_dim // heads), True)
+        x = ops.split(ops.transpose(x, self._ints(2, 0, 3, 1, 4)), self._constant(np.array(0)), parts)
+        return [ops.squeeze(x.output(i), self._ints(0)) for i in range(parts)]
+
+    def _rotated(self, x: Any, sin: Any, cos: Any) -> Any:
+        ops, half = self.ops, self.shape.embed_dim // self.shape.num_heads // 2
+        halves = ops.variadic_split(x, self._constant(np.array(-1)), self._ints(half, half))
+        turned = ops.concat([ops.negative(halves.output(1)), halves.output(0)], -1)
+        return ops.add(ops.multiply(x, cos), ops.multiply(turned, sin))
+
+    def _norm(self, x: Any, name: str) -> Any:
+        normed = self.ops.mvn(x, self._ints(-1), True, NORM_EPS[self.shape.norm_layer], "INSIDE_SQRT")
+        weight, bias = (self._constant(self.state[f"{name}.{part}"][None, None]) for part in ("weight", "bias"))
+        return self.ops.add(self.ops.multiply(normed, weight), bias)
+
+    def _linear(self, x: Any, name: str) -> Any:
+        return self._product(x, self.state[f"{name}.weight"], self.state.get(f"{name}.bias"))
+
+    def _product(self, x: Any, weight: np.ndarray, bias: np.ndarray | None) -> Any:
+        product = self.ops.matmul(x, self._constant(weight), False, True)
+        return product if bias is None else self.ops.add(product, self._constant(bias[None, None]))
+
+    def _first(self, x: Any, n: Any, axis: int) -> Any:
+        """The first `n` along an axis."""
+        return self.ops.slice(x, self._ints(0), n, self._ints(1), self._ints(axis))
+
+    def _constant(self, array: np.ndarray) -> Any:
+        """The array as a constant that shares its memory, for which OpenVINO wants it writable."""
+        return self.ops.constant(np.require(array, requirements=["C", "W", "A"]), shared_memory=True)
+
+    def _ints(self, *values: int) -> Any:
+        return self._constant(np.array(values))

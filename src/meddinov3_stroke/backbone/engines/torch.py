@@ -1,0 +1,92 @@
+"""torch as the engine: CPU, CUDA and Metal; in fp32 the reference for every other engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor, nn
+
+from meddinov3_stroke.backbone.layers import Rope
+from meddinov3_stroke.backbone.vit import VisionTransformer
+
+
+class TorchEngine:
+    """A transformer on a torch device.
+
+    `bf16` is torch's autocast: matrix products in bf16, norms and the residual stream in float32. The weights of the
+    products are rounded once here instead of in every pass, which gives the same bits. `compiled` sends the module
+    through `torch.compile`, whose first pass takes minutes.
+    """
+
+    def __init__(self, vit: VisionTransformer, device: str, precision: str, *, compiled: bool = False) -> None:
+        self._vit = vit.eval().to(device)
+        if precision == "bf16":
+            for part in self._vit.modules():
+                if isinstance(part, nn.Linear | nn.Conv2d):
+                    part.to(torch.bfloat16)
+        self._device, self._precision = torch.device(device), precision
+        self._in_chans: int = vit.patch_embed.proj.in_channels
+        views: tuple[Callable[..., Tensor], ...] = (self._class_view, self._whole_view)
+        if compiled:
+            views = tuple(torch.compile(view, dynamic=True) for view in views)
+        self._class_tokens, self._all_tokens = views
+
+    def class_tokens(self, pixels: Float32[np.ndarray, "n 1 row col"]) -> Float32[np.ndarray, "n dim"]:
+        """The class token of each slice; the last block computes nothing else."""
+        with torch.inference_mode(), self._arithmetic():
+            return _to_numpy(self._class_tokens(*self._inputs(pixels)))
+
+    def tokens(
+        self, pixels: Float32[np.ndarray, "n 1 row col"]
+    ) -> tuple[Float32[np.ndarray, "n dim"], Float32[np.ndarray, "n patch dim"]]:
+        """The class token and the patch tokens, row-major, of each slice."""
+        with torch.inference_mode(), self._arithmetic():
+            tokens = self._all_tokens(*self._inputs(pixels))
+            return _to_numpy(tokens[:, 0]), _to_numpy(tokens[:, 1 + self._vit.n_storage_tokens :])
+
+    def _class_view(self, x: Tensor, rope: Rope) -> Tensor:
+        *earlier, last = list(self._vit.blocks)
+        tokens = self._vit.embed(x)
+        for block in earlier:
+            tokens = block(tokens, rope)
+        cls: Tensor = self._vit.norm(last(tokens, rope, 1))
+        return cls[:, 0]
+
+    def _whole_view(self, x: Tensor, rope: Rope) -> Tensor:
+        tokens = self._vit.embed(x)
+        for block in self._vit.blocks:
+            tokens = block(tokens, rope)
+        normed: Tensor = self._vit.norm(tokens)
+        return normed
+
+    def _inputs(self, pixels: np.ndarray) -> tuple[Tensor, Rope]:
+        """The slices on the device, and the sines and cosines of their patches, which no compiler may fuse."""
+        x = torch.from_numpy(np.ascontiguousarray(pixels))
+        on_gpu = self._device.type == "cuda"
+        x = (x.pin_memory() if on_gpu else x).to(self._device, non_blocking=on_gpu)
+        return x.expand(-1, self._in_chans, -1, -1), self._vit.rope_embed(self._vit.patch_grid(x))
+
+    def _arithmetic(self) -> AbstractContextManager[object]:
+        if self._precision == "bf16":
+            return torch.autocast(self._device.type, dtype=torch.bfloat16)
+        return full_float32_products() if self._device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def full_float32_products() -> Iterator[None]:
+    """Keep CUDA from rounding the products of float32 to TF32, which costs three digits."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = False
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
+
+
+def _to_numpy(tokens: Tensor) -> np.ndarray:
+    return np.asarray(tokens.float().cpu().numpy())

@@ -1,0 +1,290 @@
+"""From a path or a registered name to a `Backbone`: its identity at once, its engine at first use."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from meddinov3_stroke.backbone.backbone import Backbone
+from meddinov3_stroke.backbone.preprocessing import prepare_channel
+from meddinov3_stroke.backbone.records import (
+    LEAST_AUTO_COSINE,
+    LEAST_INT8_COSINE,
+    Calibration,
+    WeightsRecord,
+    calibration_folder,
+    read_calibration,
+    read_record,
+    write_record,
+)
+from meddinov3_stroke.backbone.weights import Weights, build_module, fold, load_weights, weights_sha256
+from meddinov3_stroke.errors import MissingWeights, UsageError, WeightsError, WeightsMismatch
+from meddinov3_stroke.system.devices import Execution, bf16_flag, resolve_execution, use_available_cpus
+from meddinov3_stroke.system.digest import sha256_of_file
+from meddinov3_stroke.types import BackboneIdentity, Preprocessing
+
+LOGGER = logging.getLogger("meddinov3_stroke")
+
+REGISTERED: dict[str, str] = {"demo": "demo.safetensors"}
+"""Name -> file in the package's folder `backbone/weights`."""
+
+CACHE_FOLDER = "engine_cache"
+"""Folder of records and calibrations, in the models folder or beside the weights."""
+
+SAMPLE_SIDE = 224
+"""Side in pixels of the slices that a lower precision is tried on."""
+
+
+def load_backbone(
+    source: str | Path,
+    engine: str = "auto",
+    precision: str = "auto",
+    device: str = "auto",
+    *,
+    models_dir: Path | None = None,
+    torch_compile: bool = False,
+    accept_int8: bool = False,
+) -> Backbone:
+    """The frozen backbone of a weights file or a registered name (`demo`).
+
+    `engine` is auto, torch or openvino; `precision` is auto, fp32, bf16 or int8; `auto` takes the fastest that keeps
+    fidelity here. A registered name wins over a file of that name; write `./demo` for the file. Weights whose digest is
+    on record are not read before the engine is used. Records are kept in `<models_dir>/engine_cache`, by default
+    beside the weights; those of a registered name only with `models_dir`.
+
+    Raises:
+        UsageError: unknown engine, precision or device, or three that exclude each other.
+        DeviceUnavailable: the device does not exist here.
+        MachineError: torch is needed and not installed.
+        WeightsError: and its subclasses, for weights that are missing, unsafe, damaged or do not fit, and for int8
+            without a calibration or with one that is too inaccurate.
+    """
+    run = resolve_execution(engine, precision, device)
+    file = WeightsFile.find(source, models_dir)
+    return _Loader(file, run, torch_compile, accept_int8).backbone()
+
+
+@dataclass
+class WeightsFile:
+    """A weights file, its digest, and the folder of its records."""
+
+    path: Path
+    name: str
+    """For people: the registered name, or the file's."""
+    folder: Path | None
+    sha256: str = ""
+    _stat: tuple[int, ...] = ()
+    _weights: Weights | None = None
+
+    @classmethod
+    def find(cls, source: str | Path, models_dir: Path | None = None) -> WeightsFile:
+        """The file that a path or a registered name stands for.
+
+        Raises:
+            MissingWeights: it does not exist; the message names the download command.
+        """
+        registered = isinstance(source, str) and source in REGISTERED
+        path = _registered_path(str(source)) if registered else Path(source).expanduser()
+        if not path.exists():
+            raise MissingWeights(
+                f"no backbone weights at {path}; fetch them with: python script/download_models.py --package "
+                f"meddinov3; or name a file or a registered backbone ({', '.join(REGISTERED)}) with --backbone"
+            )
+        home = models_dir if models_dir is not None else None if registered else path.parent
+        found = cls(path, str(source) if registered else path.name, None if home is None else home / CACHE_FOLDER)
+        if path.is_file():
+            found._stat, found.sha256 = found._current_stat(), sha256_of_file(path)
+        return found
+
+    def weights(self, verified: bool = True) -> Weights:
+        """The weights (mapped from disk), refused if the file changed since its digest was taken."""
+        if self._weights is None:
+            self._weights = load_weights(self.path, verified)
+        if self._current_stat() != self._stat and sha256_of_file(self.path) != self.sha256:
+            raise WeightsMismatch(f"{self.path} changed since it was opened; load the backbone again")
+        return self._weights
+
+    def _current_stat(self) -> tuple[int, ...]:
+        stat = self.path.stat()
+        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _registered_path(name: str) -> Path:
+    path = Path(str(files("meddinov3_stroke") / "backbone" / "weights" / REGISTERED[name]))
+    if not path.is_file():
+        raise MissingWeights(f"backbone {name!r} is not in this installation ({path}); reinstall the package")
+    return path
+
+
+@dataclass
+class _Loader:
+    """One load: a weights file and how it runs."""
+
+    file: WeightsFile
+    run: Execution
+    torch_compile: bool
+    accept_int8: bool
+
+    def backbone(self) -> Backbone:
+        record = read_record(self.file.folder, self.file.sha256) or self._learned()
+        engine: Any = None
+        precision, calibration = self.run.precision, None
+        if self._fidelity_way is not None:
+            engine, precision, record = self._faithful(record, self._fidelity_way)
+        if precision == "int8":
+            calibration = self._calibration(record.weights_sha256)
+        identity = BackboneIdentity(
+            name=self.file.name,
+            weights_sha256=record.weights_sha256,
+            embed_dim=record.embed_dim,
+            patch_size=record.patch_size,
+            rope_dtype=record.rope_dtype,
+            preprocessing=record.preprocessing,
+            engine=self.run.engine,
+            precision=precision,
+            calibration_sha256=calibration.graph_sha256 if calibration else None,
+        )
+        run = self.run
+        LOGGER.info("backbone %s on %s: %s, %s (%s)", identity.name, run.device, run.engine, precision, run.reason)
+        make = (lambda: engine) if engine is not None else partial(self._engine, precision, calibration)
+        return Backbone(identity, run.device, make, _int8_warnings(calibration))
+
+    def _learned(self) -> WeightsRecord:
+        """The record of weights that are read for the first time, kept for the next."""
+        weights = self.file.weights(verified=False)
+        record = WeightsRecord(
+            weights_sha256=weights_sha256(weights.state, weights.architecture),
+            embed_dim=weights.architecture.embed_dim,
+            patch_size=weights.architecture.patch_size,
+            rope_dtype=weights.architecture.rope_dtype,
+            preprocessing=weights.preprocessing,
+        )
+        write_record(self.file.folder, self.file.sha256, record)
+        return record
+
+    @property
+    def _fidelity_way(self) -> str | None:
+        """Key of this engine and precision among the measured fidelities; None if the precision was requested."""
+        run = self.run
+        if not run.precision_was_auto or run.precision == "fp32":
+            return None
+        where = bf16_flag() if run.device == "cpu" else run.device.split(":")[0]
+        return f"{run.engine}-{version(run.engine)}-{run.precision}-{where}"
+
+    def _faithful(self, record: WeightsRecord, way: str) -> tuple[Any, str, WeightsRecord]:
+        """The engine if one was made, the precision that `auto` takes for these weights, and the record."""
+        engine, cosine = None, record.fidelity.get(way)
+        if cosine is None:
+            engine = self._engine(self.run.precision)
+            reference = self._engine("fp32", device="cpu")
+            cosine = measure_fidelity(engine, reference, record.preprocessing)
+            record = record.with_fidelity(way, cosine)
+            write_record(self.file.folder, self.file.sha256, record)
+            if cosine < LEAST_AUTO_COSINE:
+                lower, name = self.run.precision, self.file.name
+                LOGGER.warning("%s: CLS cosine to fp32 is %.6f in %s; using fp32", name, cosine, lower)
+        if cosine >= LEAST_AUTO_COSINE:
+            return engine, self.run.precision, record
+        return None, "fp32", record
+
+    def _calibration(self, digest: str) -> Calibration:
+        name, folder = self.file.name, self.file.folder
+        found = None if folder is None else read_calibration(calibration_folder(folder, digest))
+        if found is None:
+            raise WeightsError(
+                f"no int8 calibration of {name} in {folder}; int8 must be validated on your own volumes: run "
+                "meddinov3-stroke calibrate --series-csv ... (or --input ...), or use --precision auto"
+            )
+        if found.weights_sha256 != digest:
+            raise WeightsMismatch(
+                f"the int8 calibration of {name} is of weights {found.weights_sha256[:12]}, expected {digest[:12]}; "
+                "calibrate again"
+            )
+        if not (found.is_faithful or self.accept_int8):
+            raise WeightsError(
+                f"int8 of {name} has a CLS cosine of only {found.cls_cosine_min:.5f} at worst on held-out slices, "
+                f"expected at least {LEAST_INT8_COSINE}; use --precision auto, calibrate on more volumes, or force it "
+                "with --accept-int8 (outputs will state this)"
+            )
+        return found
+
+    def _engine(self, precision: str, calibration: Calibration | None = None, device: str | None = None) -> Any:
+        """An engine in this precision, by default on the device of the run."""
+        if self.run.engine == "torch":
+            from meddinov3_stroke.backbone.engines.torch import TorchEngine
+
+            if self.run.device == "cpu":
+                use_available_cpus()
+            module = build_module(fold(self.file.weights()))
+            return TorchEngine(module, device or self.run.device, precision, compiled=self.torch_compile)
+        from meddinov3_stroke.backbone.engines.openvino import OpenVINOEngine, build_graph
+
+        int8_graph_of = None if calibration is None else partial(self._int8_graph, calibration)
+        return OpenVINOEngine(lambda side: build_graph(self.file.weights(), side), precision, int8_graph_of)
+
+    def _int8_graph(self, calibration: Calibration, side: int) -> Any:
+        from meddinov3_stroke.backbone.int8 import read_graph
+
+        if side != calibration.resize:
+            raise UsageError(
+                f"--resize {side}: the int8 calibration was made at {calibration.resize}; use that, calibrate again, "
+                "or use --precision auto"
+            )
+        assert self.file.folder is not None  # where the calibration was found
+        graph = read_graph(calibration_folder(self.file.folder, calibration.weights_sha256), calibration.graph_sha256)
+        if graph is None:
+            raise WeightsError(
+                f"the int8 graph of {self.file.name} is damaged, missing or another one; calibrate again"
+            )
+        return graph
+
+
+def _int8_warnings(calibration: Calibration | None) -> tuple[str, ...]:
+    """What every output of an int8 backbone states."""
+    if calibration is None:
+        return ()
+    measured = (
+        f"int8 backbone: CLS cosine to fp32 at least {calibration.cls_cosine_min:.5f}, mean "
+        f"{calibration.cls_cosine_mean:.5f}, on {calibration.n_check_slices} held-out slices"
+    )
+    if calibration.is_faithful:
+        return (measured,)
+    return (f"{measured}; that is below {LEAST_INT8_COSINE} and was accepted with --accept-int8",)
+
+
+def measure_fidelity(engine: Any, reference: Any, preprocessing: Preprocessing) -> float:
+    """Least cosine between two engines' class tokens of the sample slices; -1 if one is NaN, as after an overflow."""
+    pixels = prepare_channel(sample_slices(), SAMPLE_SIDE, preprocessing)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = cosines(engine.class_tokens(pixels), reference.class_tokens(pixels))
+    return float(np.nan_to_num(found, nan=-1.0).min())
+
+
+def sample_slices(n_slices: int = 4, side: int = SAMPLE_SIDE) -> Float32[np.ndarray, "n row col"]:
+    """Head-like slices in HU, the same at every call: air, an oval skull, brain with noise, a dense spot, some larger
+    and smaller sections.
+    """
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    slices = np.full((n_slices, side, side), -1000.0, dtype=np.float32)
+    for k, hu in enumerate(slices):
+        radius = np.hypot(rows / 0.9, columns / 0.75) / (0.6 + 0.4 * (k + 1) / n_slices)
+        brain = radius < 0.88
+        hu[radius < 1.0] = 1100.0
+        hu[brain] = 32.0 + 6.0 * rng.standard_normal(int(brain.sum()))
+        hu[np.hypot(rows - 0.1 * k, columns - 0.2) < 0.12] = 68.0
+    return slices
+
+
+def cosines(found: Float32[np.ndarray, "n dim"], expected: Float32[np.ndarray, "n dim"]) -> Float64[np.ndarray, " n"]:
+    """Cosine similarity row by row, in float64."""
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    return np.asarray((a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)))

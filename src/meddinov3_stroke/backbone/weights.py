@@ -1,0 +1,294 @@
+"""From a weights file (published `.pth` layout, plain state dict, safetensors) to a strict, canonical state dict.
+
+Everything here is numpy; torch is imported only where a module is built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from meddinov3_stroke.backbone.architecture import Architecture, architecture_of, architecture_of_module
+from meddinov3_stroke.backbone.preprocessing import METADATA_KEY, PREPROCESSING, preprocessing_of
+from meddinov3_stroke.backbone.rope import rope_periods, round_bf16
+from meddinov3_stroke.errors import UsageError, WeightsError, WeightsMismatch
+from meddinov3_stroke.system.atomic import write_bytes
+from meddinov3_stroke.system.torch_file import read_torch_file, refuse_impostors, unpickle_torch_file, widen_bf16
+from meddinov3_stroke.types import Preprocessing
+
+if TYPE_CHECKING:
+    from meddinov3_stroke.backbone.vit import VisionTransformer
+
+TEACHER = "teacher"
+"""Key of the exponential moving average of the weights in the published file; these are the ones used."""
+DROPPED_PARTS = ("ibot", "dino_head")
+"""Parts of training heads: tensors whose name contains one of these do not belong to the backbone."""
+PREFIX = "backbone."
+"""What the published names begin with."""
+PERIODS = "rope_embed.periods"
+"""The one tensor that is not a parameter: read from the file for bf16 RoPE, recomputed for fp32."""
+N_LISTED = 8
+"""Names of each kind that an error lists before it counts the rest."""
+
+_SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "BOOL": "?"}
+
+
+class Weights(NamedTuple):
+    """A canonical state dict (float32 arrays), its architecture, the preprocessing it expects, and ignored names."""
+
+    state: dict[str, np.ndarray]
+    architecture: Architecture
+    ignored: tuple[str, ...]
+    preprocessing: Preprocessing = PREPROCESSING
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion wrote and what it left out."""
+
+    output: Path
+    weights_sha256: str
+    architecture: Architecture
+    n_tensors: int
+    ignored_entries: tuple[str, ...]
+    """Entries of the file that do not belong to the backbone."""
+    ignored_names: tuple[str, ...]
+    """Classes and functions that the pickle names beside tensors; none was imported or run."""
+
+
+def load_weights(path: Path | str, verified: bool = False) -> Weights:
+    """The canonical tensors of a weights file, mapped from disk where they are float32; no code of the file runs.
+
+    `verified` skips the checksums of a `.pth` whose digest is known to be sound.
+
+    Raises:
+        MissingWeights: no such file.
+        UnsafeWeights: a pickle that holds more than tensors.
+        WeightsMismatch: tensors missing, unexpected or of another shape; the message lists them.
+        WeightsError: not a weights file (a directory, empty, HTML, a Git-LFS pointer, truncated).
+    """
+    path = Path(path)
+    refuse_impostors(path)
+    metadata: dict[str, str] = {}
+    if path.suffix == ".safetensors":
+        content, metadata = _read_safetensors(path)
+    else:
+        content = read_torch_file(path, verified)
+    entries, ignored = published_layout(content, str(path))
+    return _canonical_weights(entries, metadata, ignored, str(path))
+
+
+def convert_weights(source: Path, output: Path) -> Conversion:
+    """The record of writing the backbone in a `torch.save` file as our safetensors; no code of the file runs.
+
+    Raises:
+        UsageError: `output` does not end in .safetensors.
+        MissingWeights, WeightsError, WeightsMismatch: as `load_weights`.
+    """
+    source, output = Path(source), Path(output)
+    if output.suffix != ".safetensors":
+        raise UsageError(f"--output {output.name}: found {output.suffix or 'no ending'}, expected .safetensors")
+    content, names = unpickle_torch_file(source)
+    entries, ignored = published_layout(content, str(source))
+    weights = _canonical_weights(entries, {}, ignored, str(source))
+    save_safetensors(entries, output, _metadata(weights.architecture, source.name))
+    digest = weights_sha256(weights.state, weights.architecture)
+    return Conversion(output, digest, weights.architecture, len(entries), ignored, names)
+
+
+def published_layout(content: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The backbone's entries under the published names, and the names of the ignored ones.
+
+    Takes `content["teacher"]` if it exists, else `content` itself; drops the training heads; strips `backbone.`.
+
+    Raises:
+        WeightsMismatch: not a mapping of names, or two entries that end under one name.
+    """
+    outer = content if isinstance(content, Mapping) else {}
+    source = outer.get(TEACHER, outer)
+    if not isinstance(source, Mapping) or not source or not all(isinstance(name, str) for name in source):
+        raise WeightsMismatch(
+            f"{where}: found {type(content).__name__} with {_listed([str(k) for k in outer]) or 'no names'}, expected "
+            f"{TEACHER!r} with a state dict in it, or a plain state dict; check that this is a backbone"
+        )
+    kept = {name: value for name, value in source.items() if not any(part in name for part in DROPPED_PARTS)}
+    entries = {name.removeprefix(PREFIX): value for name, value in kept.items()}
+    if len(entries) < len(kept):
+        raise WeightsMismatch(f"{where}: holds tensors both with and without {PREFIX!r}; keep one set of them")
+    ignored = [str(name) for name in outer if name != TEACHER] if source is not outer else []
+    return entries, tuple(ignored + [name for name in source if name not in kept])
+
+
+def canonical_state(
+    state: Mapping[str, Any], architecture: Architecture, where: str = "weights"
+) -> dict[str, np.ndarray]:
+    """The tensors (numpy or torch) in float32, sorted by name, exactly those of the architecture.
+
+    The RoPE periods have the precision of the rotation: rounded to bf16, or recomputed in float32 (a file's periods
+    are rounded already).
+
+    Raises:
+        WeightsMismatch: tensors missing, unexpected, of another shape, or not floating point.
+    """
+    arrays = {name: _array(value) for name, value in state.items()}
+    _compare(arrays, architecture.shapes(), where)
+    canonical = {name: arrays[name].astype(np.float32, copy=False) for name in sorted(arrays)}
+    if architecture.rope_dtype == "bf16":
+        canonical[PERIODS] = round_bf16(canonical[PERIODS])
+    else:
+        canonical[PERIODS] = rope_periods(architecture.embed_dim // architecture.num_heads, architecture.rope_base)
+    return canonical
+
+
+def weights_sha256(state: Mapping[str, Any], architecture: Architecture | None = None) -> str:
+    """Hex digest of what a backbone computes with: the canonical tensors and the fields that no shape shows (heads,
+    epsilon, RoPE).
+
+    Names, shapes and float32 values enter, in the order of the names; container, stored dtype and training heads do
+    not. So a `.pth` and our safetensors of the same weights agree. `mask_token` enters although inference never reads
+    it.
+    """
+    architecture = architecture or architecture_of(state)
+    hidden = (architecture.num_heads, architecture.norm_layer, architecture.rope_base, architecture.rope_dtype)
+    digest = hashlib.sha256(json.dumps(["meddinov3-weights-1", *hidden]).encode("ascii"))
+    for name, tensor in canonical_state(state, architecture).items():
+        digest.update(json.dumps([name, list(tensor.shape)]).encode("ascii"))
+        digest.update(np.ascontiguousarray(tensor, dtype="<f4").data)
+    return digest.hexdigest()
+
+
+def fold(weights: Weights) -> Weights:
+    """Weights that give the same tokens with less work: one input channel, no LayerScale, no bias mask.
+
+    The three input channels are equal, so one with the summed kernel gives the same patches; LayerScale goes into the
+    projection before it; a masked q|k|v bias becomes the bias it amounts to.
+    """
+    state, architecture = dict(weights.state), weights.architecture
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].sum(axis=1, keepdims=True)
+    for i in range(architecture.depth):
+        for layer, scale in (("attn.proj", "ls1"), ("mlp.fc2", "ls2")):
+            gamma = state.pop(f"blocks.{i}.{scale}.gamma", None)
+            for part in ("weight", "bias"):
+                name = f"blocks.{i}.{layer}.{part}"
+                if gamma is not None and name in state:
+                    state[name] = state[name] * (gamma[:, None] if part == "weight" else gamma)
+        mask = state.pop(f"blocks.{i}.attn.qkv.bias_mask", None)
+        if mask is not None:
+            state[f"blocks.{i}.attn.qkv.bias"] = state[f"blocks.{i}.attn.qkv.bias"] * mask
+    return weights._replace(
+        state=state, architecture=replace(architecture, in_chans=1, layerscale=False, mask_k_bias=False)
+    )
+
+
+def build_module(weights: Weights) -> VisionTransformer:
+    """The frozen torch module in evaluation mode, on the CPU, holding these tensors."""
+    import torch
+
+    vit = weights.architecture.build("meta")
+    state = {name: torch.from_numpy(np.array(array)) for name, array in weights.state.items()}
+    state[PERIODS] = state[PERIODS].to(vit.rope_embed.dtype)
+    vit.load_state_dict(state, strict=True, assign=True)
+    return vit.eval().requires_grad_(False)
+
+
+def save_safetensors(state: Mapping[str, Any], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write tensors (numpy or torch) and a header of text to a safetensors file, atomically.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    packed = {name: np.ascontiguousarray(_array(value)) for name, value in state.items()}
+    write_bytes(Path(path), save(packed, metadata=dict(metadata)))
+
+
+def save_backbone(
+    vit: VisionTransformer, path: Path, name: str, dtype: Any = np.float32, preprocessing: Preprocessing = PREPROCESSING
+) -> str:
+    """The sha256 of the weights as they will load, after writing a module as our safetensors, parameters in `dtype`."""
+    architecture = architecture_of_module(vit)
+    kind = np.dtype(str(dtype).removeprefix("torch.")) if "torch" in str(dtype) else np.dtype(dtype)
+    arrays = {key: _array(tensor) for key, tensor in vit.state_dict().items()}
+    state = {key: array if key == PERIODS else array.astype(kind) for key, array in arrays.items()}
+    save_safetensors(state, path, _metadata(architecture, name) | {METADATA_KEY: json.dumps(asdict(preprocessing))})
+    return weights_sha256(state, architecture)
+
+
+def _metadata(architecture: Architecture, name: str) -> dict[str, str]:
+    return {"name": name, "architecture": json.dumps(asdict(architecture), sort_keys=True)}
+
+
+def _canonical_weights(
+    entries: Mapping[str, Any], metadata: Mapping[str, str], ignored: tuple[str, ...], where: str
+) -> Weights:
+    foreign = [name for name, value in entries.items() if not isinstance(value, np.ndarray)]
+    if foreign or not entries:
+        raise WeightsMismatch(
+            f"{where}: found {_listed(foreign) or 'no tensors'} where a state dict should be, expected {TEACHER!r} "
+            "with a state dict in it, or a plain state dict; check that this is a backbone"
+        )
+    architecture = architecture_of(entries, metadata, where)
+    preprocessing = preprocessing_of(metadata, where)
+    return Weights(canonical_state(entries, architecture, where), architecture, ignored, preprocessing)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors, mapped from disk (bf16 widened), and metadata; the library checks the header, offsets and length."""
+    try:
+        with safe_open(path, framework="np") as handle:
+            metadata = dict(handle.metadata() or {})
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        header.pop("__metadata__", None)
+        body = np.memmap(path, np.uint8, "c", offset=8 + size)
+        return {name: _mapped(body, about) for name, about in header.items()}, metadata
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"{path} is not a readable safetensors file (truncated?): {error}; fetch it again"
+        ) from error
+
+
+def _mapped(body: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
+    start, end = about["data_offsets"]
+    array = body[start:end].view(_SAFETENSORS_DTYPES[about["dtype"]]).reshape(about["shape"])
+    return np.asarray(widen_bf16(array) if about["dtype"] == "BF16" else array)
+
+
+def _array(tensor: Any) -> np.ndarray:
+    """The values of a numpy array or a torch tensor, which numpy has no bf16 for."""
+    if isinstance(tensor, np.ndarray):
+        return tensor
+    tensor = tensor.detach().cpu()
+    return np.asarray(tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor)
+
+
+def _compare(found: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
+    missing = sorted(expected.keys() - found.keys())
+    unexpected = sorted(found.keys() - expected.keys())
+    wrong = [_difference(name, found[name], expected[name]) for name in sorted(found.keys() & expected.keys())]
+    kinds = {"missing": missing, "unexpected": unexpected, "wrong": [text for text in wrong if text]}
+    if any(kinds.values()):
+        differences = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in kinds.items() if names)
+        raise WeightsMismatch(
+            f"{where}: the tensors fit no backbone that this package builds (found {len(found)}, expected "
+            f"{len(expected)}); {differences}; use the weights that the model card names"
+        )
+
+
+def _difference(name: str, found: np.ndarray, expected: tuple[int, ...]) -> str:
+    if found.shape != expected:
+        return f"{name} found {found.shape} expected {expected}"
+    return "" if found.dtype.kind == "f" else f"{name} found {found.dtype} expected floating point"
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - N_LISTED} more" if len(names) > N_LISTED else ""
+    return ", ".join(names[:N_LISTED]) + more

@@ -1,0 +1,141 @@
+"""Cases of a public cohort as a series table, with labels of slices where there are any, and a ledger of all cases."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from jaxtyping import Int8
+
+from meddinov3_stroke.data.slice_labels import SLICE_LABELS, slice_label_table, write_slice_labels
+from meddinov3_stroke.data.table import SeriesTable, read_series_table
+from meddinov3_stroke.errors import STATUSES, MedDINOError, Outcome, SeriesTableError
+from meddinov3_stroke.labels import LabelPolicy, name_some
+from meddinov3_stroke.system.atomic import write_text
+from meddinov3_stroke.types import LABELS, Volume
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What was written of a cohort."""
+
+    table: SeriesTable
+    facts: dict[str, Any]
+    """Content of the summary, with the `ledger` of every case, image and series."""
+    files: dict[str, Path]
+    warnings: tuple[str, ...]
+    n_failed: int
+    """Cases, images or series that could not be read this time, for the machine's reasons."""
+
+
+@dataclass(frozen=True, eq=False)
+class CohortCase:
+    """One case of a cohort and its outcome; a case that is done is a row of the table."""
+
+    name: str
+    outcome: Outcome = field(default_factory=Outcome)
+    kind: str = "usable"
+    """`usable`; `missing`, `unlabelled` or `undecided`; else the outcome's status."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The row of the table: identities, volume, what else the cohort knows (mask, batch), and the six labels."""
+    slices: pa.Table | None = None
+    """Rows for `slice_labels.parquet`."""
+
+    @classmethod
+    def failed(cls, name: str, error: MedDINOError) -> CohortCase:
+        """The case whose volume, mask or labels raised `error`."""
+        outcome = Outcome.of(error)
+        return cls(name, outcome, outcome.status)
+
+    @classmethod
+    def left_out(cls, name: str, kind: str, reason: str) -> CohortCase:
+        """The case of this kind that cannot be a row of the table, although nothing failed."""
+        return cls(name, Outcome("rejected", message=reason), kind)
+
+    @classmethod
+    def labelled(
+        cls, name: str, volume: Volume, mask: Path | None, labels: Int8[np.ndarray, "slice 6"], *, patient_id: str
+    ) -> CohortCase:
+        """The usable case of one NIfTI file, which names its study and series, with the labels of its slices."""
+        columns = {
+            "patient_id": patient_id,
+            "study_uid": name,
+            "series_uid": name,
+            "nifti_path": volume.source.path.resolve().as_posix(),
+            "mask": "" if mask is None else mask.resolve().as_posix(),
+            "n_slices": volume.n_slices,
+            **dict(zip(LABELS, labels.max(axis=0).tolist(), strict=True)),
+        }
+        series_uid, sop_uid = (pa.array([text] * volume.n_slices, pa.string()) for text in (name, ""))
+        slices = slice_label_table(series_uid, np.arange(volume.n_slices), sop_uid, volume.slice_positions_mm, labels)
+        return cls(name, columns=columns, slices=slices)
+
+
+def write_cohort(
+    name: str,
+    cases: Sequence[CohortCase],
+    output_dir: Path,
+    *,
+    facts: Mapping[str, Any],
+    warnings: Sequence[str],
+    label_policy: LabelPolicy = "strict",
+) -> Prepared:
+    """The tables of a cohort, written to `<name>_series_labels.csv` and, where slices have labels, beside it.
+
+    Raises:
+        SeriesTableError: no case is usable, or `read_series_table` refuses the table.
+        LabelError: `any` is not the OR of the types, and `label_policy` is strict.
+        StorageError: a file cannot be written.
+    """
+    cases = sorted(cases, key=lambda case: case.name)
+    usable = [case for case in cases if case.outcome.status == "done"]
+    if not usable:
+        first = f"; the first is {cases[0].kind}: {cases[0].outcome.reason}" if cases else ""
+        raise SeriesTableError(f"{name}: none of {len(cases)} cases is usable{first}")
+    files = {"series_csv": output_dir / f"{name}_series_labels.csv"}
+    frame = pd.DataFrame([case.columns for case in usable])
+    write_text(files["series_csv"], frame.to_csv(index=False, lineterminator="\n"))
+    slices = [case.slices for case in usable if case.slices is not None]
+    if slices:
+        files["slice_labels"] = output_dir / SLICE_LABELS
+        write_slice_labels(files["slice_labels"], pa.concat_tables(slices))
+    table = read_series_table(files["series_csv"], label_policy=label_policy)
+    ledger, left_out = _ledger(cases)
+    return Prepared(
+        table,
+        {"ledger": ledger, **facts},
+        files,
+        (*warnings, *left_out, *table.warnings),
+        n_failed=ledger["by_outcome"]["failed"],
+    )
+
+
+def _ledger(cases: Sequence[CohortCase]) -> tuple[dict[str, Any], list[str]]:
+    """(counts by kind and by outcome, which both sum to n_cases, and every case not in the table; warnings)."""
+    outcomes = Counter(case.outcome.status for case in cases)
+    by_kind: dict[str, list[CohortCase]] = defaultdict(list)
+    for case in cases:
+        by_kind[case.kind].append(case)
+    ledger = {
+        "n_cases": len(cases),
+        "by_status": {kind: len(some) for kind, some in by_kind.items()},
+        "by_outcome": {status: outcomes[status] for status in STATUSES},
+        "left_out": [
+            {"case": case.name, "status": case.kind, "reason": case.outcome.reason}
+            for case in cases
+            if case.outcome.status != "done"
+        ],
+    }
+    warnings = [
+        f"{len(some)} of {len(cases)} cases are {kind} and not in the table: {name_some(case.name for case in some)}; "
+        f"the first: {some[0].outcome.reason}"
+        for kind, some in by_kind.items()
+        if kind != "usable"
+    ]
+    return ledger, warnings
