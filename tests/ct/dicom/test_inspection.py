@@ -13,8 +13,8 @@ from rich.console import Console
 from dicom_writer import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
 from meddinov3_stroke.ct.dicom.inspect import Inspection, SeriesFacts, inspect_dicom
-from meddinov3_stroke.errors import InputError, MissingInput
-from meddinov3_stroke.report import print_inspection
+from meddinov3_stroke.errors import InputError, MedDINOError, MissingInput
+from meddinov3_stroke.report.inspection import print_inspection
 
 GEOMETRY = axial_geometry([5.0] * 9, (9, 11), tilt_degrees=12)
 HU = np.random.default_rng(0).integers(-1000, 2500, (10, 9, 11))
@@ -119,6 +119,27 @@ def test_what_is_refused_is_refused_by_reading_too_with_the_same_words(tmp_path:
     with pytest.raises(InputError) as caught:
         read_volume(tmp_path)
     assert one.reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "status", "code"),
+    [
+        (undecodable, "rejected", "E-INPUT-UNSUPPORTED"),
+        (impossible_scaling, "rejected", "E-INPUT-CORRUPT"),
+        (clashing, "rejected", "E-INPUT-UNSUPPORTED"),
+        (lambda folder: written(folder, missing_slices=tuple(range(1, 10))), "refused", "E-SCOPE"),
+        (written, "done", ""),
+    ],
+    ids=["undecodable", "scaling", "clash", "single slice", "sound"],
+)
+def test_the_outcome_has_the_status_and_code_of_the_error(tmp_path: Path, spoil: Any, status: str, code: str) -> None:
+    spoil(tmp_path)
+    (one,) = inspect_dicom(tmp_path).series
+    assert (one.outcome.status, one.outcome.code) == (status, code)
+    if status != "done":
+        with pytest.raises(MedDINOError) as caught:
+            read_volume(tmp_path)
+        assert caught.value.code == code
 
 
 def test_copies_are_listed(tmp_path: Path) -> None:

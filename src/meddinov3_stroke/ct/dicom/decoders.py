@@ -12,10 +12,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -86,11 +86,6 @@ class EncodedFrame:
     pixels: PixelFormat
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self.pixels.rows, self.pixels.columns
-
-    @property
     def dtype(self) -> np.dtype[Any]:
         """Of the stored values, in this machine's byte order."""
         return np.dtype(f"{'i' if self.pixels.is_signed else 'u'}{self.pixels.bits_allocated // 8}")
@@ -111,19 +106,17 @@ def decode(frame: EncodedFrame) -> Any:
 
     decoder, source = get_decoder(frame.transfer_syntax), encapsulate([frame.codestream], has_bot=False)
     pixels = frame.pixels
-    options: dict[str, Any] = {
-        "rows": pixels.rows,
-        "columns": pixels.columns,
+    options = {name: getattr(pixels, name) for name in ("rows", "columns", "bits_allocated", "bits_stored")} | {
         "samples_per_pixel": 1,
         "photometric_interpretation": "MONOCHROME2",  # values are not inverted for MONOCHROME1
-        "bits_allocated": pixels.bits_allocated,
-        "bits_stored": pixels.bits_stored,
         "pixel_representation": int(pixels.is_signed),
         "number_of_frames": 1,
         "pixel_keyword": "PixelData",
     }
-    if frame.transfer_syntax == RLE_LOSSLESS:
-        options["correct_unused_bits"] = False  # `pixels` does that with the actual high bit, pydicom assumes one
+    if (
+        frame.transfer_syntax == RLE_LOSSLESS
+    ):  # `pixels` removes unused bits by the actual high bit, pydicom assumes one
+        options["correct_unused_bits"] = False
     refusals = []
     for plugin in PLUGINS[frame.transfer_syntax]:
         if plugin not in decoder.available_plugins:
@@ -140,6 +133,10 @@ def decode(frame: EncodedFrame) -> Any:
     raise ValueError("; ".join(refusals))
 
 
+class _UnexpectedAnswer(Exception):
+    """The child answered with something other than the frame."""
+
+
 @dataclass(frozen=True)
 class _Refusal:
     """The child's answer for a frame it did not decode."""
@@ -150,9 +147,9 @@ class _Refusal:
 
 def _answer(decode: Decode, frame: EncodedFrame) -> Any:
     """The values of a frame in its dtype, or a `_Refusal`; runs in the child."""
+    _limit_processor_time(MIN_PROCESSOR_S + frame.pixels.rows * frame.pixels.columns * PROCESSOR_S_PER_PIXEL)
     try:
-        with _limited_processor_time(frame.pixels.rows * frame.pixels.columns):
-            values = decode(frame)
+        values = decode(frame)
         # a codec's precision may fit into fewer bytes than are allocated, and never needs more
         return values.astype(frame.dtype, order="C", casting="safe", copy=False)
     except MemoryError:
@@ -161,19 +158,14 @@ def _answer(decode: Decode, frame: EncodedFrame) -> Any:
         return _Refusal(False, str(error)[:MAX_WORDS])
     except Exception as error:
         return _Refusal(True, str(error)[:MAX_WORDS])
-
-
-@contextmanager
-def _limited_processor_time(n_pixels: int) -> Iterator[None]:
-    """Inside the block SIGPROF ends the process when its processor time is used up, if the system can."""
-    if not hasattr(signal, "setitimer"):
-        yield
-        return
-    signal.setitimer(signal.ITIMER_PROF, MIN_PROCESSOR_S + n_pixels * PROCESSOR_S_PER_PIXEL)
-    try:
-        yield
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        _limit_processor_time(0)
+
+
+def _limit_processor_time(seconds: float) -> None:
+    """Let SIGPROF end the process after so much processor time (0: never), if the system can."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def _prepare_child(loads_decoders: bool) -> None:
@@ -257,15 +249,10 @@ class _Child:
         """How the child ended."""
         self.process.join(1)
         status = self.process.exitcode
-        if status is None:
-            return "closed its pipe"
-        if status >= 0:
+        if status is None or status >= 0:
             return f"ended with status {status}"
-        if hasattr(signal, "SIGPROF") and -status == signal.SIGPROF:
-            return "takes more processor time than allowed"
-        with suppress(ValueError):
-            return f"died of {signal.Signals(-status).name}"
-        return f"died of signal {-status}"
+        name = {number.value: number.name for number in signal.Signals}.get(-status, f"signal {-status}")
+        return "takes more processor time than allowed" if name == "SIGPROF" else f"died of {name}"
 
 
 class Codec:
@@ -289,7 +276,11 @@ class Codec:
             child = self._started()
             try:
                 answer = child.pool.submit(_answer, self._decode, frame).result(self._frame_deadline_s)
-                fault = "" if _is_expected(answer, frame) else "returned another shape or type than the header declares"
+                return _values(answer, frame, name)
+            except (CorruptInput, UnsupportedInput):  # the child is sound
+                raise
+            except _UnexpectedAnswer:
+                fault = "returned another shape or type than the header declares"
             except BrokenProcessPool:
                 fault = child.death()
             except TimeoutError:
@@ -299,13 +290,11 @@ class Codec:
             except BaseException:  # an interrupt: the answer must not reach the next frame
                 self._end_child()
                 raise
-            if fault:
-                self._end_child()
-                raise CorruptInput(
-                    f"{name}: the decoder of transfer syntax {frame.transfer_syntax} {fault}; the compressed frame is "
-                    "damaged; fetch it again, or export the series uncompressed"
-                )
-        return _values(answer, frame, name)
+            self._end_child()
+        raise CorruptInput(
+            f"{name}: the decoder of transfer syntax {frame.transfer_syntax} {fault}; the compressed frame is damaged; "
+            "fetch it again, or export the series uncompressed"
+        )
 
     def close(self) -> None:
         """End the child; the next frame starts another."""
@@ -342,26 +331,25 @@ def shared_codec() -> Codec:
     return _shared
 
 
-def _is_expected(answer: Any, frame: EncodedFrame) -> bool:
-    if isinstance(answer, _Refusal):
-        return True
-    return isinstance(answer, np.ndarray) and answer.dtype == frame.dtype and answer.shape == frame.shape
-
-
 def _values(answer: Any, frame: EncodedFrame, name: str) -> Integer[np.ndarray, "row col"]:
-    if not isinstance(answer, _Refusal):
-        values: Integer[np.ndarray, "row col"] = answer
-        return values
-    if answer.is_damaged:
+    """The values in the child's answer; raises its refusal, or `_UnexpectedAnswer`."""
+    pixels, syntax = frame.pixels, frame.transfer_syntax
+    if isinstance(answer, _Refusal) and answer.is_damaged:
         raise CorruptInput(
-            f"{name}: the compressed frame cannot be decoded from transfer syntax {frame.transfer_syntax} "
-            f"({answer.words}); it is damaged, or of a kind that no decoder supports; fetch it again, or export the "
-            "series uncompressed"
+            f"{name}: the compressed frame cannot be decoded from transfer syntax {syntax} ({answer.words}); it is "
+            "damaged, or of a kind that no decoder supports; fetch it again, or export the series uncompressed"
         )
-    raise UnsupportedInput(
-        f"{name} cannot be decoded from transfer syntax {frame.transfer_syntax}: {answer.words}; install it, or export "
-        "the series uncompressed (Explicit VR Little Endian)"
-    )
+    if isinstance(answer, _Refusal):
+        raise UnsupportedInput(
+            f"{name} cannot be decoded from transfer syntax {syntax}: {answer.words}; install it, or export the series "
+            "uncompressed (Explicit VR Little Endian)"
+        )
+    if not isinstance(answer, np.ndarray) or (answer.dtype, answer.shape) != (
+        frame.dtype,
+        (pixels.rows, pixels.columns),
+    ):
+        raise _UnexpectedAnswer
+    return answer
 
 
 def _forget_after_fork() -> None:
