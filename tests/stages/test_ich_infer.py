@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 
 from meddinov3_stroke import cli
@@ -161,3 +162,15 @@ def test_a_checkpoint_that_is_none_exits_with_6(make_args, capsys) -> None:
 def test_the_verb_predict_runs_this_stage(make_args, tmp_path) -> None:
     assert cli.main(["predict", *words(make_args()), "--quiet"]) == 0
     assert (tmp_path / "out" / "summary.json").is_file()
+
+
+def test_head_of_another_implementation_exits_6_and_names_the_way_out(
+    tmp_path: Path, random_weights: Callable[..., Path], head_nifti: Callable[..., Path], capsys: Any
+) -> None:
+    document = {"model_state_dict": torch.nn.Linear(64, 6).state_dict(), "input_dim": 64, "num_classes": 6}
+    torch.save({**document, "hidden_dim": 0, "dropout": 0.0, "epoch": 3, "score": 0.8}, tmp_path / "old.pt")
+    flags = {"--input": head_nifti(), "--checkpoint": tmp_path / "old.pt", "--backbone": random_weights()}
+    arguments = [text for flag, value in flags.items() for text in (flag, str(value))]
+    assert main([*arguments, "--output-dir", str(tmp_path / "out"), "--device", "cpu", "--quiet"]) == 6
+    assert "train_meddinov3_rsna.py" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
