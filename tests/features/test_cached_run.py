@@ -12,13 +12,11 @@ from typing import Any
 RUN = """
 import json, sys
 from pathlib import Path
-from meddinov3_stroke.features import EmbeddingStore
 from meddinov3_stroke.backbone import load_backbone
-from meddinov3_stroke.features import extract_series
-from meddinov3_stroke.feature_extractor import FeatureExtractor
+from meddinov3_stroke.features import EmbeddingStore, FeatureExtractor, extract
 weights, cache, *paths = map(Path, sys.argv[1:])
 extractor = FeatureExtractor(load_backbone(weights, device="cpu"), resize=64)
-ledger = list(extract_series(paths, extractor, EmbeddingStore(cache)))
+ledger = list(extract(paths, extractor, EmbeddingStore(cache)))
 print(json.dumps({
     "from_cache": [found.from_cache for found in ledger],
     "engines": [name for name in ("torch", "openvino") if name in sys.modules],

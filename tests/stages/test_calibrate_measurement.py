@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import roc_auc_score
 
 from meddinov3_stroke.commands.calibrate import MeasuredVolume, auroc_change
@@ -16,11 +15,11 @@ from meddinov3_stroke.types import LABELS, Threshold
 def head(pool_mode: str = "mean") -> HeadCheckpoint:
     """A linear head that reads each label off its own dimension."""
     return HeadCheckpoint(
-        state_dict={"weight": torch.eye(6), "bias": torch.zeros(6)},
+        state_dict={"weight": np.eye(6, dtype=np.float32), "bias": np.zeros(6, dtype=np.float32)},
+        arch="linear",
+        params={},
         labels=LABELS,
         input_dim=6,
-        hidden_dim=0,
-        dropout=0.0,
         pool_mode=pool_mode,
         resize=64,
         backbone=None,

@@ -300,7 +300,7 @@ def _probabilities(
         return np.stack([predict_logits(head, cls).probabilities.max(axis=0) for cls in tokens])
     if mode not in ("mean", "max", "mean_max"):
         raise CheckpointError(f"the head states pool mode {mode!r}; expected slice, mean, max or mean_max; retrain it")
-    return predict_logits(head, np.stack([pool_slices(cls, mode) for cls in tokens])).probabilities  # type: ignore[arg-type]
+    return predict_logits(head, np.stack([pool_slices(cls, mode) for cls in tokens])).probabilities
 
 
 def _head(args: Args, reference: Backbone) -> HeadCheckpoint | None:
