@@ -19,9 +19,6 @@ from benchmarks.rounds import median, take_turns
 from benchmarks.table import Table
 from meddinov3_stroke.ct import read_volume
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
-"""Folder of the package `dicom_writer`."""
-
 OVER_PYDICOM = Bar(2, "x", "less than")
 
 SYNTAXES = ("explicit", "rle", "jpeg_ls", "jpeg_2000_lossless", "jpeg_lossless_sv1")
@@ -47,7 +44,7 @@ def measure(quick: bool) -> Table:
 
 def row(syntax: str, hu: Integer[np.ndarray, "slice row col"], folder: Path, rounds: int) -> dict[str, Any]:
     """A row of the table."""
-    sys.path.append(str(TESTS))
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
     from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 
     geometry = axial_geometry([5.0] * (len(hu) - 1), hu.shape[1:], pixel_spacing_mm=(0.5, 0.5))

@@ -32,7 +32,7 @@ from meddinov3_stroke.backbone.vit import VisionTransformer
 from meddinov3_stroke.backbone.weights import save_backbone
 from meddinov3_stroke.phantom import PhantomSpec, draw_spec, make_phantom
 from meddinov3_stroke.system.devices import available_cpus
-from meddinov3_stroke.system.seeds import seed_everything
+from meddinov3_stroke.system.provenance import seed_everything
 from meddinov3_stroke.types import LABELS, Preprocessing
 
 DEMO_ARCHITECTURE: dict[str, Any] = {

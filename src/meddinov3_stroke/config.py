@@ -5,9 +5,14 @@ Order of precedence: flag, then environment, then `.env`, then the default here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+import os
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from meddinov3_stroke.errors import UsageError
 
 DEVICE = "auto"
 """auto, cpu, gpu, cuda:N or mps."""
@@ -48,12 +53,44 @@ SEED = 42
 
 POS_WEIGHT_CAP = 20.0
 """Largest weight of a positive in the loss: above about 20 a rare class swamps the rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """How a head is built and trained; every hyper-parameter is declared here once."""
+
+    epochs: int = 20
+    """Passes over the training rows, at least 1."""
+    batch_size: int = 64
+    """Rows per optimizer step."""
+    lr: float = 1e-3
+    """Learning rate of AdamW."""
+    weight_decay: float = 1e-2
+    """Weight decay of AdamW."""
+    hidden_dim: int = 256
+    """Width of the hidden layer; 0 or less: a single linear layer."""
+    dropout: float = 0.2
+    """Share of hidden units dropped in training, in [0, 1)."""
+    patience: int = 0
+    """Epochs without a better validation macro AUROC before training stops; 0 trains to the end."""
+    seed: int = SEED
+    """The same seed on the same data gives the same head."""
+
+    @property
+    def arch(self) -> str:
+        """Key of `heads.ARCHITECTURES`."""
+        return "mlp"
+
+    @property
+    def params(self) -> dict[str, int | float]:
+        """Hyper-parameters that the checkpoint needs to rebuild the head."""
+        return {"hidden_dim": max(self.hidden_dim, 0), "dropout": float(self.dropout)}
+
+
+EVAL_THRESHOLD = 0.5
+"""Default of `--threshold` of `test_meddinov3_head.py` and `--eval-threshold` of `train_meddinov3_rsna.py`."""
 RSNA_EPOCHS = 30
 """Epochs of `train_meddinov3_rsna.py`."""
-EVAL_THRESHOLD = 0.5
-"""Probability at which test figures are reported beside those at the checkpoint's own thresholds."""
-ROWS_PER_BATCH = 16384
-"""Rows sent through a head at a time."""
 
 PREPARE_WORKERS = 0
 """Processes that read DICOM headers; 0 is one a CPU."""
@@ -99,88 +136,97 @@ HF_REPO = "ricklisz123/MedDINOv3-ViTB-16-CT-3M"
 GDRIVE_FILE_ID = "1_MgctUnIIFcQJCVOhkcs84qq92hlqXVA"
 """Google Drive id of the published weights."""
 
-DOWNLOAD_PACKAGE: Final = "meddinov3"
-DOWNLOAD_TIMEOUT_S = 30.0
-"""Silence after which a download's connection is dropped and resumed."""
-DOWNLOAD_RETRIES = 3
-"""Attempts in a row that may bring nothing new before the next source is asked."""
+OLD_LAYOUT = ("meddinov3", "MedDINOv3-ViTB-16-CT-3M")
+"""Folders below MODELS_DIR where earlier scripts put the weights; MEDDINOV3_SUBDIR replaces the second."""
+OLD_WEIGHTS_NAMES = ("model.pth", "meddinov3_vitb16_ct3m.pth")
+"""Their file names; MEDDINOV3_FILENAME and MEDDINOV3_GDRIVE_FILENAME replace these."""
+
 DOWNLOAD_LOCK_WAIT_S = 3600.0
-"""How long another process's download of the same file is waited for."""
+"""Longest wait for another process that is downloading the same file."""
+_UNUSED_KEYS = ("download_chunk_mb",)
+"""Settings of earlier scripts that have no meaning here."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class HeadConfig:
-    """How a head is built and trained: its hyper-parameters, their defaults and, as docstrings, their help."""
-
-    epochs: int = 20
-    """Passes over the training rows, at least 1."""
-    batch_size: int = 64
-    """Rows in a step of the optimizer."""
-    lr: float = 1e-3
-    """Learning rate of AdamW."""
-    weight_decay: float = 1e-2
-    """Weight decay of AdamW."""
-    hidden_dim: int = 256
-    """Width of the hidden layer; 0 or less: a single linear layer."""
-    dropout: float = 0.2
-    """Share of hidden units dropped in training, in [0, 1)."""
-    patience: int = 0
-    """Epochs without a better validation macro AUROC before training stops; 0 trains to the end."""
-    seed: int = SEED
-    """Seed of the initial weights, the order of rows and dropout; the same seed and data give the same head."""
-
-    @property
-    def arch(self) -> str:
-        """Name of the head's architecture in `heads.architectures`."""
-        return "mlp" if self.hidden_dim > 0 else "linear"
+LOGGER = logging.getLogger("meddinov3_stroke")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Paths and download settings after flag-free resolution; relative paths are already anchored."""
+    """Paths, sources of the weights and download limits; a field is the key of the same name in upper case."""
 
-    datasets_dir: Path
-    models_dir: Path
-    meddinov3_ckpt_path: Path
-    meddinov3_url: str | None
-    meddinov3_gdrive_file_id: str | None
-    meddinov3_hf_repo: str | None
-    meddinov3_sha256: str | None
+    datasets_dir: Path = DATASETS_DIR
+    models_dir: Path = MODELS_DIR
+    ckpt_path: Path | None = None
+    """MEDDINOV3_CKPT_PATH as given; use `meddinov3_ckpt_path`."""
+    ct_model_device: str = DEVICE
+    """Default of `--device`."""
+    meddinov3_url: str | None = None
+    """One or more URLs, separated by commas or spaces."""
+    meddinov3_hf_repo: str | None = HF_REPO
+    meddinov3_gdrive_file_id: str | None = GDRIVE_FILE_ID
+    meddinov3_gdrive_url: str | None = None
+    meddinov3_sha256: str | None = None
+    meddinov3_subdir: str = OLD_LAYOUT[1]
+    meddinov3_filename: str = OLD_WEIGHTS_NAMES[0]
+    meddinov3_gdrive_filename: str = OLD_WEIGHTS_NAMES[1]
+    hf_endpoint: str | None = None
+    """The Hub or mirrors of it, separated by commas or spaces; `hf_mirror` is the same."""
+    hf_mirror: str | None = None
+    huggingface_token: str | None = field(default=None, repr=False)
+    download_connect_timeout: float = 10.0
+    download_read_timeout: float = 30.0
+    download_retries: int = 3
+    download_backoff: float = 1.0
+    """Seconds before the first retry; doubles with each one."""
+    unused: tuple[str, ...] = ()
+    """Keys that were given and have no meaning here."""
+
+    @cached_property
+    def meddinov3_ckpt_path(self) -> Path:
+        """The file of the weights: MEDDINOV3_CKPT_PATH, else the default, else one that an earlier script left."""
+        default = self.models_dir / WEIGHTS_NAME
+        if self.ckpt_path is not None or default.exists():
+            return self.ckpt_path or default
+        folder = self.models_dir / OLD_LAYOUT[0] / self.meddinov3_subdir
+        for name in (self.meddinov3_filename, self.meddinov3_gdrive_filename):
+            if (folder / name).is_file():
+                LOGGER.info("weights found at %s (%s does not exist)", folder / name, default)
+                return folder / name
+        return default
 
 
 def load_settings(folder: Path | None = None) -> Settings:
     """Settings from the environment and the nearest `.env` (`folder`, by default the working directory, or above).
 
-    Relative paths written in `.env` start at its folder, all others at the working directory.
-    """
-    from pydantic_settings import BaseSettings, SettingsConfigDict
+    Relative paths written in `.env` start at its folder, all others at the working directory. Empty values are ignored.
 
-    class _Environment(BaseSettings):
-        model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore")
-        datasets_dir: Path = DATASETS_DIR
-        models_dir: Path = MODELS_DIR
-        meddinov3_ckpt_path: Path | None = None
-        meddinov3_url: str | None = None
-        meddinov3_gdrive_file_id: str | None = GDRIVE_FILE_ID
-        meddinov3_hf_repo: str | None = HF_REPO
-        meddinov3_sha256: str | None = None
+    Raises:
+        UsageError: a number cannot be read.
+    """
+    from dotenv import dotenv_values
 
     env_file = find_env_file(folder or Path.cwd())
-    found = _Environment(_env_file=env_file, _env_file_encoding="utf-8-sig")  # type: ignore[call-arg]
-    values = found.model_dump()
-    for name in ("datasets_dir", "models_dir", "meddinov3_ckpt_path"):
-        if values[name] is not None and env_file is not None and name in found.model_fields_set:
-            values[name] = values[name] if _from_environment(name) else env_file.parent / values[name].expanduser()
-    values["meddinov3_ckpt_path"] = values["meddinov3_ckpt_path"] or values["models_dir"] / WEIGHTS_NAME
-    return Settings(**values)
+    written = dotenv_values(env_file, encoding="utf-8-sig") if env_file else {}
+    given = {key.lower(): (text, env_file.parent) for key, text in written.items() if text and env_file}
+    given |= {key.lower(): (text, Path()) for key, text in os.environ.items() if text}
+    given.pop("ckpt_path", None)
+    if "meddinov3_ckpt_path" in given:
+        given["ckpt_path"] = given["meddinov3_ckpt_path"]
+    kinds = {"ckpt_path": Path} | {
+        f.name: type(f.default) for f in fields(Settings) if f.name not in ("ckpt_path", "unused")
+    }
+    values = {name: _parse(name, *given[name], kind) for name, kind in kinds.items() if name in given}
+    return Settings(**values, unused=tuple(key.upper() for key in _UNUSED_KEYS if key in given))
+
+
+def _parse(name: str, text: str, base: Path, kind: type) -> Any:
+    if issubclass(kind, Path):
+        return base / Path(text).expanduser()
+    try:
+        return kind(text) if kind in (int, float) else text
+    except ValueError:
+        raise UsageError(f"{name.upper()}: found {text!r}, expected a number; correct it in .env") from None
 
 
 def find_env_file(folder: Path) -> Path | None:
     """The `.env` in `folder` or the nearest folder above it that has one."""
     return next((p / ".env" for p in (folder, *folder.parents) if (p / ".env").is_file()), None)
-
-
-def _from_environment(name: str) -> bool:
-    import os
-
-    return any(key.lower() == name and value for key, value in os.environ.items())

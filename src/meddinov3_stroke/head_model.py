@@ -1,4 +1,4 @@
-"""The head, its AUROC and its data checks in one module, for users; only `MLPHead` and training need torch."""
+"""The head, its AUROC and its data checks under the name users import; the package itself does not use it."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "MLPHead":  # the one name that needs torch at import
+    if name == "MLPHead":  # the only name here that needs torch
         from meddinov3_stroke.heads.modules import MLPHead
 
         return MLPHead
-    raise AttributeError(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Stage `train-head`: embeddings and labels in `.npy` files -> a head, chosen on validation, with its thresholds."""
+"""Stage `train-head`: embeddings and labels in `.npy` files -> a head selected on validation, with thresholds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tyro
 
 from meddinov3_stroke import config
 from meddinov3_stroke.config import HeadConfig
-from meddinov3_stroke.errors import NonFiniteLoss, UsageError
+from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.labels import LabelPolicy, label_names
 from meddinov3_stroke.options import DeviceName, OutputDir
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
@@ -21,12 +21,13 @@ from meddinov3_stroke.types import HeadContext, HeadData, HeadOutput, Threshold
 
 if TYPE_CHECKING:
     from meddinov3_stroke.heads import HeadCheckpoint
-    from meddinov3_stroke.heads.training import EpochResult
+    from meddinov3_stroke.heads.training import BestEpoch, EpochResult
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
 SUMMARY_NAME = "train_summary.json"
 CURVE_NAME = "training_curve.png"
+NO_VALIDATION = "no validation arrays: the last epoch is kept as best.pt and every threshold is 0.5"
 
 __all__ = ["Args", "HeadConfig", "HeadContext", "HeadData", "main", "run", "train_head"]
 
@@ -40,14 +41,15 @@ class Args(ConsoleOptions):
     train_labels: Path
     """.npy, 0 or 1 [rows, labels]: their labels; six columns are any and the five subtypes."""
     val_embeddings: Path | None = None
-    """.npy: validation embeddings, which choose the epoch and the thresholds (without: last epoch, thresholds 0.5)."""
+    """.npy: validation embeddings, which select the epoch and the thresholds (default: none; the last epoch is kept and
+    thresholds are 0.5)."""
     val_labels: Path | None = None
     """.npy: their labels."""
     head: Annotated[HeadConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=HeadConfig)
     label_policy: LabelPolicy = "strict"
-    """If `any` is not the OR of the five subtypes: stop, set it to the OR, or keep it."""
+    """If any differs from the OR of the five subtypes: stop, set it to the OR, or keep it."""
     device: DeviceName = config.DEVICE
-    """Where to train; cpu is enough for a light head."""
+    """Where to train; a CPU is enough for a head."""
     output_dir: OutputDir = config.HEAD_DIR
     """Folder for best.pt, last.pt, train_summary.json and training_curve.png."""
 
@@ -56,32 +58,38 @@ def run(args: Args) -> dict[str, Any]:
     """The summary of the training, as written to `train_summary.json`.
 
     Raises:
-        UsageError: a flag out of range, or one validation array without the other.
-        DatasetError: arrays that are missing, damaged or contradict each other.
+        UsageError: a flag out of range.
+        DatasetError: arrays that are missing, damaged or inconsistent.
+        MachineError: torch is not installed.
     """
-    from meddinov3_stroke.heads import check_options, load_head_data, read_origin, same_origin
+    from meddinov3_stroke.heads import load_head_data, read_origin, same_origin
     from meddinov3_stroke.report.training import training_table
-    from meddinov3_stroke.system.devices import resolve_device, use_available_cpus
+    from meddinov3_stroke.system.devices import require_torch, resolve_device, use_available_cpus
 
-    check_options(args.head)
+    require_torch()
+    from meddinov3_stroke.heads.training import check_config
+
+    check_config(args.head)
     if (args.val_embeddings is None) != (args.val_labels is None):
-        raise UsageError("--val-embeddings and --val-labels: found one of them; expected both or neither")
+        raise UsageError("--val-embeddings and --val-labels belong together; give both or neither")
     device = str(resolve_device(args.device))
     use_available_cpus()
-    train, train_warnings = load_head_data(args.train_embeddings, args.train_labels, args.label_policy)
+    train, warnings = load_head_data(args.train_embeddings, args.train_labels, args.label_policy)
     origin = read_origin(args.train_embeddings, train.embeddings.shape[1])
-    warnings, val = [*origin.warnings, *train_warnings], None
+    warnings = [*origin.warnings, *warnings]
+    val = None
     if args.val_embeddings is not None and args.val_labels is not None:
         val, val_warnings = load_head_data(args.val_embeddings, args.val_labels, args.label_policy)
         val_origin = read_origin(args.val_embeddings, val.embeddings.shape[1])
         warnings += [*val_origin.warnings, *same_origin(origin, val_origin), *val_warnings]
-    sources = ("train_embeddings", "train_labels", "val_embeddings", "val_labels")
+    arrays = ("train_embeddings", "train_labels", "val_embeddings", "val_labels")
+    sources = {name: getattr(args, name) for name in arrays}
     context = HeadContext(
         pool_mode=origin.pool_mode,
         resize=origin.resize,
         backbone=asdict(origin.identity) if origin.identity else None,
         label_names=label_names(train.labels.shape[1]),
-        sources={name: str(getattr(args, name)) for name in sources if getattr(args, name) is not None},
+        sources={name: str(path) for name, path in sources.items() if path is not None},
         warnings=tuple(warnings),
     )
     summary = train_head(train, val, args.head, context, args.output_dir, args.show_progress, device)
@@ -92,7 +100,7 @@ def run(args: Args) -> dict[str, Any]:
 def train_head(
     train: HeadData,
     val: HeadData | None,
-    options: HeadConfig,
+    head: HeadConfig,
     context: HeadContext,
     output_dir: Path,
     progress: bool = True,
@@ -100,44 +108,52 @@ def train_head(
 ) -> dict[str, Any]:
     """The summary of a training that wrote best.pt, last.pt, train_summary.json and training_curve.png.
 
-    The best epoch has the highest validation macro AUROC and, at equal AUROC, the lowest validation loss; if no label
-    has an AUROC on validation, the lowest loss; without validation data, it is the last. Checkpoints are written after
-    each epoch.
+    The best epoch has the highest validation macro AUROC, then the lowest validation loss; if no label has an AUROC on
+    validation, the lowest loss; without validation it is the last. Checkpoints are written after each epoch.
 
     Raises:
-        UsageError: an option out of range.
-        DatasetError: arrays that contradict each other; a label without positives or negatives in training.
-        NonFiniteLoss: a NaN or infinite loss; the checkpoints of earlier epochs are kept.
-        KeyboardInterrupt: SIGINT arrived; the epoch was finished and everything saved.
+        UsageError: a hyper-parameter out of range.
+        DatasetError: inconsistent arrays; a label without positives or negatives in training.
+        NonFiniteLoss: a NaN or infinite loss; earlier checkpoints are kept.
+        KeyboardInterrupt: after SIGINT, once the epoch is finished and everything is saved.
     """
-    from meddinov3_stroke.heads import check_head_data, check_options, check_train_and_val, training
-    from meddinov3_stroke.system.interrupt import finish_on_interrupt
-    from meddinov3_stroke.system.progress import progress_bar
+    from meddinov3_stroke.errors import NonFiniteLoss
+    from meddinov3_stroke.heads.training import check_config, train_epochs
+    from meddinov3_stroke.system.progress import finish_on_interrupt, progress_bar
 
-    check_options(options)
+    check_config(head)
+    warnings = _check_data(train, val, context)
+    training = _Training(train, val, head, context, Path(output_dir), device)
+    epochs = train_epochs(train, val, head, training.pos_weight, device)
+    with finish_on_interrupt("epoch") as interruption:
+        try:
+            with progress_bar("training the head", head.epochs, "epochs", progress) as advance:
+                for result in epochs:
+                    training.keep(result)
+                    advance()
+                    if interruption.requested or training.best.is_stale(head.patience):
+                        break
+        except NonFiniteLoss:
+            training.write(warnings, "non-finite loss")
+            raise
+        reason = "all epochs" if len(training.history) == head.epochs else "patience"
+        summary = training.write(warnings, "interrupted" if interruption.requested else reason)
+        interruption.check()
+    return summary
+
+
+def _check_data(train: HeadData, val: HeadData | None, context: HeadContext) -> list[str]:
+    """Warnings about the data, logged."""
+    from meddinov3_stroke.heads import check_head_data, check_train_and_val
+
     check_head_data(train, "training")
     if val is not None:
         check_head_data(val, "validation")
     warnings = [*context.warnings, *check_train_and_val(train, val, context.label_names)]
+    warnings += [NO_VALIDATION] if val is None else []
     for warning in warnings:
         LOGGER.warning("%s", warning)
-    run = _Training(train, val, options, context, Path(output_dir), device, warnings)
-    epochs = training.train_epochs(train, val, options, run.pos_weight, device)
-    with finish_on_interrupt("epoch") as interruption:
-        try:
-            with progress_bar("training the head", options.epochs, "epochs", progress) as advance:
-                for result in epochs:
-                    run.keep(result)
-                    advance()
-                    if interruption.requested or run.best.is_stale(options.patience):
-                        break
-        except NonFiniteLoss:
-            run.write("non-finite loss")
-            raise
-        finished = "all epochs" if len(run.history) == options.epochs else "patience"
-        summary = run.write("interrupted" if interruption.requested else finished)
-        interruption.check()
-    return summary
+    return warnings
 
 
 class _Training:
@@ -147,81 +163,93 @@ class _Training:
         self,
         train: HeadData,
         val: HeadData | None,
-        options: HeadConfig,
+        head: HeadConfig,
         context: HeadContext,
         output_dir: Path,
         device: str,
-        warnings: Sequence[str],
     ) -> None:
-        from meddinov3_stroke.heads import positive_weights
-        from meddinov3_stroke.heads.training import BestEpoch
+        from meddinov3_stroke.heads.training import BestEpoch, positive_weights
         from meddinov3_stroke.metrics import undefined_reason
-        from meddinov3_stroke.system.statistics import Stopwatch
+        from meddinov3_stroke.system.provenance import Stopwatch
 
-        self.train, self.val, self.options, self.context = train, val, options, context
-        self.output_dir, self.device, self.warnings, self.watch = output_dir, device, warnings, Stopwatch()
+        self.train, self.val, self.head, self.context = train, val, head, context
+        self.output_dir, self.device, self.watch = output_dir, device, Stopwatch()
         self.pos_weight = positive_weights(train.labels, config.POS_WEIGHT_CAP)
         self.history: list[dict[str, Any]] = []
-        ranked = val is not None and any(undefined_reason(column) is None for column in val.labels.T)
-        self.best = BestEpoch("last_epoch" if val is None else "val_macro_auroc" if ranked else "val_loss")
+        columns = [] if val is None else list(val.labels.T)
+        self.best: BestEpoch = BestEpoch(ranked=any(undefined_reason(column) is None for column in columns))
         self.best_checkpoint: HeadCheckpoint | None = None
         self.sha256: dict[str, str] = {}
 
     def keep(self, result: EpochResult) -> None:
         """Evaluate an epoch on validation, record it, and write last.pt and, if it is the best so far, best.pt."""
         from meddinov3_stroke.heads import save_checkpoint
-        from meddinov3_stroke.metrics import DEFAULT_THRESHOLD, auroc_report, youden_thresholds
+        from meddinov3_stroke.metrics import auroc_report
 
         names = self.context.label_names
-        macro, per_class = None, dict[str, float | None].fromkeys(names)
-        thresholds = dict.fromkeys(
-            names, Threshold(DEFAULT_THRESHOLD, f"default {DEFAULT_THRESHOLD}: no validation data")
-        )
-        if self.val is not None and result.val_logits is not None:
+        row: dict[str, Any] = {"epoch": result.epoch, "train_loss": result.train_loss}
+        if self.val is None or result.val_logits is None or result.val_loss is None:
+            row |= {"val_loss": None, "val_macro_auroc": None, "val_per_class_auroc": dict.fromkeys(names)}
+            metric: float | None = None
+            is_best, thresholds = True, self._default_thresholds()
+            self.best.epoch = result.epoch
+        else:
             probabilities = HeadOutput(result.val_logits, names).probabilities
             report = auroc_report(self.val.labels, probabilities, names)
-            macro, per_class = report.macro, report.per_class
-            thresholds = youden_thresholds(self.val.labels, probabilities, names)
-        row = {"epoch": result.epoch, "train_loss": result.train_loss, "val_loss": result.val_loss}
-        self.history.append({**row, "val_macro_auroc": macro, "val_per_class_auroc": per_class})
-        is_best = self.best.offer(result.epoch, macro, result.val_loss)
-        checkpoint = self._checkpoint(result, thresholds, self.best.metric_of(macro, result.val_loss))
+            row |= {"val_loss": result.val_loss, "val_macro_auroc": report.macro}
+            row["val_per_class_auroc"] = report.per_class
+            is_best = self.best.offer(result.epoch, report.macro, result.val_loss)
+            metric = self.best.metric_of(report.macro, result.val_loss)
+            thresholds = self._youden(probabilities)
+        self.history.append(row)
+        checkpoint = self._checkpoint(result, thresholds, metric)
         self.sha256["last"] = save_checkpoint(self.output_dir / "last.pt", checkpoint)
         if is_best:
             self.best_checkpoint = checkpoint
             self.sha256["best"] = save_checkpoint(self.output_dir / "best.pt", checkpoint)
+
+    def _default_thresholds(self) -> dict[str, Threshold]:
+        return {name: Threshold(0.5, "default 0.5: no validation data") for name in self.context.label_names}
+
+    def _youden(self, probabilities: Any) -> dict[str, Threshold]:
+        from meddinov3_stroke.metrics import youden_thresholds
+
+        assert self.val is not None
+        return youden_thresholds(self.val.labels, probabilities, self.context.label_names)
 
     def _checkpoint(
         self, result: EpochResult, thresholds: dict[str, Threshold], metric: float | None
     ) -> HeadCheckpoint:
         from meddinov3_stroke.heads import HeadCheckpoint
 
-        context, state = self.context, result.head.state_dict()
+        names, context = self.context.label_names, self.context
+        state = {name: tensor.detach().cpu().numpy().copy() for name, tensor in result.head.state_dict().items()}
         return HeadCheckpoint(
-            state_dict={name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()},
-            arch=self.options.arch,
-            params=asdict(self.options),
-            labels=context.label_names,
+            state_dict=state,
+            labels=names,
             input_dim=self.train.embeddings.shape[1],
+            arch=self.head.arch,
+            params=self.head.params,
             pool_mode=context.pool_mode,
             resize=context.resize,
             backbone=dict(context.backbone) if context.backbone is not None else None,
             thresholds=thresholds,
-            pos_weight=dict(zip(context.label_names, self.pos_weight.tolist(), strict=True)),
-            seed=self.options.seed,
+            pos_weight=dict(zip(names, self.pos_weight.tolist(), strict=True)),
+            seed=self.head.seed,
             epoch=result.epoch,
-            metric_name=self.best.metric_name,
+            metric_name=self.best.metric_name if self.val is not None else "none (no validation)",
             best_metric=metric,
         )
 
-    def write(self, stopped: str) -> dict[str, Any]:
-        """The summary, written with the curve beside the checkpoints; both only if an epoch was finished."""
+    def write(self, warnings: Sequence[str], stopped: str) -> dict[str, Any]:
+        """The summary, written with the curve next to the checkpoints once an epoch has finished."""
         from meddinov3_stroke.report.curves import training_curve_png
         from meddinov3_stroke.system.atomic import write_bytes, write_json
 
         if self.best_checkpoint is None:
             return {}
         summary = {**provenance(), **self._about_data(), **self._about_result(self.best_checkpoint, stopped)}
+        summary["warnings"] = list(warnings)
         write_bytes(self.output_dir / CURVE_NAME, training_curve_png(self.history, self.best.epoch))
         write_json(self.output_dir / SUMMARY_NAME, summary)
         return summary
@@ -229,11 +257,17 @@ class _Training:
     def _about_data(self) -> dict[str, Any]:
         from meddinov3_stroke.report.training import about_backbone, about_rows
 
-        context, options = self.context, {**asdict(self.options), "pos_weight_cap": config.POS_WEIGHT_CAP}
-        where = {"device": self.device, "output_dir": str(self.output_dir), **context.sources}
+        context = self.context
         return {
-            "config": {**options, **where},
-            "seeds": {"head_training": self.options.seed},
+            "config": {
+                **asdict(self.head),
+                "arch": self.head.arch,
+                "pos_weight_cap": config.POS_WEIGHT_CAP,
+                "device": self.device,
+                "output_dir": str(self.output_dir),
+                **context.sources,
+            },
+            "seeds": {"head_training": self.head.seed},
             "device": self.device,
             "labels": list(context.label_names),
             "pool_mode": context.pool_mode,
@@ -244,7 +278,7 @@ class _Training:
         }
 
     def _about_result(self, best: HeadCheckpoint, stopped: str) -> dict[str, Any]:
-        from meddinov3_stroke.system.statistics import memory_statistics
+        from meddinov3_stroke.system.provenance import memory_statistics
 
         return {
             "pos_weight": best.pos_weight,
@@ -261,7 +295,6 @@ class _Training:
             "files": {"summary": str(self.output_dir / SUMMARY_NAME), "curve": str(self.output_dir / CURVE_NAME)},
             "elapsed_s": round(self.watch.elapsed_s, 3),
             "memory": memory_statistics(self.device),
-            "warnings": list(self.warnings),
         }
 
 

@@ -48,7 +48,7 @@ def run(args: Args) -> dict[str, Any]:
     from meddinov3_stroke.explain import parse_patch
     from meddinov3_stroke.features import extract_one
     from meddinov3_stroke.options import slice_progress
-    from meddinov3_stroke.system.statistics import Stopwatch
+    from meddinov3_stroke.system.provenance import Stopwatch
 
     watch, source, extractor = Stopwatch(), args.source(), args.extractor(args.resize)
     side = extractor.backbone.side(args.resize)
@@ -111,7 +111,7 @@ def _save(folder: Path, embeddings: SliceEmbeddings, similar: SliceMap, summary:
 def _summary(embeddings: SliceEmbeddings, backbone: Backbone, similar: SliceMap, embed_s: float) -> dict[str, Any]:
     from meddinov3_stroke.explain import demo_warnings
     from meddinov3_stroke.report import origin_document
-    from meddinov3_stroke.system.statistics import memory_statistics
+    from meddinov3_stroke.system.provenance import memory_statistics
 
     return {
         **provenance(),

@@ -34,8 +34,7 @@ from meddinov3_stroke.heads import HeadCheckpoint, check_backbone, load_checkpoi
 from meddinov3_stroke.options import case_name
 from meddinov3_stroke.report import save_case
 from meddinov3_stroke.system.atomic import write_json
-from meddinov3_stroke.system.provenance import provenance
-from meddinov3_stroke.system.statistics import Stopwatch
+from meddinov3_stroke.system.provenance import Stopwatch, provenance
 from meddinov3_stroke.types import CaseFindings, SliceEmbeddings, SliceSelection, Threshold, TopSlice, Volume
 
 LOGGER = logging.getLogger("meddinov3_stroke")

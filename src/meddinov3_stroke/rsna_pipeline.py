@@ -35,10 +35,8 @@ from meddinov3_stroke.features import (
 )
 from meddinov3_stroke.labels import name_rows
 from meddinov3_stroke.system.atomic import write_json, write_npy
-from meddinov3_stroke.system.interrupt import finish_on_interrupt
-from meddinov3_stroke.system.progress import progress_bar
-from meddinov3_stroke.system.provenance import provenance
-from meddinov3_stroke.system.statistics import Stopwatch
+from meddinov3_stroke.system.progress import finish_on_interrupt, progress_bar
+from meddinov3_stroke.system.provenance import Stopwatch, provenance
 from meddinov3_stroke.types import LABELS, HeadData
 
 __all__ = [

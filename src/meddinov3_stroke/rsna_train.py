@@ -68,7 +68,7 @@ def run(args: Args) -> dict[str, Any]:
     """
     from meddinov3_stroke import rsna_pipeline as rsna
     from meddinov3_stroke.system.atomic import write_json
-    from meddinov3_stroke.system.statistics import Stopwatch, memory_statistics
+    from meddinov3_stroke.system.provenance import Stopwatch, memory_statistics
 
     watch = Stopwatch()
     splits = _split(args)
@@ -111,11 +111,11 @@ def _config(args: Args) -> dict[str, Any]:
 
 def _split(args: Args) -> Splits:
     from meddinov3_stroke.data import check_ratios
-    from meddinov3_stroke.heads import check_options
+    from meddinov3_stroke.heads.training import check_config
     from meddinov3_stroke.rsna_pipeline import split_by_patient
 
     ratios = check_ratios((args.train_ratio, args.val_ratio, args.test_ratio))
-    check_options(args.head)
+    check_config(args.head)
     if not 0 <= args.eval_threshold <= 1:
         raise UsageError(f"--eval-threshold {args.eval_threshold:g}: expected a probability from 0 to 1")
     splits = split_by_patient(args.read_table(), ratios, args.head.seed)

@@ -133,9 +133,7 @@ def test_fp32_on_a_gpu_is_not_rounded_to_tf32_and_the_setting_comes_back(
 ) -> None:
     engine, _ = on_cuda("fp32")
     seen: list[bool] = []
-    engine._vit.norm.register_forward_hook(
-        lambda part, given, out: seen.append(torch.backends.cuda.matmul.allow_tf32)
-    )
+    engine._vit.norm.register_forward_hook(lambda part, given, out: seen.append(torch.backends.cuda.matmul.allow_tf32))
     engine.class_tokens(pixels())
     assert seen == [False]
     assert torch.backends.cuda.matmul.allow_tf32 is True
@@ -184,9 +182,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize(
-    ("wish", "expected"), [({}, []), ({"torch_compile": True}, ["_class_view", "_whole_view"])]
-)
+@pytest.mark.parametrize(("wish", "expected"), [({}, []), ({"torch_compile": True}, ["_class_view", "_whole_view"])])
 def test_torch_compiles_only_when_asked(
     published_checkpoint: Publish, compiled: list[str], wish: dict[str, bool], expected: list[str]
 ) -> None:

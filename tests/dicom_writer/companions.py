@@ -27,17 +27,17 @@ CLUTTER: dict[str, bytes] = {
     "VIEWER.EXE": b"MZ\x90\0" + bytes(60),
     "LOCKFILE": b"",
 }
-"""Files beside the images that are none, besides a DICOMDIR."""
+"""Files beside the images that are not DICOM."""
 
 
 @dataclass(frozen=True, eq=False)
 class CompanionFile:
-    """One file that is no slice."""
+    """One file that is not a slice."""
 
     file: str
     content: bytes
     sop_instance_uid: str
-    """Empty where the file is no DICOM object."""
+    """Empty if the file is not DICOM."""
     fault: str
     plane: Plane | None = None
 

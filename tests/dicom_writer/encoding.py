@@ -28,7 +28,7 @@ ENCODER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "jpeg_2000_lossless": {},
     "jpeg_2000": {"j2k_psnr": [95]},
 }
-"""What pydicom's encoder of each transfer syntax is told."""
+"""Arguments of pydicom's encoder of each transfer syntax."""
 
 
 def file_bytes(

@@ -1,4 +1,4 @@
-"""Headers: what a data set says of the patient, the series, the plane and the pixels."""
+"""Headers: attributes of the patient, the series, the plane and the pixels."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def add_uid(dataset: Dataset, keyword: str, uid: str) -> None:
 
 
 def add_series(dataset: Dataset, identity: Identity, options: DicomOptions) -> None:
-    """What a scanner says of patient, study, equipment and series; patient attributes are there and empty."""
+    """Set the attributes of patient, study, equipment and series; those of the patient are empty."""
     for keyword in ("PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber"):
         setattr(dataset, keyword, "")
     dataset.ReferringPhysicianName = ""
@@ -116,8 +116,8 @@ def add_rescale(dataset: Dataset, pixels: StoredPixels, options: DicomOptions) -
 
 
 def add_padding(dataset: Dataset, options: DicomOptions) -> None:
-    """Pixel Padding Value and its range limit, where they are told."""
-    if options.padding_value is None or not options.is_padding_told:
+    """Set Pixel Padding Value and its range limit, if the options declare them."""
+    if options.padding_value is None or not options.is_padding_declared:
         return
     representation = "SS" if options.pixels == "signed16" else "US"
     dataset.add_new("PixelPaddingValue", representation, options.padding_value)

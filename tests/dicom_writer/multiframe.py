@@ -36,7 +36,7 @@ def multiframe_dataset(
     dataset.PatientID, dataset.StudyID = identity.patient_id, ""
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = identity.study_uid, identity.series_uid
     header.add_series(dataset, identity, options)
-    del dataset.ConvolutionKernel  # told frame by frame in this object
+    del dataset.ConvolutionKernel  # given for each frame in this object
     dataset.InstanceNumber = 1
     dataset.ContentDate, dataset.ContentTime = CONVERSION_DATE, CONVERSION_TIME
     header.add_pixel_format(dataset, images[0].pixels)
@@ -107,7 +107,7 @@ def _converted(
         )
     dataset = Dataset()
     dataset.update({element.tag: element for element in converted})
-    del dataset.PixelData, dataset.ContributingEquipmentSequence  # which says when it was converted, and by what
+    del dataset.PixelData, dataset.ContributingEquipmentSequence  # records when and by what it was converted
     for keyword in ("InstanceCreationDate", "ContentDate", "AcquisitionDateTime"):
         if keyword in dataset:
             setattr(dataset, keyword, CONVERSION_DATE)

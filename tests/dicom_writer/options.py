@@ -22,7 +22,7 @@ TRANSFER_SYNTAXES: dict[str, str] = {
 }
 """Every transfer syntax that can be written, by name (DICOM PS3.5 10)."""
 NATIVE = ("implicit", "explicit", "deflated", "big_endian")
-"""Those whose pixels are not compressed one by one."""
+"""Transfer syntaxes whose pixels are not compressed frame by frame."""
 LOSSY_TOLERANCE_HU = {"jpeg_ls_near": 2.0, "jpeg_2000": 8.0}
 """Most that a pixel differs from what was put in, at slope 1; the other transfer syntaxes keep every value."""
 
@@ -76,7 +76,7 @@ class DicomOptions:
     """Stored value outside the round field of view; None leaves the voxels there."""
     padding_limit: int | None = None
     """Pixel Padding Range Limit: every other pixel of the padding holds this value."""
-    is_padding_told: bool = True
+    is_padding_declared: bool = True
     """Whether the header names the padding value."""
 
     missing_slices: tuple[int, ...] = ()
@@ -112,13 +112,13 @@ class DicomOptions:
 
 
 def _contradiction(options: DicomOptions) -> str:
-    """What two options say against each other, in words; empty where they agree."""
+    """The rules that the options break; empty if none."""
     low, high = VALUE_RANGE[options.pixels]
     paddings = [value for value in (options.padding_value, options.padding_limit) if value is not None]
     is_lut, is_wrapped = options.rescale == "lut", options.pixels == "wrapped12"
     rules = {
         "seeds are whole numbers from 0": options.seed < 0 or (options.study_seed or 0) < 0,
-        "a bare data set tells no transfer syntax; use implicit or explicit": (
+        "a bare data set names no transfer syntax; use implicit or explicit": (
             options.container == "bare" and options.transfer_syntax not in ("implicit", "explicit")
         ),
         "a multi-frame object has a full header": options.layout != "single" and options.header == "stripped",

@@ -21,7 +21,7 @@ FIELD_OF_VIEW = 0.96
 
 @dataclass(frozen=True, eq=False)
 class StoredPixels:
-    """The values of one image, what its header says of them, and what should be read."""
+    """The stored values of one image, its rescale attributes, and the HU that a reader should find."""
 
     values: UInt16[np.ndarray, "row col"] | Int16[np.ndarray, "row col"]
     bits_stored: int
@@ -51,7 +51,7 @@ def store_pixels(hu: Real[np.ndarray, "row col"], options: DicomOptions, stream:
     padding = _pad(values, options)
     read = (values * slope + intercept).astype(np.float32)
     read[read < PADDING_BELOW_HU] = AIR_HU
-    if options.is_padding_told:
+    if options.is_padding_declared:
         read[padding] = AIR_HU
     dtype = np.int16 if options.pixels == "signed16" else np.uint16
     bits_stored = 12 if options.pixels == "unsigned12" else 16

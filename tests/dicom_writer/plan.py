@@ -13,13 +13,13 @@ from dicom_writer.geometry import Plane, SliceGeometry, coronal_planes, nearest_
 from dicom_writer.options import DicomOptions
 from dicom_writer.pixels import StoredPixels, store_pixels
 
-Fate = Literal["used", "duplicate", "set aside"]
+Role = Literal["used", "duplicate", "set aside"]
 """What a reader should do with an image; of two alike, either may be the one used."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who and what a series says it is."""
+    """The identifiers of a series."""
 
     patient_id: str
     study_uid: str
@@ -33,14 +33,14 @@ class PlannedImage:
     """One image to be written: a file of its own, or a frame."""
 
     file: str
-    """Name without the extension; in a multi-frame layout not used."""
+    """Name without the extension; unused in a multi-frame layout."""
     sop_instance_uid: str
     instance_number: int | None
     slice_index: int | None
     """Of the voxels given; None for an image that is none of them."""
     plane: Plane
     pixels: StoredPixels
-    fate: Fate
+    role: Role
     faults: tuple[str, ...]
 
 
@@ -72,10 +72,10 @@ def plan_images(
         image = _planned(hu[index], geometry.plane(index), options, index, f"slice {index}")
         images.append(image)
         if index in options.copied_slices and options.layout == "single":
-            images.append(replace(image, fate="duplicate", faults=("copied file",)))
+            images.append(replace(image, role="duplicate", faults=("copied file",)))
         if index in options.repeated_slices:
-            again = unique_uid(options, options.seed, f"slice {index} again")
-            images.append(replace(image, sop_instance_uid=again, fate="duplicate", faults=("repeated slice",)))
+            uid = unique_uid(options, options.seed, f"slice {index} again")
+            images.append(replace(image, sop_instance_uid=uid, role="duplicate", faults=("repeated slice",)))
     images.extend(_coronal(hu, geometry, options))
     return _named(images, options)
 
@@ -96,7 +96,7 @@ def _coronal(
     for number, plane in enumerate(coronal_planes(geometry, options.n_coronal)):
         reformatted = nearest_hu(hu, geometry, plane.voxel_positions_mm)
         image = _planned(reformatted, plane, options, None, f"coronal {number}")
-        images.append(replace(image, fate="set aside", faults=("another orientation",)))
+        images.append(replace(image, role="set aside", faults=("another orientation",)))
     return images
 
 

@@ -1,4 +1,4 @@
-"""A phantom as a DICOM series on disk, with all that is known about each of its images."""
+"""Writes a DICOM series and returns the truth: what a reader should find in each of its images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Float32, Float64, Real
 
 from dicom_writer.geometry import Plane, SliceGeometry, geometry_of_affine
 from dicom_writer.options import LOSSY_TOLERANCE_HU, DicomOptions
-from dicom_writer.plan import Fate, Identity, PlannedImage, identity_of, plan_images, unique_uid
+from dicom_writer.plan import Identity, PlannedImage, Role, identity_of, plan_images, unique_uid
 from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.phantom import Phantom
 from meddinov3_stroke.system.atomic import write_bytes
@@ -31,16 +31,16 @@ class DicomImageTruth:
     file: str
     """Name within the folder."""
     sop_instance_uid: str
-    """Empty for a file that is no DICOM object."""
+    """Empty if the file is not DICOM."""
     frame_number: int | None
-    """1-based, in a multi-frame object; None where the file is the image."""
+    """1-based, in a multi-frame object; None if the file is the image."""
     slice_index: int | None
-    """Which slice of the voxels given; None where it shows none of them."""
+    """Index in the voxels given; None if it shows none of their slices."""
     plane: Plane | None
-    """Where it lies; None where it lies nowhere."""
+    """None if it has no position."""
     hu: Float32[np.ndarray, "row col"] | None
-    """As it should be read, padding as air; None where there are no HU."""
-    fate: Fate
+    """As it should be read, padding as air; None if it has no HU."""
+    role: Role
     faults: tuple[str, ...]
     """What is wrong with it, in words."""
 
@@ -59,7 +59,7 @@ class DicomSeriesTruth:
     @property
     def used(self) -> tuple[DicomImageTruth, ...]:
         """The images that make the volume, from inferior to superior."""
-        images = [image for image in self.images if image.fate == "used" and image.plane is not None]
+        images = [image for image in self.images if image.role == "used" and image.plane is not None]
         return tuple(sorted(images, key=_height_mm))
 
     @property
@@ -109,7 +109,7 @@ def write_dicom_phantom(folder: Path, phantom: Phantom, options: DicomOptions | 
     The slices lie where the phantom's affine puts them: a tilted phantom is a head tilted in a straight gantry.
 
     Raises:
-        UsageError, StorageError: as `write_dicom_series` says.
+        UsageError, StorageError: as for `write_dicom_series`.
     """
     options = DicomOptions(seed=phantom.spec.seed) if options is None else options
     n_slices, n_rows, n_columns = phantom.hu.shape
@@ -207,7 +207,7 @@ def _companion_truth(companion: CompanionFile) -> DicomImageTruth:
         slice_index=None,
         plane=companion.plane,
         hu=None,
-        fate="set aside",
+        role="set aside",
         faults=(companion.fault,),
     )
 
@@ -220,13 +220,13 @@ def _truth(image: PlannedImage, file: str, sop_instance_uid: str, frame_number: 
         slice_index=image.slice_index,
         plane=image.plane,
         hu=image.pixels.hu,
-        fate=image.fate,
+        role=image.role,
         faults=image.faults,
     )
 
 
 def _as_copy(truth: DicomImageTruth) -> DicomImageTruth:
-    return truth if truth.fate == "set aside" else replace(truth, fate="duplicate", faults=("copied file",))
+    return truth if truth.role == "set aside" else replace(truth, role="duplicate", faults=("copied file",))
 
 
 def _height_mm(image: DicomImageTruth) -> float:

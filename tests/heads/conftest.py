@@ -44,11 +44,11 @@ def checkpoint(identity: BackboneIdentity) -> HeadCheckpoint:
     torch.manual_seed(0)
     labels = ("class_0", "class_1", "class_2")
     return HeadCheckpoint(
-        state_dict={k: v.numpy() for k, v in build_head(8, 12, 3, 0.2).state_dict().items()},
-        arch="mlp",
-        params={"hidden_dim": 12, "dropout": 0.2},
+        state_dict={name: tensor.numpy() for name, tensor in build_head(8, 12, 3, 0.2).state_dict().items()},
         labels=labels,
         input_dim=8,
+        arch="mlp",
+        params={"hidden_dim": 12, "dropout": 0.2},
         pool_mode="mean",
         resize=224,
         backbone=asdict(identity),

@@ -59,7 +59,7 @@ def test_a_head_of_unknown_origin_is_a_warning(checkpoint: HeadCheckpoint, ident
 
 
 def test_unknown_resize_of_the_embeddings_is_a_warning(checkpoint: HeadCheckpoint, identity: BackboneIdentity) -> None:
-    assert check_backbone(checkpoint, identity, None) == ["the --resize of these embeddings is not known"]
+    assert check_backbone(checkpoint, identity, None) == ["the --resize of these embeddings is unknown"]
 
 
 def test_mean_max_needs_twice_the_embedding(checkpoint: HeadCheckpoint, identity: BackboneIdentity) -> None:
@@ -88,3 +88,10 @@ def test_missing_keys_of_an_identity_are_named(identity: BackboneIdentity) -> No
     del document["engine"], document["rope_dtype"]
     with pytest.raises(ValueError, match="lacks rope_dtype, engine"):
         identity_from_document(document)
+
+
+def test_a_head_of_another_implementation_is_refused_with_the_way_out(
+    checkpoint: HeadCheckpoint, identity: BackboneIdentity
+) -> None:
+    with pytest.raises(CheckpointError, match=r"transposed.*without antialiasing.*train_meddinov3_rsna\.py"):
+        check_backbone(replace(checkpoint, is_foreign=True), identity, 224)

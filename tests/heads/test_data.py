@@ -228,21 +228,21 @@ class TestOrigin:
     @pytest.mark.parametrize(
         "content", ["not json", "[]", "{}", {"backbone": None}, {"backbone": {"name": "x"}}], ids=str
     )
-    def test_unusable_summary_is_warned_of(self, tmp_path: Path, content: Any) -> None:
+    def test_summary_of_no_use_is_warned_of(self, tmp_path: Path, content: Any) -> None:
         origin = read_origin(self.write(tmp_path, content), 8)
         assert origin.identity is None
-        assert "does not record which backbone" in origin.warnings[0]
+        assert "does not state which backbone" in origin.warnings[0]
 
     @pytest.mark.parametrize("change", [{"pool_mode": "median"}, {"resize": "224"}, {"resize": 0}], ids=str)
     def test_summary_with_a_senseless_value_is_warned_of(
         self, tmp_path: Path, identity: BackboneIdentity, change: dict[str, Any]
     ) -> None:
         summary = {"pool_mode": "mean", "resize": 224, "backbone": asdict(identity)} | change
-        assert "does not record" in read_origin(self.write(tmp_path, summary), 8).warnings[0]
+        assert "does not state" in read_origin(self.write(tmp_path, summary), 8).warnings[0]
 
     def test_summary_of_other_embeddings_is_refused(self, tmp_path: Path, identity: BackboneIdentity) -> None:
         path = self.write(tmp_path, {"pool_mode": "mean", "resize": 224, "backbone": asdict(identity)})
-        with pytest.raises(DatasetError, match=r"has 16 columns but .* records 8"):
+        with pytest.raises(DatasetError, match=r"has 16 columns but .* describes 8"):
             read_origin(path, 16)
 
     @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from sklearn.metrics import roc_auc_score
 
 from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.errors import NonFiniteLoss, UsageError
-from meddinov3_stroke.heads import build_head, check_options, positive_weights
-from meddinov3_stroke.heads.training import EpochResult, train_epochs
+from meddinov3_stroke.heads import build_head
+from meddinov3_stroke.heads.training import EpochResult, check_config, positive_weights, train_epochs
 from meddinov3_stroke.types import HeadData
 
 MakeData = Callable[[int, int], HeadData]
@@ -215,8 +215,8 @@ def test_option_out_of_range_is_a_usage_error_that_names_the_flag(
     options: HeadConfig, field: str, value: float
 ) -> None:
     with pytest.raises(UsageError, match=f"--{field.replace('_', '-')} "):
-        check_options(replace(options, **{field: value}))
+        check_config(replace(options, **{field: value}))
 
 
 def test_options_at_their_limits_pass(options: HeadConfig) -> None:
-    check_options(replace(options, epochs=1, batch_size=1, weight_decay=0.0, dropout=0.0, hidden_dim=-1, seed=0))
+    check_config(replace(options, epochs=1, batch_size=1, weight_decay=0.0, dropout=0.0, hidden_dim=-1, seed=0))

@@ -153,10 +153,10 @@ def test_same_seed_gives_the_same_bytes_however_many_workers(tmp_path: Path) -> 
     assert contents(tmp_path / "one") == contents(tmp_path / "three")
 
 
-def test_progress_is_told_once_a_volume(tmp_path: Path) -> None:
-    told: list[int] = []
-    manifest = write_cohort(tmp_path, 3, 0, workers=2, on_progress=told.append, shape=TINY)
-    assert told == [1] * len(manifest.series)
+def test_progress_is_reported_once_for_each_volume(tmp_path: Path) -> None:
+    reported: list[int] = []
+    manifest = write_cohort(tmp_path, 3, 0, workers=2, on_progress=reported.append, shape=TINY)
+    assert reported == [1] * len(manifest.series)
 
 
 def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

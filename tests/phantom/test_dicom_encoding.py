@@ -112,7 +112,7 @@ def test_highdicom_reads_the_frames_of_an_even_stack_as_one_volume(tmp_path: Pat
 def test_copy_of_a_multi_frame_object_is_the_whole_file(tmp_path: Path) -> None:
     truth = series(tmp_path, layout="enhanced", copied_slices=(1,))
     assert (tmp_path / "FRAMES.dcm").read_bytes() == (tmp_path / "FRAMES_COPY.dcm").read_bytes()
-    assert [image.fate for image in truth.images] == ["used"] * 5 + ["duplicate"] * 5
+    assert [image.role for image in truth.images] == ["used"] * 5 + ["duplicate"] * 5
 
 
 def test_no_file_says_when_or_by_which_library_it_was_written(tmp_path: Path) -> None:

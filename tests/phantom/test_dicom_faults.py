@@ -1,4 +1,4 @@
-"""The faults of a DICOM series: that each is there, and that the truth says so."""
+"""Each fault of a DICOM series is in the files and in the truth that the writer returns."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_copied_file_is_the_same_bytes_under_another_name(tmp_path: Path) -> Non
     first, second = [image for image in truth.images if image.slice_index == 2]
     assert first.file != second.file
     assert first.sop_instance_uid == second.sop_instance_uid
-    assert (first.fate, second.fate, second.faults) == ("used", "duplicate", ("copied file",))
+    assert (first.role, second.role, second.faults) == ("used", "duplicate", ("copied file",))
     with_own_number = [read(tmp_path / image.file) for image in (first, second)]
     for dataset in with_own_number:
         del dataset.InstanceNumber
@@ -67,10 +67,10 @@ def test_repeated_slice_has_position_and_pixels_and_a_uid_of_its_own(tmp_path: P
     assert first.SOPInstanceUID != second.SOPInstanceUID
     assert first.PixelData == second.PixelData
     assert first.ImagePositionPatient == second.ImagePositionPatient
-    assert [image.fate for image in truth.images if image.slice_index == 2] == ["used", "duplicate"]
+    assert [image.role for image in truth.images if image.slice_index == 2] == ["used", "duplicate"]
 
 
-def test_coronal_images_share_the_series_and_stand_at_right_angles(tmp_path: Path) -> None:
+def test_coronal_images_share_the_series_and_lie_at_right_angles(tmp_path: Path) -> None:
     truth = series(tmp_path, n_coronal=2)
     images = [image for image in truth.images if image.faults == ("another orientation",)]
     assert len(images) == 2
@@ -79,7 +79,7 @@ def test_coronal_images_share_the_series_and_stand_at_right_angles(tmp_path: Pat
         directions = np.array(dataset.ImageOrientationPatient, dtype=float)
         assert abs(np.cross(directions[:3], directions[3:]) @ GEOMETRY.normal) < 1e-9
         assert dataset.SeriesInstanceUID == truth.identity.series_uid
-        assert image.fate == "set aside"
+        assert image.role == "set aside"
 
 
 def test_localizer_has_the_series_uid_and_another_plane(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_localizer_has_the_series_uid_and_another_plane(tmp_path: Path) -> None:
     assert localizer.SeriesInstanceUID == truth.identity.series_uid
     assert list(localizer.ImageType) == ["ORIGINAL", "PRIMARY", "LOCALIZER"]
     assert (localizer.Rows, localizer.Columns) != (20, 24)
-    assert truth.images[-1].fate == "set aside"
+    assert truth.images[-1].role == "set aside"
 
 
 def test_captures_and_reports_are_what_they_say_in_series_of_their_own(tmp_path: Path) -> None:
@@ -102,11 +102,11 @@ def test_captures_and_reports_are_what_they_say_in_series_of_their_own(tmp_path:
     assert len({truth.identity.series_uid, *(d.SeriesInstanceUID for d in (capture, summary, report))}) == 4
 
 
-def test_clutter_has_a_media_directory_and_files_that_are_no_dicom(tmp_path: Path) -> None:
+def test_clutter_has_a_media_directory_and_files_that_are_not_dicom(tmp_path: Path) -> None:
     truth = series(tmp_path, companions=("clutter",))
     assert read(tmp_path / "DICOMDIR").file_meta.MediaStorageSOPClassUID.name == "Media Storage Directory Storage"
     assert {"README.TXT", ".DS_Store", "LOCKFILE"} <= {path.name for path in tmp_path.iterdir()}
-    assert all(image.fate == "set aside" for image in truth.images if image.faults == ("clutter",))
+    assert all(image.role == "set aside" for image in truth.images if image.faults == ("clutter",))
 
 
 def test_stripped_headers_hold_what_rsna_kept_and_no_more(tmp_path: Path) -> None:
@@ -119,10 +119,10 @@ def test_stripped_headers_hold_what_rsna_kept_and_no_more(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("numbers", ["shuffled", "constant", "absent"])
-def test_instance_numbers_tell_nothing_of_the_order(tmp_path: Path, numbers: str) -> None:
+def test_instance_numbers_do_not_give_the_order(tmp_path: Path, numbers: str) -> None:
     truth = series(tmp_path, instance_numbers=numbers)
-    told = [dataset.get("InstanceNumber") for dataset in datasets(truth)]
-    assert told != sorted(told) if numbers == "shuffled" else len(set(told)) == 1
+    found = [dataset.get("InstanceNumber") for dataset in datasets(truth)]
+    assert found != sorted(found) if numbers == "shuffled" else len(set(found)) == 1
 
 
 def test_shuffled_names_are_in_another_order_than_the_slices(tmp_path: Path) -> None:
@@ -161,12 +161,12 @@ def test_padding_fills_the_corners_and_reads_as_air(tmp_path: Path, value: int) 
     assert (truth.hu[0][8:12, 10:14] == HU[0, 8:12, 10:14]).all()
 
 
-def test_padding_that_is_told_reads_as_air_whatever_its_hu(tmp_path: Path) -> None:
-    told = series(tmp_path / "told", pixels="unsigned12", padding_value=0)
-    untold = series(tmp_path / "untold", pixels="unsigned12", padding_value=0, is_padding_told=False)
-    assert told.hu[0, 0, 0] == -1000
-    assert untold.hu[0, 0, 0] == -1024
-    assert "PixelPaddingValue" not in read(untold.folder / untold.images[0].file)
+def test_declared_padding_reads_as_air_whatever_its_hu(tmp_path: Path) -> None:
+    declared = series(tmp_path / "declared", pixels="unsigned12", padding_value=0)
+    undeclared = series(tmp_path / "undeclared", pixels="unsigned12", padding_value=0, is_padding_declared=False)
+    assert declared.hu[0, 0, 0] == -1000
+    assert undeclared.hu[0, 0, 0] == -1024
+    assert "PixelPaddingValue" not in read(undeclared.folder / undeclared.images[0].file)
 
 
 def test_padding_range_holds_both_of_its_ends(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""DICOM series of phantoms, read back by readers that are not ours."""
+"""DICOM series of phantoms, read back by independent readers."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_as_written_keeps_shape_and_ten_digits() -> None:
     ("options", "message"),
     [
         ({"transfer_syntax": "jpeg"}, "expected one of implicit"),
-        ({"container": "bare", "transfer_syntax": "rle"}, "tells no transfer syntax"),
+        ({"container": "bare", "transfer_syntax": "rle"}, "names no transfer syntax"),
         ({"layout": "enhanced", "header": "stripped"}, "full header"),
         ({"rescale": "lut"}, "12-bit unsigned"),
         ({"layout": "legacy", "rescale": "lut", "pixels": "unsigned12"}, "no modality LUT"),

@@ -13,7 +13,7 @@ import pytest
 from scipy import ndimage
 
 from meddinov3_stroke.phantom import Phantom, PhantomSpec, draw_spec, make_phantom
-from meddinov3_stroke.phantom.geometry import affine_of
+from meddinov3_stroke.phantom.head import affine_of
 from meddinov3_stroke.types import LABELS
 
 SMALL_ML = 1.6

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import expit
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from meddinov3_stroke import head_eval
 from meddinov3_stroke.errors import CheckpointError, DatasetError
@@ -24,11 +33,11 @@ IDENTITY = BackboneIdentity(
 def made_up_checkpoint(labels: tuple[str, ...] = LABELS) -> HeadCheckpoint:
     torch.manual_seed(0)
     return HeadCheckpoint(
-        state_dict={k: v.numpy() for k, v in build_head(8, 0, len(labels), 0.0).state_dict().items()},
-        arch="linear",
-        params={},
+        state_dict={name: tensor.numpy() for name, tensor in build_head(8, 0, len(labels), 0.0).state_dict().items()},
         labels=labels,
         input_dim=8,
+        arch="mlp",
+        params={"hidden_dim": 0, "dropout": 0.0},
         pool_mode="mean",
         resize=224,
         backbone=asdict(IDENTITY),
@@ -94,8 +103,8 @@ def test_command_writes_metrics_and_probabilities(
 def test_loss_is_torchs_with_the_pos_weight_of_training(data: HeadData) -> None:
     checkpoint = made_up_checkpoint()
     metrics, probabilities = head_eval.evaluate_head(checkpoint, data)
-    with torch.no_grad():
-        logits = checkpoint.head()(torch.tensor(data.embeddings))
+    state = {name: torch.from_numpy(array) for name, array in checkpoint.state_dict.items()}
+    logits = torch.nn.functional.linear(torch.tensor(data.embeddings), state["weight"], state["bias"])
     weight = torch.tensor(list(checkpoint.pos_weight.values()))
     expected = torch.nn.functional.binary_cross_entropy_with_logits(
         logits, torch.tensor(data.labels).float(), pos_weight=weight
@@ -188,7 +197,7 @@ def test_missing_files_have_their_exit_codes(arguments: list[str], tmp_path: Pat
     assert head_eval.main(arguments) == code
 
 
-def test_head_model_has_the_head_its_auroc_and_its_checks() -> None:
+def test_door_has_the_head_its_auroc_and_its_checks() -> None:
     from meddinov3_stroke import head_model
 
     assert {"MLPHead", "build_head", "auroc_report", "check_head_data", "load_checkpoint"} <= set(head_model.__all__)
@@ -201,38 +210,62 @@ def test_scripts_are_entries_to_the_stages() -> None:
         assert f"from meddinov3_stroke.{stage} import main" in (scripts / f"{name}.py").read_text(encoding="utf-8")
 
 
-def test_figures_at_the_given_threshold_stand_beside_those_at_the_heads_own(
-    arguments: list[str], tmp_path: Path, data: HeadData, capsys: pytest.CaptureFixture[str]
+def test_counts_and_rates_at_a_threshold_are_scikit_learns(
+    arguments: list[str], tmp_path: Path, data: HeadData
 ) -> None:
-    assert head_eval.main([*arguments, "--threshold", "0.6", "--batch-size", "7"]) == 0
+    assert head_eval.main([*arguments, "--threshold", "0.4", "--batch-size", "16"]) == 0
     metrics, probabilities = metrics_of(tmp_path), np.load(tmp_path / "out" / "probs.npy")
-    names = {"at_threshold": 0.6, "at_own_thresholds": 0.45}
-    for key, threshold in names.items():
-        row = metrics[key]["per_class"]["subdural"]
-        decided = probabilities[:, 5] >= threshold
-        assert row["threshold"] == threshold
-        assert row["f1"] == pytest.approx(f1_score(data.labels[:, 5], decided))
-        assert row["tp"] == int((decided & (data.labels[:, 5] == 1)).sum())
-        assert set(metrics[key]["macro"]) == {"accuracy", "precision", "f1", "sensitivity"}
-    assert metrics["threshold"] == 0.6
-    assert "macro at threshold 0.6: accuracy" in capsys.readouterr().out
+    for name, threshold in (("metrics_at_threshold", 0.4), ("metrics_at_checkpoint_thresholds", 0.45)):
+        found = metrics[name]
+        for column, label in enumerate(LABELS):
+            truth, decided = data.labels[:, column], probabilities[:, column] >= threshold
+            tn, fp, fn, tp = confusion_matrix(truth, decided, labels=[0, 1]).ravel().tolist()
+            counts = found["per_class"][label]
+            assert (counts["tn"], counts["fp"], counts["fn"], counts["tp"]) == (tn, fp, fn, tp)
+            expected = {
+                "accuracy": accuracy_score(truth, decided),
+                "precision": precision_score(truth, decided) if decided.any() else None,
+                "sensitivity": recall_score(truth, decided),
+                "f1": f1_score(truth, decided),
+            }
+            assert {rate: counts[rate] for rate in expected} == pytest.approx(expected)
+        accuracies = [found["per_class"][label]["accuracy"] for label in LABELS]
+        assert found["macro"]["accuracy"] == pytest.approx(np.mean(accuracies))
+    assert metrics["metrics_at_threshold"]["threshold"] == 0.4
 
 
-@pytest.mark.parametrize("flags", [["--threshold", "1.5"], ["--batch-size", "0"], ["--device", "toaster"]])
-def test_flags_out_of_range_exit_2_and_write_nothing(arguments: list[str], tmp_path: Path, flags: list[str]) -> None:
-    assert head_eval.main([*arguments, *flags]) == 2
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("threshold", ["-0.1", "1.5"])
+def test_a_threshold_that_is_no_probability_is_a_usage_error(arguments: list[str], threshold: str) -> None:
+    assert head_eval.main([*arguments, "--threshold", threshold]) == 2
 
 
-def test_head_of_the_earlier_implementation_is_tested_with_a_warning(arguments: list[str], tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_first_implementation_is_tested(arguments: list[str], tmp_path: Path) -> None:
     head = torch.nn.Linear(8, 6)
-    document = {"model_state_dict": head.state_dict(), "input_dim": 8, "num_classes": 6, "hidden_dim": 0}
-    torch.save({**document, "dropout": 0.0, "pos_weight": None, "epoch": 3, "score": None}, tmp_path / "best.pt")
-    describe(tmp_path)
+    foreign = {"model_state_dict": head.state_dict(), "input_dim": 8, "num_classes": 6, "epoch": 3, "score": 0.7}
+    torch.save(foreign, tmp_path / "best.pt")
     assert head_eval.main(arguments) == 0
     metrics = metrics_of(tmp_path)
-    assert any("earlier implementation" in warning for warning in metrics["warnings"])
-    assert metrics["seeds"] == {"head_training": None}
-    with torch.no_grad():
-        expected = expit(head(torch.tensor(np.load(tmp_path / "e.npy"))).double().numpy())
+    assert any("another implementation" in warning for warning in metrics["warnings"])
+    rows = torch.tensor(np.load(tmp_path / "e.npy"))
+    expected = torch.sigmoid(head(rows)).detach().numpy()
     np.testing.assert_allclose(np.load(tmp_path / "out" / "probs.npy"), expected, atol=1e-6)
+
+
+def test_testing_a_head_needs_no_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "class NoTorch:\n"
+        "    def find_spec(name, *rest):\n"
+        "        assert name != 'torch'\n"
+        "sys.meta_path.insert(0, NoTorch)\n"
+        f"from meddinov3_stroke import head_eval; sys.exit(head_eval.main({arguments!r}))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_head_model_is_imported_without_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from meddinov3_stroke.head_model import load_checkpoint; print('ok')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "ok"

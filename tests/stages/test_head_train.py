@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import tyro
 from sklearn.metrics import roc_auc_score
 
 from meddinov3_stroke import head_train
@@ -136,7 +134,7 @@ def test_hidden_dim_zero_saves_a_single_linear_layer(tmp_path: Path, data: tuple
     train(tmp_path, data, hidden_dim=-5)
     best = load_checkpoint(tmp_path / "best.pt")
     assert {name: tuple(tensor.shape) for name, tensor in best.state_dict.items()} == {"weight": (6, 8), "bias": (6,)}
-    assert type(best.head()) is torch.nn.Linear
+    assert {name: array.shape for name, array in best.state_dict.items()} == {"weight": (6, 8), "bias": (6,)}
 
 
 def test_patience_stops_training_early(
@@ -334,47 +332,30 @@ def test_help_needs_no_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_without_validation_the_last_epoch_is_best_and_thresholds_are_one_half(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_without_validation_the_last_epoch_is_kept_and_thresholds_are_one_half(
+    arguments: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    start, end = arguments.index("--val-embeddings"), arguments.index("--val-labels") + 2
-    assert head_train.main(arguments[:start] + arguments[end:] + ["--patience", "1"]) == 0
+    position = arguments.index("--val-embeddings")
+    assert head_train.main(arguments[:position]) == 0
+    output = capfd.readouterr()
+    assert "no validation arrays" in output.err
+    assert "no validation" in output.out
     summary = saved(tmp_path / "out")
-    best = load_checkpoint(tmp_path / "out" / "best.pt")
-    assert (best.epoch, summary["best_epoch"], summary["stopped"]) == (3, 3, "all epochs")
-    assert (best.metric_name, best.best_metric, summary["val"]) == ("last_epoch", None, None)
+    assert (summary["best_epoch"], summary["best_metric"], summary["val"]) == (3, None, None)
     assert set(summary["thresholds"].values()) == {0.5}
-    assert best.thresholds["any"].origin == "default 0.5: no validation data"
-    assert any("no validation data: the last epoch is kept" in warning for warning in summary["warnings"])
-    output = capsys.readouterr()
-    assert "without validation" in output.out
-    assert "no validation data" in output.err
-    assert (tmp_path / "out" / "training_curve.png").stat().st_size > 1000
+    best, last = ((tmp_path / "out" / f"{name}.pt").read_bytes() for name in ("best", "last"))
+    assert best == last
+    origins = load_checkpoint(tmp_path / "out" / "best.pt").thresholds.values()
+    assert {threshold.origin for threshold in origins} == {"default 0.5: no validation data"}
 
 
-@pytest.mark.parametrize("missing", ["--val-embeddings", "--val-labels"])
-def test_one_validation_array_without_the_other_is_a_usage_error(arguments: list[str], missing: str) -> None:
-    start = arguments.index(missing)
-    assert head_train.main(arguments[:start] + arguments[start + 2 :]) == 2
+def test_validation_embeddings_without_labels_are_a_usage_error(arguments: list[str]) -> None:
+    assert head_train.main(arguments[: arguments.index("--val-labels")]) == 2
 
 
-def test_checkpoint_records_the_whole_configuration(tmp_path: Path, data: tuple[HeadData, HeadData]) -> None:
-    train(tmp_path, data)
-    best = load_checkpoint(tmp_path / "best.pt")
-    assert (best.arch, best.params) == ("mlp", asdict(OPTIONS))
-
-
-@pytest.mark.parametrize(("stage", "rows_flag"), [("head_train", "--batch-size"), ("rsna_train", "--train-batch-size")])
-def test_every_hyperparameter_is_a_flag_of_both_stages(stage: str, rows_flag: str) -> None:
-    from importlib import import_module
-
-    args_type = import_module(f"meddinov3_stroke.{stage}").Args
-    values = {"--epochs": "3", rows_flag: "5", "--lr": "0.5", "--weight-decay": "0.25", "--hidden-dim": "7"}
-    values |= {"--dropout": "0.125", "--patience": "2", "--seed": "9"}
-    needed = ["--train-embeddings", "e", "--train-labels", "l"] if stage == "head_train" else ["--series-csv", "c"]
-    parsed = tyro.cli(args_type, args=[*needed, *(part for flag in values.items() for part in flag)]).head
-    expected = HeadConfig(
-        epochs=3, batch_size=5, lr=0.5, weight_decay=0.25, hidden_dim=7, dropout=0.125, patience=2, seed=9
-    )
-    assert asdict(parsed) == asdict(expected)
-    assert tyro.cli(args_type, args=needed).head.epochs == (20 if stage == "head_train" else 30)
+def test_a_missing_torch_exits_7_with_the_install_command(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("meddinov3_stroke.system.devices.find_spec", lambda name: None)
+    assert head_train.main(arguments) == 7
+    assert "pip install" in capfd.readouterr().err

@@ -21,8 +21,7 @@ from meddinov3_stroke.errors import DatasetError
 from meddinov3_stroke.options import DeviceName, OutputDir
 from meddinov3_stroke.system.atomic import write_json
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
-from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
-from meddinov3_stroke.system.statistics import Stopwatch
+from meddinov3_stroke.system.provenance import DISCLAIMER, Stopwatch, provenance
 from meddinov3_stroke.types import LABELS
 
 if TYPE_CHECKING:

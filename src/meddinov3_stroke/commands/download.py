@@ -1,7 +1,8 @@
-"""Stage `download`: the published weights, from the first source that gives them whole."""
+"""Stage `download`: the published weights, from the first source that has them."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,31 +16,35 @@ from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER
 
 if TYPE_CHECKING:
-    from meddinov3_stroke.download import Download, HubAccess, Limits, Offer, Source
+    from meddinov3_stroke.download import Download, Limits, Offer
+
+LOGGER = logging.getLogger("meddinov3_stroke")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(ConsoleOptions):
-    """Fetch published weights, or ask their size.
+    """Download published weights, or query their size.
 
     Sources are tried in the order MEDDINOV3_URL, MEDDINOV3_HF_REPO, MEDDINOV3_GDRIVE_FILE_ID (environment or .env).
-    An interrupted download is resumed; the file is put in place once its sha256 has been verified.
+    The file is put in place once its sha256 has been verified.
     """
 
-    package: Literal["meddinov3"] = config.DOWNLOAD_PACKAGE
-    """Which weights."""
+    package: tyro.conf.UseAppendAction[tuple[Literal["meddinov3"], ...]] = ()
+    """Which weights: meddinov3, the default and the only choice. May be repeated."""
     check_size: bool = False
-    """Ask each source for the size and download nothing."""
+    """Query the size from each source without downloading."""
+    from_file: Path | None = None
+    """Take this file, fetched by other means: it is verified, recorded and copied into place."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """File to write (default: MEDDINOV3_CKPT_PATH)."""
     sha256: str | None = None
-    """Digest the file must have (default: MEDDINOV3_SHA256, else that recorded at the first download)."""
+    """Digest the file must have (default: MEDDINOV3_SHA256, else the one recorded at the first download)."""
     force: bool = False
-    """Download even if the file is there; it and its recorded digest are replaced once the new one is whole."""
-    timeout: float = config.DOWNLOAD_TIMEOUT_S
-    """Seconds of silence after which a connection is dropped and resumed."""
-    retries: int = config.DOWNLOAD_RETRIES
-    """Attempts in a row that may bring nothing new before the next source is asked."""
+    """Download even if the file exists; it and its recorded digest are replaced once the new one is complete."""
+    timeout: float | None = None
+    """Seconds of silence after which a connection is dropped and resumed (default: DOWNLOAD_READ_TIMEOUT, else 30)."""
+    retries: int | None = None
+    """Retries before the next source is tried (default: DOWNLOAD_RETRIES, else 3)."""
     lock_wait: float = config.DOWNLOAD_LOCK_WAIT_S
     """Seconds to wait for another process that is downloading the same file."""
 
@@ -48,26 +53,38 @@ def run(args: Args) -> Download | list[Offer]:
     """The verified file or, with `--check-size`, what the sources offer; a summary is printed.
 
     Raises:
-        UsageError: flags that cannot be honoured.
+        UsageError: a flag or setting is out of range.
         WeightsError: no source gave the weights, or the file that is there is not the expected one.
         MachineError: the disk, or another process's lock.
     """
-    from meddinov3_stroke.download import PACKAGES, download_weights, parse_sha256, remote_offers
+    from meddinov3_stroke.download import (
+        LICENCE,
+        FileSource,
+        configured_sources,
+        download_weights,
+        parse_sha256,
+        remote_offers,
+    )
 
-    limits, settings = _limits(args), config.load_settings()
-    sources = _sources(args, settings)
+    settings = config.load_settings()
+    limits = _limits(args, settings)
+    if settings.unused:
+        LOGGER.info("not used: %s", ", ".join(settings.unused))
+    sources = [FileSource("file", str(args.from_file))] if args.from_file else configured_sources(settings)
     path = args.output or settings.meddinov3_ckpt_path
     if args.check_size:
         offers = remote_offers(sources, limits)
         _print_offers(offers, path)
         return offers
-    pinned = args.sha256 or settings.meddinov3_sha256
-    where = "--sha256" if args.sha256 else "MEDDINOV3_SHA256"
-    pinned = parse_sha256(pinned, where) if pinned else None
-    package = PACKAGES[args.package]
-    print(f"{package.licence}\n", flush=True)
+    given = args.sha256 or settings.meddinov3_sha256
+    pinned = parse_sha256(given, "--sha256" if args.sha256 else "MEDDINOV3_SHA256") if given else None
+    print(f"{LICENCE}\n", flush=True)
+    if not args.show_progress:
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()
     download = download_weights(
-        path, sources, package, pinned=pinned, force=args.force, limits=limits, progress=args.show_progress
+        path, sources, pinned=pinned, force=args.force, limits=limits, progress=args.show_progress
     )
     _print_download(download)
     return download
@@ -78,66 +95,45 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     return run_command(Args, run, argv, prog=prog)
 
 
-def _limits(args: Args) -> Limits:
+def _limits(args: Args, settings: config.Settings) -> Limits:
     from meddinov3_stroke.download import Limits
 
-    for flag, value, sound in (
-        ("--timeout", args.timeout, args.timeout > 0),
-        ("--retries", args.retries, args.retries >= 0),
+    read_s = settings.download_read_timeout if args.timeout is None else args.timeout
+    retries = settings.download_retries if args.retries is None else args.retries
+    for flag, value, valid in (
+        ("--timeout (DOWNLOAD_READ_TIMEOUT)", read_s, read_s > 0),
+        ("--retries (DOWNLOAD_RETRIES)", retries, retries >= 0),
         ("--lock-wait", args.lock_wait, args.lock_wait >= 0),
+        ("DOWNLOAD_CONNECT_TIMEOUT", settings.download_connect_timeout, settings.download_connect_timeout > 0),
+        ("DOWNLOAD_BACKOFF", settings.download_backoff, settings.download_backoff >= 0),
     ):
-        if not sound:
-            raise UsageError(f"{flag}: found {value}, expected a number that is not negative (and a timeout above 0)")
-    return Limits(stall_s=args.timeout, retries=args.retries, lock_wait_s=args.lock_wait)
-
-
-def _sources(args: Args, settings: config.Settings) -> list[Source]:
-    from meddinov3_stroke.download import PACKAGES, configured_sources
-
-    return configured_sources(
-        PACKAGES[args.package],
-        _hub_access(),
-        url=settings.meddinov3_url,
-        hf_repo=settings.meddinov3_hf_repo,
-        gdrive_file_id=settings.meddinov3_gdrive_file_id,
-    )
-
-
-def _hub_access() -> HubAccess:
-    """HF_ENDPOINT, the token and HF_HUB_OFFLINE as huggingface_hub itself reads them."""
-    from huggingface_hub import constants, get_token
-
-    from meddinov3_stroke.download import HubAccess
-
-    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
-    return HubAccess(constants.ENDPOINT, token, bool(constants.HF_HUB_OFFLINE))
+        if not valid:
+            raise UsageError(f"{flag}: found {value}, expected a number of at least 0 (a timeout: above 0)")
+    return Limits(settings.download_connect_timeout, read_s, retries, settings.download_backoff, args.lock_wait)
 
 
 def _print_offers(offers: Sequence[Offer], path: Path) -> None:
     for offer in offers:
-        print(f"{offer.source}: {_offered(offer)}")
+        size = "size not stated" if offer.size is None else _bytes(offer.size)
+        digest = f", sha256 {offer.stated_sha256}" if offer.stated_sha256 else ""
+        print(f"{offer.source}: {f'not available: {offer.problem}' if offer.problem else size + digest}")
     sizes = {offer.size for offer in offers if offer.size is not None}
     if len(sizes) > 1:
-        import logging
-
-        logging.getLogger("meddinov3_stroke").warning("the sources disagree about the size: %s bytes", sorted(sizes))
-    here = f"{path.stat().st_size} bytes" if path.is_file() else "nothing yet"
-    print(f"{path}: {here}\nnothing was downloaded\n{DISCLAIMER}")
-
-
-def _offered(offer: Offer) -> str:
-    if offer.problem:
-        return f"no answer that can be used: {offer.problem}"
-    size = "size not stated" if offer.size is None else f"{offer.size} bytes ({offer.size / (1 << 20):.1f} MiB)"
-    return size + (f", sha256 {offer.stated_sha256}" if offer.stated_sha256 else "")
+        LOGGER.warning("the sources disagree about the size: %s bytes", sorted(sizes))
+    print(f"{path}: {f'{path.stat().st_size} bytes' if path.is_file() else 'does not exist'}")
+    print(f"nothing was downloaded\n{DISCLAIMER}")
 
 
 def _print_download(download: Download) -> None:
     from meddinov3_stroke.download import record_path
 
     how = f"fetched from {download.source}" if download.fetched else "already there, verified"
-    print(f"{download.path}: {how}, {download.size} bytes ({download.size / (1 << 20):.1f} MiB)")
+    print(f"{download.path}: {how}, {_bytes(download.path.stat().st_size)}")
     print(f"sha256 {download.sha256} ({download.origin})")
     if record_path(download.path).is_file():
         print(f"recorded in {record_path(download.path)}")
     print(DISCLAIMER)
+
+
+def _bytes(size: int) -> str:
+    return f"{size} bytes ({size / (1 << 20):.1f} MiB)"

@@ -41,7 +41,7 @@ def run(args: Args) -> dict[str, Any]:
     """
     from meddinov3_stroke import rsna_pipeline as rsna
     from meddinov3_stroke.system.atomic import write_json
-    from meddinov3_stroke.system.statistics import Stopwatch, memory_statistics
+    from meddinov3_stroke.system.provenance import Stopwatch, memory_statistics
 
     watch = Stopwatch()
     table = args.read_table()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from meddinov3_stroke import config
-from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.options import OutputDir
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER
@@ -34,22 +33,17 @@ def run(args: Args) -> CohortManifest:
     """The manifest of the cohort written under `args.output_dir`.
 
     Raises:
-        UsageError: fewer than one patient.
+        UsageError: fewer than one patient, or a negative seed.
     """
     from meddinov3_stroke.phantom import count_series, write_cohort
     from meddinov3_stroke.system.devices import available_cpus
     from meddinov3_stroke.system.progress import progress_bar
 
-    if args.patients < 1:
-        raise UsageError(f"--patients {args.patients}: expected at least 1")
     total = count_series(args.patients, args.seed)
     with progress_bar("phantoms", total, "volumes", args.show_progress) as advance:
-        workers = available_cpus()
         manifest = write_cohort(
-            args.output_dir,
-            args.patients,
-            args.seed,
-            workers=workers,
+            *(args.output_dir, args.patients, args.seed),
+            workers=available_cpus(),
             on_progress=advance,
             volume_format=args.format,
         )

@@ -1,38 +1,39 @@
-"""Weights from the first source that gives them whole: locked, verified, then renamed into place."""
+"""The weights at their place: from the first source that has them, verified, then renamed; one process at a time."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import filelock
-import httpx
-
-from meddinov3_stroke.download.answers import make_client
-from meddinov3_stroke.download.contents import refuse_stump
-from meddinov3_stroke.download.failures import SourceFailed, no_source_left
-from meddinov3_stroke.download.limits import Limits
-from meddinov3_stroke.download.packages import Package
-from meddinov3_stroke.download.part_file import PartFile, PartNote
-from meddinov3_stroke.download.record import (
-    FIRST_USE,
-    FOUND,
-    STATED,
-    Expected,
-    expected_digest,
-    write_record,
-)
-from meddinov3_stroke.download.sources import Source
-from meddinov3_stroke.download.transfer import Transfer
-from meddinov3_stroke.errors import LockTimeout, UsageError, WeightsMismatch
-from meddinov3_stroke.system.atomic import storage_error
+from meddinov3_stroke.download.sources import Limits, Offer, Source, SourceFailed, refuse_impostor
+from meddinov3_stroke.errors import DownloadError, LockTimeout, UsageError, WeightsMismatch
+from meddinov3_stroke.system.atomic import commit, storage_error, write_json
+from meddinov3_stroke.system.contents import HEAD_BYTES
 from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.system.progress import byte_bar
+from meddinov3_stroke.system.provenance import provenance
+
+if TYPE_CHECKING:
+    import filelock
 
 LOGGER = logging.getLogger("meddinov3_stroke")
+LICENCE = (
+    "MedDINOv3 weights: the authors' repository states Apache-2.0 and includes DINOv3 code of Meta, whose DINOv3 "
+    "License also binds derivative works. This project neither owns nor redistributes the weights; by downloading "
+    "them you accept their terms (https://github.com/ricklisz/MedDINOv3, "
+    "https://ai.meta.com/resources/models-and-libraries/dinov3-license)."
+)
+_JOURNAL = "verified.json"
+_REPLACE = "the file was left as it was; move it away, or replace it with meddinov3-stroke download --force"
 
 
 @dataclass(frozen=True)
@@ -41,187 +42,238 @@ class Download:
 
     path: Path
     sha256: str
-    size: int
-    """Bytes."""
     source: str
     """Name of the source, or `already there`."""
     origin: str
-    """What the digest was held against: pinned, recorded, stated by Hugging Face, first use or found on disk."""
+    """What the digest was compared with: pinned, recorded, stated by Hugging Face, first use or found on disk."""
     fetched: bool
-    """Whether this call transferred it."""
+    """Whether this call fetched it."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """All that a download is told."""
-
-    path: Path
-    package: Package
-    pinned: str | None
-    force: bool
-    limits: Limits
-    progress: bool
-
-    @property
-    def expected(self) -> Expected | None:
-        return expected_digest(self.path, self.pinned, ignore_record=self.force)
+@dataclass(frozen=True)
+class _Expected:
+    sha256: str
+    origin: str
 
 
 def download_weights(
     path: Path,
     sources: Sequence[Source],
-    package: Package,
     *,
     pinned: str | None = None,
     force: bool = False,
     limits: Limits | None = None,
     progress: bool = False,
 ) -> Download:
-    """The verified file at `path`: the one that is there, else a new one from the first source that gives it whole.
+    """The verified file at `path`: the one that is there, else a new one from the first source that has it.
 
-    `pinned` is the sha256 it must have; without one, that of the first download is recorded and held to. `force`
-    replaces the file that is there, and its record, once the new one is whole.
+    `pinned` is the sha256 it must have; without one, that of the first download is recorded and required from then on.
+    `force` replaces the file and its record once the new file is complete.
 
     Raises:
         DownloadError: no source gave the file; the message lists each with its reason.
-        WeightsMismatch: the file that is there is not the expected one; it is left as it is.
-        LockTimeout: another process is downloading the same file for too long.
+        WeightsMismatch: the file that is there is not the expected one; it is left unchanged.
+        LockTimeout: another process has been downloading the same file for too long.
         StorageError: the folder cannot be written, or the disk is full.
     """
     if path.is_dir():
         raise UsageError(f"--output {path}: found a folder, expected a file's path; name the file in it")
-    job = _Job(path, package, pinned, force, limits or Limits(), progress)
+    limits = limits or Limits()
     try:
-        if not force and (there := _trusted(job)):
-            return there
+        expected = _expected_digest(path, pinned, force)
+        if expected and not force and path.is_file() and sha256_of_file(path) == expected.sha256:
+            return Download(path, expected.sha256, "already there", expected.origin, fetched=False)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(job):
-            _finish_interrupted(job)
+        with _lock(path, limits):
+            _finish_interrupted(path)
+            expected = _expected_digest(path, pinned, force)
             if path.exists() and not force:
-                return _adopted(job)
-            return _from_first_source(job, sources)
+                return _accept(path, expected, limits)
+            return _first_that_works(path, sources, expected, limits, progress)
     except OSError as error:
         raise storage_error(path, error) from error
 
 
-def _trusted(job: _Job) -> Download | None:
-    """The file that is there, if its digest is the expected one; asks for no lock and writes nothing."""
-    expected = job.expected
-    if expected is None or not job.path.is_file():
+def remote_offers(sources: Sequence[Source], limits: Limits | None = None) -> list[Offer]:
+    """What each source says of its file; nothing is kept.
+
+    Raises:
+        DownloadError: no source is configured, or none has the weights.
+    """
+    offers = []
+    for source in sources:
+        try:
+            if source.skipped:
+                raise SourceFailed(source.skipped)
+            offers.append(source.offer(limits or Limits()))
+        except SourceFailed as failure:
+            offers.append(Offer(source, problem=str(failure)))
+    if all(offer.problem for offer in offers):
+        raise _no_source_left([f"{offer.source}: {offer.problem}" for offer in offers])
+    return offers
+
+
+def record_path(path: Path) -> Path:
+    """Where the digest of `path` is recorded."""
+    return path.with_name(f"{path.name}.sha256.json")
+
+
+def parse_sha256(text: str, where: str) -> str:
+    """`text` as a lower-case hex sha256; `where` names the flag or key it came from.
+
+    Raises:
+        UsageError: it is not a sha256.
+    """
+    digest = text.strip().lower().removeprefix("sha256:")
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise UsageError(f"{where}: found {text!r}, expected a sha256 of 64 hex digits; correct or remove it")
+    return digest
+
+
+def _expected_digest(path: Path, pinned: str | None, force: bool) -> _Expected | None:
+    if pinned or force:
+        return _Expected(pinned, "pinned") if pinned else None
+    record = record_path(path)
+    try:
+        sha256 = parse_sha256(json.loads(record.read_bytes())["sha256"], str(record))
+        return _Expected(sha256, f"recorded in {record.name}")
+    except FileNotFoundError:
         return None
-    digest = sha256_of_file(job.path)
-    return _already_there(job, expected) if digest == expected.sha256 else None
+    except (ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
+        raise WeightsMismatch(
+            f"{record} cannot be read; expected the sha256 of {path.name}; delete it to trust {path.name} again"
+        ) from error
 
 
-def _adopted(job: _Job) -> Download:
-    """The file that is there, held against its digest or, on first use, recorded."""
-    digest = sha256_of_file(job.path)
-    expected = job.expected
+def _accept(path: Path, expected: _Expected | None, limits: Limits) -> Download:
+    """The file that is there, if it has the expected digest; on first use its digest is recorded."""
+    digest = sha256_of_file(path)
     if expected is None:
         try:
-            refuse_stump(job.path, job.package)
+            _check_weights(path, limits)
         except SourceFailed as failure:
-            raise WeightsMismatch(
-                f"{job.path}: found {failure}, expected {job.package.name} weights; the file was left as it is; "
-                "move it away, or replace it with meddinov3-stroke download --force"
-            ) from failure
-        LOGGER.warning("%s: nothing to hold it against; its sha256 %s is recorded from now on", job.path, digest)
-        expected = Expected(digest, FOUND)
-        write_record(job.path, digest, "already there", FOUND)
-    expected.check(digest, job.path)
-    return _already_there(job, expected)
+            raise WeightsMismatch(f"{path}: {failure}, expected weights; {_REPLACE}") from failure
+        expected = _Expected(digest, "found on disk")
+        LOGGER.warning("%s: no digest to compare it with; its sha256 %s is recorded and required now", path, digest)
+        _write_record(path, digest, "already there", expected.origin)
+    if digest != expected.sha256:
+        raise WeightsMismatch(
+            f"{path}: found sha256 {digest}, expected {expected.sha256} ({expected.origin}); {_REPLACE}"
+        )
+    return Download(path, digest, "already there", expected.origin, fetched=False)
 
 
-def _already_there(job: _Job, expected: Expected) -> Download:
-    size = job.path.stat().st_size
-    return Download(job.path, expected.sha256, size, "already there", expected.origin, fetched=False)
+def _write_record(path: Path, sha256: str, source: str, origin: str) -> None:
+    document = {"file": path.name, "sha256": sha256, "size": path.stat().st_size, "source": source, "origin": origin}
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(record_path(path), provenance() | document | {"date": date})
 
 
-@contextmanager
-def _locked(job: _Job) -> Iterator[None]:
-    """Hold `<name>.lock`, so that of two processes one downloads and the other finds the file."""
-    lock = filelock.FileLock(job.path.with_name(f"{job.path.name}.lock"))
+def _lock(path: Path, limits: Limits) -> filelock.AcquireReturnProxy[filelock.FileLock]:
+    import filelock
+
+    lock = filelock.FileLock(f"{path}.lock", timeout=limits.lock_wait_s)
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        LOGGER.info("%s: another process is downloading it; waiting", job.path)
-        try:
-            lock.acquire(timeout=job.limits.lock_wait_s)
-        except filelock.Timeout as error:
-            raise LockTimeout(
-                f"{lock.lock_file}: held by another process for more than {job.limits.lock_wait_s:g} s; wait for its "
-                "download, or stop it, and run again"
-            ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
+    except filelock.Timeout as error:
+        raise LockTimeout(
+            f"{lock.lock_file}: held by another process for more than {limits.lock_wait_s:g} s; wait for its download, "
+            "or stop it, and run again"
+        ) from error
 
 
-def _finish_interrupted(job: _Job) -> None:
-    """Record the digest of a file that was renamed into place by a process that was killed right after."""
-    part = PartFile(job.path)
-    note = part.note()
-    if note is None or note.verified_sha256 is None or note.origin is None:
-        return
-    if part.size:
-        part.write_note(replace(note, verified_sha256=None, origin=None))
-        return
-    if job.path.is_file() and sha256_of_file(job.path) == note.verified_sha256:
-        write_record(job.path, note.verified_sha256, note.source, note.origin)
-    part.discard()
+def _staging(path: Path) -> Path:
+    """Folder of an unfinished download of `path`."""
+    return path.with_name(f"{path.name}.download")
 
 
-def _from_first_source(job: _Job, sources: Sequence[Source]) -> Download:
+def _first_that_works(
+    path: Path, sources: Sequence[Source], expected: _Expected | None, limits: Limits, progress: bool
+) -> Download:
     reasons = []
-    with make_client(job.limits) as client:
-        for source in sources:
-            try:
-                if source.skipped:
-                    raise SourceFailed(source.skipped)
-                return _from_source(job, client, source)
-            except SourceFailed as failure:
-                reasons.append(f"{source}: {failure}")
-                LOGGER.warning("%s: %s", source, failure)
-    raise no_source_left(reasons, job.path)
+    for source in sources:
+        try:
+            if source.skipped:
+                raise SourceFailed(source.skipped)
+            return _from_source(path, source, expected, limits, progress)
+        except SourceFailed as failure:
+            reasons.append(f"{source}: {failure}")
+            LOGGER.warning("%s: %s", source, failure)
+    if not any(_staging(path).glob("file*")):  # no bytes to resume from
+        shutil.rmtree(_staging(path), ignore_errors=True)
+    raise _no_source_left(reasons, path)
 
 
-def _from_source(job: _Job, client: httpx.Client, source: Source) -> Download:
-    part = PartFile(job.path)
-    resumed = part.resumable(source.key) is not None
+def _from_source(path: Path, source: Source, expected: _Expected | None, limits: Limits, progress: bool) -> Download:
+    """The new file: fetched, verified, named in a journal, renamed, recorded; a kill at any point loses nothing."""
+    folder = _staging(path)
+    resumed = folder.exists()
+    folder.mkdir(exist_ok=True)
+    with byte_bar(f"weights from {source.name}", progress) as report:
+        found, stated = source.fetch(folder, limits, expected.sha256 if expected else None, report)
+    wanted = expected or (_Expected(stated, "stated by Hugging Face") if stated else None)
     try:
-        with byte_bar(f"{job.package.name} from {source.name}", job.progress) as report:
-            note = Transfer(client, source, part, job.expected, job.limits, report).run()
-        return _put_in_place(job, source, part, note)
+        if not (expected and expected.origin == "pinned"):
+            _check_weights(found, limits)
+        digest = sha256_of_file(found)
+        if wanted and digest != wanted.sha256:
+            raise SourceFailed(f"it gave sha256 {digest}, expected {wanted.sha256} ({wanted.origin})")
     except SourceFailed as failure:
-        if failure.spoiled:
-            part.discard()
-        if not (failure.spoiled and resumed):
+        shutil.rmtree(folder)
+        if not resumed:
             raise
-        LOGGER.warning("%s: %s; starting again without the bytes of an earlier run", source, failure)
-    return _from_source(job, client, source)
+        LOGGER.warning("%s: %s; starting over without the bytes of an earlier run", source, failure)
+        return _from_source(path, source, expected, limits, progress)
+    origin = wanted.origin if wanted else "first use"
+    write_json(folder / _JOURNAL, {"sha256": digest, "source": str(source), "origin": origin})
+    with found.open("rb+") as handle:
+        os.fsync(handle.fileno())
+    commit(found, path)
+    _finish_interrupted(path)
+    return Download(path, digest, source.name, origin, fetched=True)
 
 
-def _put_in_place(job: _Job, source: Source, part: PartFile, note: PartNote) -> Download:
-    """Verify the part, journal its digest, rename it and record the digest: killed anywhere, the next run goes on."""
-    expected = job.expected
-    if expected is None and note.stated_sha256:
-        expected = Expected(note.stated_sha256, STATED)
-    if job.pinned is None:
-        _refuse_stump(part, job.package)
-    digest = sha256_of_file(part.path)
-    if expected and digest != expected.sha256:
-        raise SourceFailed(f"it gave sha256 {digest}, expected {expected.sha256} ({expected.origin})", spoiled=True)
-    origin = expected.origin if expected else FIRST_USE
-    part.write_note(replace(note, total=part.size, verified_sha256=digest, origin=origin))
-    part.take_the_place()
-    write_record(job.path, digest, str(source), origin)
-    part.discard()
-    return Download(job.path, digest, job.path.stat().st_size, source.name, origin, fetched=True)
-
-
-def _refuse_stump(part: PartFile, package: Package) -> None:
+def _finish_interrupted(path: Path) -> None:
+    """Record the digest of a file that was just renamed into place, also by a process that was killed right after."""
+    folder = _staging(path)
     try:
-        refuse_stump(part.path, package)
-    except SourceFailed as failure:
-        raise SourceFailed(str(failure), spoiled=True) from failure
+        journal = json.loads((folder / _JOURNAL).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return
+    if path.is_file() and sha256_of_file(path) == journal["sha256"]:
+        _write_record(path, journal["sha256"], journal["source"], journal["origin"])
+        shutil.rmtree(folder)
+    else:  # killed before the rename: the next run verifies what was fetched
+        (folder / _JOURNAL).unlink()
+
+
+def _check_weights(path: Path, limits: Limits) -> None:
+    """Refuse a file that is not weights, is too small for them, or is truncated as far as its format shows."""
+    from safetensors import SafetensorError, safe_open
+
+    with path.open("rb") as handle:
+        head = handle.read(HEAD_BYTES)
+    refuse_impostor(head)
+    if (size := path.stat().st_size) < limits.least_bytes:
+        raise SourceFailed(f"too small for the weights: found {size} bytes, expected at least {limits.least_bytes}")
+    try:
+        if head.startswith(b"PK"):
+            zipfile.ZipFile(path).close()  # reads the directory at the end of the file
+        elif head[8:9] == b"{":
+            with safe_open(path, "np"):  # compares the size with the header
+                pass
+    except (zipfile.BadZipFile, SafetensorError, ValueError, EOFError, NotImplementedError) as error:
+        raise SourceFailed(f"truncated or damaged: {error}") from error
+
+
+def _no_source_left(reasons: Sequence[str], path: Path | None = None) -> DownloadError:
+    if not reasons:
+        return DownloadError(
+            "no source of weights is configured; expected at least one of MEDDINOV3_URL, MEDDINOV3_HF_REPO, "
+            "MEDDINOV3_GDRIVE_FILE_ID; set it in .env"
+        )
+    kept = f"{path} was left as it was; " if path and path.exists() else ""
+    return DownloadError(
+        f"no source gave the weights; tried {'; '.join(reasons)}; {kept}check the network and the sources in .env and "
+        "run again, or fetch the file by other means and pass it with --from-file"
+    )

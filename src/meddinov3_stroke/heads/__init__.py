@@ -1,16 +1,14 @@
-"""Light heads on frozen embeddings. Training (`heads.training`, `heads.modules`) needs torch; all else does not."""
+"""Light heads on frozen embeddings: data, training, checkpoints, application."""
 
-from meddinov3_stroke.heads.application import check_backbone, check_columns, identity_from_document, predict_logits
-from meddinov3_stroke.heads.architectures import ARCHITECTURES, Architecture, build_head
+from meddinov3_stroke.heads.applying import check_backbone, check_columns, identity_from_document, predict_logits
+from meddinov3_stroke.heads.architectures import ARCHITECTURES, build_head
 from meddinov3_stroke.heads.checkpoint import HeadCheckpoint, load_checkpoint, save_checkpoint
 from meddinov3_stroke.heads.data import (
     EmbeddingOrigin,
     check_head_data,
-    check_options,
     check_train_and_val,
     embedding_matrix,
     load_head_data,
-    positive_weights,
     read_array,
     read_origin,
     same_origin,
@@ -18,20 +16,17 @@ from meddinov3_stroke.heads.data import (
 
 __all__ = [
     "ARCHITECTURES",
-    "Architecture",
     "EmbeddingOrigin",
     "HeadCheckpoint",
     "build_head",
     "check_backbone",
     "check_columns",
     "check_head_data",
-    "check_options",
     "check_train_and_val",
     "embedding_matrix",
     "identity_from_document",
     "load_checkpoint",
     "load_head_data",
-    "positive_weights",
     "predict_logits",
     "read_array",
     "read_origin",

@@ -1,95 +1,97 @@
-"""The registry of heads. A new head is one entry of `ARCHITECTURES`; importing this module needs no torch."""
+"""The kinds of head: numpy to apply them, torch to train them. A new kind is one entry of `ARCHITECTURES`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float32
 
 if TYPE_CHECKING:
     from torch import nn
 
-State = Mapping[str, np.ndarray]
 Params = Mapping[str, Any]
+"""Hyper-parameters that determine the tensors and the forward pass; stored in the checkpoint."""
+
+State = Mapping[str, np.ndarray]
+"""Tensor name -> float32 array."""
 
 LAYER_NORM_EPS = 1e-5
-"""torch's default."""
-
-LARGE = 1_000_000
-"""From this many values on, importing scipy (about a second) costs less than `math.erf` one by one."""
+"""Default of `torch.nn.LayerNorm`."""
 
 
-class Architecture(NamedTuple):
-    """A kind of head; every function takes the checkpoint's `params`."""
+@dataclass(frozen=True)
+class Architecture:
+    """One kind of head."""
 
-    build: Callable[[int, int, Params], nn.Module]
-    """(input dim, labels, params) -> the torch module to train, with fresh weights."""
-    shapes: Callable[[int, int, Params], dict[str, tuple[int, ...]]]
-    """(input dim, labels, params) -> shape of each tensor of its state dict, in order."""
-    logits: Callable[[State, Float64[np.ndarray, "n dim"]], Float64[np.ndarray, "n label"]]
-    """(state dict, rows) -> logits, in numpy."""
+    shapes: Callable[[Params, int, int], dict[str, tuple[int, ...]]]
+    """(params, input_dim, n_labels) -> shape of every tensor."""
+    logits: Callable[[State, Float32[np.ndarray, "n dim"]], Float32[np.ndarray, "n label"]]
+    """Forward pass in numpy, without dropout."""
+    module: Callable[[Params, int, int], nn.Module]
+    """(params, input_dim, n_labels) -> a freshly initialised torch module with tensors of the same names."""
+    has_valid: Callable[[Params], bool]
+    """Whether the parameters are complete and in range."""
 
 
-def _build_linear(input_dim: int, n_labels: int, params: Params) -> nn.Module:
+def build_head(input_dim: int, hidden_dim: int, n_labels: int, dropout: float) -> nn.Module:
+    """A torch head initialised from torch's generator; exactly `Linear(D, C)` if `hidden_dim` is 0 or less."""
+    return _mlp_module({"hidden_dim": hidden_dim, "dropout": dropout}, input_dim, n_labels)
+
+
+def _mlp_module(params: Params, input_dim: int, n_labels: int) -> nn.Module:
     from torch import nn
 
-    return nn.Linear(input_dim, n_labels)
-
-
-def _linear_shapes(input_dim: int, n_labels: int, params: Params) -> dict[str, tuple[int, ...]]:
-    return {"weight": (n_labels, input_dim), "bias": (n_labels,)}
-
-
-def _linear_logits(state: State, rows: np.ndarray) -> np.ndarray:
-    return rows @ state["weight"].T.astype(np.float64) + state["bias"]
-
-
-def _build_mlp(input_dim: int, n_labels: int, params: Params) -> nn.Module:
     from meddinov3_stroke.heads.modules import MLPHead
 
+    if params["hidden_dim"] <= 0:
+        return nn.Linear(input_dim, n_labels)
     return MLPHead(input_dim, params["hidden_dim"], n_labels, params["dropout"])
 
 
-def _mlp_shapes(input_dim: int, n_labels: int, params: Params) -> dict[str, tuple[int, ...]]:
-    hidden = params["hidden_dim"]
+def _mlp_shapes(params: Params, input_dim: int, n_labels: int) -> dict[str, tuple[int, ...]]:
+    hidden_dim = params["hidden_dim"]
+    if hidden_dim <= 0:
+        return {"weight": (n_labels, input_dim), "bias": (n_labels,)}
     return {
         "norm.weight": (input_dim,),
         "norm.bias": (input_dim,),
-        "hidden.weight": (hidden, input_dim),
-        "hidden.bias": (hidden,),
-        "output.weight": (n_labels, hidden),
+        "hidden.weight": (hidden_dim, input_dim),
+        "hidden.bias": (hidden_dim,),
+        "output.weight": (n_labels, hidden_dim),
         "output.bias": (n_labels,),
     }
 
 
-def _mlp_logits(state: State, rows: np.ndarray) -> np.ndarray:
+def _mlp_logits(state: State, rows: Float32[np.ndarray, "n dim"]) -> Float32[np.ndarray, "n label"]:
+    if "weight" in state:
+        return np.asarray(rows @ state["weight"].T + state["bias"])
     centred = rows - rows.mean(axis=1, keepdims=True)
-    normalised = centred / np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + LAYER_NORM_EPS)
-    normalised = normalised * state["norm.weight"] + state["norm.bias"]
-    sums = normalised @ state["hidden.weight"].T.astype(np.float64) + state["hidden.bias"]
-    units = 0.5 * sums * (1 + _erf(sums / math.sqrt(2)))
-    return np.asarray(units @ state["output.weight"].T.astype(np.float64) + state["output.bias"])
+    variance = np.square(centred).mean(axis=1, keepdims=True)
+    normed = centred / np.sqrt(variance + np.float32(LAYER_NORM_EPS)) * state["norm.weight"] + state["norm.bias"]
+    hidden = normed @ state["hidden.weight"].T + state["hidden.bias"]
+    return np.asarray(_gelu(hidden) @ state["output.weight"].T + state["output.bias"])
 
 
-def _erf(values: Float[np.ndarray, "n hidden"]) -> Float64[np.ndarray, "n hidden"]:
-    if values.size >= LARGE:
-        from scipy.special import erf
+_erf = np.vectorize(math.erf, otypes=[np.float32])  # scipy.special takes half a second to import
 
-        return np.asarray(erf(values))
-    return np.fromiter(map(math.erf, values.ravel().tolist()), np.float64, values.size).reshape(values.shape)
+
+def _gelu(x: Float32[np.ndarray, "n hidden"]) -> Float32[np.ndarray, "n hidden"]:
+    half = np.float32(0.5)
+    return np.asarray(x * half * (1 + _erf(x * np.float32(math.sqrt(0.5))))) if x.size else x
+
+
+def _has_valid_mlp_params(params: Params) -> bool:
+    hidden_dim, dropout = params.get("hidden_dim"), params.get("dropout")
+    is_int = isinstance(hidden_dim, int) and not isinstance(hidden_dim, bool)
+    return is_int and isinstance(dropout, float) and 0 <= dropout < 1
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "linear": Architecture(_build_linear, _linear_shapes, _linear_logits),
-    "mlp": Architecture(_build_mlp, _mlp_shapes, _mlp_logits),
+    "mlp": Architecture(_mlp_shapes, _mlp_logits, _mlp_module, _has_valid_mlp_params),
 }
-"""Name, as stored in a checkpoint's `arch`, -> the head."""
-
-
-def build_head(input_dim: int, hidden_dim: int, n_labels: int, dropout: float) -> nn.Module:
-    """A torch head with fresh weights; exactly `nn.Linear(D, C)` if `hidden_dim` is 0 or less."""
-    arch = "mlp" if hidden_dim > 0 else "linear"
-    return ARCHITECTURES[arch].build(input_dim, n_labels, {"hidden_dim": hidden_dim, "dropout": dropout})
+"""Name -> kind of head. `mlp`: LayerNorm(D) -> Linear(D, hidden_dim) -> GELU -> Dropout -> Linear(hidden_dim, C), or
+Linear(D, C) if `hidden_dim` is 0 or less."""

@@ -1,64 +1,34 @@
-"""What a training starts from: options, embeddings and labels (`.npy`), and the backbone that made the embeddings."""
+"""Embeddings and labels in `.npy` files: reading, checking, and the backbone that made them."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int8
+from jaxtyping import Float32
 
-from meddinov3_stroke.config import HeadConfig
-from meddinov3_stroke.errors import DatasetError, LabelError, UsageError
-from meddinov3_stroke.heads.application import identity_from_document
+from meddinov3_stroke.errors import DatasetError, LabelError
+from meddinov3_stroke.heads.applying import identity_from_document
 from meddinov3_stroke.heads.checkpoint import INPUTS_PER_DIM
 from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, label_matrix, label_names, name_rows
 from meddinov3_stroke.types import BackboneIdentity, HeadData
 
 SUMMARY_NAME = "summary.json"
-"""File beside embeddings that records which backbone made them and how."""
-
-LARGEST_LR = 1e3
-"""Adam moves each weight by about this much in a step; a larger value is a typing error."""
+"""File next to the embeddings that states which backbone made them and how."""
 
 
 @dataclass(frozen=True)
 class EmbeddingOrigin:
-    """What the summary beside embeddings records; None and `unknown` if it does not."""
+    """What the summary next to the embeddings states; None and `unknown` where it states nothing."""
 
     pool_mode: str = "unknown"
     resize: int | None = None
     identity: BackboneIdentity | None = None
-    warnings: tuple[str, ...] = ()
-
-
-def check_options(options: HeadConfig) -> None:
-    """Return if every option is in its range.
-
-    Raises:
-        UsageError: an option out of range; names it.
-    """
-    for name, holds, expected in (
-        ("epochs", options.epochs >= 1, "at least 1"),
-        ("batch_size", options.batch_size >= 1, "at least 1"),
-        ("lr", 0 < options.lr <= LARGEST_LR, f"a positive number, at most {LARGEST_LR:g}"),
-        ("weight_decay", 0 <= options.weight_decay < math.inf, "0 or more"),
-        ("dropout", 0 <= options.dropout < 1, "a number in [0, 1)"),
-        ("patience", options.patience >= 0, "0 (off) or more"),
-        ("seed", 0 <= options.seed < 2**63, "a whole number from 0"),
-    ):
-        if not holds:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected {expected}")
-
-
-def positive_weights(labels: Int8[np.ndarray, "n label"], cap: float) -> Float64[np.ndarray, " label"]:
-    """Negatives for each positive, per label, at most `cap`; every label needs a positive."""
-    n_positive = labels.sum(axis=0, dtype=np.int64)
-    return np.asarray(np.minimum((len(labels) - n_positive) / n_positive, cap))
+    warnings: tuple[str, ...] = field(default=())
 
 
 def load_head_data(
@@ -94,8 +64,8 @@ def read_array(path: Path) -> np.ndarray:
         raise DatasetError(f"no array at {path}; found {found}, expected a .npy file")
     try:
         with path.open("rb") as handle:
-            np.lib.format.read_magic(handle)  # before np.load, which would take a .npz or a pickle for an array
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # a header that claims too much fails here
+            np.lib.format.read_magic(handle)  # np.load would also accept a .npz or a pickle
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # fails if the header claims too much
     except (ValueError, EOFError, OSError, OverflowError) as error:
         reason = " ".join(str(error).split())[:160]
         raise DatasetError(
@@ -111,10 +81,10 @@ def embedding_matrix(values: np.ndarray, where: str) -> Float32[np.ndarray, "n d
         DatasetError: not real numbers, not two-dimensional, empty, or rows with NaN or infinity (named).
     """
     if values.dtype.kind not in "iuf":
-        raise DatasetError(f"{where}: embeddings of type {values.dtype}; expected real numbers, best float32")
+        raise DatasetError(f"{where}: embeddings of type {values.dtype}; expected real numbers, preferably float32")
     if values.ndim != 2 or 0 in values.shape:
         raise DatasetError(f"{where}: embeddings of shape {values.shape}; expected [rows, columns], one row or more")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is named below
+    with np.errstate(over="ignore"):  # overflow becomes infinite and is reported below
         embeddings = values.astype(np.float32)
     bad = np.nonzero(~np.isfinite(embeddings).all(axis=1))[0]
     if bad.size:
@@ -126,7 +96,7 @@ def embedding_matrix(values: np.ndarray, where: str) -> Float32[np.ndarray, "n d
 
 
 def check_head_data(data: HeadData, where: str) -> None:
-    """Return if the arrays are fit for training or testing a head (arrays given from Python are not checked elsewhere).
+    """Check arrays that did not come from a file.
 
     Raises:
         DatasetError: NaN, empty, or counts that differ.
@@ -141,14 +111,14 @@ def check_head_data(data: HeadData, where: str) -> None:
 
 
 def check_train_and_val(train: HeadData, val: HeadData | None, names: tuple[str, ...]) -> list[str]:
-    """Warnings about labels that have one class in validation, or about missing validation.
+    """Warnings about labels that validation cannot assess.
 
     Raises:
         DatasetError: training and validation differ in columns.
         LabelError: a label without a positive or without a negative in training; counts are given.
     """
     for what in ("embeddings", "labels"):
-        n_train, n_val = (getattr(data or train, what).shape[1] for data in (train, val))
+        n_train, n_val = (getattr(side, what).shape[1] for side in (train, val or train))
         if n_train != n_val:
             raise DatasetError(
                 f"{what} have {n_train} columns in training and {n_val} in validation; expected the same"
@@ -158,12 +128,10 @@ def check_train_and_val(train: HeadData, val: HeadData | None, names: tuple[str,
             f"{len(names)} label names for {train.labels.shape[1]} columns of labels: {', '.join(names)}"
         )
     _require_both_classes(train, names)
-    if val is None:
-        return ["no validation data: the last epoch is kept as best.pt, and every threshold is 0.5"]
     return [
         f"label {name} has {int(column.sum())} positive of {len(column)} rows in validation: its AUROC is undefined "
         "(null) and its threshold is 0.5"
-        for name, column in zip(names, val.labels.T, strict=True)
+        for name, column in zip(names, [] if val is None else val.labels.T, strict=val is not None)
         if column.min() == column.max()
     ]
 
@@ -174,24 +142,24 @@ def _require_both_classes(train: HeadData, names: tuple[str, ...]) -> None:
         return
     counts = ", ".join(f"{name} {count}" for name, count in zip(names, n_positive, strict=True))
     raise LabelError(
-        f"training: a label without positives or without negatives cannot be learnt; positives of {n} rows: {counts}; "
-        "expected at least one positive and one negative of each; add rows or leave the label out"
+        f"training: a label without positives or without negatives cannot be learned; positives of {n} rows: {counts}; "
+        "expected at least one positive and one negative of each; add rows or drop the label"
     )
 
 
 def read_origin(embeddings_path: Path, n_columns: int) -> EmbeddingOrigin:
-    """What `summary.json` beside the embeddings records; unknown, with a warning, if there is none or it is unusable.
+    """What `summary.json` next to the embeddings states; unknown, with a warning, if there is no usable one.
 
     Raises:
-        DatasetError: the summary is of embeddings of another size.
+        DatasetError: the summary describes embeddings of another size.
     """
     path = Path(embeddings_path).with_name(SUMMARY_NAME)
     if not path.is_file():
-        return _unknown_origin(f"no {SUMMARY_NAME} beside {embeddings_path}")
+        return _unknown_origin(f"no {SUMMARY_NAME} next to {embeddings_path}")
     try:
         origin = _origin_of(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, OSError) as error:
-        return _unknown_origin(f"{path} does not record which backbone made the embeddings ({error})")
+        return _unknown_origin(f"{path} does not state which backbone made the embeddings ({error})")
     _check_size(origin, n_columns, embeddings_path, path)
     return origin
 
@@ -252,6 +220,6 @@ def _check_size(origin: EmbeddingOrigin, n_columns: int, embeddings_path: Path, 
     expected = INPUTS_PER_DIM[origin.pool_mode] * origin.identity.embed_dim
     if n_columns != expected:
         raise DatasetError(
-            f"{embeddings_path} has {n_columns} columns but {summary_path} records {expected} "
-            f"(pool mode {origin.pool_mode}); keep each summary beside its own embeddings"
+            f"{embeddings_path} has {n_columns} columns but {summary_path} describes {expected} "
+            f"(pool mode {origin.pool_mode}); keep each summary next to its own embeddings"
         )

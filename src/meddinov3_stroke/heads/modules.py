@@ -1,4 +1,4 @@
-"""The torch modules of the light heads, for training."""
+"""Torch modules of the heads; imported only for training."""
 
 from __future__ import annotations
 

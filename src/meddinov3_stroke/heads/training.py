@@ -1,94 +1,168 @@
-"""Training of a head: whole arrays in memory, autograd, AdamW, weighted binary cross-entropy, one seed."""
+"""Training of a head in memory: autograd, AdamW, weighted binary cross-entropy, one seed. Needs torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Int8
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from meddinov3_stroke.config import ROWS_PER_BATCH, HeadConfig
-from meddinov3_stroke.errors import NonFiniteLoss
+from meddinov3_stroke.config import HeadConfig
+from meddinov3_stroke.errors import NonFiniteLoss, UsageError
+from meddinov3_stroke.heads.applying import ROWS_PER_BATCH
 from meddinov3_stroke.heads.architectures import ARCHITECTURES
-from meddinov3_stroke.system.seeds import seed_everything
+from meddinov3_stroke.system.provenance import seed_everything
 from meddinov3_stroke.types import HeadData
+
+LARGEST_LR = 1e3
+"""Adam moves each weight by about this much per step; a larger value is a typing error."""
 
 
 @dataclass(frozen=True, eq=False)
 class EpochResult:
-    """State after an epoch; `head` goes on changing when the next epoch is asked for."""
+    """State after an epoch; `head` changes when the next epoch is requested."""
 
     epoch: int
     """From 1."""
     train_loss: float
     """Mean over the epoch's rows, with dropout and with weights that change during the epoch."""
     val_loss: float | None
-    """The same weighted loss on the validation rows; None without them."""
+    """The same weighted loss on the validation rows; None without validation."""
     val_logits: Float32[np.ndarray, "n label"] | None
     head: nn.Module
+
+
+class BestEpoch:
+    """The best epoch so far: highest macro AUROC, then lowest loss; the lowest loss if no AUROC is defined.
+
+    Patience counts epochs since the metric improved; a lower loss at equal AUROC does not reset it.
+    """
+
+    def __init__(self, ranked: bool) -> None:
+        self.ranked = ranked
+        """Whether validation has an AUROC for any label."""
+        self.epoch = 0
+        self._best: tuple[float, float] | None = None
+        self._waited = 0
+
+    @property
+    def metric_name(self) -> str:
+        """`val_macro_auroc`, or `val_loss` if no label has an AUROC on validation."""
+        return "val_macro_auroc" if self.ranked else "val_loss"
+
+    def metric_of(self, macro_auroc: float | None, val_loss: float) -> float:
+        """The deciding figure of an epoch."""
+        return val_loss if macro_auroc is None else macro_auroc
+
+    def offer(self, epoch: int, macro_auroc: float | None, val_loss: float) -> bool:
+        """Whether this epoch is the best so far."""
+        metric = self.metric_of(macro_auroc, val_loss)
+        candidate = (metric if self.ranked else -metric, -val_loss)
+        self._waited = 0 if self._best is None or candidate[0] > self._best[0] else self._waited + 1
+        if self._best is not None and candidate <= self._best:
+            return False
+        self._best, self.epoch = candidate, epoch
+        return True
+
+    def is_stale(self, patience: int) -> bool:
+        """Whether `patience` epochs (0: never) have passed without improvement."""
+        return 0 < patience <= self._waited
+
+
+def check_config(config: HeadConfig) -> None:
+    """Check that every value is in its range.
+
+    Raises:
+        UsageError: a value out of range; names the flag.
+    """
+    _require(config.epochs >= 1, f"--epochs {config.epochs}", "at least 1")
+    _require(config.batch_size >= 1, f"--batch-size {config.batch_size}", "at least 1")
+    _require(0 < config.lr <= LARGEST_LR, f"--lr {config.lr}", f"a positive number, at most {LARGEST_LR:g}")
+    _require(0 <= config.weight_decay < math.inf, f"--weight-decay {config.weight_decay}", "0 or more")
+    _require(0 <= config.dropout < 1, f"--dropout {config.dropout}", "a number in [0, 1)")
+    _require(config.patience >= 0, f"--patience {config.patience}", "0 (off) or more")
+    _require(0 <= config.seed < 2**63, f"--seed {config.seed}", "an integer from 0")
+
+
+def positive_weights(labels: Int8[np.ndarray, "n label"], cap: float) -> Float64[np.ndarray, " label"]:
+    """Negatives per positive for each label, at most `cap`; every label needs a positive."""
+    n_positive = labels.sum(axis=0, dtype=np.int64)
+    return np.asarray(np.minimum((len(labels) - n_positive) / n_positive, cap))
 
 
 def train_epochs(
     train: HeadData,
     val: HeadData | None,
-    options: HeadConfig,
+    config: HeadConfig,
     pos_weight: Float64[np.ndarray, " label"],
     device: torch.device | str = "cpu",
 ) -> Iterator[EpochResult]:
-    """Yields after each epoch; the same seed and data give bit-identical weights on a CPU, however many its cores.
-
-    The training rows are copied once, as float32; the caller's array is not modified.
+    """Yields after each epoch; the same seed and data give bit-identical weights on any number of CPU cores.
 
     Raises:
         NonFiniteLoss: a NaN or infinite loss; names epoch and batch.
     """
-    seed_everything(options.seed)
+    seed_everything(config.seed)
     dim, n_labels = train.embeddings.shape[1], train.labels.shape[1]
-    head = ARCHITECTURES[options.arch].build(dim, n_labels, asdict(options)).to(device)
+    head = ARCHITECTURES[config.arch].module(config.params, dim, n_labels).to(device)
     loss_function = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(pos_weight, dtype=torch.float32, device=device))
-    optimizer = _AdamW(head, options)
-    order = torch.Generator().manual_seed(options.seed)
+    order = torch.Generator().manual_seed(config.seed)
     rows = torch.tensor(train.embeddings, device=device)
     targets = torch.tensor(train.labels, dtype=torch.float32, device=device)
-    for epoch in range(1, options.epochs + 1):
-        batches = torch.split(torch.randperm(len(targets), generator=order).to(device), options.batch_size)
-        total = 0.0
+    optimizer = _AdamW(head.parameters(), config)
+    for epoch in range(1, config.epochs + 1):
+        batches = torch.randperm(len(targets), generator=order).to(device).split(config.batch_size)  # type: ignore[no-untyped-call]
         with _one_thread():
             head.train()
-            for number, batch in enumerate(batches, start=1):
-                loss = loss_function(head(rows.index_select(0, batch)), targets.index_select(0, batch))
-                value = float(loss.detach())
-                _require_finite(value, f"epoch {epoch}, batch {number} of {len(batches)}", options.lr)
-                optimizer.step(torch.autograd.grad(loss, optimizer.parameters))
-                total += value * len(batch)
+            train_loss = _train_once(head, loss_function, optimizer, rows, targets, batches, epoch)
             head.eval()
-            val_loss, logits = _validate(head, val, loss_function, device)
-        _require_finite(val_loss or 0.0, f"validation of epoch {epoch}", options.lr)
-        yield EpochResult(epoch, total / len(targets), val_loss, logits, head)
+            val_loss, logits = _validate(head, loss_function, val)
+        if val_loss is not None:
+            _require_finite(val_loss, f"validation of epoch {epoch}", config.lr)
+        yield EpochResult(epoch, train_loss, val_loss, logits, head)
+
+
+def _train_once(
+    head: nn.Module,
+    loss_function: nn.BCEWithLogitsLoss,
+    optimizer: _AdamW,
+    rows: Tensor,
+    targets: Tensor,
+    batches: Sequence[Tensor],
+    epoch: int,
+) -> float:
+    total = 0.0
+    for number, batch in enumerate(batches, start=1):
+        loss = loss_function(head(rows.index_select(0, batch)), targets.index_select(0, batch))
+        value = float(loss.detach())
+        _require_finite(value, f"epoch {epoch}, batch {number} of {len(batches)}", optimizer.config.lr)
+        optimizer.step(torch.autograd.grad(loss, optimizer.parameters))
+        total += value * len(batch)
+    return total / len(targets)
 
 
 def _validate(
-    head: nn.Module, val: HeadData | None, loss_function: nn.Module, device: torch.device | str
+    head: nn.Module, loss_function: nn.BCEWithLogitsLoss, val: HeadData | None
 ) -> tuple[float | None, Float32[np.ndarray, "n label"] | None]:
     if val is None:
         return None, None
+    device = next(head.parameters()).device
     with torch.no_grad():
-        parts = np.array_split(val.embeddings, math.ceil(len(val.embeddings) / ROWS_PER_BATCH))
-        logits = torch.cat([head(torch.tensor(part, device=device)) for part in parts])
+        logits = torch.cat([head(part.to(device)) for part in torch.tensor(val.embeddings).split(ROWS_PER_BATCH)])  # type: ignore[no-untyped-call]
         loss = loss_function(logits, torch.tensor(val.labels, dtype=torch.float32, device=device))
     return float(loss), logits.cpu().numpy()
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """torch on one CPU thread: sums in one order make the result independent of the number of cores; a second thread
-    saves a quarter of the time on a quiet machine and costs several times as much on a busy one."""
+    """Torch on one CPU thread: a fixed order of summation makes the result independent of the number of cores, and a
+    second thread hardly helps heads this small."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -98,17 +172,17 @@ def _one_thread() -> Iterator[None]:
 
 
 class _AdamW:
-    """torch's AdamW in its functional form: the class `torch.optim.AdamW` imports torch's compiler, which takes
-    seconds; tests hold both to the same weights."""
+    """`torch.optim.adamw`, the functional form of `torch.optim.AdamW`: constructing the class imports torch's compiler,
+    which takes seconds."""
 
-    def __init__(self, head: nn.Module, options: HeadConfig) -> None:
-        self.parameters, self.options = list(head.parameters()), options
+    def __init__(self, parameters: Iterable[Tensor], config: HeadConfig) -> None:
+        self.parameters, self.config = list(parameters), config
         self.means, self.squares = ([torch.zeros_like(p) for p in self.parameters] for _ in range(2))
         self.n_steps = [torch.zeros((), device=p.device) for p in self.parameters]
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """Move the parameters, in place."""
+        """Update the parameters in place, with the defaults of `torch.optim.AdamW`."""
         adamw(
             self.parameters,
             list(gradients),
@@ -120,8 +194,8 @@ class _AdamW:
             amsgrad=False,
             beta1=0.9,
             beta2=0.999,
-            lr=self.options.lr,
-            weight_decay=self.options.weight_decay,
+            lr=self.config.lr,
+            weight_decay=self.config.weight_decay,
             eps=1e-8,
             maximize=False,
         )
@@ -130,42 +204,11 @@ class _AdamW:
 def _require_finite(loss: float, where: str, lr: float) -> None:
     if not math.isfinite(loss):
         raise NonFiniteLoss(
-            f"loss is {loss} in {where}; training stopped and the last good checkpoint stays; "
-            f"found --lr {lr:g}: try a smaller one, and look for extreme values in the embeddings"
+            f"loss is {loss} in {where}; training stopped and the last good checkpoint is kept; "
+            f"found --lr {lr:g}: try a smaller one, and check the embeddings for extreme values"
         )
 
 
-class BestEpoch:
-    """The best epoch so far: highest macro AUROC and, at equal AUROC, lowest loss; lowest loss if there is no AUROC;
-    the last epoch if there is no validation.
-
-    Patience counts epochs since the metric itself improved; a lower loss at the same AUROC does not reset it.
-    """
-
-    def __init__(self, metric_name: str) -> None:
-        self.metric_name = metric_name
-        """`val_macro_auroc`, `val_loss` if no label has an AUROC on validation, `last_epoch` without validation."""
-        self.epoch = 0
-        self._best: tuple[float, float] | None = None
-        self._waited = 0
-
-    def metric_of(self, macro_auroc: float | None, val_loss: float | None) -> float | None:
-        """The deciding figure of an epoch; None without validation."""
-        return val_loss if macro_auroc is None else macro_auroc
-
-    def offer(self, epoch: int, macro_auroc: float | None, val_loss: float | None) -> bool:
-        """Whether this epoch is the best so far."""
-        metric = self.metric_of(macro_auroc, val_loss)
-        if metric is None or val_loss is None:
-            self.epoch = epoch
-            return True
-        candidate = (-metric if self.metric_name == "val_loss" else metric, -val_loss)
-        self._waited = 0 if self._best is None or candidate[0] > self._best[0] else self._waited + 1
-        if self._best is not None and candidate <= self._best:
-            return False
-        self._best, self.epoch = candidate, epoch
-        return True
-
-    def is_stale(self, patience: int) -> bool:
-        """Whether `patience` epochs (0: never) have passed without a better metric."""
-        return 0 < patience <= self._waited
+def _require(holds: bool, found: str, expected: str) -> None:
+    if not holds:
+        raise UsageError(f"{found}: expected {expected}")

@@ -1,4 +1,4 @@
-"""Decision thresholds from validation, and figures at given thresholds."""
+"""Decision thresholds from validation, and performance at thresholds."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int8
+from jaxtyping import Float, Int8
 
-from meddinov3_stroke.metrics.auroc import check_scores, undefined_reason
+from meddinov3_stroke.metrics.discrimination import check_scores, undefined_reason
 from meddinov3_stroke.types import Threshold
 
 DEFAULT_THRESHOLD = 0.5
-"""Used if validation gives no threshold."""
-
-FIGURES = ("accuracy", "precision", "f1", "sensitivity")
-"""Of each label at a threshold."""
+"""Used where validation gives no threshold."""
 
 
 def youden_thresholds(
@@ -23,8 +20,8 @@ def youden_thresholds(
 ) -> dict[str, Threshold]:
     """The threshold of each label with the largest sensitivity + specificity - 1 (Youden 1950), and its origin.
 
-    A row is positive from the threshold on. It lies halfway between two neighbouring scores; of equally good ones the
-    lowest is taken, which has the highest sensitivity. 0.5, and the reason, if validation gives none.
+    A row at or above the threshold is positive. The threshold lies halfway between two neighbouring scores; among
+    equals the lowest is used, which has the highest sensitivity. 0.5, with the reason, if validation gives none.
 
     Raises:
         DatasetError: the shapes differ, or a score is NaN.
@@ -38,8 +35,7 @@ def operating_points(
     probabilities: Float[np.ndarray, "n label"],
     thresholds: Mapping[str, Threshold],
 ) -> dict[str, dict[str, Any]]:
-    """For each label of `thresholds`, in their order: threshold, origin, sensitivity and specificity (None where there
-    is no positive or no negative)."""
+    """{label: {threshold, origin, sensitivity, specificity}}; a rate without rows is None."""
     check_scores(labels, probabilities, list(thresholds))
     points = {}
     for (name, threshold), truth, scores in zip(thresholds.items(), labels.T, probabilities.T, strict=True):
@@ -59,38 +55,35 @@ def threshold_report(
     thresholds: float | Mapping[str, float],
     names: Sequence[str],
 ) -> dict[str, Any]:
-    """{per_class: {label: {threshold, figures, tp, tn, fp, fn, reasons}}, macro: {figures}} at one or each threshold.
-
-    The figures are accuracy, precision, f1 and sensitivity; None, with the reason, without anything to divide by. The
-    macro is the mean over labels with the figure, None if there are none.
+    """{threshold, per_class: {label: metrics}, macro: metrics}: accuracy, precision, f1, sensitivity and, per class,
+    tp, tn, fp, fn. An undefined rate (0/0) is None; the macro averages the defined ones.
 
     Raises:
         DatasetError: the shapes differ, or a score is NaN.
     """
     check_scores(labels, probabilities, names)
-    per_class = {}
-    for name, truth, scores in zip(names, labels.T, probabilities.T, strict=True):
-        threshold = float(thresholds[name] if isinstance(thresholds, Mapping) else thresholds)
-        per_class[name] = {"threshold": threshold, **_figures_at(truth == 1, scores >= threshold)}
-    macro = {}
-    for figure in FIGURES:
-        defined = [row[figure] for row in per_class.values() if row[figure] is not None]
-        macro[figure] = float(np.mean(defined)) if defined else None
-    return {"per_class": per_class, "macro": macro}
-
-
-def _figures_at(truth: Bool[np.ndarray, " n"], decided: Bool[np.ndarray, " n"]) -> dict[str, Any]:
-    tp, fp = int((decided & truth).sum()), int((decided & ~truth).sum())
-    fn, tn = int((~decided & truth).sum()), int((~decided & ~truth).sum())
-    parts = {
-        "accuracy": (tp + tn, len(truth), "no rows"),
-        "precision": (tp, tp + fp, "no row is decided positive"),
-        "f1": (2 * tp, 2 * tp + fp + fn, "no row is positive or decided positive"),
-        "sensitivity": (tp, tp + fn, "no positive row"),
+    values = thresholds if isinstance(thresholds, Mapping) else dict.fromkeys(names, thresholds)
+    per_class = {
+        name: _confusion(truth == 1, scores >= values[name])
+        for name, truth, scores in zip(names, labels.T, probabilities.T, strict=True)
     }
-    figures = {name: part / whole if whole else None for name, (part, whole, _) in parts.items()}
-    reasons = {name: reason for name, (_, whole, reason) in parts.items() if not whole}
-    return {**figures, "tp": tp, "tn": tn, "fp": fp, "fn": fn, "reasons": reasons}
+    macro = {}
+    for rate in _RATES:
+        defined = [counts[rate] for counts in per_class.values() if counts[rate] is not None]
+        macro[rate] = float(np.mean(defined)) if defined else None
+    stated = dict(values) if isinstance(thresholds, Mapping) else thresholds
+    return {"threshold": stated, "per_class": per_class, "macro": macro}
+
+
+_RATES = ("accuracy", "precision", "f1", "sensitivity")
+
+
+def _confusion(truth: np.ndarray, decided: np.ndarray) -> dict[str, Any]:
+    tp, tn = int((truth & decided).sum()), int((~truth & ~decided).sum())
+    fp, fn = int((~truth & decided).sum()), int((truth & ~decided).sum())
+    parts = ((tp + tn, tp + tn + fp + fn), (tp, tp + fp), (2 * tp, 2 * tp + fp + fn), (tp, tp + fn))
+    rates = {name: part / whole if whole else None for name, (part, whole) in zip(_RATES, parts, strict=True)}
+    return {**rates, "tp": tp, "tn": tn, "fp": fp, "fn": fn}
 
 
 def _youden(truth: Int8[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> Threshold:
@@ -99,7 +92,7 @@ def _youden(truth: Int8[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> T
         return Threshold(DEFAULT_THRESHOLD, f"default {DEFAULT_THRESHOLD}: validation has {reason}")
     n_positive, n_negative = int(truth.sum()), int((truth == 0).sum())
     levels, positives, negatives = _counts_by_level(truth, scores)
-    # Youden's J of "positive from levels[k] on", times n_positive * n_negative: whole numbers, so that ties are ties
+    # Youden's J at each level times n_positive * n_negative: integers, so that ties are exact
     true_positives = positives[::-1].cumsum()[::-1]
     false_positives = negatives[::-1].cumsum()[::-1]
     gain = true_positives * n_negative - false_positives * n_positive
@@ -122,7 +115,7 @@ def _counts_by_level(
 
 def _halfway(below: float, above: float) -> float:
     middle = (float(below) + float(above)) / 2
-    return middle if below < middle else float(above)  # neighbouring floats have no middle
+    return middle if below < middle else float(above)  # adjacent floats have no midpoint
 
 
 def _share(decided: np.ndarray) -> float | None:

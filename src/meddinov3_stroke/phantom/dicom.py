@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64, Int16
+from jaxtyping import Float64
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
@@ -24,7 +24,7 @@ EMPTY_KEYWORDS = (
     *("PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber"),
     *("ReferringPhysicianName", "PositionReferenceIndicator"),
 )
-"""Attributes that a CT image must have and that may be empty."""
+"""Attributes that a CT image must have and that may be empty (DICOM PS3.3 A.3)."""
 
 
 def write_series(folder: Path, phantom: Phantom, patient_id: str) -> tuple[str, str]:
@@ -36,24 +36,26 @@ def write_series(folder: Path, phantom: Phantom, patient_id: str) -> tuple[str, 
     Raises:
         StorageError: the folder cannot be written.
     """
-    seed = phantom.spec.seed
-    series = _series_header(phantom, patient_id)
+    image = _series_header(phantom, patient_id)
     steps = phantom.affine[:3, :3] * LPS_TO_RAS[:, None]
-    first = phantom.affine[:3, 3] * LPS_TO_RAS
     for index, hu in enumerate(phantom.hu):
-        image = Dataset()
-        image.update(series)
-        image.SOPInstanceUID = _uid(seed, "2", f"slice {index}")
+        image.SOPInstanceUID = _uid(phantom.spec.seed, "2", f"slice {index}")
         image.InstanceNumber = index + 1
-        position = np.round(first + index * steps[:, 0], 6)
-        image.ImagePositionPatient = _decimals(position)
-        image.SliceLocation = _decimals(position)[2]
-        write_bytes(folder / f"IM{index + 1:04d}.dcm", _file_bytes(image, hu))
-    return str(series.StudyInstanceUID), str(series.SeriesInstanceUID)
+        position = _decimals(np.round(phantom.affine[:3, 3] * LPS_TO_RAS + index * steps[:, 0], 6))
+        image.ImagePositionPatient, image.SliceLocation = position, position[2]
+        image.add_new("PixelData", "OW", (hu - np.int16(INTERCEPT_HU)).astype("<i2").tobytes())
+        image.file_meta = FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        image.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
+        image.file_meta.ImplementationVersionName = "PHANTOM"
+        buffer = io.BytesIO()
+        dcmwrite(buffer, image, enforce_file_format=True)
+        write_bytes(folder / f"IM{index + 1:04d}.dcm", buffer.getvalue())
+    return str(image.StudyInstanceUID), str(image.SeriesInstanceUID)
 
 
 def _series_header(phantom: Phantom, patient_id: str) -> Dataset:
-    """What every image of the series says (DICOM PS3.3 A.3)."""
+    """The attributes that all images of the series share."""
     seed, steps = phantom.spec.seed, phantom.affine[:3, :3] * LPS_TO_RAS[:, None]
     slice_mm, row_mm, column_mm = np.linalg.norm(steps, axis=0)
     header = Dataset()
@@ -76,20 +78,6 @@ def _series_header(phantom: Phantom, patient_id: str) -> Dataset:
     header.RescaleSlope, header.RescaleIntercept, header.RescaleType = "1", str(INTERCEPT_HU), "HU"
     header.WindowCenter, header.WindowWidth = "40", "80"
     return header
-
-
-def _file_bytes(image: Dataset, hu: Int16[np.ndarray, "row col"]) -> bytes:
-    image.add_new("PixelData", "OW", (hu - np.int16(INTERCEPT_HU)).astype("<i2").tobytes())
-    meta = FileMetaDataset()
-    meta.FileMetaInformationGroupLength = 0  # pydicom fills it in
-    meta.FileMetaInformationVersion = b"\0\1"
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
-    meta.TransferSyntaxUID, meta.ImplementationClassUID = ExplicitVRLittleEndian, UID(IMPLEMENTATION_UID)
-    meta.ImplementationVersionName = "PHANTOM"
-    image.file_meta, image.preamble = meta, bytes(128)
-    buffer = io.BytesIO()
-    dcmwrite(buffer, image, enforce_file_format=False)
-    return buffer.getvalue()
 
 
 def _decimals(values: Float64[np.ndarray, " n"]) -> list[str]:

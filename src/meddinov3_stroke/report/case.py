@@ -15,8 +15,7 @@ from rich.table import Table
 from meddinov3_stroke.explain import case_text
 from meddinov3_stroke.report.pictures import AID_NOTE, SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH, case_picture
 from meddinov3_stroke.system.atomic import write_bytes, write_json, write_npy
-from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
-from meddinov3_stroke.system.statistics import memory_statistics
+from meddinov3_stroke.system.provenance import DISCLAIMER, memory_statistics, provenance
 from meddinov3_stroke.types import CaseFindings, SliceEmbeddings, TopSlice, VolumeSource
 
 SUMMARY = "summary.json"

@@ -1,4 +1,4 @@
-"""The picture of a training: losses and validation AUROC by epoch."""
+"""Training curves: losses and validation AUROC by epoch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from meddinov3_stroke.system.provenance import DISCLAIMER
 TRAIN_COLOUR = "#7a7a7a"
 VAL_COLOUR = "#0b5fa5"
 CLASS_COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1")
-"""Distinguishable by colour-blind readers (after Okabe and Ito); labels beyond six reuse them."""
+"""Distinguishable by colour-blind readers (after Okabe and Ito); reused beyond six labels."""
 
 
 def training_curve_png(history: Sequence[Mapping[str, Any]], best_epoch: int) -> bytes:
@@ -53,8 +53,7 @@ def _draw_aurocs(axes: Axes, epochs: Sequence[int], history: Sequence[Mapping[st
             axes.plot(epochs, values, color=colour, linewidth=1, alpha=0.75, label=label)
     macro = [row["val_macro_auroc"] for row in history]
     if macro[0] is None:
-        no_validation = history[0]["val_loss"] is None
-        reason = "no validation data" if no_validation else "undefined: validation has one class only"
+        reason = "no validation data" if history[0]["val_loss"] is None else "undefined: validation has one class only"
         axes.text(0.5, 0.5, reason, ha="center", transform=axes.transAxes)
     else:
         axes.plot(epochs, macro, color=VAL_COLOUR, linewidth=2.5, marker=".", label="macro")

@@ -1,4 +1,4 @@
-"""Facts of the rows and terminal tables of a training and a test."""
+"""Summaries of training and test rows, and tables for the terminal."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def about_rows(data: HeadData, names: Sequence[str]) -> dict[str, Any]:
 
 
 def about_backbone(backbone: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The backbone that made the embeddings, as JSON; each value None if it is unknown."""
+    """The backbone behind the embeddings, as JSON; each value None where it is unknown."""
     names = ("weights_sha256", "preprocessing", "engine", "precision")
     return {"backbone": backbone, **{name: backbone[name] if backbone else None for name in names}}
 
 
 def training_table(summary: Mapping[str, Any]) -> str:
-    """`train_summary.json` as lines of text: best epoch, AUROC and threshold per label, files, disclaimer."""
+    """`train_summary.json` as text: best epoch, AUROC and threshold per label, files, disclaimer."""
     best = summary["history"][summary["best_epoch"] - 1]
-    val = f"validated on {summary['val']['n_samples']}" if summary["val"] else "without validation"
+    validated = f"validated on {summary['val']['n_samples']}" if summary["val"] else "no validation"
     lines = [
-        f"trained on {summary['train']['n_samples']} rows, {val}; best of {len(summary['history'])} epochs: "
-        f"{summary['best_epoch']} ({summary['metric_name']} {_figure(summary['best_metric'])})",
+        f"trained on {summary['train']['n_samples']} rows, {validated}; kept epoch {summary['best_epoch']} of "
+        f"{len(summary['history'])} ({summary['metric_name']} {_figure(summary['best_metric'])})",
         f"{'label':<18}{'val AUROC':>11}{'threshold':>11}",
     ]
     for label, auroc in best["val_per_class_auroc"].items():
@@ -43,7 +43,7 @@ def training_table(summary: Mapping[str, Any]) -> str:
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """`metrics.json` as lines of text: AUROC and operating point per label, macro figures at thresholds."""
+    """`metrics.json` as text: macro AUROC, then AUROC, threshold, sensitivity and specificity per label."""
     lines = [
         f"{metrics['n_samples']} rows; macro AUROC {_figure(metrics['macro_auroc'])} over "
         f"{metrics['n_classes_in_macro']} of {len(metrics['per_class_auroc'])} labels; loss {metrics['loss']:.4f}",
@@ -55,12 +55,6 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
             f"{label:<18}{metrics['n_positive'][label]:>9}{_figure(auroc):>9}{point['threshold']:>11.4f}"
             f"{_figure(point['sensitivity']):>13}{_figure(point['specificity']):>13}"
         )
-    for where, report in (
-        (f"at threshold {metrics['threshold']:g}", metrics["at_threshold"]),
-        ("at the checkpoint's thresholds", metrics["at_own_thresholds"]),
-    ):
-        figures = ", ".join(f"{name} {_figure(value)}" for name, value in report["macro"].items())
-        lines.append(f"macro {where}: {figures}")
     return "\n".join(lines)
 
 

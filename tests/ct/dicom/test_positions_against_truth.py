@@ -116,7 +116,7 @@ PIXELS: dict[str, dict[str, Any]] = {
     "RSNA's wrapped values": {"pixels": "wrapped12", "header": "stripped", "names": "sop_uid"},
     "RSNA's wrapped values under a full header": {"pixels": "wrapped12"},
     "padding of -1500 HU": {"padding_value": -476},
-    "padding of -2000 HU that no header tells": {"padding_value": -976, "is_padding_told": False},
+    "padding of -2000 HU that no header tells": {"padding_value": -976, "is_padding_declared": False},
     "padding of -3024 HU": {"padding_value": -2000},
     "a range of padding": {"padding_value": -2000, "padding_limit": -1500},
     "a range of padding that ends above -1024 HU": {"intercept": -1200.0, "padding_value": -100, "padding_limit": 180},

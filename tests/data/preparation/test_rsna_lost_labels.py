@@ -89,7 +89,7 @@ def with_copy(kaggle: Kaggle, positive: int) -> Any:
     """A series in which one slice has a copy under another UID; of the two the first or second (by UID) is positive."""
     cohort = kaggle()
     truth = cohort.add("one", repeated_slices=(2,))
-    (again,) = [image for image in truth.images if image.fate == "duplicate"]
+    (again,) = [image for image in truth.images if image.role == "duplicate"]
     pair = sorted((truth.used[2].sop_instance_uid, again.sop_instance_uid))
     assert len(set(pair)) == 2
     for place, uid in enumerate(pair):

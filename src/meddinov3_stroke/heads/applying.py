@@ -1,4 +1,4 @@
-"""Applying a head: does it belong to this backbone and these rows, and which logits does it give."""
+"""Applying a head: its logits for rows of embeddings, and whether it belongs to a backbone. No torch."""
 
 from __future__ import annotations
 
@@ -9,38 +9,36 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from meddinov3_stroke import config
 from meddinov3_stroke.errors import CheckpointError, NonFiniteEmbedding
 from meddinov3_stroke.heads.architectures import ARCHITECTURES
-from meddinov3_stroke.heads.checkpoint import FORMAT, INPUTS_PER_DIM, LEGACY_KEYS, HeadCheckpoint
+from meddinov3_stroke.heads.checkpoint import INPUTS_PER_DIM, HeadCheckpoint
 from meddinov3_stroke.types import BackboneIdentity, HeadOutput, Preprocessing
 
-REFUSED_FIELDS = ("weights_sha256", "preprocessing", "patch_size", "rope_dtype")
-"""Fields of the backbone's identity that must be equal; other weights or preprocessing are refused (INTERFACES 1b)."""
+ROWS_PER_BATCH = 16384
+"""Rows sent through the head at a time; bounds memory."""
 
-WARNED_FIELDS = ("engine", "precision")
-"""Fields whose difference changes the embeddings little: a warning (INTERFACES 1b)."""
+_MUST_MATCH = ("weights_sha256", "preprocessing", "patch_size", "rope_dtype")
+"""Identity fields whose difference makes a head unusable."""
+
+_SHOULD_MATCH = ("engine", "precision")
+"""Identity fields whose difference changes the embeddings slightly: a warning."""
 
 
 def predict_logits(
-    checkpoint: HeadCheckpoint,
-    rows: Float32[np.ndarray, "n dim"],
-    labels: Sequence[str] | None = None,
-    batch_size: int = config.ROWS_PER_BATCH,
+    checkpoint: HeadCheckpoint, embeddings: Float32[np.ndarray, "n dim"], labels: Sequence[str] | None = None
 ) -> HeadOutput:
-    """Logits [n, label] of the rows, in numpy, `batch_size` rows at a time; `labels` must be the checkpoint's.
+    """Logits [n, label] of the rows, computed in numpy.
 
     Raises:
-        CheckpointError: the embedding's size or the labels are not the checkpoint's; lists expected and found.
+        CheckpointError: the embedding size or the labels differ from the checkpoint's; lists expected and found.
         NonFiniteEmbedding: a row gives NaN or infinity.
     """
-    check_columns(checkpoint, rows.shape[1], checkpoint.labels if labels is None else labels)
-    apply = ARCHITECTURES[checkpoint.arch].logits
-    logits = np.empty((len(rows), len(checkpoint.labels)), dtype=np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):  # reported below, with the row
-        for start in range(0, len(rows), batch_size):
-            part = slice(start, start + batch_size)
-            logits[part] = apply(checkpoint.state_dict, rows[part].astype(np.float64))
+    check_columns(checkpoint, embeddings.shape[1], checkpoint.labels if labels is None else labels)
+    forward = ARCHITECTURES[checkpoint.arch].logits
+    starts = range(0, max(len(embeddings), 1), ROWS_PER_BATCH)
+    with np.errstate(over="ignore", invalid="ignore"):  # reported below
+        parts = [forward(checkpoint.state_dict, embeddings[start : start + ROWS_PER_BATCH]) for start in starts]
+    logits = np.concatenate(parts)
     bad = np.nonzero(~np.isfinite(logits).all(axis=1))[0]
     if bad.size:
         raise NonFiniteEmbedding(f"the head gives NaN or infinity for {bad.size} of {len(logits)} rows, first {bad[0]}")
@@ -48,15 +46,15 @@ def predict_logits(
 
 
 def check_columns(checkpoint: HeadCheckpoint, input_dim: int, labels: Sequence[str]) -> None:
-    """Return if embeddings of `input_dim` columns and these labels are what the checkpoint was trained on.
+    """Check that embeddings of `input_dim` columns and these labels fit the checkpoint.
 
     Raises:
-        CheckpointError: they are not; lists expected and found.
+        CheckpointError: they do not; lists expected and found.
     """
     if input_dim != checkpoint.input_dim:
         raise CheckpointError(
             f"embeddings of {input_dim} columns do not fit the head; expected {checkpoint.input_dim} "
-            f"(pool mode {checkpoint.pool_mode}), found {input_dim}; use the head trained on such embeddings"
+            f"(pool mode {checkpoint.pool_mode}), found {input_dim}; use the head trained on these embeddings"
         )
     if tuple(labels) != checkpoint.labels:
         raise CheckpointError(
@@ -66,31 +64,30 @@ def check_columns(checkpoint: HeadCheckpoint, input_dim: int, labels: Sequence[s
 
 
 def check_backbone(checkpoint: HeadCheckpoint, identity: BackboneIdentity, resize: int | None) -> list[str]:
-    """Warnings about a head that is used with a backbone at `resize` pixels (None: unknown); empty if all agree.
+    """Warnings about applying a head to embeddings of this backbone at `resize` pixels (None: unknown).
 
     Raises:
         CheckpointError: other weights, preprocessing, resize or input size (lists expected and found), or a head of
-            the earlier public implementation.
+            another implementation.
     """
-    if checkpoint.is_legacy:
+    if checkpoint.is_foreign:
         raise CheckpointError(
-            "this head comes from an earlier implementation, which trained it on slices that lay transposed and were "
-            "resized without antialiasing; it would give wrong probabilities for the slices read here; found keys "
-            f"{', '.join(sorted(LEGACY_KEYS))}, expected format {FORMAT}; train the head again, which takes minutes on "
-            "cached features: meddinov3-stroke train-rsna --series-csv TABLE.csv"
+            "this head checkpoint was written by another implementation and trained on slices that lay transposed and "
+            "were resized without antialiasing, so its probabilities would be wrong here; retraining on cached "
+            "features takes minutes: python script/train_meddinov3_rsna.py --series-csv YOUR.csv"
         )
-    found = asdict(identity)
     faults = _input_dim_faults(checkpoint, identity.embed_dim)
     if None not in (checkpoint.resize, resize) and checkpoint.resize != resize:
         faults.append(f"resize: expected {checkpoint.resize}, found {resize}")
+    found = asdict(identity)
     if checkpoint.backbone is not None:
-        faults += _differences(checkpoint.backbone, found, REFUSED_FIELDS)
+        faults += _differences(checkpoint.backbone, found, _MUST_MATCH)
     if faults:
         raise CheckpointError(
-            f"the head was trained on other embeddings than backbone {identity.name} gives: {'; '.join(faults)}; "
-            "use the backbone and --resize the head was trained with, or train a head on this backbone"
+            f"the head was not trained on embeddings of backbone {identity.name}: {'; '.join(faults)}; "
+            "use the backbone and --resize of its training, or train a head on this backbone"
         )
-    unknown = ["the --resize of these embeddings is not known"] if resize is None else []
+    unknown = ["the --resize of these embeddings is unknown"] if resize is None else []
     return [*_warnings(checkpoint, found), *unknown]
 
 
@@ -102,16 +99,16 @@ def identity_from_document(document: Mapping[str, Any]) -> BackboneIdentity:
     """
     preprocessing = document.get("preprocessing")
     if not isinstance(preprocessing, Mapping):
-        raise ValueError("the backbone's identity lacks preprocessing")
-    known = _known_fields(document, BackboneIdentity)
-    known["preprocessing"] = Preprocessing(**_known_fields(preprocessing, Preprocessing))
-    return BackboneIdentity(**known)
+        raise ValueError("the backbone identity lacks preprocessing")
+    own = _pick(document, BackboneIdentity)
+    own["preprocessing"] = Preprocessing(**_pick(preprocessing, Preprocessing))
+    return BackboneIdentity(**own)
 
 
-def _known_fields(document: Mapping[str, Any], kind: type[BackboneIdentity] | type[Preprocessing]) -> dict[str, Any]:
+def _pick(document: Mapping[str, Any], kind: type[BackboneIdentity] | type[Preprocessing]) -> dict[str, Any]:
     missing = [field.name for field in fields(kind) if field.default is MISSING and field.name not in document]
     if missing:
-        raise ValueError(f"the backbone's identity lacks {', '.join(missing)}")
+        raise ValueError(f"the backbone identity lacks {', '.join(missing)}")
     return {field.name: document[field.name] for field in fields(kind) if field.name in document}
 
 
@@ -135,14 +132,14 @@ def _differences(expected: Mapping[str, Any], found: Mapping[str, Any], names: t
 def _warnings(checkpoint: HeadCheckpoint, found: Mapping[str, Any]) -> list[str]:
     warnings = []
     if checkpoint.backbone is None:
-        warnings.append("the checkpoint does not record the backbone the head was trained on; this one may not fit")
+        warnings.append("the checkpoint does not name the backbone it was trained on; check that this one is right")
     else:
         both_int8 = checkpoint.backbone["precision"] == found["precision"] == "int8"
-        names = (*WARNED_FIELDS, "calibration_sha256") if both_int8 else WARNED_FIELDS
+        names = (*_SHOULD_MATCH, "calibration_sha256") if both_int8 else _SHOULD_MATCH
         different = _differences(checkpoint.backbone, found, names)
         warnings += [f"the head was trained on embeddings of another {text}" for text in different]
     if checkpoint.resize is None:
-        warnings.append("the checkpoint does not record the --resize the head was trained at")
+        warnings.append("the checkpoint does not state the --resize of its training")
     if checkpoint.pool_mode == "unknown":
-        warnings.append("the checkpoint does not record how the training embeddings were pooled")
+        warnings.append("the checkpoint does not state how its training embeddings were pooled")
     return warnings
