@@ -142,6 +142,12 @@ class Backbone:
         cls, patches = zip(*self._passes(pixels, patches=True), strict=True)
         return np.concatenate(cls), np.concatenate(patches)
 
+    def warm_up(self, resize: int) -> None:
+        """Make the engine and its graphs for slices of `resize` pixels ahead of the first pass."""
+        engine, blank = self._engine, np.zeros((1, 1, resize, resize), dtype=np.float32)
+        engine.class_tokens(blank)
+        engine.tokens(blank)
+
     def side(self, resize: int) -> int:
         """Patches along a side of the square.
 

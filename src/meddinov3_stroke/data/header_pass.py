@@ -28,8 +28,7 @@ from meddinov3_stroke.data.processes import in_processes
 from meddinov3_stroke.errors import LockTimeout, MissingInput, UnsupportedInput
 from meddinov3_stroke.system.atomic import storage_error, write_bytes
 from meddinov3_stroke.system.digest import sha256_of_bytes
-from meddinov3_stroke.system.interrupt import finish_on_interrupt
-from meddinov3_stroke.system.progress import progress_bar
+from meddinov3_stroke.system.progress import finish_on_interrupt, progress_bar
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 

@@ -21,7 +21,7 @@ from meddinov3_stroke.data.table import SeriesTable, read_series_table
 from meddinov3_stroke.errors import SeriesTableError
 from meddinov3_stroke.labels import LabelPolicy
 from meddinov3_stroke.system.atomic import write_text
-from meddinov3_stroke.system.statistics import Stopwatch
+from meddinov3_stroke.system.provenance import Stopwatch
 
 LABELS_CSV, IMAGES_FOLDER = "stage_2_train.csv", "stage_2_train"
 """Contents of Kaggle's folder (the competition's data page)."""
