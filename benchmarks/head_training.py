@@ -20,8 +20,8 @@ from benchmarks.bars import Bar, judged
 from benchmarks.table import Table
 from meddinov3_stroke import config
 from meddinov3_stroke.config import HeadConfig
-from meddinov3_stroke.heads import build_head, positive_weights
-from meddinov3_stroke.heads.training import EpochResult, train_epochs
+from meddinov3_stroke.heads import build_head
+from meddinov3_stroke.heads.training import EpochResult, positive_weights, train_epochs
 from meddinov3_stroke.types import HeadData
 
 DIM = 768

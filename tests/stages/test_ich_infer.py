@@ -195,7 +195,7 @@ def test_the_verb_predict_runs_this_stage(make_args, tmp_path) -> None:
     assert (tmp_path / "out" / "summary.json").is_file()
 
 
-def test_head_of_the_earlier_implementation_exits_6_and_names_the_way_out(
+def test_head_of_another_implementation_exits_6_and_names_the_way_out(
     tmp_path: Path, random_weights: Callable[..., Path], head_nifti: Callable[..., Path], capsys: Any
 ) -> None:
     document = {"model_state_dict": torch.nn.Linear(64, 6).state_dict(), "input_dim": 64, "num_classes": 6}
@@ -203,5 +203,5 @@ def test_head_of_the_earlier_implementation_exits_6_and_names_the_way_out(
     flags = {"--input": head_nifti(), "--checkpoint": tmp_path / "old.pt", "--backbone": random_weights()}
     arguments = [text for flag, value in flags.items() for text in (flag, str(value))]
     assert main([*arguments, "--output-dir", str(tmp_path / "out"), "--device", "cpu", "--quiet"]) == 6
-    assert "meddinov3-stroke train-rsna" in capsys.readouterr().err
+    assert "train_meddinov3_rsna.py" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
