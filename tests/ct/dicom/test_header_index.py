@@ -11,9 +11,9 @@ import pytest
 
 from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
+from meddinov3_stroke.ct import open_input
 from meddinov3_stroke.ct.dicom import files as header_index
 from meddinov3_stroke.ct.dicom.files import files_of_series
-from meddinov3_stroke.ct import open_input
 from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput, UsageError
 from meddinov3_stroke.types import VolumeInput
 
