@@ -70,11 +70,11 @@ def test_what_is_no_weights_is_named_and_the_old_file_stays(
 
 @pytest.mark.parametrize("fault", ["drop", "stall", "status", "promise_size"])
 def test_a_source_that_fails_leaves_the_old_file(
-    fault: str, server: Any, acts: Any, fetch: Fetch, target: Path, old_file: bytes, weights: bytes
+    fault: str, server: Any, acts: Any, fetch: Fetch, limits: Limits, target: Path, old_file: bytes, weights: bytes
 ) -> None:
     act = getattr(acts, fault)({"status": 500, "promise_size": len(weights) + 9}.get(fault, 0))
     with pytest.raises(DownloadError, match="was left as it was"):
-        fetch(server.put(weights, *[act] * 20), force=True)
+        fetch(server.put(weights, *[act] * 20), force=True, limits=replace(limits, retries=1))
     assert target.read_bytes() == old_file
     assert is_verified(target)
 
@@ -278,10 +278,13 @@ def test_the_next_source_is_asked_and_the_reason_told(
     assert "HTTP 404" in caplog.text
 
 
-def test_the_error_lists_every_source_with_its_reason(server: Any, fetch: Fetch, acts: Any, weights: bytes) -> None:
+def test_the_error_lists_every_source_with_its_reason(
+    server: Any, fetch: Fetch, acts: Any, weights: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     page = server.put(IMPOSTORS["HTML page"], path="/page")
     gone = server.put(weights, acts.status(404), path="/gone")
-    offline = replace(gone, name="Hugging Face", skipped="not used: HF_HUB_OFFLINE is set")
+    offline = replace(gone, name="Hugging Face", kind="hub")
     with pytest.raises(DownloadError) as caught:
         fetch(page, gone, offline)
     message = str(caught.value)
