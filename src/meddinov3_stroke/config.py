@@ -132,14 +132,11 @@ MODELS_DIR = Path("modelsweights")
 WEIGHTS_NAME = "model.pth"
 DATASETS_DIR = Path("/data/datasets")
 HF_REPO = "ricklisz123/MedDINOv3-ViTB-16-CT-3M"
-"""Hugging Face repository of the published weights (FACTS: MedDINOv3 README)."""
 GDRIVE_FILE_ID = "1_MgctUnIIFcQJCVOhkcs84qq92hlqXVA"
-"""Google Drive id of the published weights."""
-
+"""Where the weights are published (FACTS: MedDINOv3 README)."""
 OLD_LAYOUT = ("meddinov3", "MedDINOv3-ViTB-16-CT-3M")
-"""Folders below MODELS_DIR where earlier scripts put the weights; MEDDINOV3_SUBDIR replaces the second."""
 OLD_WEIGHTS_NAMES = ("model.pth", "meddinov3_vitb16_ct3m.pth")
-"""Their file names; MEDDINOV3_FILENAME and MEDDINOV3_GDRIVE_FILENAME replace these."""
+"""Folders below MODELS_DIR where earlier scripts put the weights, and their file names there."""
 
 DOWNLOAD_LOCK_WAIT_S = 3600.0
 """Longest wait for another process that is downloading the same file."""
@@ -149,16 +146,15 @@ LOGGER = logging.getLogger("meddinov3_stroke")
 
 @dataclass(frozen=True)
 class Settings:
-    """Paths, sources of the weights and download limits; a field is the key of the same name in upper case."""
+    """Paths, sources of the weights and download limits (s); a field is the key of the same name in upper case."""
 
     datasets_dir: Path = DATASETS_DIR
     models_dir: Path = MODELS_DIR
     ckpt_path: Path | None = None
     """MEDDINOV3_CKPT_PATH as given."""
     ct_model_device: str = DEVICE
-    """Default of `--device`."""
     meddinov3_url: str | None = None
-    """URLs, separated by commas or spaces, as are `hf_endpoint` and `hf_mirror` (mirrors of the Hub)."""
+    """URLs, separated by commas or spaces, as are `hf_endpoint` and `hf_mirror`: the Hub or mirrors of it."""
     meddinov3_hf_repo: str | None = HF_REPO
     meddinov3_gdrive_file_id: str | None = GDRIVE_FILE_ID
     meddinov3_gdrive_url: str | None = None
@@ -173,9 +169,9 @@ class Settings:
     download_read_timeout: float = 30.0
     download_retries: int = 3
     download_backoff: float = 1.0
-    """Seconds before the first retry; doubles with each one."""
+    """Wait before the first retry; doubles with each one."""
     unused: tuple[str, ...] = ()
-    """Keys that were given and have no meaning here."""
+    """Keys of earlier scripts that were given and have no meaning here."""
 
     @cached_property
     def meddinov3_ckpt_path(self) -> Path:
@@ -213,10 +209,10 @@ def load_settings(folder: Path | None = None) -> Settings:
 
 
 def _parse(name: str, text: str, base: Path, kind: type) -> Any:
+    if issubclass(kind, Path):
+        return base / Path(text).expanduser()
     try:
-        return (
-            base / Path(text).expanduser() if issubclass(kind, Path) else kind(text) if kind in (int, float) else text
-        )
+        return kind(text) if kind in (int, float) else text
     except ValueError:
         raise UsageError(f"{name.upper()}: found {text!r}, expected a number; correct it in .env") from None
 

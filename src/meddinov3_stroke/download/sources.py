@@ -60,11 +60,10 @@ class SourceFailed(DownloadError):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a file can be had. URL and token may hold secrets: only `str(source)` is shown and stored."""
+    """A file at a URL or, of the kind `file`, a path. URL and token may be secret: only `str(source)` is shown."""
 
     name: str
     url: str = field(repr=False)
-    """For a local file, its path."""
     kind: Literal["url", "hub", "drive", "file"] = "url"
     token: str | None = field(default=None, repr=False)
 
@@ -301,7 +300,7 @@ def _library_failures() -> Iterator[None]:
 
 
 def _without_secrets(url: str) -> str:
-    """Scheme, host and path of a URL; user, password, query and fragment may hold secrets."""
+    # user, password, query and fragment may hold secrets
     try:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port else ""
@@ -311,6 +310,6 @@ def _without_secrets(url: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Text of a server or library on one line, without markup, control characters and secrets in URLs."""
+    # on one line, without markup, control characters and secrets in URLs
     text = re.sub(r"https?://\S+", lambda url: _without_secrets(url[0]), re.sub(r"<[^>]*>", "", text))
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]
