@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.machine import describe_machine
 from benchmarks.table import Table
 from meddinov3_stroke.system.atomic import write_json
-from meddinov3_stroke.system.statistics import Stopwatch
+from meddinov3_stroke.system.provenance import Stopwatch
 
 NAMES = (
     "engines",

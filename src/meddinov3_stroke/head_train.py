@@ -119,8 +119,7 @@ def train_head(
     """
     from meddinov3_stroke.errors import NonFiniteLoss
     from meddinov3_stroke.heads.training import check_config, train_epochs
-    from meddinov3_stroke.system.interrupt import finish_on_interrupt
-    from meddinov3_stroke.system.progress import progress_bar
+    from meddinov3_stroke.system.progress import finish_on_interrupt, progress_bar
 
     check_config(head)
     warnings = _check_data(train, val, context)
@@ -171,7 +170,7 @@ class _Training:
     ) -> None:
         from meddinov3_stroke.heads.training import BestEpoch, positive_weights
         from meddinov3_stroke.metrics import undefined_reason
-        from meddinov3_stroke.system.statistics import Stopwatch
+        from meddinov3_stroke.system.provenance import Stopwatch
 
         self.train, self.val, self.head, self.context = train, val, head, context
         self.output_dir, self.device, self.watch = output_dir, device, Stopwatch()
@@ -279,7 +278,7 @@ class _Training:
         }
 
     def _about_result(self, best: HeadCheckpoint, stopped: str) -> dict[str, Any]:
-        from meddinov3_stroke.system.statistics import memory_statistics
+        from meddinov3_stroke.system.provenance import memory_statistics
 
         return {
             "pos_weight": best.pos_weight,

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from meddinov3_stroke.config import Settings, load_settings
 from meddinov3_stroke.system.devices import available_cpus, resolve_device
-from meddinov3_stroke.system.statistics import Stopwatch, memory_statistics
+from meddinov3_stroke.system.provenance import Stopwatch, memory_statistics
 
 __all__ = ["Settings", "Stopwatch", "available_cpus", "load_settings", "memory_statistics", "resolve_device"]

@@ -18,7 +18,7 @@ from meddinov3_stroke.system.provenance import provenance
 
 if TYPE_CHECKING:
     from meddinov3_stroke.data import Prepared
-    from meddinov3_stroke.system.statistics import Stopwatch
+    from meddinov3_stroke.system.provenance import Stopwatch
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -55,7 +55,7 @@ def run(args: Args) -> dict[str, Any]:
     if args.undecided_type != config.UNDECIDED_TYPE and args.cohort != "cq500":
         raise UsageError(f"--undecided-type belongs to cq500, not to {args.cohort}")
     from meddinov3_stroke import data
-    from meddinov3_stroke.system.statistics import Stopwatch
+    from meddinov3_stroke.system.provenance import Stopwatch
 
     watch = Stopwatch()
     folder = args.output_dir or Path(f"{config.COHORT_OUTPUT_PREFIX}{args.cohort}")
@@ -79,7 +79,7 @@ def finish(
     from meddinov3_stroke.data import split_statistics
     from meddinov3_stroke.rsna_split import print_counts
     from meddinov3_stroke.system.atomic import write_json
-    from meddinov3_stroke.system.statistics import memory_statistics
+    from meddinov3_stroke.system.provenance import memory_statistics
 
     for warning in found.warnings:
         LOGGER.warning("%s", warning)

@@ -53,7 +53,7 @@ def run(args: Args) -> dict[str, Any]:
         raise UsageError(f"--workers {args.workers}: expected 0 (one per CPU) or more")
     from meddinov3_stroke.data import prepare_rsna
     from meddinov3_stroke.system.devices import available_cpus
-    from meddinov3_stroke.system.statistics import Stopwatch
+    from meddinov3_stroke.system.provenance import Stopwatch
 
     watch = Stopwatch()
     found = prepare_rsna(

@@ -11,15 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from meddinov3_stroke.ct import input_digest, read_volume
+from meddinov3_stroke.ct import open_input
 from meddinov3_stroke.ct.writing import POSITION_TOLERANCE_MM, misplaced_mm, nifti_bytes_of, slices_document
 from meddinov3_stroke.data.processes import in_processes
 from meddinov3_stroke.data.rsna_series import PreparedSeries
 from meddinov3_stroke.errors import InputError, MachineError, Outcome, OutOfScope
 from meddinov3_stroke.system.atomic import write_bytes, write_json
 from meddinov3_stroke.system.digest import sha256_of_file
-from meddinov3_stroke.system.interrupt import finish_on_interrupt
-from meddinov3_stroke.system.progress import progress_bar
+from meddinov3_stroke.system.progress import finish_on_interrupt, progress_bar
 from meddinov3_stroke.system.provenance import provenance
 from meddinov3_stroke.types import VolumeInput
 
@@ -98,13 +97,13 @@ def _write_copy(one: PreparedSeries, *, index: Path, folder: Path) -> NiftiCopy:
         return NiftiCopy(one.series_uid, outcome=unsafe)
     path = folder / names[0] / names[1] / f"_{names[2]}.nii.gz"
     beside = path.with_name(f"_{names[2]}.slices.json")
-    source = VolumeInput(index, one.series_uid)
     try:
+        opened = open_input(VolumeInput(index, one.series_uid))
         known = _known(path, beside)
-        if known and known["input_sha256"] == input_digest(source):
+        if known and known["input_sha256"] == opened.digest:
             misplaced = float(known["nifti_misplaces_slices_by_mm"])
             return NiftiCopy(one.series_uid, path, was_there=True, misplaced_mm=misplaced)
-        volume = read_volume(source)
+        volume = opened.volume()
     except (InputError, OutOfScope, MachineError) as error:
         return NiftiCopy(one.series_uid, outcome=Outcome.of(error))
     write_bytes(path, nifti_bytes_of(volume))

@@ -1,6 +1,6 @@
-"""The one door through which artefacts reach the disk: temporary file, fsync, rename.
+"""The only writer of artefacts: temporary file, fsync, rename.
 
-A reader sees the old file or the whole new one, whenever the writer is killed.
+A reader sees the old file or the complete new one, even if the writer is killed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import numpy as np
 from meddinov3_stroke.errors import MachineError, StorageError
 
 TEMPORARY_SUFFIX = ".tmp"
-"""Ending of files not yet renamed; a killed writer leaves at most one, which no reader opens."""
+"""Suffix of files not yet renamed; a killed writer leaves at most one, which no reader opens."""
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary handle whose bytes become `path` when the block ends well; otherwise `path` stays as it was.
+    """A binary handle whose bytes become `path` if the block succeeds; otherwise `path` is unchanged.
 
     Raises:
         StorageError: the folder cannot be written, the disk is full, or an I/O error.
@@ -42,13 +42,15 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise storage_error(path, error) from error
     finally:
-        with suppress(OSError):  # gone after the rename; elsewhere the error above is the one to tell
+        with suppress(OSError):  # already renamed, or an error above is the one to report
             temporary.unlink()
 
 
 def commit(temporary: Path, path: Path) -> None:
     """Rename a finished file into place and make the rename durable. `temporary` must be in the same folder."""
     temporary.replace(path)
+    if os.name == "nt":  # Windows cannot open a folder
+        return
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -80,7 +82,7 @@ def write_json(path: Path, document: Any) -> None:
     """Write a JSON document, atomically; numpy scalars and arrays become numbers and lists.
 
     Raises:
-        ValueError: the document holds NaN or infinity, which JSON has no word for.
+        ValueError: the document holds NaN or infinity, which JSON cannot represent.
     """
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
 

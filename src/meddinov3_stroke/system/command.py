@@ -1,4 +1,4 @@
-"""From a stage (`Args`, `run`) to a command: parse, run, one line and an exit code when it goes wrong."""
+"""Runs a stage (`Args`, `run`) as a command: parses flags, reports an error in one line, returns the exit code."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class ConsoleOptions:
     """Flags every command has."""
 
     quiet: bool = False
-    """No progress and no messages but warnings and errors."""
+    """Print warnings and errors only."""
     json_log: bool = False
-    """Messages on standard error as one JSON object a line."""
+    """Write messages to standard error as one JSON object per line."""
     debug: bool = False
-    """Print the traceback when something goes wrong."""
+    """Print the traceback of an error."""
 
     @property
     def show_progress(self) -> bool:
-        """Whether bars are wanted."""
+        """Whether to show progress."""
         return not (self.quiet or self.json_log)
 
 
@@ -41,7 +41,7 @@ ArgsT = TypeVar("ArgsT", bound=ConsoleOptions)
 def run_command(
     args_type: type[ArgsT], run: Callable[[ArgsT], Any], argv: Sequence[str] | None = None, prog: str | None = None
 ) -> int:
-    """The exit code of a stage run from the command line; usage errors exit with 2 from the parser itself."""
+    """The exit code of a stage run from the command line; the parser itself exits with 2 on usage errors."""
     import tyro
 
     args = tyro.cli(args_type, args=argv, prog=prog)
@@ -51,9 +51,9 @@ def run_command(
     except MedDINOError as error:
         return _report(error.code, str(error), error.exit_code, args)
     except KeyboardInterrupt:
-        return _report("E-INTERRUPTED", "stopped by the user; what was finished is kept", INTERRUPTED_EXIT_CODE, args)
+        return _report("E-INTERRUPTED", "interrupted; finished work is kept", INTERRUPTED_EXIT_CODE, args)
     except Exception as error:
-        message = f"a bug of ours: {type(error).__name__}: {error}; run again with --debug and report what it prints"
+        message = f"internal error: {type(error).__name__}: {error}; run again with --debug and report the output"
         return _report("E-BUG", message, BUG_EXIT_CODE, args)
     return 0
 

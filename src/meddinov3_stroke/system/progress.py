@@ -1,14 +1,20 @@
-"""Progress bars with rate and ETA, on standard error only."""
+"""Progress on standard error (bars on a terminal, otherwise a log line every tenth), and the first Ctrl-C."""
 
 from __future__ import annotations
 
 import logging
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from types import FrameType
+from typing import Any, Protocol, runtime_checkable
 
 LOGGER = logging.getLogger("meddinov3_stroke")
+
+MIB = 1 << 20
 
 
 @runtime_checkable
@@ -18,145 +24,124 @@ class Advance(Protocol):
     def __call__(self, n: int = 1) -> None: ...
 
 
-@runtime_checkable
-class Held(Protocol):
-    """Called with the bytes held so far and the bytes of the whole, where these are known."""
-
-    def __call__(self, done: int, total: int | None) -> None: ...
-
-
 @contextmanager
 def progress_bar(description: str, total: int, unit: str, enabled: bool = True) -> Iterator[Advance]:
-    """A function that advances a bar showing done, rate (`unit`/s), elapsed time and ETA.
-
-    Where standard error is no terminal, a line every tenth of the way is logged instead.
-    """
+    """A function that advances a bar with rate (`unit`/s), elapsed time and ETA."""
     if not enabled or total <= 0:
         yield lambda n=1: None
-    elif sys.stderr.isatty():
-        with _rich_bar(description, total, unit) as advance:
-            yield advance
-    else:
-        yield _logged_tenths(description, total, unit)
-
-
-@contextmanager
-def _rich_bar(description: str, total: int, unit: str) -> Iterator[Advance]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit + " {task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task_id = progress.add_task(description, total=total, rate="")
+        return
+    with _bar(description, total, unit) as update:
+        done = 0
+        update(0, total)
 
         def advance(n: int = 1) -> None:
-            progress.advance(task_id, n)
-            speed = progress.tasks[0].speed
-            progress.update(task_id, rate=f"{speed:.1f}/s" if speed else "")
+            nonlocal done
+            done += n
+            update(done, total)
 
         yield advance
 
 
-def _logged_tenths(description: str, total: int, unit: str) -> Advance:
-    import time
-
-    start, done, told = time.perf_counter(), 0, 0
-
-    def advance(n: int = 1) -> None:
-        nonlocal done, told
-        done += n
-        tenth = 10 * done // total
-        if tenth > told:
-            told = tenth
-            rate = done / max(time.perf_counter() - start, 1e-9)
-            eta = (total - done) / rate
-            LOGGER.info("%s: %d/%d %s, %.1f %s/s, ETA %.0f s", description, done, total, unit, rate, unit, eta)
-
-    return advance
-
-
 @contextmanager
-def byte_bar(description: str, enabled: bool = True) -> Iterator[Held]:
-    """A function that sets a bar of bytes, showing size, rate and ETA; `done` may start anywhere and fall back.
-
-    Where standard error is no terminal, a line every tenth of the way is logged instead.
-    """
-    if not enabled:
-        yield lambda done, total: None
-    elif sys.stderr.isatty():
-        with _rich_byte_bar(description) as report:
-            yield report
+def byte_bar(description: str, enabled: bool = True) -> Iterator[Callable[[int, int | None], None]]:
+    """A function of (bytes done, bytes in all or None) that sets a bar; `done` may start anywhere and fall back."""
+    if enabled:
+        with _bar(description, None, None) as update:
+            yield update
     else:
-        yield _logged_bytes(description)
+        yield lambda done, total: None
 
 
 @contextmanager
-def _rich_byte_bar(description: str) -> Iterator[Held]:
+def _bar(description: str, total: int | None, unit: str | None) -> Iterator[Callable[[int, int | None], None]]:
+    if not sys.stderr.isatty():
+        yield _Tenths(description, unit).update
+        return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import Progress
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task_id = progress.add_task(description, total=None)
-        held: int | None = None
+    held: int | None = None
+    with Progress(*_columns(unit), console=Console(stderr=True)) as progress:
+        task = progress.add_task(description, total=total, rate="")
 
-        def report(done: int, total: int | None) -> None:
+        def update(done: int, total: int | None) -> None:
             nonlocal held
-            if held is None or done <= held:  # a first, a resumed or a new start: what was there is no speed
-                progress.reset(task_id, total=total, completed=done)
+            if held is None or done < held:  # the start, or a transfer that starts over: not progress
+                progress.reset(task, total=total, completed=done)
             else:
-                progress.update(task_id, total=total, completed=done)
+                progress.update(task, total=total, completed=done)
+                speed = progress.tasks[0].speed
+                progress.update(task, rate=f"{speed:.1f}/s" if speed else "")
             held = done
 
-        yield report
+        yield update
 
 
-def _logged_bytes(description: str) -> Held:
-    import time
+def _columns(unit: str | None) -> tuple[Any, ...]:
+    from rich import progress as rich
 
-    mib = 1 << 20
-    start = time.perf_counter()
-    first, held, told = 0, -1, 0
+    counts: tuple[Any, ...] = (rich.DownloadColumn(), rich.TransferSpeedColumn())
+    if unit is not None:
+        counts = (rich.MofNCompleteColumn(), rich.TextColumn(unit + " {task.fields[rate]}"), rich.TimeElapsedColumn())
+    bar = (rich.TextColumn("{task.description}"), rich.BarColumn())
+    return (*bar, *counts, rich.TextColumn("ETA"), rich.TimeRemainingColumn())
 
-    def report(done: int, total: int | None) -> None:
-        nonlocal start, first, held, told
-        if held < 0 or done <= held:
-            start, first, told = time.perf_counter(), done, 10 * done // total if total else 0
-        held = done
-        if total and 10 * done // total > told:
-            told = 10 * done // total
-            rate = max(done - first, 1) / max(time.perf_counter() - start, 1e-9)
-            eta = (total - done) / rate
-            sizes = (done / mib, total / mib, rate / mib)
-            LOGGER.info("%s: %.1f/%.1f MiB, %.1f MiB/s, ETA %.0f s", description, *sizes, eta)
 
-    return report
+class _Tenths:
+    """Logs a line for every tenth; what was done before the first update counts as neither progress nor speed."""
+
+    def __init__(self, description: str, unit: str | None) -> None:
+        self.description, self.unit = description, unit
+        self.start, self.first, self.held, self.logged = 0.0, 0, -1, 0
+
+    def update(self, done: int, total: int | None) -> None:
+        if self.held < 0 or done < self.held:
+            self.start, self.first, self.logged = time.perf_counter(), done, 10 * done // total if total else 0
+        self.held = done
+        if not total or 10 * done // total <= self.logged:
+            return
+        self.logged = 10 * done // total
+        rate = max(done - self.first, 1) / max(time.perf_counter() - self.start, 1e-9)
+        LOGGER.info("%s: %s, ETA %.0f s", self.description, self._counts(done, total, rate), (total - done) / rate)
+
+    def _counts(self, done: int, total: int, rate: float) -> str:
+        if self.unit is not None:
+            return f"{done}/{total} {self.unit}, {rate:.1f} {self.unit}/s"
+        return f"{done / MIB:.1f}/{total / MIB:.1f} MiB, {rate / MIB:.1f} MiB/s"
+
+
+class Interruption:
+    """Whether the user has asked to stop; loops check it between units of work."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if a stop was requested; call it where everything finished is saved."""
+        if self.requested:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def finish_on_interrupt(unit: str) -> Iterator[Interruption]:
+    """An `Interruption` set by the first SIGINT; the second raises KeyboardInterrupt at once.
+
+    `unit` names what is being finished (`volume`, `epoch`). Outside the main thread, where no handler can be installed,
+    SIGINT acts as usual.
+    """
+    interruption = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield interruption
+        return
+
+    def on_sigint(number: int, frame: FrameType | None) -> None:
+        if interruption.requested:
+            raise KeyboardInterrupt
+        interruption.requested = True
+        LOGGER.warning("stopping after this %s; press Ctrl-C again to stop at once", unit)
+
+    previous = signal.signal(signal.SIGINT, on_sigint)
+    try:
+        yield interruption
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,8 +1,10 @@
-"""What every output states about its origin, and the seeding of a run."""
+"""What every output states about its run: versions, disclaimer, time, memory; and the seeding of a run."""
 
 from __future__ import annotations
 
 import platform
+import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -17,22 +19,50 @@ _PACKAGES = ("meddinov3-stroke", "torch", "openvino", "numpy", "nibabel", "sciki
 
 def provenance() -> dict[str, Any]:
     """The keys every JSON output begins with: `schema_version`, `disclaimer`, `package_versions`."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "disclaimer": DISCLAIMER,
-        "package_versions": package_versions(),
-    }
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    return found
+    return {"schema_version": SCHEMA_VERSION, "disclaimer": DISCLAIMER, "package_versions": found}
+
+
+class Stopwatch:
+    """Measures seconds from its construction."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since construction."""
+        return time.perf_counter() - self._start
+
+
+def memory_statistics(device: str) -> dict[str, Any]:
+    """`{cpu_peak_mib, gpu_peak_mib}`: peak resident memory of this process (None on Windows); peak GPU allocation, or
+    None without a GPU."""
+    peak = peak_resident_mib()
+    return {"cpu_peak_mib": None if peak is None else round(peak, 1), "gpu_peak_mib": _gpu_peak_mib(device)}
+
+
+def peak_resident_mib() -> float | None:
+    """Peak resident set of this process in MiB; None where the platform does not report it (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1 << 10  # ru_maxrss is in bytes on macOS, in KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / (1 << 20)
+
+
+def _gpu_peak_mib(device: str) -> float | None:
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    return round(torch.cuda.max_memory_allocated(device) / (1 << 20), 1)
 
 
 def seed_everything(seed: int) -> None:
