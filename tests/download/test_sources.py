@@ -196,7 +196,7 @@ def test_after_an_interrupted_hub_download_the_plain_address_is_used(
     assert "interrupted" in caplog.text
 
 
-def test_a_hub_that_is_no_hub_is_asked_for_the_plain_file(
+def test_a_server_without_the_hub_protocol_is_asked_for_the_plain_file(
     server: Any, fetch: Fetch, target: Path, weights: bytes
 ) -> None:
     server.put(weights, path=HUB_PATH, etag=None)

@@ -12,7 +12,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,6 @@ from meddinov3_stroke.errors import DownloadError, MedDINOError, StorageError, U
 from meddinov3_stroke.system.atomic import write_text
 from meddinov3_stroke.system.contents import HEAD_BYTES, describe_impostor
 from meddinov3_stroke.system.digest import sha256_of_document
-from meddinov3_stroke.system.progress import Held
 
 if TYPE_CHECKING:
     from meddinov3_stroke.config import Settings
@@ -35,6 +34,9 @@ HUB_FILE = "model.pth"
 MOST_BYTES = 8 << 30
 _TRANSIENT = frozenset({None, 408, 425, 429, 500, 502, 503, 504})
 _DISK_ERRORS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EROFS, errno.EACCES)
+
+Report = Callable[[int, int | None], None]
+"""Called with the bytes fetched so far and the bytes of the whole file, where these are known."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def _drive_offer(source: Source, limits: Limits) -> Offer:
     return Offer(source, sizes[0])
 
 
-def fetch(source: Source, folder: Path, limits: Limits, sha256: str | None, report: Held) -> tuple[Path, str | None]:
+def fetch(source: Source, folder: Path, limits: Limits, sha256: str | None, report: Report) -> tuple[Path, str | None]:
     """The complete file, not verified yet, and the sha256 that the source states of it.
 
     Raises:
@@ -194,7 +196,9 @@ def fetch(source: Source, folder: Path, limits: Limits, sha256: str | None, repo
     return _attempt(source, folder, limits, sha256, report)
 
 
-def _attempt(source: Source, folder: Path, limits: Limits, sha256: str | None, report: Held) -> tuple[Path, str | None]:
+def _attempt(
+    source: Source, folder: Path, limits: Limits, sha256: str | None, report: Report
+) -> tuple[Path, str | None]:
     offer = Offer(source) if source.kind == "drive" else remote_offer(source, limits)
     size, free = offer.size or 0, shutil.disk_usage(folder).free + sum(file.stat().st_size for file in _held(folder))
     if size > MOST_BYTES:
@@ -224,7 +228,7 @@ def _fetch_from_hub(source: Source, staging: Path, limits: Limits) -> Path:
     return Path(hf_hub_download(f"{owner}/{name}", HUB_FILE, local_dir=staging, **options))
 
 
-def _fetch_resumably(offer: Offer, folder: Path, limits: Limits, sha256: str | None, report: Held) -> None:
+def _fetch_resumably(offer: Offer, folder: Path, limits: Limits, sha256: str | None, report: Report) -> None:
     """Write `folder`/file; bytes of an earlier attempt or run are used only if the source still has that version.
 
     Google Drive states no version: there, those bytes are used only if the sha256 of the file is known.
@@ -236,8 +240,10 @@ def _fetch_resumably(offer: Offer, folder: Path, limits: Limits, sha256: str | N
         _discard(folder)
     write_text(note, stamp)
     resumed = bool(_held(folder))
-    try:  # without a version gdown must not retry, as it would resume all the same
-        _gdown(source.url, str(folder / "file"), limits, report, limits.retries if version or on_drive else 0)
+    retries = limits.retries if version or on_drive else 0  # gdown resumes when it retries, version or none
+    try:
+        if not (folder / "file").exists():  # renamed by gdown once it was complete
+            _gdown(source.url, str(folder / "file"), limits, report, retries)
     except SourceFailed as failure:
         if resumed and "byte range" in str(failure):  # the server cannot resume
             _discard(folder)
@@ -247,7 +253,7 @@ def _fetch_resumably(offer: Offer, folder: Path, limits: Limits, sha256: str | N
         raise SourceFailed("the file changed during the transfer", retry=True)
 
 
-def _gdown(url: str, output: str | io.BytesIO, limits: Limits, report: Held, retries: int = 0) -> None:
+def _gdown(url: str, output: str | io.BytesIO, limits: Limits, report: Report, retries: int = 0) -> None:
     """Let `gdown` write the file `output`, or complete what an earlier attempt left of it in `<output>*.part`."""
     import gdown
 
@@ -256,8 +262,6 @@ def _gdown(url: str, output: str | io.BytesIO, limits: Limits, report: Held, ret
             raise SourceFailed(f"too large: more than {MOST_BYTES} bytes")
         report(done, total)
 
-    if isinstance(output, str) and Path(output).exists():  # renamed by gdown once it was complete
-        return
     options: dict[str, Any] = {"timeout": (limits.connect_s, limits.read_s), "retries": retries, "progress": progress}
     with _library_failures():
         gdown.download(url, output, quiet=True, use_cookies=False, resume=isinstance(output, str), **options)
