@@ -126,7 +126,7 @@ DEMO_EPOCHS = 60
 DEMO_TRAIN_BATCH_SIZE = 16
 DEMO_BACKBONE = "demo"
 PHANTOM_PATIENTS = 8
-"""Patients that `phantom` makes unless told otherwise."""
+"""Default of `phantom --patients`."""
 
 MODELS_DIR = Path("modelsweights")
 WEIGHTS_NAME = "model.pth"
