@@ -127,7 +127,7 @@ def _blend(first_mm: Field, second_mm: Field) -> Field:
     return np.asarray(np.maximum(first_mm, second_mm) + overlap * overlap * (0.25 / 3.0))
 
 
-def _within(near: Mask, distance_mm: Field) -> Field:
+def _within(near: Mask, distance_mm: Float32[np.ndarray, " near"]) -> Field:
     # a distance known for the points of `near` only
     into = np.full(near.shape, FAR_MM, dtype=np.float32)
     into[near] = distance_mm

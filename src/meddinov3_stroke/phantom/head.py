@@ -67,7 +67,7 @@ class Phantom:
 def make_phantom(spec: PhantomSpec) -> Phantom:
     """The head CT, its mask and its affine; the same specification gives the same voxels."""
     # the scanner's origin is the middle of the volume; rounded to what a NIfTI header can hold
-    affine = np.eye(4)
+    affine: Float64[np.ndarray, "4 4"] = np.eye(4)
     affine[:3, :3] = _rotation(0, spec.tilt_degrees) @ CANONICAL_TO_RAS @ np.diag(spec.spacing_mm)
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(spec.shape) - 1) / 2)
     affine = affine.astype(np.float32).astype(np.float64)

@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -185,7 +185,7 @@ def draw_spec(
 def _draw_head(seed: int) -> HeadSpec:
     random = np.random.default_rng([seed, 0])
     size, atrophy = random.normal(1.0, 0.03), random.beta(1.6, 2.0)  # wide sulci go with wide ventricles
-    return HeadSpec(
+    values: list[Any] = [
         seed,
         *(size * random.normal((67, 83, 70), (2.0, 2.5, 2.0))).tolist(),  # the cavity
         *random.uniform((0.05, 0.1), (0.13, 0.5)).tolist(),  # egg, squareness
@@ -196,7 +196,8 @@ def _draw_head(seed: int) -> HeadSpec:
         *random.normal((37.5, 29, 8), (0.8, 0.8, 1.5)).tolist(),  # grey and white matter, fluid
         random.uniform(1.0, 6.0),
         *(random.random() < 0.5, random.random() < 0.4),
-    )
+    ]
+    return HeadSpec(*values)  # in the order of its fields
 
 
 def _draw_lesions(

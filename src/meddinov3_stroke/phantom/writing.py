@@ -67,7 +67,7 @@ def write_cohort(
     series = []
     pool = ThreadPoolExecutor(max_workers=workers)  # NumPy and zlib work outside the interpreter lock
     try:
-        for record in pool.map(lambda job: _write_study(folder, *job, volume_format), jobs):
+        for record in pool.map(lambda job: _write_study(folder, job[0], job[1], volume_format), jobs):
             series.append(record)
             if on_progress is not None:
                 on_progress(1)
@@ -128,7 +128,7 @@ def write_series(folder: Path, phantom: Phantom, patient_id: str) -> tuple[str, 
     """
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.filewriter import dcmwrite
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+    from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
     seed, to_lps = phantom.spec.seed, np.array([-1.0, -1.0, 1.0])  # DICOM's axes point left and posterior
     steps = phantom.affine[:3, :3] * to_lps[:, None]
@@ -153,11 +153,11 @@ def write_series(folder: Path, phantom: Phantom, patient_id: str) -> tuple[str, 
     image.WindowCenter, image.WindowWidth = "40", "80"
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     # fixed, so that the bytes do not change with a library's version
-    meta.ImplementationClassUID = "2.25.81340557349421087152203618290563771"
+    meta.ImplementationClassUID = UID("2.25.81340557349421087152203618290563771")
     meta.ImplementationVersionName = "PHANTOM"
     image.file_meta = meta
     for index, hu in enumerate(phantom.hu):
-        image.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = _uid(seed, "2", f"slice {index}")
+        image.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = UID(_uid(seed, "2", f"slice {index}"))
         image.InstanceNumber = index + 1
         position = _decimals(*np.round(phantom.affine[:3, 3] * to_lps + index * steps[:, 0], 6))
         image.ImagePositionPatient, image.SliceLocation = position, position[2]
