@@ -12,7 +12,8 @@ import pytest
 
 from dicom_writer import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
-from meddinov3_stroke.ct.reader import as_input, input_digest, source_path
+from meddinov3_stroke.ct import open_input, source_path
+from meddinov3_stroke.ct.reader import as_input
 from meddinov3_stroke.errors import AmbiguousInput, CorruptInput, InputError, MissingInput, UnsupportedInput, UsageError
 from meddinov3_stroke.types import Volume, VolumeInput
 
@@ -111,7 +112,7 @@ def test_one_series_is_one_volume_whatever_it_comes_in(
     np.testing.assert_array_equal(found.slice_positions_mm, plain.slice_positions_mm)
     np.testing.assert_array_equal(found.affine, plain.affine)
     assert found.source.images == plain.source.images
-    assert found.source.sha256 == plain.source.sha256 == input_digest(source)
+    assert found.source.sha256 == plain.source.sha256 == open_input(source).digest
     assert found.source.pixels_sha256 == plain.source.pixels_sha256
 
 
@@ -120,7 +121,7 @@ def test_a_single_file_of_many_frames_is_a_volume(tmp_path: Path, plain: Volume,
     series(tmp_path, layout=layout)
     found = read_volume(tmp_path / "FRAMES.dcm")
     np.testing.assert_array_equal(found.stored, plain.stored)
-    assert found.source.sha256 == input_digest(tmp_path / "FRAMES.dcm") == read_volume(tmp_path).source.sha256
+    assert found.source.sha256 == open_input(tmp_path / "FRAMES.dcm").digest == read_volume(tmp_path).source.sha256
 
 
 def test_another_byte_in_a_file_is_another_digest(tmp_path: Path, plain: Volume) -> None:
@@ -130,7 +131,7 @@ def test_another_byte_in_a_file_is_another_digest(tmp_path: Path, plain: Volume)
     found = read_volume(tmp_path)
     assert found.source.sha256 != plain.source.sha256
     assert found.source.pixels_sha256 == plain.source.pixels_sha256
-    assert found.source.sha256 == input_digest(tmp_path)
+    assert found.source.sha256 == open_input(tmp_path).digest
 
 
 def test_files_of_another_series_do_not_change_the_digest(tmp_path: Path, plain: Volume) -> None:
@@ -158,7 +159,7 @@ def test_a_damaged_file_refuses_the_input_by_name(tmp_path: Path) -> None:
     with pytest.raises(CorruptInput, match=r"^IM0004\.dcm"):
         read_volume(tmp_path)
     with pytest.raises(CorruptInput, match=r"^IM0004\.dcm"):
-        input_digest(tmp_path)
+        assert open_input(tmp_path).digest
 
 
 def test_several_damaged_files_are_counted(tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_another_study_or_patient_is_ambiguous_until_a_series_is_named(
         found = read_volume(tmp_path, series=one.identity.series_uid)
         assert found.source.series_instance_uid == one.identity.series_uid
         assert found.source.study_instance_uid == one.identity.study_uid
-        assert found.source.sha256 == input_digest(tmp_path, series=one.identity.series_uid)
+        assert found.source.sha256 == open_input(tmp_path, series=one.identity.series_uid).digest
 
 
 def test_a_uid_that_looks_like_a_path_stays_a_word(tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_a_file_that_is_neither_nifti_nor_dicom_says_what_is_expected(tmp_path: 
         read_volume(tmp_path / "case.img")
 
 
-@pytest.mark.parametrize("read", [read_volume, input_digest])
+@pytest.mark.parametrize("read", [read_volume, open_input])
 def test_a_series_named_for_a_nifti_is_a_usage_error(head_nifti: Callable[..., Path], read: Callable[..., Any]) -> None:
     with pytest.raises(UsageError, match=r"is NIfTI and has no series 1\.2"):
         read(head_nifti(), series="1.2")
@@ -237,7 +238,7 @@ def test_a_path_that_leads_nowhere_is_missing(tmp_path: Path, name: str) -> None
 
 def test_a_nifti_has_the_digest_of_its_volume(head_nifti: Callable[..., Path]) -> None:
     path = head_nifti()
-    assert read_volume(path).source.sha256 == input_digest(VolumeInput(path))
+    assert read_volume(path).source.sha256 == open_input(VolumeInput(path)).digest
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Stage `demo`: a phantom cohort through the real pipeline, with no weights, no network and no GPU.
 
-It shows that the machinery works from a volume to a tested head and pictures. It says nothing about patients.
+It shows that every step works, from a volume to a tested head and pictures. It says nothing about patients.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from meddinov3_stroke import config
+from meddinov3_stroke import config, ich_infer, rsna_train
+from meddinov3_stroke.commands import phantom
 from meddinov3_stroke.errors import DatasetError
 from meddinov3_stroke.options import DeviceName, OutputDir
 from meddinov3_stroke.system.atomic import write_json
@@ -24,16 +25,17 @@ from meddinov3_stroke.system.provenance import DISCLAIMER, Stopwatch, provenance
 from meddinov3_stroke.types import LABELS
 
 LEAST_HELD_OUT_PATIENTS = 60
-"""With fewer held-out patients the demo's AUROC would mean little."""
+"""Least number of held-out patients; with fewer, the demo's AUROC would be too uncertain."""
 SMALL_LESION_ML = 2.0
 """Haemorrhages below this volume are counted as small."""
 SHUFFLES = 5
 """Times the control is trained on permuted labels; a single permutation scatters widely about 0.5."""
+TRAINING = {"epochs": config.DEMO_EPOCHS, "batch_size": config.DEMO_TRAIN_BATCH_SIZE}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(ConsoleOptions):
-    """Make synthetic head CT, run train-rsna and predict on it, and print a table and where the pictures are."""
+    """Make synthetic head CT, run train-rsna and predict on it, and print the test AUROC and the paths of pictures."""
 
     output_dir: OutputDir = config.DEMO_DIR
     """Folder for everything the demo writes; repeating the demo reuses its cache."""
@@ -42,7 +44,7 @@ class Args(ConsoleOptions):
     device: DeviceName = config.DEVICE
     """Where to compute; only auto may fall back."""
     patients: int = config.DEMO_PATIENTS
-    """Phantom patients in all; at least 60 of them are held out."""
+    """Number of phantom patients; at least 60 of them are held out."""
     seed: int = config.SEED
     """Seed of the cohort, the split and the head."""
 
@@ -53,42 +55,31 @@ def run(args: Args) -> dict[str, Any]:
     Raises:
         DatasetError: too few patients to hold out `LEAST_HELD_OUT_PATIENTS`.
     """
-    from meddinov3_stroke import ich_infer, rsna_train
-    from meddinov3_stroke.commands import phantom
-
     watch, folder = Stopwatch(), args.output_dir
     if args.patients * config.DEMO_TEST_RATIO < LEAST_HELD_OUT_PATIENTS:
         least = int(np.ceil(LEAST_HELD_OUT_PATIENTS / config.DEMO_TEST_RATIO))
         raise DatasetError(f"--patients {args.patients}: too few to hold out {LEAST_HELD_OUT_PATIENTS}; give {least}")
     console: dict[str, Any] = {"quiet": args.quiet, "json_log": args.json_log, "debug": args.debug}
     compute: dict[str, Any] = {"backbone": args.backbone, "device": args.device, **console}
-    cohort = phantom.run(
-        phantom.Args(output_dir=folder / "phantoms", patients=args.patients, seed=args.seed, **console)
-    )
-    training = rsna_train.Args(
-        series_csv=cohort.csv_path,
+    cohort_args = phantom.Args(output_dir=folder / "phantoms", patients=args.patients, seed=args.seed, **console)
+    pipeline_args = rsna_train.Args(
+        series_csv=phantom.run(cohort_args).csv_path,
         output_dir=folder / "rsna_pipeline",
         cache_dir=folder / "rsna_cache",
         checkpoints_dir=folder / "checkpoints",
         train_ratio=config.DEMO_TRAIN_RATIO,
         val_ratio=config.DEMO_VAL_RATIO,
         test_ratio=config.DEMO_TEST_RATIO,
-        head=rsna_train.RsnaHeadConfig(
-            epochs=config.DEMO_EPOCHS, batch_size=config.DEMO_TRAIN_BATCH_SIZE, seed=args.seed
-        ),
+        head=rsna_train.SeriesHeadConfig(seed=args.seed, **TRAINING),
         **compute,
     )
-    pipeline = rsna_train.run(training)
+    pipeline = rsna_train.run(pipeline_args)
     control = _run_control(folder, args.seed)
     held_out = _held_out_series(folder)
     largest = max(held_out, key=lambda series: sum(series["lesion_volumes_ml"].values()))
-    case = ich_infer.Args(
-        input=folder / "phantoms" / largest["nifti_path"],
-        checkpoint=folder / "checkpoints" / "best.pt",
-        output_dir=folder / f"case_{largest['series_uid']}",
-        **compute,
-    )
-    ich_infer.run(case)
+    case_dir = folder / f"case_{largest['series_uid']}"
+    volume, checkpoint = folder / "phantoms" / largest["nifti_path"], folder / "checkpoints" / "best.pt"
+    ich_infer.run(ich_infer.Args(input=volume, checkpoint=checkpoint, output_dir=case_dir, **compute))
     summary = {
         **provenance(),
         "backbone": args.backbone,
@@ -97,7 +88,7 @@ def run(args: Args) -> dict[str, Any]:
         "held_out": _describe(held_out),
         **{key: pipeline["test"][key] for key in ("macro_auroc", "macro_auroc_interval", "per_class_auroc")},
         "shuffled_labels": {key: control[key] for key in ("macro_auroc", "macro_auroc_of_shuffles", "per_class_auroc")},
-        "pictures": [str(case.output_dir / "similarity_map.png"), str(folder / "checkpoints" / "training_curve.png")],
+        "pictures": [str(case_dir / "similarity_map.png"), str(folder / "checkpoints" / "training_curve.png")],
         "elapsed_s": round(watch.elapsed_s, 1),
     }
     write_json(folder / "demo_summary.json", summary)
@@ -121,9 +112,9 @@ def _run_control(output_dir: Path, seed: int) -> dict[str, Any]:
     shuffles = []
     for k in range(SHUFFLES):
         shuffled = [HeadData(part.embeddings, part.labels[rng.permutation(len(part.labels))]) for part in (train, val)]
-        head = HeadConfig(epochs=config.DEMO_EPOCHS, batch_size=config.DEMO_TRAIN_BATCH_SIZE, seed=seed + k)
-        train_head(*shuffled, head, context, folder / f"shuffle_{k}", progress=False)
-        shuffles.append(evaluate_head(load_checkpoint(folder / f"shuffle_{k}" / "best.pt"), test)[0])
+        run_dir, head = folder / f"shuffle_{k}", HeadConfig(seed=seed + k, **TRAINING)
+        train_head(shuffled[0], shuffled[1], head, context, run_dir, progress=False)
+        shuffles.append(evaluate_head(load_checkpoint(run_dir / "best.pt"), test)[0])
     scores = [shuffle["macro_auroc"] for shuffle in shuffles]
     document = {
         **provenance(),
@@ -161,13 +152,11 @@ def _describe(held_out: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _print_summary(args: Args, summary: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     held_out, interval = summary["held_out"], summary["macro_auroc_interval"]
-    table = Table(title="Test AUROC on held-out phantom patients (synthetic; says nothing about patients)")
-    table.add_column("label")
-    table.add_column("AUROC", justify="right")
-    table.add_column("labels shuffled", justify="right")
+    title = "Test AUROC on held-out phantom patients (synthetic; says nothing about patients)"
+    table = Table("label", *(Column(name, justify="right") for name in ("AUROC", "labels shuffled")), title=title)
     for label, auroc in summary["per_class_auroc"].items():
         control = summary["shuffled_labels"]["per_class_auroc"][label]
         table.add_row(label, "-" if auroc is None else f"{auroc:.3f}", f"{control:.3f}")

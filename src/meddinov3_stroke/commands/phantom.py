@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from meddinov3_stroke import config
 from meddinov3_stroke.options import OutputDir
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.devices import available_cpus
+from meddinov3_stroke.system.progress import progress_bar
 from meddinov3_stroke.system.provenance import DISCLAIMER
 
 if TYPE_CHECKING:
@@ -36,8 +38,6 @@ def run(args: Args) -> CohortManifest:
         UsageError: fewer than one patient, or a negative seed.
     """
     from meddinov3_stroke.phantom import count_series, write_cohort
-    from meddinov3_stroke.system.devices import available_cpus
-    from meddinov3_stroke.system.progress import progress_bar
 
     total = count_series(args.patients, args.seed)
     with progress_bar("phantoms", total, "volumes", args.show_progress) as advance:

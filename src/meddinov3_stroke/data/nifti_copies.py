@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from meddinov3_stroke.ct import input_digest, read_volume
+from meddinov3_stroke.ct import open_input
 from meddinov3_stroke.ct.writing import POSITION_TOLERANCE_MM, misplaced_mm, nifti_bytes_of, slices_document
 from meddinov3_stroke.data.processes import in_processes
 from meddinov3_stroke.data.rsna_series import PreparedSeries
@@ -97,13 +97,13 @@ def _write_copy(one: PreparedSeries, *, index: Path, folder: Path) -> NiftiCopy:
         return NiftiCopy(one.series_uid, outcome=unsafe)
     path = folder / names[0] / names[1] / f"_{names[2]}.nii.gz"
     beside = path.with_name(f"_{names[2]}.slices.json")
-    source = VolumeInput(index, one.series_uid)
     try:
+        opened = open_input(VolumeInput(index, one.series_uid))
         known = _known(path, beside)
-        if known and known["input_sha256"] == input_digest(source):
+        if known and known["input_sha256"] == opened.digest:
             misplaced = float(known["nifti_misplaces_slices_by_mm"])
             return NiftiCopy(one.series_uid, path, was_there=True, misplaced_mm=misplaced)
-        volume = read_volume(source)
+        volume = opened.volume()
     except (InputError, OutOfScope, MachineError) as error:
         return NiftiCopy(one.series_uid, outcome=Outcome.of(error))
     write_bytes(path, nifti_bytes_of(volume))

@@ -84,8 +84,8 @@ def make_phantom(spec: PhantomSpec) -> Phantom:
         hu += ramp(sheet, 1.2) * (hu < -900) * (PLASTIC_HU - hu)
     white = np.random.default_rng([spec.seed, 7]).standard_normal(spec.shape, dtype=np.float32)
     gain = spec.noise_hu / (1 - 4 * 0.2 + 6 * 0.2**2)  # what the kernel (0.2, 0.6, 0.2) leaves, along two axes
-    hu = _blur(hu, 0.14) + _blur(white, 0.2) * gain
-    return Phantom(np.rint(np.clip(hu, -1024, 3071)).astype(np.int16), mask, affine, spec)
+    scanned = np.clip(_blur(hu, 0.14) + _blur(white, 0.2) * gain, -1024, 3071)
+    return Phantom(np.rint(scanned).astype(np.int16), mask, affine, spec)
 
 
 def _voxel_ml(spec: PhantomSpec) -> float:

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from meddinov3_stroke.ct import read_volume
+from meddinov3_stroke.ct import OpenedInput, open_input, read_volume
 from meddinov3_stroke.data import Prepared, nifti_copies, prepare_rsna, read_series_table
 from meddinov3_stroke.types import VolumeInput
 
@@ -77,7 +77,14 @@ def test_copies_that_are_there_are_not_written_again(
     first, second = sorted((out / "nifti").rglob("*.nii.gz"))
     second.write_bytes(second.read_bytes()[:-1])
     decoded: list[VolumeInput] = []
-    monkeypatch.setattr(nifti_copies, "read_volume", lambda source: decoded.append(source) or read_volume(source))
+
+    def counting(source: VolumeInput) -> OpenedInput:
+        opened = open_input(source)
+        volume = opened.volume
+        monkeypatch.setattr(opened, "volume", lambda: decoded.append(source) or volume())
+        return opened
+
+    monkeypatch.setattr(nifti_copies, "open_input", counting)
     found = prepare(cohort.root, out, write_nifti=True)
     assert [source.series_uid for source in decoded] == [second.name[1:-7]]
     assert found.facts["nifti"] == {
