@@ -41,11 +41,9 @@ def run(args: Args) -> CohortManifest:
 
     total = count_series(args.patients, args.seed)
     with progress_bar("phantoms", total, "volumes", args.show_progress) as advance:
+        folder, workers = args.output_dir, available_cpus()
         manifest = write_cohort(
-            *(args.output_dir, args.patients, args.seed),
-            workers=available_cpus(),
-            on_progress=advance,
-            volume_format=args.format,
+            folder, args.patients, args.seed, workers=workers, on_progress=advance, volume_format=args.format
         )
     print(f"{total} synthetic series of {args.patients} patients: {manifest.csv_path}\n{DISCLAIMER}")
     return manifest

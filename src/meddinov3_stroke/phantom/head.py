@@ -66,12 +66,7 @@ class Phantom:
 
 def make_phantom(spec: PhantomSpec) -> Phantom:
     """The head CT, its mask and its affine; the same specification gives the same voxels."""
-    # the scanner's origin is the middle of the volume; rounded to what a NIfTI header can hold
-    affine: Float64[np.ndarray, "4 4"] = np.eye(4)
-    affine[:3, :3] = _rotation(0, spec.tilt_degrees) @ CANONICAL_TO_RAS @ np.diag(spec.spacing_mm)
-    affine[:3, 3] = -affine[:3, :3] @ ((np.array(spec.shape) - 1) / 2)
-    affine = affine.astype(np.float32).astype(np.float64)
-    x, y, z = _head_points(spec, affine)
+    affine, (x, y, z) = _grid(spec)
     gauge, radius = anatomy.vault_gauge(spec.head, x, y, z)
     vault_mm = radius / gauge - radius
     hu = np.full(spec.shape, anatomy.AIR_HU, dtype=np.float32)
@@ -92,19 +87,19 @@ def _voxel_ml(spec: PhantomSpec) -> float:
     return float(np.prod(spec.spacing_mm)) / 1000
 
 
-def _head_points(spec: PhantomSpec, affine: Float64[np.ndarray, "4 4"]) -> Points:
-    # head coordinates of every voxel centre
+def _grid(spec: PhantomSpec) -> tuple[Float64[np.ndarray, "4 4"], Points]:
+    # the affine, rounded to what a NIfTI header can hold, and the head coordinates of every voxel centre
+    affine: Float64[np.ndarray, "4 4"] = np.eye(4)
+    affine[:3, :3] = _rotation(0, spec.tilt_degrees) @ CANONICAL_TO_RAS @ np.diag(spec.spacing_mm)
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(spec.shape) - 1) / 2)  # the scanner's origin is the middle
+    affine = affine.astype(np.float32).astype(np.float64)
     pose = np.eye(4)
     pose[:3, :3] = _rotation(2, spec.rotation_degrees) @ _rotation(1, spec.roll_degrees)
     pose[:3, 3] = spec.centre_mm
     to_head = (pose @ affine).astype(np.float32)
-    slices, rows, columns = (np.arange(n, dtype=np.float32) for n in spec.shape)
-    return Points(
-        *[
-            (row[0] * slices + row[3])[:, None, None] + (row[1] * rows)[:, None] + row[2] * columns
-            for row in to_head[:3]
-        ]
-    )
+    k, i, j = (np.arange(n, dtype=np.float32) for n in spec.shape)
+    x, y, z = ((row[0] * k + row[3])[:, None, None] + (row[1] * i)[:, None] + row[2] * j for row in to_head[:3])
+    return affine, Points(x, y, z)
 
 
 def _rotation(axis: int, degrees: float) -> Float64[np.ndarray, "3 3"]:

@@ -151,9 +151,8 @@ def draw_spec(
 ) -> PhantomSpec:
     """The specification of one head CT; the same arguments give the same one.
 
-    `seed` decides the acquisition and the noise, and the head too unless `head_seed` is given. `lesions` are labels of
-    the five types, repeats allowed; empty for none. What is None is drawn: `lesions`, `volumes_ml` (the target of
-    each), `shape` (the spacing follows) and `tilt_degrees` of the gantry.
+    `seed` decides the acquisition and the noise, and the head too unless `head_seed` is given. `lesions` are labels,
+    repeats allowed; empty for none. Lesions, volumes, shape (the spacing follows) and tilt are drawn where None.
 
     Raises:
         UsageError: a negative seed, an unknown label, or volumes that do not match the lesions.

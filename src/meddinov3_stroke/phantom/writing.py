@@ -20,8 +20,7 @@ from meddinov3_stroke.system.atomic import write_bytes, write_json, write_text
 from meddinov3_stroke.system.nifti_bytes import nifti_bytes
 from meddinov3_stroke.types import LABELS
 
-SCHEMA_VERSION = 1
-"""Of `phantom_cohort.json`."""
+SCHEMA_VERSION = 1  # of `phantom_cohort.json`
 INTERCEPT_HU = -1024
 EMPTY_KEYWORDS = (
     *("PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber"),
@@ -51,10 +50,9 @@ def write_cohort(
 ) -> CohortManifest:
     """The manifest of a cohort written under `folder`; the same arguments give the same bytes, however many workers.
 
-    Writes `volumes/<patient>/<study>/_<series>.nii.gz`, the masks under `masks/` with the same names, the series CSV
-    with paths relative to the folder, and `phantom_cohort.json`. As DICOM, `volumes/<patient>/<study>/_<series>/` is
-    the folder of a series, the CSV's paths are in a column `dicom_path`, and the masks stay NIfTI. `on_progress` is
-    called with 1 after each volume; `shape` (slices, rows, columns) is drawn for each volume unless given.
+    Writes `volumes/<patient>/<study>/_<series>.nii.gz` (as DICOM, a folder `_<series>/`), NIfTI masks under `masks/`
+    with the same names, `phantom_cohort.json` and the series CSV, whose column `nifti_path` or `dicom_path` is relative
+    to the folder. `on_progress` is called with 1 after each volume; `shape` is drawn for each volume unless given.
 
     Raises:
         UsageError: fewer than one patient or worker, or a negative seed.
@@ -73,12 +71,11 @@ def write_cohort(
                 on_progress(1)
     finally:
         pool.shutdown(cancel_futures=True)  # an error or an interrupt does not wait for the rest
-    csv_path, json_path = folder / "phantom_series_labels.csv", folder / "phantom_cohort.json"
     columns = [f"{volume_format}_path", "patient_id", "study_uid", "series_uid", *LABELS]
     table = csv.DictWriter(text := io.StringIO(), columns, extrasaction="ignore", lineterminator="\n")
     table.writeheader()
     table.writerows(row | row["labels"] for row in series)
-    write_text(csv_path, text.getvalue())
+    write_text(csv_path := folder / "phantom_series_labels.csv", text.getvalue())
     document = {
         "schema_version": SCHEMA_VERSION,
         "synthetic": "invented heads; no patient's data",
@@ -89,13 +86,13 @@ def write_cohort(
         "mask_values": {label: index for index, label in enumerate(LABELS) if index > 0},
         "series": series,
     }
-    write_json(json_path, document)
+    write_json(json_path := folder / "phantom_cohort.json", document)
     return CohortManifest(folder, csv_path, json_path, tuple(series))
 
 
 def _write_study(folder: Path, patient_id: str, study: StudySpec, volume_format: str) -> dict[str, Any]:
-    name = f"{patient_id}/{study.study_uid}/_{study.series_uid}"
-    phantom, uids = make_phantom(study.spec), (study.study_uid, study.series_uid)
+    name, spec = f"{patient_id}/{study.study_uid}/_{study.series_uid}", study.spec
+    phantom, uids = make_phantom(spec), (study.study_uid, study.series_uid)
     write_bytes(folder / "masks" / f"{name}.nii.gz", nifti_bytes(phantom.mask, phantom.affine))
     if volume_format == "nifti":
         write_bytes(folder / "volumes" / f"{name}.nii.gz", nifti_bytes(phantom.hu, phantom.affine))
@@ -110,10 +107,10 @@ def _write_study(folder: Path, patient_id: str, study: StudySpec, volume_format:
         "series_uid": uids[1],
         "labels": phantom.labels,
         "lesion_volumes_ml": {label: round(volume, 4) for label, volume in phantom.lesion_volumes_ml.items()},
-        "lesions": [asdict(lesion) for lesion in study.spec.lesions],
-        "seed": study.spec.seed,
-        "head_seed": study.spec.head.seed,
-        **{name: getattr(study.spec, name) for name in ("shape", "spacing_mm", "tilt_degrees", "noise_hu")},
+        "lesions": [asdict(lesion) for lesion in spec.lesions],
+        "seed": spec.seed,
+        "head_seed": spec.head.seed,
+        **{key: getattr(spec, key) for key in ("shape", "spacing_mm", "tilt_degrees", "noise_hu")},
     }
 
 
