@@ -13,12 +13,23 @@ import pandas as pd
 import pyarrow as pa
 from jaxtyping import Int8
 
+from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.data.slice_labels import SLICE_LABELS, slice_label_table, write_slice_labels
 from meddinov3_stroke.data.table import SeriesTable, read_series_table
-from meddinov3_stroke.errors import STATUSES, MedDINOError, Outcome, SeriesTableError
+from meddinov3_stroke.errors import (
+    STATUSES,
+    CorruptInput,
+    MedDINOError,
+    Outcome,
+    SeriesTableError,
+    UnsupportedInput,
+)
 from meddinov3_stroke.labels import LabelPolicy, name_some
 from meddinov3_stroke.system.atomic import write_text
 from meddinov3_stroke.types import LABELS, Volume
+
+_MASK_TOLERANCE_VOXELS = 0.5
+"""How far a corner of a mask may be from its volume's, in shares of the smallest voxel side."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +125,35 @@ def write_cohort(
         (*warnings, *left_out, *table.warnings),
         n_failed=ledger["by_outcome"]["failed"],
     )
+
+
+def mask_values(path: Path, volume: Volume) -> list[frozenset[int]]:
+    """The values other than 0 in each canonical slice of the mask of `volume` at `path`.
+
+    Raises:
+        InputError: the mask has another shape or place than the volume, or values that are not whole numbers; or as
+            `read_volume`.
+    """
+    mask = read_volume(path)
+    if mask.stored.shape != volume.stored.shape:
+        raise UnsupportedInput(
+            f"{path} has {' x '.join(map(str, mask.stored.shape))} voxels, its volume "
+            f"{' x '.join(map(str, volume.stored.shape))}; does it belong to another case?"
+        )
+    corners = np.array(np.meshgrid(*[(0, side - 1) for side in mask.stored.shape])).reshape(3, -1)
+    moved = (mask.affine - volume.affine)[:3] @ np.vstack([corners, np.ones(corners.shape[1])])
+    furthest_mm = float(np.linalg.norm(moved, axis=0).max())
+    if furthest_mm > _MASK_TOLERANCE_VOXELS * min(volume.spacing_mm):
+        raise UnsupportedInput(
+            f"{path} lies up to {furthest_mm:.1f} mm off its volume; expected the same affine; does it belong to "
+            "another case?"
+        )
+    values = [np.unique(of_slice).astype(np.float64) * mask.slope + mask.intercept for of_slice in mask.stored]
+    found = np.concatenate(values)
+    fractions = found[~np.isclose(found, np.rint(found), atol=1e-3)]
+    if fractions.size:
+        raise CorruptInput(f"{path} contains {fractions[0]:g}; expected whole numbers")
+    return [frozenset(int(value) for value in np.rint(of_slice) if value != 0) for of_slice in values]
 
 
 def _ledger(cases: Sequence[CohortCase]) -> tuple[dict[str, Any], list[str]]:

@@ -17,9 +17,8 @@ from jaxtyping import Int8
 
 from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.ct.contents import machine_errors
-from meddinov3_stroke.data.cohort import CohortCase, Prepared, write_cohort
+from meddinov3_stroke.data.cohort import CohortCase, Prepared, mask_values, write_cohort
 from meddinov3_stroke.data.csv_file import CsvFile, read_csv_file
-from meddinov3_stroke.data.slice_labels import mask_values
 from meddinov3_stroke.errors import DatasetError, InputError, LabelError, MachineError, OutOfScope, SeriesTableError
 from meddinov3_stroke.labels import name_some
 from meddinov3_stroke.system.progress import progress_bar
