@@ -62,12 +62,11 @@ class HeaderPass:
 def read_headers_of_folder(folder: Path, parts: Path, *, workers: int, show_progress: bool = True) -> HeaderPass:
     """The rows of every file of `folder`; those known in the folder `parts` are not read again, new ones are added.
 
+    Rows that were read are kept whatever ends the pass.
+
     Raises:
-        MissingInput: no such folder, or no files.
-        UnsupportedInput: a file name that is not UTF-8.
-        LockTimeout: another process works in `parts`.
-        MachineError: a process died, or `parts` cannot be written.
-        KeyboardInterrupt: SIGINT; rows that were read are kept.
+        InputError: no such folder, no files, or a file name that is not UTF-8.
+        MachineError: a process died, another one works in `parts`, or `parts` cannot be written.
     """
     listing = _list_files(folder)
     with _locked(parts):

@@ -56,10 +56,8 @@ class _NiftiCopy:
     series_uid: str
     path: Path | None = None
     outcome: Outcome = field(default_factory=Outcome)
-    was_there: bool = False
-    """An earlier run wrote it, from the same bytes."""
-    misplaced_mm: float = 0.0
-    """How far NIfTI's one affine puts the furthest slice from where it was acquired."""
+    was_there: bool = False  # written by an earlier run from the same bytes
+    misplaced_mm: float = 0.0  # how far NIfTI's one affine puts the furthest slice from where it was acquired
 
 
 def prepare_rsna(
@@ -78,11 +76,9 @@ def prepare_rsna(
     `workers` processes read headers. With `write_nifti` each series is written as NIfTI too, and the table names these.
 
     Raises:
-        LabelError: as `read_slice_labels`.
-        SeriesTableError: no series is left, or `read_series_table` refuses the table.
-        MissingInput: no folder of images, or an empty one.
+        DatasetError: as `read_slice_labels`; no series is left, or `read_series_table` refuses the table.
+        InputError: no folder of images, or an empty one.
         MachineError: the machine refuses to read or write.
-        KeyboardInterrupt: SIGINT; headers that were read are kept.
     """
     watch, marks = Stopwatch(), [("", 0.0)]
     images_folder, files = root / IMAGES_FOLDER, {name: output_dir / file for name, file in FILES.items()}

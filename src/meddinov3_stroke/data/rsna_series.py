@@ -57,33 +57,24 @@ INDEX_SCHEMA = pa.schema(
 
 @dataclass(eq=False)
 class AssembledImages:
-    """What each row of the header pass is."""
+    """What each row of the header pass is, and the series by UID.
 
-    rows: pa.Table
-    """Of `header_rows.SCHEMA`."""
-    slice_index: Int32[np.ndarray, " row"]
-    """0-based in the canonical volume of its series, inferior to superior; -1 if it is not a slice of it."""
-    positions_mm: Float64[np.ndarray, "row 3"]
-    """RAS+ mm of the centre of the first stored voxel (Image Position); NaN where the header has none."""
-    slice_positions_mm: Float64[np.ndarray, "row 3"]
-    """RAS+ mm of the centre of the first canonical voxel of each slice, as `Volume.slice_positions_mm`; else NaN."""
-    copy_of: Int32[np.ndarray, " row"]
-    """Row of the slice that the image duplicates (same position, same pixels); -1 if it is not a duplicate."""
-    status: Shaped[np.ndarray, " row"]
-    """`slice`, `set aside`, `refused`, `rejected` or `failed`."""
-    reason: Shaped[np.ndarray, " row"]
-    """Why it is not a slice."""
+    `series` has series_uid, study_uid, patient_id, n_slices (0 without a volume), kind (`usable`, `set aside` or
+    `refused`), and status and reason as of `Outcome`.
+    """
+
+    rows: pa.Table  # of `header_rows.SCHEMA`
+    slice_index: Int32[np.ndarray, " row"]  # 0-based in the series' canonical volume, inferior to superior; else -1
+    positions_mm: Float64[np.ndarray, "row 3"]  # RAS+ of the first stored voxel (Image Position); NaN where unknown
+    slice_positions_mm: Float64[np.ndarray, "row 3"]  # of slices, as `Volume.slice_positions_mm`; else NaN
+    copy_of: Int32[np.ndarray, " row"]  # row of the slice that the image duplicates; -1 if it is not a duplicate
+    status: Shaped[np.ndarray, " row"]  # `slice`, `set aside`, `refused`, `rejected` or `failed`
+    reason: Shaped[np.ndarray, " row"]  # why it is not a slice
     series: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """By UID: series_uid, study_uid, patient_id, n_slices (0 without a volume), kind (`usable`, `set aside` or
-    `refused`), status and reason as of `Outcome`."""
 
 
 def assemble_rows(rows: pa.Table, folder: Path) -> AssembledImages:
-    """What every image of a header pass over `folder` is: series are assembled by the rules that volumes are read by.
-
-    Raises:
-        MachineError: of two images at one position, one cannot be read for the machine's own reasons.
-    """
+    """What every image of a header pass over `folder` is, by the rules by which volumes are read."""
     lps = [rows[f"position_{axis}"].to_numpy().astype(np.float64) for axis in "xyz"]
     images = AssembledImages(
         rows,
@@ -110,11 +101,7 @@ def index_order(images: AssembledImages) -> Int64[np.ndarray, " row"]:
 
 
 def write_header_index(path: Path, images: AssembledImages, order: Int64[np.ndarray, " row"], folder: Path) -> None:
-    """Write the index of a header pass over `folder`, one row group at a time.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
+    """Write the index of a header pass over `folder`, one row group at a time."""
     with atomic_file(path) as handle, pq.ParquetWriter(handle, INDEX_SCHEMA, compression="zstd") as writer:
         for start in range(0, max(len(order), 1), ROWS_AT_ONCE):
             places = order[start : start + ROWS_AT_ONCE]

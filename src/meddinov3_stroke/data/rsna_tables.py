@@ -27,26 +27,33 @@ IMAGE_KINDS = ("slice", "set aside", "refused", "rejected", "failed")
 SERIES_KINDS = ("usable", "set aside", "refused", "unlabelled", "excluded", "rejected", "failed")
 """What an image or a series is, in the order in which the ledger counts them."""
 
+_IN_NO_SERIES = """images with a positive label are in no series: their files are missing, or too damaged to name one; \
+a series that lacks one may be labelled negative by mistake"""
+_BESIDE_THE_SLICES = (
+    """images with a positive label are of series in the table but not among the slices that are read"""
+)
+_OTHER_LABELS = "slices have duplicates with other labels; each is positive for every label that one of them has"
+
 
 @dataclass(eq=False)
 class LabelledSeries:
-    """Every series of the folder with its outcome, and the labels of its images."""
+    """Every series of the folder with its outcome, and the labels of its images (rows of the header pass).
+
+    `series` is as `AssembledImages.series`; the kind may also be `unlabelled` or `excluded`, or another outcome's
+    status. The label of a slice is the maximum over it and its duplicates, whose pixels are the same.
+    """
 
     images: AssembledImages
     series: pd.DataFrame
-    """As `AssembledImages.series`; the kind may also be `unlabelled` or `excluded`, or another outcome's status."""
-    slices: Int64[np.ndarray, " slice"]
-    """Rows of the header pass that are slices of a volume: series by series, inferior to superior."""
+    slices: Int64[np.ndarray, " slice"]  # rows that are slices of a volume: series by series, inferior to superior
     labels: SliceLabels
-    label_places: Int64[np.ndarray, " row"]
-    """Row of `labels` of each row of the header pass, -1 where it has none."""
-    image_labels: Int8[np.ndarray, "row 6"]
-    """Labels of each row of the header pass, -1 where unknown; of a slice the maximum over it and its duplicates, whose
-    pixels are the same."""
+    label_places: Int64[np.ndarray, " row"]  # place in `labels`, -1 where it has none
+    image_labels: Int8[np.ndarray, "row 6"]  # -1 where unknown
     exclusion: Exclusion | None = None
 
     @property
     def usable(self) -> pd.DataFrame:
+        """The series in the table."""
         return self.series[self.series["status"] == "done"]
 
     @property
@@ -64,8 +71,9 @@ class LabelledSeries:
 
     def end(self, uids: Sequence[str], kind: str, status: str, reasons: str | Sequence[str]) -> None:
         """Give these series another kind and outcome."""
-        self.series.loc[self.series["series_uid"].isin(uids), ["kind", "status"]] = kind, status
-        self.series.loc[self.series["series_uid"].isin(uids), "reason"] = reasons
+        is_meant = self.series["series_uid"].isin(uids) & (self.series["status"] == "done")
+        self.series.loc[is_meant, ["kind", "status"]] = kind, status
+        self.series.loc[is_meant, "reason"] = reasons
 
     @property
     def slice_labels(self) -> pa.Table:
@@ -211,25 +219,13 @@ def ledger_warnings(ledger: Mapping[str, Any]) -> list[str]:
     counted = [
         (n_out, f"of {n_images} images are not slices of a volume: {_reasons(images)}"),
         (n_left, f"of {n_series} series are not in the table: {_reasons(series)}"),
-        (
-            ends["positive_any_in_no_series"],
-            "images with a positive label are in no series: their files are missing, or too damaged to name one; a "
-            "series that lacks one may be labelled negative by mistake",
-        ),
-        (
-            ends["positive_any_beside_the_slices_read"],
-            "images with a positive label are of series in the table but not among the slices that are read; a "
-            "series has the maximum of the labels of the slices that are read",
-        ),
-        (
-            ledger["labels"]["copies"]["n_slices_with_other_labels"],
-            "slices have duplicates with other labels; each is positive for every label that one of them has",
-        ),
+        (ends["positive_any_in_no_series"], _IN_NO_SERIES),
+        (ends["positive_any_beside_the_slices_read"], _BESIDE_THE_SLICES),
+        (ledger["labels"]["copies"]["n_slices_with_other_labels"], _OTHER_LABELS),
         (ends["without_a_readable_file"], "labelled images have no file that can be read"),
         (
             hu["n_slices_repaired"],
-            f"slices of {hu['n_series_repaired']} series have values that wrapped at 4096 and a wrong intercept; they "
-            "are repaired when they are read",
+            f"slices of {hu['n_series_repaired']} series have values that wrapped; reading repairs them",
         ),
     ]
     return [f"{count} {text}" for count, text in counted if count]

@@ -47,14 +47,14 @@ _ID = rf"^(?P<sop>.+)_(?P<label>{'|'.join(LABELS)})$"
 
 @dataclass(frozen=True, eq=False)
 class SliceLabels:
-    """The six labels of every image in the CSV."""
+    """The six labels of every image in the CSV, in its order.
+
+    `document` has counts for JSON; n_rows = 6 * n_images + n_repeated + n_conflicting_rows.
+    """
 
     sop_uids: pa.Array
-    """Strings, each once, in the order of the CSV."""
     labels: Int8[np.ndarray, "image 6"]
-    """In the order of `LABELS`."""
     document: dict[str, Any]
-    """Counts for JSON; n_rows = 6 * n_images + n_repeated + n_conflicting_rows."""
     warnings: tuple[str, ...] = ()
 
     def places_of(self, sop_uids: pa.Array) -> Int64[np.ndarray, " asked"]:
@@ -91,10 +91,8 @@ def read_slice_labels(path: Path, *, conflicts: ConflictPolicy, policy: LabelPol
     """The labels of every image in Kaggle's CSV at `path`.
 
     Raises:
-        LabelError: no such file or other columns, an ID of another form, a label other than 0 and 1, an image without
-            all six, an ID with two different labels (if `conflicts` is "stop"), or `any` that is not the OR of the
-            types (if `policy` is "strict").
-        MachineError: the file cannot be read.
+        LabelError: no such file or columns, an ID or label of another form, an image without all six, an ID with two
+            labels (if `conflicts` is "stop"), or `any` that is not the OR of the types (if `policy` is "strict").
     """
     sop_uids, keys, values = _rows(path)
     n_keys = len(sop_uids) * len(LABELS)

@@ -61,11 +61,7 @@ class SeriesDigests:
 
 
 def require_disjoint(splits: Mapping[str, SeriesTable]) -> None:
-    """Check that the tables share no patient and no study.
-
-    Raises:
-        SplitError: they do; with the first one and its rows.
-    """
+    """Raise SplitError, with the first one and its rows, if a patient or study is in two of the tables."""
     rows = pd.concat([table.frame.assign(split=name) for name, table in splits.items()])
     for what in ("patient_id", "study_uid"):
         first = rows[rows[what] != ""].drop_duplicates([what, "split"])
@@ -82,8 +78,7 @@ def require_disjoint(splits: Mapping[str, SeriesTable]) -> None:
 def audit_pixels(series: Iterable[SeriesDigests]) -> tuple[str, ...]:
     """Warnings about series of one patient and split with the same pixels.
 
-    Raises:
-        SplitError: the same file or the same pixels belong to two patients or two splits; with rows.
+    Raises SplitError, with rows, if the same file or pixels belong to two patients or two splits.
     """
     rows = pd.DataFrame([asdict(one) for one in series], columns=list(SeriesDigests.__dataclass_fields__))
     leaks: dict[str, None] = {}
@@ -109,9 +104,8 @@ def split_by_patient(table: SeriesTable, ratios: Sequence[float], seed: int) -> 
     numbers. A patient counts as positive for a label if any of the patient's series is.
 
     Raises:
-        UsageError: ratios that are not positive or do not sum to 1.
-        SplitError: fewer than three patients, or no split gives training positives and negatives of every label; with
-            counts.
+        UsageError: as `check_ratios`.
+        SplitError: fewer than three patients, or no split gives training positives and negatives of every label.
     """
     shares = check_ratios(ratios)
     groups, group_of_row = np.unique(np.asarray(table.groups, dtype=object), return_inverse=True)
@@ -131,11 +125,7 @@ def split_by_patient(table: SeriesTable, ratios: Sequence[float], seed: int) -> 
 
 
 def check_ratios(ratios: Sequence[float]) -> tuple[float, float, float]:
-    """The three ratios as floats.
-
-    Raises:
-        UsageError: not three positive numbers whose sum is 1.
-    """
+    """The three ratios as floats; UsageError if they are not three positive numbers whose sum is 1."""
     shares = tuple(float(ratio) for ratio in ratios)
     sound = len(shares) == 3 and all(math.isfinite(share) and share > 0 for share in shares)
     if not sound or abs(sum(shares) - 1) > 1e-6:
@@ -201,9 +191,7 @@ def _best_of_attempts(
 def _require_both_classes(train: SeriesTable, table: SeriesTable) -> None:
     """Checked here, because the head is trained only after hours of extraction."""
     for what, absent in _absent_classes(train):
-        positive = split_statistics(table)["n_positive"]
-        of_all = {label: positive[label] if what == "positive" else len(table) - positive[label] for label in absent}
-        counts = ", ".join(f"{label} {count}" for label, count in of_all.items())
+        counts = ", ".join(f"{label} {int((table.frame[label] == (what == 'positive')).sum())}" for label in absent)
         raise SplitError(
             f"{table.name}: after {ATTEMPTS} attempts training has no {what} series for: {counts} ({what} of all "
             f"{len(table)} series); add series of these types or raise --train-ratio"
@@ -212,17 +200,17 @@ def _require_both_classes(train: SeriesTable, table: SeriesTable) -> None:
 
 def _absent_classes(table: SeriesTable) -> list[tuple[str, list[str]]]:
     """("positive" or "negative", labels of which the table has no such series), if there are any."""
-    counts = split_statistics(table)["n_positive"].items()
-    absent = [(what, [k for k, n in counts if n == full]) for what, full in (("positive", 0), ("negative", len(table)))]
+    classes = (("positive", 1), ("negative", 0))
+    absent = [(what, [label for label in LABELS if not (table.frame[label] == one).any()]) for what, one in classes]
     return [(what, labels) for what, labels in absent if labels]
 
 
 def _warnings(table: SeriesTable, parts: Sequence[SeriesTable]) -> tuple[str, ...]:
     warnings = list(table.warnings)
-    if table.n_without_patient:
+    if n := table.n_without_patient:
         warnings.append(
-            f"the patient is unknown for {table.n_without_patient} of {len(table)} series, which are split by study: "
-            "a patient with several studies may be in more than one split, and test figures may then be too good"
+            f"the patient is unknown for {n} of {len(table)} series, which are split by study: a patient with several "
+            "studies may be in more than one split, and test figures may then be too good"
         )
     warnings += [
         f"{name} has no {what} series for {', '.join(absent)}: their AUROC there is undefined"
@@ -264,10 +252,8 @@ def write_splits(splits: Splits, folder: Path) -> dict[str, Path]:
     Each CSV keeps the columns of the original as they were and adds patient_id, study_uid and series_uid as resolved,
     `source_row`, the row in the original, and `split`, the name of the split.
 
-    Raises:
-        StorageError: the folder cannot be written.
+    Raises StorageError if the folder cannot be written.
     """
-    folder = Path(folder)
     written = {}
     for name, table in splits.items():
         added = {column: table.frame[column].to_numpy() for column in (*IDENTITY_COLUMNS, "source_row")}

@@ -32,25 +32,11 @@ _SERIES_FILE = re.compile(r"_(?P<series>[^/]+?)\.nii(\.gz)?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Exclusion:
-    """The patients that a list of IDs removed from a table."""
+    """The patients that a list of IDs removed from a table: counts for JSON, warnings, and one line for the log."""
 
     document: dict[str, Any]
-    """For JSON; n_ids = n_matched + n_unmatched."""
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """One if the list is empty or some IDs match nothing."""
-        name, n_ids, unmatched = (self.document[key] for key in ("file", "n_ids", "unmatched"))
-        if not n_ids:
-            return (f"{name} contains no ID; nobody is excluded",)
-        matches = "match no patient_id, study_uid or series_uid"
-        return (f"{name}: {len(unmatched)} of {n_ids} IDs {matches}: {name_some(unmatched)}",) if unmatched else ()
-
-    @property
-    def sentence(self) -> str:
-        """Counts of excluded patients and series, in one line."""
-        n_patients, n_series = self.document["n_excluded_patients"], self.document["n_excluded_series"]
-        return f"{n_patients} patients with {n_series} series are excluded by {self.document['file']}"
+    warnings: tuple[str, ...]
+    sentence: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,21 +162,29 @@ def exclude(
     if ids.ids and len(unmatched) == len(ids.ids):
         raise SeriesTableError(
             f"{ids.name}: none of its {len(ids.ids)} IDs (first {unmatched[0]}) is a patient_id, study_uid or "
-            "series_uid here, so nobody would be excluded; check the list, or omit --exclude-ids if they are gone"
+            "series_uid here, so nobody would be excluded; check the list, or omit --exclude-ids"
         )
     groups = _groups(identities)
     is_out = groups.isin(groups[columns.isin(set(wanted.values())).any(axis=1)])
+    n_ids, n_patients, n_series = len(ids.ids), int(groups[is_out].nunique()), int(is_out.sum())
     document = {
         "file": ids.name,
         "sha256": ids.sha256,
-        "n_ids": len(ids.ids),
-        "n_matched": len(ids.ids) - len(unmatched),
+        "n_ids": n_ids,
+        "n_matched": n_ids - len(unmatched),
         "n_unmatched": len(unmatched),
         "unmatched": unmatched,
-        "n_excluded_patients": int(groups[is_out].nunique()),
-        "n_excluded_series": int(is_out.sum()),
+        "n_excluded_patients": n_patients,
+        "n_excluded_series": n_series,
     }
-    return np.asarray(~is_out, dtype=bool), Exclusion(document)
+    faults = {
+        f"{ids.name} contains no ID; nobody is excluded": not n_ids,
+        f"{ids.name}: {len(unmatched)} of {n_ids} IDs match no patient_id, study_uid or series_uid: "
+        f"{name_some(unmatched)}": bool(unmatched),
+    }
+    sentence = f"{n_patients} patients with {n_series} series are excluded by {ids.name}"
+    warnings = tuple(text for text, applies in faults.items() if applies)
+    return np.asarray(~is_out, dtype=bool), Exclusion(document, warnings, sentence)
 
 
 def _without_patients(table: SeriesTable, exclude_ids: Path) -> SeriesTable:
@@ -221,7 +215,7 @@ def _find_columns(header: Sequence[str], mapping: Mapping[str, str], where: str)
     found = {name: _find_column(header, mapping.get(name, name), where) for name in _NAMES}
     missing = [name for name in found if not found[name] and (name in LABELS or name in mapping)]
     if not any(found[name] or name in missing for name in VOLUME_COLUMNS):
-        missing.insert(0, VOLUME_COLUMNS[0])
+        missing = ["nifti_path", *missing]
     if missing:
         wanted = [f"{name} (as {mapping[name]!r})" if name in mapping else name for name in missing]
         raise SeriesTableError(
@@ -278,15 +272,15 @@ def _resolve_identities(cells: pd.DataFrame, where: str) -> pd.DataFrame:
     resolved.loc[nameless, "study_uid"] = [f"row-{row}" for row in cells.index[nameless]]
     _refuse(
         resolved["study_uid"] == "",
-        f"{where}: no study_uid in {{rows}}, and no nifti_path there has the form "
-        "<patient>/<study>/_<series>.nii.gz; fill the column, or name it with --columns study_uid=...",
+        f"{where}: no study_uid in {{rows}}, and no nifti_path <patient>/<study>/_<series>.nii.gz; fill the column, or "
+        "name it with --columns study_uid=...",
     )
     patients = resolved["patient_id"].where(resolved["patient_id"] != "").groupby(resolved["study_uid"])
     twice = resolved["study_uid"][patients.transform("nunique") > 1].unique()
     _refuse(
         resolved["study_uid"].isin(twice[:1]),
         f"{where}: study {''.join(twice[:1])} belongs to more than one patient ({{rows}}); {len(twice)} such studies; "
-        "a study has one patient; correct patient_id or study_uid",
+        "correct patient_id or study_uid",
     )
     return resolved.assign(patient_id=patients.transform("first").astype(object).fillna(""))
 
@@ -317,13 +311,12 @@ def _volume_inputs(
         candidates = [folder / Path(text).expanduser() for folder in (datasets_dir, csv_folder) if folder is not None]
         return next((path for path in candidates if path.exists()), candidates[0])
 
-    def named(nifti: str, dicom: str, index: str, uid: str) -> VolumeInput | None:
-        if nifti:
-            return VolumeInput(resolve(nifti), format="nifti")
-        return VolumeInput(resolve(dicom or index), uid or None) if dicom or index else None
-
-    columns = (frame[name] for name in (*VOLUME_COLUMNS, "series_uid"))
-    return tuple(named(*map(str, row)) for row in zip(*columns, strict=True))
+    return tuple(
+        VolumeInput(resolve(nifti), format="nifti")
+        if nifti
+        else (VolumeInput(resolve(dicom or index), uid or None) if dicom or index else None)
+        for nifti, dicom, index, uid in zip(*(frame[name] for name in (*VOLUME_COLUMNS, "series_uid")), strict=True)
+    )
 
 
 def _repeats(frame: pd.DataFrame, inputs: Sequence[VolumeInput | None], where: str) -> pd.Series:
