@@ -19,8 +19,10 @@ from torch import nn
 from benchmarks.bars import Bar, judged
 from benchmarks.table import Table
 from meddinov3_stroke import config
-from meddinov3_stroke.heads import EpochResult, build_head, positive_weights, train_epochs
-from meddinov3_stroke.types import HeadData, HeadOptions
+from meddinov3_stroke.config import HeadConfig
+from meddinov3_stroke.heads import build_head
+from meddinov3_stroke.heads.training import EpochResult, positive_weights, train_epochs
+from meddinov3_stroke.types import HeadData
 
 DIM = 768
 N_SUBTYPES = 5
@@ -36,7 +38,7 @@ def measure(quick: bool) -> Table:
     """Seconds and held-out macro AUROC of each way to train, the ways taking turns; medians of the rounds."""
     n_rows, epochs, rounds = (2000, 3, 1) if quick else (25000, config.RSNA_EPOCHS, 3)
     train, held_out = made_up(n_rows, 1), made_up(max(n_rows // 5, 500), 2)
-    options = default_options(epochs)
+    options = HeadConfig(epochs=epochs)
     ways: dict[str, Callable[[], Scores]] = {
         "train_epochs": lambda: ours(train, held_out, options).val_logits,
         "plain PyTorch loop": lambda: plain_loop(train, held_out, options),
@@ -71,20 +73,6 @@ def made_up(n_rows: int, seed: int) -> HeadData:
     return HeadData(embeddings, np.concatenate([subtypes.max(axis=1, keepdims=True), subtypes], axis=1))
 
 
-def default_options(epochs: int) -> HeadOptions:
-    """The flags' defaults."""
-    return HeadOptions(
-        epochs=epochs,
-        batch_size=config.BATCH_SIZE,
-        lr=config.LR,
-        weight_decay=config.WEIGHT_DECAY,
-        hidden_dim=config.HIDDEN_DIM,
-        dropout=config.DROPOUT,
-        seed=config.SEED,
-        patience=0,
-    )
-
-
 def take_turns(ways: dict[str, Callable[[], Scores]], rounds: int) -> tuple[dict[str, list[float]], dict[str, Scores]]:
     """Seconds of every round and the last scores, by name."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -110,13 +98,13 @@ def row(
     }
 
 
-def ours(train: HeadData, held_out: HeadData, options: HeadOptions) -> EpochResult:
+def ours(train: HeadData, held_out: HeadData, options: HeadConfig) -> EpochResult:
     """The last epoch of our training."""
     *_, last = train_epochs(train, held_out, options, positive_weights(train.labels, config.POS_WEIGHT_CAP))
     return last
 
 
-def plain_loop(train: HeadData, held_out: HeadData, options: HeadOptions) -> Scores:
+def plain_loop(train: HeadData, held_out: HeadData, options: HeadConfig) -> Scores:
     """Held-out logits after the loop one would write first: module, loss, backward, step; torch's default threads."""
     torch.manual_seed(options.seed)
     head = build_head(DIM, options.hidden_dim, train.labels.shape[1], options.dropout)
@@ -146,7 +134,7 @@ def logistic_regressions(train: HeadData, held_out: HeadData) -> Scores:
     return np.stack(columns, axis=1)
 
 
-def bit_identical(train: HeadData, held_out: HeadData, options: HeadOptions) -> bool:
+def bit_identical(train: HeadData, held_out: HeadData, options: HeadConfig) -> bool:
     """Whether two trainings give equal weights, the second with another thread count around it."""
     threads = torch.get_num_threads()
     first = ours(train, held_out, options).head.state_dict()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +115,8 @@ def evaluate_head(
     check_columns(checkpoint, data.embeddings.shape[1], names)
     output = predict_logits(checkpoint, data.embeddings, names)
     report = auroc_report(data.labels, output.probabilities, names)
-    own = {name: value.value for name, value in checkpoint.thresholds.items()}
+    thresholds = {name: checkpoint.thresholds[name] for name in names}  # in the order of the columns
+    own = {name: value.value for name, value in thresholds.items()}
     metrics: dict[str, Any] = {
         "loss": binary_cross_entropy(
             data.labels, output.logits, np.array([checkpoint.pos_weight[name] for name in names])
@@ -128,14 +129,14 @@ def evaluate_head(
         "per_class_auroc_reasons": report.reasons,
         "n_samples": len(data.labels),
         "n_positive": dict(zip(names, data.labels.sum(axis=0, dtype=int).tolist(), strict=True)),
-        "operating_points": operating_points(data.labels, output.probabilities, checkpoint.thresholds),
+        "operating_points": operating_points(data.labels, output.probabilities, thresholds),
         "metrics_at_threshold": threshold_report(data.labels, output.probabilities, threshold, names),
         "metrics_at_checkpoint_thresholds": threshold_report(data.labels, output.probabilities, own, names),
         "warnings": [f"AUROC of {name} is undefined (null): {reason}" for name, reason in report.reasons.items()],
     }
     if groups is not None:
         interval = bootstrap_macro_auroc(data.labels, output.probabilities, groups, seed=checkpoint.seed)
-        metrics["macro_auroc_interval"] = interval.document()
+        metrics["macro_auroc_interval"] = asdict(interval)
     return metrics, output.probabilities
 
 

@@ -12,7 +12,7 @@ from meddinov3_stroke.heads import (
     predict_logits,
     save_checkpoint,
 )
-from meddinov3_stroke.heads.modules import MLPHead
+from meddinov3_stroke.heads.training import MLPHead
 from meddinov3_stroke.metrics import AurocReport, auroc_report, bootstrap_macro_auroc, youden_thresholds
 from meddinov3_stroke.types import HeadData
 

@@ -56,3 +56,10 @@ def test_nan_scores_are_refused_with_the_row() -> None:
 def test_names_must_match_the_columns() -> None:
     with pytest.raises(DatasetError, match="2 names"):
         auroc_report(np.array([[0], [1]], dtype=np.int8), np.array([[0.1], [0.2]]), ("a", "b"))
+
+
+def test_infinite_scores_tie() -> None:
+    truth = np.array([[1], [0], [1], [0]], dtype=np.int8)
+    for order in ([0, 1, 2, 3], [1, 0, 3, 2]):
+        scores = np.array([[np.inf], [np.inf], [-np.inf], [-np.inf]])
+        assert auroc_report(truth[order], scores, ("a",)).macro == 0.5
