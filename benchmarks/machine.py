@@ -7,8 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from meddinov3_stroke.system.cpu import bf16_flag, cpu_model
-from meddinov3_stroke.system.device import available_cpus, cpu_threads
+from meddinov3_stroke.system.devices import available_cpus, bf16_flag, cpu_model, cpu_threads
 
 PACKAGES = ("meddinov3-stroke", "torch", "openvino", "transformers", "nncf", "numpy", "nibabel", "scikit-learn")
 

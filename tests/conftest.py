@@ -126,11 +126,11 @@ def random_head(tmp_path: Path) -> Callable[..., Path]:
         width = changes.pop("width", 2 if pool_mode == "mean_max" else 1) * backbone.identity.embed_dim
         head = build_head(width, 0, len(labels), 0.0)
         fields: dict[str, Any] = {
-            "state_dict": {key: 3 * value.detach() for key, value in head.state_dict().items()},
+            "state_dict": {key: 3 * value.numpy() for key, value in head.state_dict().items()},
             "labels": labels,
             "input_dim": width,
-            "hidden_dim": 0,
-            "dropout": 0.0,
+            "arch": "mlp",
+            "params": {"hidden_dim": 0, "dropout": 0.0},
             "pool_mode": pool_mode,
             "resize": 64,
             "backbone": dataclasses.asdict(backbone.identity),

@@ -10,8 +10,9 @@ from meddinov3_stroke import explain, feature_extractor
 from meddinov3_stroke import features as embeddings
 from meddinov3_stroke.backbone import Backbone, load_backbone
 from meddinov3_stroke.ct import read_volume
-from meddinov3_stroke.errors import UsageError
+from meddinov3_stroke.errors import NonFiniteEmbedding, UsageError
 from meddinov3_stroke.feature_extractor import FeatureExtractor
+from meddinov3_stroke.features import extract_one
 from meddinov3_stroke.types import SliceSelection, Volume
 
 
@@ -46,10 +47,25 @@ def test_tokens_are_of_the_named_slices_whatever_the_selection(backbone, volume)
     assert tokens.grid == (4, 4)
 
 
-def test_batches_tell_how_many_slices_are_done(backbone, volume) -> None:
-    told: list[int] = []
-    FeatureExtractor(backbone, resize=64, batch=3).embed(volume, told.append)
-    assert told == [3, 3, 2]
+def test_the_number_of_slices_done_is_reported_with_the_number_chosen(backbone, head_nifti) -> None:
+    reported: list[tuple[int, int]] = []
+    extractor = FeatureExtractor(backbone, resize=64, batch=3)
+    extract_one(head_nifti(), extractor, lambda n_done, n_chosen: reported.append((n_done, n_chosen)))
+    assert reported == [(0, 8), (3, 8), (3, 8), (2, 8)]
+
+
+def test_embedding_a_volume_in_memory_is_the_same_as_extracting_its_file(backbone, head_nifti) -> None:
+    path, extractor = head_nifti(), FeatureExtractor(backbone, resize=64, batch=3)
+    in_memory, from_file = extractor.embed(read_volume(path)), extract_one(path, extractor).embeddings
+    assert from_file is not None
+    np.testing.assert_array_equal(in_memory.cls, from_file.cls)
+    assert in_memory.source.sha256 == from_file.source.sha256
+
+
+def test_an_embedding_that_is_no_number_names_the_file(backbone, volume, monkeypatch) -> None:
+    monkeypatch.setattr(backbone, "class_tokens", lambda pixels: np.full((len(pixels), 64), np.nan, np.float32))
+    with pytest.raises(NonFiniteEmbedding, match=r"case\.nii\.gz: backbone"):
+        FeatureExtractor(backbone, resize=64).embed(volume)
 
 
 def test_a_volume_in_between_changes_nothing(backbone, volume, head_nifti) -> None:

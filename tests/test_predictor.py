@@ -19,6 +19,7 @@ from meddinov3_stroke.errors import (
     MissingInput,
     MissingWeights,
     NonFiniteEmbedding,
+    Outcome,
     UsageError,
 )
 from meddinov3_stroke.explain import DEMO_NOTICE, patch_similarity
@@ -42,10 +43,10 @@ def load(backbone: Backbone, random_head: Callable[..., Path]) -> Callable[..., 
     return make
 
 
-def by_hand(predictor: ICHPredictor, rows: np.ndarray) -> np.ndarray:
+def linear_head(predictor: ICHPredictor, rows: np.ndarray) -> np.ndarray:
     """Probabilities of the linear head, from its weights alone."""
     state = predictor.checkpoint.state_dict
-    weight, bias = (next(v for k, v in state.items() if k.endswith(name)).numpy() for name in ("weight", "bias"))
+    weight, bias = (next(v for k, v in state.items() if k.endswith(name)) for name in ("weight", "bias"))
     return 1 / (1 + np.exp(-(rows.astype(np.float64) @ weight.T + bias)))
 
 
@@ -66,20 +67,20 @@ def test_the_case_is_the_head_on_the_pooled_slices(load, backbone, head_nifti, m
     predictor, path = load(mode), head_nifti()
     pooled = pool_slices(backbone.embed(read_volume(path).hu, resize=64).cls, mode)
     case = predictor(path)
-    np.testing.assert_allclose(list(case.probabilities.values()), by_hand(predictor, pooled[None])[0], atol=1e-5)
+    np.testing.assert_allclose(list(case.probabilities.values()), linear_head(predictor, pooled[None])[0], atol=1e-5)
     assert tuple(case.probabilities) == LABELS
 
 
 def test_a_head_of_slices_gives_the_maximum_over_slices(load, backbone, head_nifti) -> None:
     predictor, path = load("slice"), head_nifti()
-    rows = by_hand(predictor, backbone.embed(read_volume(path).hu, resize=64).cls)
+    rows = linear_head(predictor, backbone.embed(read_volume(path).hu, resize=64).cls)
     np.testing.assert_allclose(list(predictor(path).probabilities.values()), rows.max(axis=0), atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["slice", "mean", "max", "unknown"])
 def test_slice_probabilities_are_the_head_on_each_slice(load, backbone, head_nifti, mode) -> None:
     predictor, path = load(mode), head_nifti()
-    rows = by_hand(predictor, backbone.embed(read_volume(path).hu, resize=64).cls)
+    rows = linear_head(predictor, backbone.embed(read_volume(path).hu, resize=64).cls)
     np.testing.assert_allclose(predictor(path).findings.slice_probabilities, rows, atol=1e-5)
 
 
@@ -91,7 +92,7 @@ def test_a_head_of_mean_max_ranks_slices_pooled_alone(load, backbone, head_nifti
     predictor, path = load("mean_max", top_k=8), head_nifti()
     cls = backbone.embed(read_volume(path).hu, resize=64).cls
     alone = np.stack([pool_slices(row[None], "mean_max") for row in cls])
-    expected = by_hand(predictor, alone)[:, 0]
+    expected = linear_head(predictor, alone)[:, 0]
     case = predictor(path)
     np.testing.assert_allclose([one.score for one in case.top_slices], np.sort(expected)[::-1], atol=1e-5)
     assert "pooled alone" in case.findings.ranking
@@ -186,7 +187,7 @@ def test_a_single_slice_is_refused(load, tmp_path, head_nifti) -> None:
     assert (case.status, case.code) == ("refused", "E-SCOPE")
 
 
-def test_a_bug_on_one_case_is_recorded_and_told(load, head_nifti, monkeypatch, caplog) -> None:
+def test_an_internal_error_on_one_case_is_recorded_and_logged(load, head_nifti, monkeypatch, caplog) -> None:
     monkeypatch.setattr(predictor_module, "rank", lambda scores, top_k: 1 / 0)
     monkeypatch.setattr(predictor_module.LOGGER, "propagate", True)
     [case] = load().map([head_nifti()])
@@ -196,8 +197,9 @@ def test_a_bug_on_one_case_is_recorded_and_told(load, head_nifti, monkeypatch, c
 
 def test_an_embedding_that_is_no_number_names_the_file(load, head_nifti, monkeypatch) -> None:
     predictor, path = load(), head_nifti()
-    bad = np.full((1, 64), np.nan, np.float32), np.zeros((1, 16, 64), np.float32)
-    monkeypatch.setattr(predictor.extractor.backbone, "_tokens_or_none", lambda *args: bad)
+    monkeypatch.setattr(
+        predictor.extractor.backbone, "class_tokens", lambda pixels: np.full((len(pixels), 64), np.nan, np.float32)
+    )
     with pytest.raises(NonFiniteEmbedding, match=r"case\.nii\.gz: backbone"):
         predictor(path)
     assert [case.status for case in predictor.map([path])] == ["failed"]
@@ -252,8 +254,8 @@ def test_a_head_of_another_precision_is_used_with_a_warning(backbone, random_hea
     assert any("precision" in warning for warning in predictor.warnings)
 
 
-def test_the_demonstration_backbone_is_told_with_every_case(backbone, random_head, head_nifti) -> None:
-    demo = Backbone(backbone._engine, replace(backbone.identity, name="demo"), "cpu")
+def test_the_demonstration_backbone_is_named_with_every_case(backbone, random_head, head_nifti) -> None:
+    demo = Backbone(replace(backbone.identity, name="demo"), "cpu", lambda: backbone._engine)
     assert DEMO_NOTICE in ICHPredictor.load(random_head(demo), backbone=demo)(head_nifti()).warnings
 
 
@@ -270,13 +272,13 @@ def test_no_other_backbone_is_called_a_demonstration(load, head_nifti) -> None:
         ({"class_0": True}, 0),
     ],
 )
-def test_a_type_above_its_threshold_while_any_is_below_is_told(decisions, n_warnings) -> None:
+def test_a_type_above_its_threshold_while_any_is_below_brings_a_warning(decisions, n_warnings) -> None:
     assert len(contradictions(decisions)) == n_warnings
 
 
 def test_a_case_goes_by_its_file_name_without_the_ending(load, head_nifti) -> None:
     assert load()(head_nifti("病例_1.nii.gz")).name == "病例_1"
-    assert FailedCase(Path("a/b.NII"), "failed", "E", "why").name == "b"
+    assert FailedCase(Path("a/b.NII"), Outcome("failed", "E", "why")).name == "b"
 
 
 def test_a_failed_case_saves_why(load, tmp_path) -> None:
@@ -286,6 +288,53 @@ def test_a_failed_case_saves_why(load, tmp_path) -> None:
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["status"], summary["code"], summary["message"]) == (case.status, case.code, case.message)
     assert summary["schema_version"] == 1
+
+
+def test_a_given_threshold_replaces_those_of_the_checkpoint_with_a_warning(load, head_nifti) -> None:
+    path = head_nifti()
+    probabilities = load()(path).probabilities
+    given = sorted(probabilities.values())[3]
+    case = load(threshold=given)(path)
+    assert {one.value for one in case.thresholds.values()} == {given}
+    assert {one.origin for one in case.thresholds.values()} == {"given by --threshold"}
+    assert case.decisions == {label: value >= given for label, value in probabilities.items()}
+    assert any("replaces the checkpoint's thresholds" in warning for warning in case.warnings)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])
+def test_a_threshold_that_is_no_probability_is_a_usage_error(load, threshold) -> None:
+    with pytest.raises(UsageError, match="--threshold"):
+        load(threshold=threshold)
+
+
+def test_the_map_of_a_given_slice_and_patch_is_that_of_the_backbone(load, backbone, head_nifti) -> None:
+    path = head_nifti()
+    case = load(sim_slice=6, sim_patch="1,3")(path)
+    tokens = backbone.embed(read_volume(path).hu[[6]], resize=64, patches=True)
+    expected = patch_similarity(tokens.patches[0], (4, 4), (1, 3))
+    np.testing.assert_allclose(case.findings.similarity, expected[None], atol=1e-5)
+    assert [(one.slice_index, one.reference_patch) for one in case.findings.map_slices] == [(6, (1, 3))]
+    assert [one.slice_index for one in case.top_slices] == [one.slice_index for one in load()(path).top_slices]
+
+
+def test_a_given_patch_is_the_reference_of_every_suspicious_slice(load, head_nifti) -> None:
+    case = load(sim_patch="center", top_k=3)(head_nifti())
+    assert [one.reference_patch for one in case.top_slices] == [(2, 2)] * 3
+    assert case.findings.reference_rule == "given by --sim-patch center"
+
+
+@pytest.mark.parametrize(
+    "flags", [{"sim_slice": 8}, {"sim_slice": -2}, {"sim_patch": "4,0"}, {"sim_patch": "x"}], ids=str
+)
+def test_a_slice_or_patch_that_does_not_exist_is_a_usage_error(load, head_nifti, flags) -> None:
+    with pytest.raises(UsageError, match="--sim-"):
+        load(**flags)(head_nifti())
+
+
+def test_an_internal_error_says_so(load, head_nifti, monkeypatch) -> None:
+    monkeypatch.setattr(predictor_module, "rank", lambda scores, top_k: 1 / 0)
+    [case] = load().map([head_nifti()])
+    assert case.outcome == Outcome("failed", "E-BUG", "internal error: ZeroDivisionError: division by zero")
 
 
 def test_the_head_stands_with_its_digest_in_the_findings(load, head_nifti) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from meddinov3_stroke.heads import (
     HeadCheckpoint,
     build_head,
@@ -12,9 +14,11 @@ from meddinov3_stroke.heads import (
     predict_logits,
     save_checkpoint,
 )
-from meddinov3_stroke.heads.training import MLPHead
 from meddinov3_stroke.metrics import AurocReport, auroc_report, bootstrap_macro_auroc, youden_thresholds
 from meddinov3_stroke.types import HeadData
+
+if TYPE_CHECKING:
+    from meddinov3_stroke.heads.training import MLPHead
 
 __all__ = [
     "AurocReport",
@@ -32,3 +36,11 @@ __all__ = [
     "save_checkpoint",
     "youden_thresholds",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "MLPHead":  # the only name here that needs torch
+        from meddinov3_stroke.heads.training import MLPHead
+
+        return MLPHead
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

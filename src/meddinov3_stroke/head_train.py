@@ -21,7 +21,7 @@ from meddinov3_stroke.types import HeadContext, HeadData, HeadOutput, Threshold
 
 if TYPE_CHECKING:
     from meddinov3_stroke.heads import HeadCheckpoint
-    from meddinov3_stroke.heads.training import BestEpoch, EpochResult
+    from meddinov3_stroke.heads.training import EpochResult
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -167,7 +167,8 @@ class _Training:
         self.pos_weight = positive_weights(train.labels, config.POS_WEIGHT_CAP)
         self.history: list[dict[str, Any]] = []
         columns = [] if val is None else list(val.labels.T)
-        self.best: BestEpoch = BestEpoch(ranked=any(undefined_reason(column) is None for column in columns))
+        ranked = any(undefined_reason(column) is None for column in columns)
+        self.best = BestEpoch("last_epoch" if val is None else "val_macro_auroc" if ranked else "val_loss")
         self.best_checkpoint: HeadCheckpoint | None = None
         self.sha256: dict[str, str] = {}
 
@@ -182,7 +183,7 @@ class _Training:
             row |= {"val_loss": None, "val_macro_auroc": None, "val_per_class_auroc": dict.fromkeys(names)}
             metric: float | None = None
             is_best, thresholds = True, dict.fromkeys(names, Threshold(0.5, "default 0.5: no validation data"))
-            self.best.epoch = result.epoch
+            self.best.offer(result.epoch, None, None)
         else:
             probabilities = HeadOutput(result.val_logits, names).probabilities
             report = auroc_report(self.val.labels, probabilities, names)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,14 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from meddinov3_stroke import config
-from meddinov3_stroke.errors import MissingInput
+from meddinov3_stroke.errors import MissingInput, UsageError
 from meddinov3_stroke.labels import LabelPolicy
 from meddinov3_stroke.system.command import ConsoleOptions
+from meddinov3_stroke.types import SliceSelection, VolumeInput
 
 if TYPE_CHECKING:
     from meddinov3_stroke.backbone import Backbone
     from meddinov3_stroke.data import SeriesTable
-    from meddinov3_stroke.feature_extractor import FeatureExtractor
+    from meddinov3_stroke.features import FeatureExtractor
+    from meddinov3_stroke.rsna_pipeline import Cohort
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -29,7 +33,7 @@ OptionalOutputDir = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
 DeviceName = Annotated[str, tyro.conf.arg(aliases=["-d"], metavar="auto|cpu|gpu|cuda:N|mps")]
 
 INPUT_SUFFIXES = (".nii.gz", ".nii", ".zip", ".dcm", ".txt", ".parquet")
-"""Endings that a case's name goes without; the longer first."""
+"""Endings left off a case's name; the longer first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,41 +72,82 @@ class BackboneOptions(ConsoleOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CohortOptions(BackboneOptions):
+class SliceOptions(BackboneOptions):
+    """Which slices of a volume are embedded."""
+
+    stride: int = config.STRIDE
+    """Embed every stride-th slice."""
+    max_slices: int = config.MAX_SLICES
+    """At most this many slices of a volume, evenly spaced; 0 is no limit."""
+
+    @property
+    def selection(self) -> SliceSelection:
+        """The slices these flags select."""
+        return SliceSelection(stride=self.stride, max_slices=self.max_slices)
+
+    def extractor(self, resize: int) -> FeatureExtractor:
+        """The backbone with the batch and slices these flags give."""
+        from meddinov3_stroke.features import FeatureExtractor
+
+        return FeatureExtractor(self.open_backbone(), resize=resize, batch=self.batch, selection=self.selection)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseOptions(SliceOptions):
+    """Which head CT, and where the results go."""
+
+    input: OptionalPath = None
+    """Volume: .nii, .nii.gz, or DICOM as a folder, .zip, .txt list of files or file (default: the first NIfTI in
+    input/)."""
+    series: str | None = None
+    """SeriesInstanceUID to read where a DICOM input holds several (default: by the rule that inspect prints)."""
+
+    def source(self) -> VolumeInput:
+        """The input these flags name.
+
+        Raises:
+            MissingInput: no --input, and no NIfTI file in the input folder.
+        """
+        return VolumeInput(input_or_first(self.input), self.series)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortOptions(SliceOptions):
     """Which table of series, and how its volumes become one row of features each."""
 
     series_csv: Path
     """CSV with nifti_path (or dicom_path, or header_index), study_uid and the six labels; patient_id and series_uid
     where known."""
     cache_dir: Path = config.RSNA_CACHE_DIR
-    """Folder of cached embeddings; may be shared by runs and by processes."""
+    """Folder of cached embeddings and remembered input digests; runs and processes may share it."""
+    verify_inputs: bool = False
+    """Hash every input again instead of trusting the digest remembered for an unchanged path, size and times."""
     columns: str | None = None
     """Names of the CSV's columns where they differ, such as nifti_path=path,patient_id=PatientID."""
     label_policy: LabelPolicy = "strict"
-    """Where any is not the OR of the five types: stop, set any to the OR, or take the row as it stands."""
+    """Where any is not the OR of the five types: stop, set any to the OR, or keep the row as it is."""
     exclude_ids: Path | None = None
-    """Text file of IDs, one a line: patients named there by patient, study or series ID are left out whole."""
-    pool_mode: Literal["mean", "max", "mean_max"] = config.POOL_MODE
-    """How the embeddings of slices become one row per series."""
+    """Text file of patient, study or series IDs, one a line: the patients they belong to are left out."""
+    pool_mode: Literal["mean", "max", "mean_max", "meanmax"] = config.POOL_MODE
+    """How the embeddings of slices become one row per series; meanmax is mean_max."""
     resize: int = config.RESIZE
     """Side in pixels of the square the backbone sees; a multiple of 16."""
-    stride: int = config.STRIDE
-    """Embed every stride-th slice."""
-    max_slices: int = config.MAX_SLICES
-    """At most this many slices of a volume, evenly spaced; 0 is no limit."""
     skip_invalid_nifti: bool = False
-    """Go on without volumes that cannot be read or are out of scope, up to --max-invalid, and report them."""
+    """Skip and report volumes that cannot be read or are out of scope, up to --max-invalid."""
     max_invalid: float = config.MAX_INVALID
     """Largest share of volumes that may be skipped, 0 to 1; above it the run stops (exit 8)."""
 
     def read_table(self) -> SeriesTable:
-        """The checked rows of the series CSV, those of excluded patients left out.
+        """The checked rows of the series CSV, without those of excluded patients.
 
         Raises:
+            UsageError: --max-invalid is not a share.
             DatasetError: the table, its labels, or the list of IDs.
         """
         from meddinov3_stroke.data import parse_column_mapping, read_series_table
 
+        if not 0 <= self.max_invalid <= 1:
+            raise UsageError(f"--max-invalid {self.max_invalid:g}: expected a share from 0 to 1, such as 0.05")
         table = read_series_table(
             self.series_csv,
             columns=parse_column_mapping(self.columns),
@@ -114,13 +159,41 @@ class CohortOptions(BackboneOptions):
             LOGGER.info("%s", table.exclusion.sentence)
         return table
 
-    def extractor(self) -> FeatureExtractor:
-        """The backbone with the size, batch and slices these flags name."""
-        from meddinov3_stroke.feature_extractor import FeatureExtractor
-        from meddinov3_stroke.types import SliceSelection
+    def extract(self, tables: Mapping[str, SeriesTable]) -> Cohort:
+        """The embeddings of every row of the tables, computed or from the cache.
 
-        selection = SliceSelection(stride=self.stride, max_slices=self.max_slices)
-        return FeatureExtractor(self.open_backbone(), resize=self.resize, batch=self.batch, selection=selection)
+        Raises:
+            InputError, OutOfScope, StorageError: the first unusable volume, unless --skip-invalid-nifti; with its row.
+            KeyboardInterrupt: SIGINT; what is finished is stored.
+        """
+        from meddinov3_stroke.rsna_pipeline import extract_cohort
+
+        return extract_cohort(
+            tables,
+            self.extractor(self.resize),
+            self.cache_dir,
+            pool_mode=self.pool_mode,
+            skip_invalid=self.skip_invalid_nifti,
+            verify_inputs=self.verify_inputs,
+            show_progress=self.show_progress,
+        )
+
+
+@contextmanager
+def slice_progress(enabled: bool) -> Iterator[Callable[[int, int], None]]:
+    """Shows a bar of slices from the first call with (slices just embedded, slices to embed) on."""
+    from meddinov3_stroke.system.progress import progress_bar
+
+    with ExitStack() as stack:
+        bars: list[Callable[[int], None]] = []
+
+        def on_slices(n_done: int, n_chosen: int) -> None:
+            if not bars:
+                LOGGER.info("embedding %d slices", n_chosen)
+                bars.append(stack.enter_context(progress_bar("embedding", n_chosen, "slices", enabled)))
+            bars[0](n_done)
+
+        yield on_slices
 
 
 def input_or_first(path: Path | None, folder: Path = config.INPUT_DIR) -> Path:

@@ -1,65 +1,69 @@
-"""From a path to what is found in one head CT; the model is loaded once and nothing of a case is kept."""
+"""From a path to the findings of one head CT; the model is loaded once and nothing of a case is kept."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from meddinov3_stroke import config
 from meddinov3_stroke.backbone import Backbone, load_backbone
-from meddinov3_stroke.ct import Source, read_volume, source_path
-from meddinov3_stroke.errors import InputError, MedDINOError, OutOfScope, UsageError
+from meddinov3_stroke.ct import Source, source_path
+from meddinov3_stroke.errors import MedDINOError, Outcome, Status, UsageError
 from meddinov3_stroke.explain import (
+    REFERENCE_RULE,
     HeadInput,
     demo_warnings,
     head_rows,
+    parse_patch,
     patch_similarity,
     rank,
     ranking_text,
     reference_patch,
+    sim_slice_index,
     suspicion,
 )
-from meddinov3_stroke.feature_extractor import EVERY_SLICE, FeatureExtractor, naming, pool_slices
+from meddinov3_stroke.features import EVERY_SLICE, FeatureExtractor, extract_one, naming, pool_slices
+from meddinov3_stroke.features.extract import OnSlices
 from meddinov3_stroke.heads import HeadCheckpoint, check_backbone, load_checkpoint, predict_logits
 from meddinov3_stroke.options import case_name
 from meddinov3_stroke.report import save_case
 from meddinov3_stroke.system.atomic import write_json
 from meddinov3_stroke.system.provenance import Stopwatch, provenance
-from meddinov3_stroke.types import (
-    CaseFindings,
-    SliceEmbeddings,
-    SliceSelection,
-    Threshold,
-    TopSlice,
-    Volume,
-)
+from meddinov3_stroke.types import CaseFindings, SliceEmbeddings, SliceSelection, Threshold, TopSlice, Volume
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
-DEFAULT_RESIZE = 224
-"""Side in pixels where neither the caller nor the head names one (the size MedDINOv3 was trained at)."""
 
-FailedStatus = Literal["rejected", "refused", "failed"]
-"""Corrupt or unsupported; out of scope; anything else."""
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """A case that was read and judged."""
+class _Ended:
+    """What a case and a failed case share."""
 
     path: Path
-    findings: CaseFindings
-    status: Literal["done"] = "done"
+    outcome: Outcome
+
+    @property
+    def status(self) -> Status:
+        """done, rejected, refused or failed."""
+        return self.outcome.status
 
     @property
     def name(self) -> str:
         """The file's name without its ending."""
         return case_name(self.path)
+
+
+@dataclass(frozen=True, eq=False)
+class Case(_Ended):
+    """A case with findings."""
+
+    path: Path
+    findings: CaseFindings
+    outcome: Outcome = field(default_factory=Outcome)
 
     @property
     def probabilities(self) -> Mapping[str, float]:
@@ -83,27 +87,30 @@ class Case:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a reader must know."""
+        """Warnings about the input, the model and the findings."""
         return self.findings.warnings
 
     def save(self, folder: Path | str) -> dict[str, Path]:
-        """Name -> path of the files written into `folder`; `summary.json` comes last."""
+        """Name -> path of the files written into `folder`; `summary.json` is written last."""
         return save_case(self.findings, Path(folder))
 
 
 @dataclass(frozen=True)
-class FailedCase:
-    """A case that could not be judged, and why."""
+class FailedCase(_Ended):
+    """A case without findings, and why."""
 
     path: Path
-    status: FailedStatus
-    code: str
-    message: str
+    outcome: Outcome
 
     @property
-    def name(self) -> str:
-        """The file's name without its ending."""
-        return case_name(self.path)
+    def code(self) -> str:
+        """Code of the error."""
+        return self.outcome.code
+
+    @property
+    def message(self) -> str:
+        """The error in one line."""
+        return self.outcome.message
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -113,8 +120,7 @@ class FailedCase:
     def save(self, folder: Path | str) -> dict[str, Path]:
         """Name -> path of the one file written into `folder`: a `summary.json` with `status`, `code`, `message`."""
         path = Path(folder) / "summary.json"
-        about = {"status": self.status, "code": self.code, "message": self.message}
-        write_json(path, {**provenance(), "input": str(self.path), **about})
+        write_json(path, {**provenance(), "input": str(self.path), **asdict(self.outcome)})
         return {path.name: path}
 
 
@@ -126,7 +132,11 @@ class ICHPredictor:
     checkpoint: HeadCheckpoint
     top_k: int
     warnings: tuple[str, ...]
-    """What holds for every case."""
+    """Warnings that hold for every case."""
+    sim_slice: int | None = None
+    """The slice of the similarity map, -1 for the middle one; None maps the suspicious slices."""
+    sim_patch: str | None = None
+    """The reference patch of the map: center or row,column; None chooses one by head score."""
 
     @classmethod
     def load(
@@ -141,140 +151,154 @@ class ICHPredictor:
         top_k: int = 5,
         resize: int | None = None,
         selection: SliceSelection = EVERY_SLICE,
+        threshold: float | None = None,
+        sim_slice: int | None = None,
+        sim_patch: str | None = None,
     ) -> ICHPredictor:
-        """A predictor with backbone and head in memory, after checking that they belong together.
+        """A predictor, after checking that backbone and head belong together.
 
         `backbone` is a weights file, a registered name or an opened backbone (which has its device, engine and
-        precision already). `resize` is the head's own by default.
+        precision already). `resize` is the head's own by default. `threshold` replaces the checkpoint's thresholds.
 
         Raises:
-            UsageError: `top_k` or `batch` below 1.
+            UsageError: `top_k` or `batch` below 1, or a threshold outside [0, 1].
             WeightsError: no weights or no head; a head of other weights, preprocessing or `resize`.
         """
         if top_k < 1:
             raise UsageError(f"--top-k {top_k}: expected 1 or more")
         head = load_checkpoint(Path(checkpoint))
         if isinstance(backbone, str | Path):
-            backbone = load_backbone(backbone, engine, precision, device)
-        side = resize if resize is not None else head.resize or DEFAULT_RESIZE
+            backbone = load_backbone(backbone, engine=engine, precision=precision, device=device)
+        side = resize if resize is not None else head.resize or config.RESIZE
         known = (*demo_warnings(backbone.identity), *backbone.warnings)
         warnings = (*known, *check_backbone(head, backbone.identity, side))
-        extractor = FeatureExtractor(backbone, resize=side, batch=batch, selection=selection)
         if head.pool_mode == "unknown":
-            warnings = (*warnings, f"the head is applied as if trained on {applied_as(head, backbone)}-pooled volumes")
-        return cls(extractor, head, top_k, warnings)
+            kind = applied_as(head, backbone.identity.embed_dim)
+            warnings = (*warnings, f"the head is applied as if trained on {kind}-pooled volumes")
+        if threshold is not None:
+            head = _with_threshold(head, threshold)
+            warnings = (*warnings, f"--threshold {threshold:g} replaces the checkpoint's thresholds for every label")
+        extractor = FeatureExtractor(backbone, resize=side, batch=batch, selection=selection)
+        if sim_patch is not None:
+            parse_patch(sim_patch, (backbone.side(side), backbone.side(side)))
+        return cls(extractor, head, top_k, warnings, sim_slice, sim_patch)
 
-    def __call__(self, source: Source, on_batch: Callable[[int], None] | None = None) -> Case:
-        """What is found in the volume in `source` (all that `read_volume` takes); `on_batch` is told the number of
-        slices just embedded.
+    def __call__(self, source: Source, on_slices: OnSlices | None = None) -> Case:
+        """The findings of the volume in `source` (all that `read_volume` takes).
+
+        `on_slices` is called with the number of slices just embedded and the number to embed.
 
         Raises:
             InputError: corrupt, unsupported or ambiguous.
             OutOfScope: readable, but outside what the model is meant for.
-            NonFiniteEmbedding: the backbone or the head gave NaN; the file is named.
+            NonFiniteEmbedding: the backbone or the head gave NaN; the message names the file.
         """
         watch = Stopwatch()
-        volume = read_volume(source)
-        return self.judge(volume, on_batch, read_s=watch.elapsed_s)
+        found = extract_one(source, self.extractor, on_slices)
+        embedded_s = watch.elapsed_s
+        volume, embeddings = found.volume, found.embeddings
+        assert volume is not None  # extract_one keeps it
+        assert embeddings is not None
+        with naming(volume.source.path):
+            findings = self._findings(volume, embeddings)
+        elapsed_s, read_s = watch.elapsed_s, found.read_s
+        timings = {"read_s": read_s, "embed_s": embedded_s - read_s, "explain_s": elapsed_s - embedded_s}
+        return Case(volume.source.path, replace(findings, elapsed_s=elapsed_s, timings=timings))
 
     def map(self, sources: Iterable[Source]) -> Iterator[Case | FailedCase]:
-        """What became of each source, in order; a bad case is recorded and the next one goes on."""
+        """The case of each source, in order; a case that fails is recorded and the next one goes on."""
         for source in sources:
             try:
                 yield self(source)
-            except MedDINOError as error:
-                yield FailedCase(_path_of(source), _status(error), error.code, str(error))
             except Exception as error:
-                LOGGER.error("%s: %s: %s", _path_of(source), type(error).__name__, error, exc_info=error)
-                told = f"a bug of ours: {type(error).__name__}: {error}"
-                yield FailedCase(_path_of(source), "failed", MedDINOError.code, told)
-
-    def judge(self, volume: Volume, on_batch: Callable[[int], None] | None = None, *, read_s: float = 0.0) -> Case:
-        """What is found in a volume that is read already; `read_s` is the seconds that took."""
-        watch = Stopwatch()
-        with naming(volume.source.path):
-            embeddings = self.extractor.embed(volume, on_batch)
-            embed_s = watch.elapsed_s
-            findings = self._findings(volume, embeddings)
-        elapsed_s = read_s + watch.elapsed_s
-        timings = {"read_s": read_s, "embed_s": embed_s, "explain_s": watch.elapsed_s - embed_s}
-        return Case(volume.source.path, replace(findings, elapsed_s=elapsed_s, timings=timings))
+                if not isinstance(error, MedDINOError):
+                    LOGGER.error("%s: %s: %s", _path_of(source), type(error).__name__, error, exc_info=error)
+                yield FailedCase(_path_of(source), Outcome.of(error))
 
     def _findings(self, volume: Volume, embeddings: SliceEmbeddings) -> CaseFindings:
-        head, kind = self.checkpoint, applied_as(self.checkpoint, self.extractor.backbone)
+        head, kind = self.checkpoint, applied_as(self.checkpoint, self.extractor.backbone.identity.embed_dim)
         rows = self._probabilities(head_rows(embeddings.cls, kind))
-        probabilities = self._named(self._case_probabilities(embeddings.cls, rows, kind))
-        order = rank(suspicion(rows, head.labels), self.top_k)
-        shown = embeddings.slice_indices[order]
-        patches, similarity = self._look_at(volume, shown, kind)
+        pooled = pool_slices(embeddings.cls, "mean" if kind == "slice" else kind)
+        # RSNA's label of a series is the maximum over its slices
+        case = rows.max(axis=0) if kind == "slice" else self._probabilities(pooled[None])[0]
+        probabilities = self._named(case)
         decisions = {label: probabilities[label] >= head.thresholds[label].value for label in head.labels}
+        order = rank(suspicion(rows, head.labels), self.top_k)
+        top_slices, similarity = self._look_at(volume, embeddings.slice_indices[order], kind, rows[order])
+        map_slices = top_slices
+        if self.sim_slice is not None:
+            index = np.array([sim_slice_index(self.sim_slice, volume.n_slices)])
+            map_slices, similarity = self._look_at(volume, index, kind)
         return CaseFindings(
             probabilities=probabilities,
             thresholds=head.thresholds,
             decisions=decisions,
-            top_slices=tuple(
-                self._top_slice(volume, int(index), row, patch)
-                for index, row, patch in zip(shown, rows[order], patches, strict=True)
-            ),
+            top_slices=top_slices,
             embeddings=embeddings,
+            volume_embedding=pooled,
             slice_probabilities=None if kind == "mean_max" else rows,
+            map_slices=map_slices,
             similarity=similarity,
-            top_hu=volume.hu_slices(shown),
+            map_hu=volume.hu_slices([one.slice_index for one in map_slices]),
             spacing_mm=volume.spacing_mm,
             ranking=ranking_text(kind, head.labels, known=head.pool_mode != "unknown"),
+            reference_rule=REFERENCE_RULE if self.sim_patch is None else f"given by --sim-patch {self.sim_patch}",
             head=_about_head(head, kind),
             device=self.extractor.backbone.device,
             elapsed_s=0.0,
             warnings=(*embeddings.warnings, *self.warnings, *contradictions(decisions)),
         )
 
-    def _case_probabilities(
-        self, cls: Float32[np.ndarray, "n dim"], rows: Float64[np.ndarray, "n label"], kind: HeadInput
-    ) -> Float64[np.ndarray, " label"]:
-        if kind == "slice":  # RSNA's label of a series is the maximum over its slices
-            return np.asarray(rows.max(axis=0))
-        return np.asarray(self._probabilities(pool_slices(cls, kind)[None])[0])
+    def _look_at(
+        self,
+        volume: Volume,
+        slice_indices: Int64[np.ndarray, " shown"],
+        kind: HeadInput,
+        rows: Float64[np.ndarray, "shown label"] | None = None,
+    ) -> tuple[tuple[TopSlice, ...], Float32[np.ndarray, "shown h w"]]:
+        """The slices with score and reference patch, and the similarity map of each; `rows` are their probabilities."""
+        tokens, labels = self.extractor.tokens(volume, slice_indices), self.checkpoint.labels
+        assert tokens.patches is not None  # asked for
+        rows = self._probabilities(head_rows(tokens.cls, kind)) if rows is None else rows
+        slices, maps = [], []
+        for index, row, patches in zip(slice_indices.tolist(), rows, tokens.patches, strict=True):
+            if self.sim_patch is None:
+                scores = suspicion(self._probabilities(head_rows(patches, kind)), labels)
+                patch = reference_patch(scores, volume.hu_slices([index])[0], tokens.grid)
+            else:
+                patch = parse_patch(self.sim_patch, tokens.grid)
+            x, y, z = volume.slice_positions_mm[index].tolist()
+            score, image = float(suspicion(row[None], labels)[0]), volume.source.image_of(index)
+            slices.append(TopSlice(index, score, (x, y, z), self._named(row), patch, image))
+            maps.append(patch_similarity(patches, tokens.grid, patch))
+        return tuple(slices), np.stack(maps)
 
     def _probabilities(self, rows: Float32[np.ndarray, "n width"]) -> Float64[np.ndarray, "n label"]:
         return predict_logits(self.checkpoint, rows).probabilities
-
-    def _look_at(
-        self, volume: Volume, slice_indices: Int64[np.ndarray, " shown"], kind: HeadInput
-    ) -> tuple[list[tuple[int, int]], Float32[np.ndarray, "shown h w"]]:
-        """Reference patch and similarity map of each slice."""
-        tokens = self.extractor.tokens(volume, slice_indices)
-        assert tokens.patches is not None  # asked for
-        references, maps = [], []
-        for patches, hu in zip(tokens.patches, volume.hu_slices(slice_indices), strict=True):
-            scores = suspicion(self._probabilities(head_rows(patches, kind)), self.checkpoint.labels)
-            references.append(reference_patch(scores, hu, tokens.grid))
-            maps.append(patch_similarity(patches, tokens.grid, references[-1]))
-        return references, np.stack(maps)
-
-    def _top_slice(
-        self, volume: Volume, index: int, row: Float64[np.ndarray, " label"], patch: tuple[int, int]
-    ) -> TopSlice:
-        x, y, z = (float(value) for value in volume.slice_positions_mm[index])
-        score = float(suspicion(row[None], self.checkpoint.labels)[0])
-        return TopSlice(index, score, (x, y, z), self._named(row), patch, volume.source.image_of(index))
 
     def _named(self, row: Float64[np.ndarray, " label"]) -> dict[str, float]:
         return dict(zip(self.checkpoint.labels, row.tolist(), strict=True))
 
 
-def applied_as(head: HeadCheckpoint, backbone: Backbone) -> HeadInput:
-    """What the head's rows are taken for; `unknown` by its width: mean, or mean_max where it is twice the embedding."""
+def applied_as(head: HeadCheckpoint, embed_dim: int) -> HeadInput:
+    """The input the head is used with; for `unknown` by its width: mean_max if twice the embedding, else mean."""
     kinds: dict[str, HeadInput] = {"slice": "slice", "mean": "mean", "max": "max", "mean_max": "mean_max"}
-    wide = head.input_dim == 2 * backbone.identity.embed_dim
-    return kinds.get(head.pool_mode, "mean_max" if wide else "mean")
+    return kinds.get(head.pool_mode, "mean_max" if head.input_dim == 2 * embed_dim else "mean")
 
 
 def contradictions(decisions: Mapping[str, bool]) -> tuple[str, ...]:
-    """What to say where `any` is below its threshold and a type is not: each label has a threshold of its own."""
+    """The warning where a type is positive and `any` is negative: each label has a threshold of its own."""
     types = [label for label, decided in decisions.items() if decided and label != "any"]
     if decisions.get("any", True) or not types:
         return ()
-    return (f"any is below its threshold, yet at or above theirs: {', '.join(types)}; look at the slices",)
+    named, verb = " and ".join(f"'{label}'" for label in types), "is" if len(types) == 1 else "are"
+    return (f"{named} {verb} positive but 'any' is negative (separate thresholds); review the slices",)
+
+
+def _with_threshold(head: HeadCheckpoint, threshold: float) -> HeadCheckpoint:
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"--threshold {threshold:g}: expected a probability from 0 to 1")
+    return replace(head, thresholds={label: Threshold(threshold, "given by --threshold") for label in head.labels})
 
 
 def _about_head(head: HeadCheckpoint, kind: HeadInput) -> dict[str, Any]:
@@ -284,14 +308,7 @@ def _about_head(head: HeadCheckpoint, kind: HeadInput) -> dict[str, Any]:
 
 
 def _path_of(source: Source) -> Path:
-    """The path in the record of a case that failed, also where the source itself is the fault."""
     try:
         return source_path(source)
-    except UsageError:
+    except UsageError:  # the source itself is the fault
         return Path()
-
-
-def _status(error: MedDINOError) -> FailedStatus:
-    if isinstance(error, InputError):
-        return "rejected"
-    return "refused" if isinstance(error, OutOfScope) else "failed"

@@ -196,7 +196,7 @@ class SliceEmbeddings:
 
 @dataclass(frozen=True, eq=False)
 class HeadOutput:
-    """Logits of a head for rows of embeddings."""
+    """What a head computes from rows of embeddings."""
 
     logits: Float[np.ndarray, "n label"]
     labels: tuple[str, ...]
@@ -204,9 +204,7 @@ class HeadOutput:
     @cached_property
     def probabilities(self) -> Float64[np.ndarray, "n label"]:
         """Sigmoid of the logits, in float64."""
-        logits = self.logits.astype(np.float64)
-        small = np.exp(-np.abs(logits))  # never overflows
-        return np.where(logits >= 0, 1.0, small) / (1.0 + small)
+        return np.asarray(np.exp(-np.logaddexp(0.0, -self.logits.astype(np.float64))))
 
 
 @dataclass(frozen=True)
@@ -229,7 +227,7 @@ class HeadData:
 
 @dataclass(frozen=True)
 class HeadContext:
-    """Origin of a head's training embeddings; stored in its checkpoint."""
+    """Where a head's embeddings came from; goes into its checkpoint."""
 
     pool_mode: str
     """slice, mean, max, mean_max or unknown."""
@@ -255,7 +253,7 @@ class TopSlice:
     """RAS+ mm of the slice's first voxel centre."""
     probabilities: Mapping[str, float]
     reference_patch: tuple[int, int] | None = None
-    """(row, column) in the patch grid of the similarity map's reference patch, where one was drawn."""
+    """(row, column) in the patch grid of the reference patch of its similarity map."""
     image: SliceImage | None = None
     """The DICOM image the slice was read from, where the input is DICOM."""
 
@@ -269,15 +267,21 @@ class CaseFindings:
     decisions: Mapping[str, bool]
     top_slices: tuple[TopSlice, ...]
     embeddings: SliceEmbeddings
+    volume_embedding: Float32[np.ndarray, " width"]
+    """The pooled slice embeddings: the head's input, or their mean where the head takes slices."""
     slice_probabilities: Float64[np.ndarray, "n label"] | None
     """Per embedded slice; None where the head's input is no slice embedding."""
+    map_slices: tuple[TopSlice, ...]
+    """The slices of the similarity maps: `top_slices`, or the one the user asked for."""
     similarity: Float32[np.ndarray, "shown h w"]
-    """Patch similarity of each of `top_slices`."""
-    top_hu: Float32[np.ndarray, "shown row col"]
-    """HU of each of `top_slices`, for the picture."""
+    """Patch similarity of each of `map_slices`."""
+    map_hu: Float32[np.ndarray, "shown row col"]
+    """HU of each of `map_slices`, for the picture."""
     spacing_mm: tuple[float, float, float]
     ranking: str
     """How the slices were ranked, in words."""
+    reference_rule: str
+    """How the reference patch of each map was chosen, in words."""
     head: Mapping[str, Any]
     """Identity of the head: sha256, pool mode, labels, training backbone."""
     device: str

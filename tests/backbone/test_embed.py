@@ -12,17 +12,16 @@ import torch
 
 from meddinov3_stroke.backbone import (
     Backbone,
-    Engine,
     TorchEngine,
     VisionTransformer,
     load_backbone,
+    loading,
     prepare_channel,
     prepare_slices,
 )
 from meddinov3_stroke.backbone.backbone import is_out_of_memory
-from meddinov3_stroke.backbone.folding import FoldedTransformer
+from meddinov3_stroke.backbone.loading import REGISTERED
 from meddinov3_stroke.errors import DeviceUnavailable, MachineError, MissingWeights, NonFiniteEmbedding, UsageError
-from meddinov3_stroke.models import REGISTERED, sources
 
 MakeVit = Callable[..., VisionTransformer]
 Publish = Callable[..., Path]
@@ -36,7 +35,7 @@ def slices(n: int = 5, n_rows: int = 40, n_columns: int = 40) -> np.ndarray:
 def test_tokens_are_those_of_the_transformer_on_prepared_slices(small_backbone: Backbone, small_vit: MakeVit) -> None:
     hu = slices()
     tokens = small_backbone.embed(hu, resize=64, batch=5, patches=True)
-    features = small_vit().forward_features(prepare_slices(hu, 64))
+    features = small_vit().forward_features(torch.from_numpy(prepare_slices(hu, 64).copy()))
     assert tokens.grid == (4, 4)
     np.testing.assert_allclose(tokens.cls, features["x_norm_clstoken"].numpy(), rtol=0, atol=1e-3)
     np.testing.assert_allclose(tokens.patches, features["x_norm_patchtokens"].numpy(), rtol=0, atol=1e-3)
@@ -96,11 +95,9 @@ def test_a_slice_that_gives_nan_is_named(small_backbone: Backbone) -> None:
 class Crowded:
     """An engine that has room for `room` slices and keeps a diary."""
 
-    def __init__(self, inner: Engine, room: int, error: Exception) -> None:
+    def __init__(self, inner: TorchEngine, room: int, error: Exception) -> None:
         self._inner, self._room, self._error = inner, room, error
         self.passes: list[int] = []
-
-    independent_rows = False
 
     def class_tokens(self, pixels: np.ndarray) -> np.ndarray:
         self.passes.append(len(pixels))
@@ -108,11 +105,11 @@ class Crowded:
             raise self._error
         return self._inner.class_tokens(pixels)
 
-    def class_and_patch_tokens(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def tokens(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.passes.append(len(pixels))
         if len(pixels) > self._room:
             raise self._error
-        return self._inner.class_and_patch_tokens(pixels)
+        return self._inner.tokens(pixels)
 
 
 OUT_OF_MEMORY = [
@@ -124,8 +121,8 @@ OUT_OF_MEMORY = [
 
 
 def crowded(small_backbone: Backbone, small_vit: MakeVit, room: int, error: Exception) -> tuple[Backbone, Crowded]:
-    engine = Crowded(TorchEngine(small_vit(), "cpu", "fp32"), room, error)
-    return Backbone(engine, small_backbone.identity, "cpu"), engine
+    engine = Crowded(small_backbone._engine, room, error)
+    return Backbone(small_backbone.identity, "cpu", lambda: engine), engine
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda e: type(e).__name__)
@@ -180,10 +177,10 @@ def test_bf16_stays_close_and_says_so(published_checkpoint: Publish) -> None:
 @torch.inference_mode()
 def test_weights_rounded_once_give_the_bits_of_autocast(small_vit: MakeVit) -> None:
     pixels = prepare_channel(slices(2), 64)
-    folded = FoldedTransformer(small_vit())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        expected = folded.class_and_patch_tokens(pixels, folded.rope_embed(folded.grid(pixels)))
-    found = TorchEngine(small_vit(), "cpu", "bf16").class_and_patch_tokens(pixels.numpy())
+        features = small_vit().forward_features(torch.from_numpy(pixels).expand(-1, 3, -1, -1))
+    expected = features["x_norm_clstoken"], features["x_norm_patchtokens"]
+    found = TorchEngine(small_vit(), "cpu", "bf16").tokens(pixels)
     for ours, autocast in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours, autocast.float().numpy())
 
@@ -225,7 +222,7 @@ def test_a_registered_name_without_its_file_is_missing_weights(monkeypatch: pyte
 def test_a_registered_name_wins_and_a_path_is_a_path(
     monkeypatch: pytest.MonkeyPatch, published_checkpoint: Publish, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(loading, "files", lambda package: tmp_path)
     (tmp_path / "backbone" / "weights").mkdir(parents=True)
     published_checkpoint().rename(tmp_path / "backbone" / "weights" / "own.pth")
     monkeypatch.setitem(REGISTERED, "own", "own.pth")

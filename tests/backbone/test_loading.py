@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from meddinov3_stroke.backbone import Backbone, VisionTransformer, graph_source, load_backbone, save_backbone
-from meddinov3_stroke.backbone.engines.openvino_graph import openvino_graph, read_graph, save_graph
-from meddinov3_stroke.backbone.folding import FoldedTransformer
+from meddinov3_stroke.backbone import Backbone, VisionTransformer, load_backbone, load_weights, loading, save_backbone
+from meddinov3_stroke.backbone.engines.openvino import build_graph
+from meddinov3_stroke.backbone.int8 import save_graph
+from meddinov3_stroke.backbone.records import Calibration, calibration_folder, write_calibration
 from meddinov3_stroke.errors import UsageError, WeightsError, WeightsMismatch
-from meddinov3_stroke.lazy_backbone import LazyBackbone
-from meddinov3_stroke.models import (
-    Calibration,
-    calibration_folder,
-    plan_backbone,
-    write_calibration,
-    write_graph,
-)
+from meddinov3_stroke.system.digest import sha256_of_file
 
 MakeVit = Callable[..., VisionTransformer]
 Publish = Callable[..., Path]
@@ -43,13 +43,15 @@ def only_record(path: Path) -> Path:
     return record
 
 
-def test_facts_are_on_record_under_the_digest_of_the_file(published_checkpoint: Publish) -> None:
+def test_the_identity_is_on_record_under_the_digest_of_the_file(
+    published_checkpoint: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = published_checkpoint()
     identity = load(path).identity
-    plan = plan_backbone(path, engine="torch", precision="fp32", device="cpu")
-    assert only_record(path).name == f"{plan.file_sha256}.json"
+    assert only_record(path).name == f"{sha256_of_file(path)}.json"
     assert json.loads(only_record(path).read_text())["weights_sha256"] == identity.weights_sha256
-    assert plan.known_identity() == identity == load(path).identity
+    monkeypatch.setattr(loading, "load_weights", lambda *given: pytest.fail("the weights were read again"))
+    assert load(path).identity == identity
 
 
 def test_other_bytes_under_the_same_name_are_read_anew(published_checkpoint: Publish) -> None:
@@ -86,33 +88,54 @@ def test_weights_that_change_between_opening_and_loading_are_refused(
 ) -> None:
     path = published_checkpoint()
     load(path)
-    plan = plan_backbone(path, engine=engine, precision="fp32", device="cpu")
-    identity = plan.known_identity()
-    assert identity is not None
+    backbone = load(path, engine=engine)
     published_checkpoint(seed=1)
-    with pytest.raises(WeightsMismatch, match=r"model\.pth was changed since it was opened"):
-        LazyBackbone(plan, identity).class_tokens(pixels())
+    with pytest.raises(WeightsMismatch, match=r"model\.pth changed since it was opened"):
+        backbone.class_tokens(pixels())
 
 
-@pytest.fixture(scope="module")
-def graph_of_other_weights(small_vit: MakeVit, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The .xml of a plain graph of 32 pixels."""
-    path = tmp_path_factory.mktemp("graph") / "graph.xml"
-    save_graph(openvino_graph(FoldedTransformer(small_vit(seed=9)), SIDE, "cls"), path)
-    return path
+def test_weights_that_were_touched_and_not_changed_load(published_checkpoint: Publish) -> None:
+    path = published_checkpoint()
+    expected = load(path).class_tokens(pixels())
+    backbone = load(path)
+    path.touch()
+    assert np.array_equal(backbone.class_tokens(pixels()), expected)
+
+
+def test_weights_that_change_under_a_loaded_backbone_are_refused_at_another_size(
+    published_checkpoint: Publish,
+) -> None:
+    backbone = load(published_checkpoint(), engine="openvino")
+    backbone.class_tokens(pixels())
+    published_checkpoint(seed=1)
+    with pytest.raises(WeightsMismatch, match="changed since it was opened"):
+        backbone.class_tokens(pixels(side=64))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_damaged_weights_are_refused_before_the_first_slice(
+    published_checkpoint: Publish, small_vit: MakeVit, tmp_path: Path, suffix: str
+) -> None:
+    path = published_checkpoint() if suffix == ".pth" else tmp_path / "own.safetensors"
+    if suffix == ".safetensors":
+        save_backbone(small_vit(), path, "own")
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(WeightsError, match="truncated"):
+        load(path, engine="openvino")
 
 
 @pytest.fixture
-def calibrated(published_checkpoint: Publish, graph_of_other_weights: Path) -> Callable[..., Path]:
+def calibrated(published_checkpoint: Publish) -> Callable[..., Path]:
     """Writes weights with an "int8" graph of 32 pixels beside them, which is the plain graph of other weights: its
     tokens show that it is the one that ran. Keywords replace fields of the record.
     """
 
     def make(**changes: Any) -> Path:
+        other = load_weights(published_checkpoint("other.pth", seed=9))
         path = published_checkpoint()
         weights = load(path).identity.weights_sha256
         folder = calibration_folder(path.parent / "engine_cache", weights)
-        digest = write_graph(folder, lambda xml: save_graph(read_graph(graph_of_other_weights), xml))
+        digest = save_graph(build_graph(other, SIDE, class_tokens_only=True), folder)
         record: dict[str, Any] = {
             "weights_sha256": weights,
             "resize": SIDE,
@@ -167,14 +190,13 @@ def test_a_low_cosine_is_refused_unless_it_is_accepted_and_then_said(calibrated:
         int8(path)
     backbone = int8(path, accept_int8=True)
     assert backbone.class_tokens(pixels()).shape == (2, 128)
-    assert "accepted by hand" in backbone.warnings[0]
+    assert "accepted with --accept-int8" in backbone.warnings[0]
 
 
 def test_a_damaged_int8_graph_is_an_error_and_not_made_anew(
-    calibrated: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    calibrated: Callable[..., Path],
 ) -> None:
     path = calibrated()
-    monkeypatch.setattr(graph_source, "openvino_graph", lambda *given: pytest.fail("converted"))
     binary = graph_folder(path) / "graph.bin"
     binary.write_bytes(binary.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(WeightsError, match="calibrate again"):
@@ -182,10 +204,130 @@ def test_a_damaged_int8_graph_is_an_error_and_not_made_anew(
 
 
 def test_a_sound_int8_graph_that_is_not_the_records_is_an_error(calibrated: Callable[..., Path]) -> None:
-    with pytest.raises(WeightsError, match="damaged, gone or another one; calibrate again"):
+    with pytest.raises(WeightsError, match="damaged, missing or another one; calibrate again"):
         int8(calibrated(graph_sha256="00" * 32)).class_tokens(pixels())
 
 
+def test_a_calibration_of_other_weights_is_refused(calibrated: Callable[..., Path]) -> None:
+    path = calibrated(weights_sha256="ba" * 32)
+    for accept_int8 in (False, True):
+        with pytest.raises(WeightsMismatch, match=r"is of weights babababababa, expected .*; calibrate again"):
+            int8(path, accept_int8=accept_int8)
+
+
+def test_accepting_int8_changes_nothing_if_its_cosine_is_good(calibrated: Callable[..., Path]) -> None:
+    assert int8(calibrated(), accept_int8=True).warnings == int8(calibrated()).warnings
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_other_precisions_have_nothing_to_warn_of(published_checkpoint: Publish, engine: str) -> None:
+    assert load(published_checkpoint(), engine=engine).warnings == ()
+
+
+@pytest.mark.parametrize("name", ["graph.bin", "graph.xml"])
+def test_a_missing_file_of_the_int8_graph_is_an_error(calibrated: Callable[..., Path], name: str) -> None:
+    path = calibrated()
+    (graph_folder(path) / name).unlink()
+    with pytest.raises(WeightsError, match="calibrate again"):
+        int8(path).class_tokens(pixels())
+
+
 def test_without_a_calibration_int8_names_the_command(published_checkpoint: Publish) -> None:
-    with pytest.raises(WeightsError, match="run meddinov3-stroke calibrate"):
+    message = r"no int8 calibration of model\.pth.*run meddinov3-stroke calibrate"
+    with pytest.raises(WeightsError, match=message) as caught:
         int8(published_checkpoint())
+    assert caught.value.exit_code == 6
+    with pytest.raises(WeightsError, match="meddinov3-stroke calibrate"):  # without a models folder
+        load_backbone("demo", precision="int8", device="cpu")
+
+
+def test_records_are_kept_beside_the_weights_or_in_the_models_folder(
+    published_checkpoint: Publish, tmp_path: Path
+) -> None:
+    path, models = published_checkpoint(), tmp_path / "models"
+    load(path)
+    assert (path.parent / "engine_cache" / "records").is_dir()
+    load(path, models_dir=models)
+    load("demo", models_dir=models)
+    assert len(list((models / "engine_cache" / "records").iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_written_does_no_harm(
+    published_checkpoint: Publish, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = published_checkpoint()
+    expected = load(path, engine="openvino").class_tokens(pixels())
+    only_record(path).unlink()
+    (path.parent / "engine_cache" / "records").rmdir()
+    (path.parent / "engine_cache" / "records").write_text("a file where the folder should be")
+    assert np.array_equal(load(path, engine="openvino").class_tokens(pixels()), expected)
+    assert "it will be measured again next time" in caplog.text
+
+
+def test_a_folder_in_place_of_weights_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="is a directory"):
+        load(tmp_path)
+
+
+PROBE = """
+import json, sys
+from dataclasses import asdict
+from meddinov3_stroke import load_backbone
+answers = []
+for engine, precision in json.loads(sys.argv[2]):
+    opened = load_backbone(sys.argv[1], engine, precision, "cpu")
+    answers.append([opened.device, list(opened.warnings), asdict(opened.identity)])
+print(json.dumps({"answers": answers, "imported": [name for name in ("torch", "openvino") if name in sys.modules]}))
+"""
+
+
+def test_opening_known_weights_imports_neither_torch_nor_openvino(published_checkpoint: Publish) -> None:
+    path = published_checkpoint()
+    expected = [load(path), load(path, engine="auto", precision="auto")]
+    ways = [("torch", "fp32"), ("auto", "auto"), ("openvino", "bf16")]
+    result = subprocess.run(
+        [sys.executable, "-c", PROBE, str(path), json.dumps(ways)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    found = json.loads(result.stdout)
+    assert found["imported"] == []
+    assert found["answers"][:2] == [["cpu", [], asdict(backbone.identity)] for backbone in expected]
+    assert (found["answers"][2][2]["engine"], found["answers"][2][2]["precision"]) == ("openvino", "bf16")
+
+
+def test_the_engine_is_made_once_whoever_asks_and_however_many(
+    published_checkpoint: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, made = published_checkpoint(), []
+    load(path)
+    really = loading.build_module
+
+    def slowly(weights: object) -> VisionTransformer:
+        made.append(weights)
+        time.sleep(0.2)
+        return really(weights)
+
+    monkeypatch.setattr(loading, "build_module", slowly)
+    backbone, together = load(path), threading.Barrier(2)
+    assert made == []
+
+    def ask() -> np.ndarray:
+        together.wait(timeout=10)
+        return backbone.class_tokens(pixels())
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (future.result(timeout=60) for future in [pool.submit(ask), pool.submit(ask)])
+    assert len(made) == 1
+    assert np.array_equal(first, second)
+
+
+def test_an_engine_that_failed_is_tried_again(published_checkpoint: Publish, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = load(published_checkpoint())
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "build_module", lambda weights: (_ for _ in ()).throw(OSError("busy")))
+        with pytest.raises(OSError, match="busy"):
+            backbone.class_tokens(pixels())
+    assert backbone.class_tokens(pixels()).shape == (2, 128)

@@ -186,7 +186,7 @@ def test_a_pickle_with_more_than_tensors_is_refused_with_the_way_out(published_c
 
 
 IMPOSTORS = {
-    "empty": (b"", "is empty"),
+    "empty": (b"", "is an empty file"),
     "html": (b"\n<!DOCTYPE html><html>quota</html>", "HTML page"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git-LFS pointer"),
     "noise": (b"\x00\x01not weights at all", "not a readable"),

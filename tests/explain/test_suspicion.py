@@ -6,8 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from meddinov3_stroke.explain import head_rows, rank, ranking_text, reference_patch, soft_tissue_patches, suspicion
-from meddinov3_stroke.explain.suspicion import patch_means
+from meddinov3_stroke.explain import (
+    head_rows,
+    patch_means,
+    rank,
+    ranking_text,
+    reference_patch,
+    soft_tissue_patches,
+    suspicion,
+)
 from meddinov3_stroke.features import pool_slices
 from meddinov3_stroke.types import LABELS
 

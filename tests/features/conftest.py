@@ -1,22 +1,24 @@
-"""A volume reader and a backbone that cost nothing and count how often they are asked."""
+"""A reader and a backbone that cost nothing and count how often they are used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from meddinov3_stroke.errors import CorruptInput, MissingInput, NonFiniteEmbedding, OutOfScope, StorageError
-from meddinov3_stroke.features import EmbeddingStore, select_slices
+from meddinov3_stroke.backbone import Backbone
+from meddinov3_stroke.ct import OpenedInput
+from meddinov3_stroke.ct.reader import source_path
+from meddinov3_stroke.errors import CorruptInput, MissingInput, OutOfScope, StorageError
+from meddinov3_stroke.features import EmbeddingStore, FeatureExtractor, extract
 from meddinov3_stroke.system.digest import sha256_of_array, sha256_of_document, sha256_of_file
 from meddinov3_stroke.types import (
     BackboneIdentity,
     Preprocessing,
-    SliceEmbeddings,
     SliceImage,
     SliceSelection,
     Volume,
@@ -36,15 +38,26 @@ IDENTITY = BackboneIdentity(
 )
 
 
-@dataclass
-class CountingReader:
-    """Reads `<number of slices>` from a text file that only calls itself NIfTI; knows images of a named series."""
+class FakeInput(OpenedInput):
+    """A text file `<number of slices>` that only calls itself NIfTI; knows images of a named series."""
 
-    calls: list[Path] = field(default_factory=list)
+    files: tuple[Path, ...] = ()
 
-    def __call__(self, source: VolumeInput) -> Volume:
-        path, uid = source.path, source.series_uid
-        self.calls.append(path)
+    def __init__(self, path: Path, series_uid: str | None, reader: CountingReader) -> None:
+        if path.is_dir() or not path.exists():
+            raise MissingInput(f"{path}: no such file")
+        self.path, self.series_uid, self.reader = path, series_uid, reader
+        self.files = (path,)
+
+    @property
+    def digest(self) -> str:
+        self.reader.hashed.append(self.path)
+        return sha256_of_document([sha256_of_file(self.path), self.series_uid])
+
+    def volume(self) -> Volume:
+        path, uid = self.path, self.series_uid
+        self.reader.calls.append(path)
+        self.reader.before_read(path)
         text = path.read_text()
         if text.startswith("corrupt"):
             raise CorruptInput(f"{path}: the gzip stream ends early")
@@ -52,11 +65,12 @@ class CountingReader:
             raise OutOfScope(f"{path}: slices are 60 degrees off axial")
         if text.startswith("unreadable"):
             raise StorageError(f"{path}: Input/output error")
-        stored = np.full((int(text.split()[0]), 2, 2), len(text), dtype=np.int16)
+        stored = np.zeros((int(text.split()[0]), 2, 2), dtype=np.int16)
+        stored[:, 0, 0], stored[:, 0, 1] = np.arange(len(stored)), len(stored)
         images = tuple(SliceImage(f"1.2.{uid}.{k}", k + 1) for k in range(len(stored))) if uid else ()
-        study = uid and f"1.{uid}"
-        known = VolumeSource(path, "nifti", self.digest(source), sha256_of_array(stored), study, uid, images)
-        return Volume(
+        sha256 = sha256_of_document([sha256_of_file(path), uid])
+        known = VolumeSource(path, "nifti", sha256, sha256_of_array(stored), uid and f"1.{uid}", uid, images)
+        volume = Volume(
             stored,
             slope=1.0,
             intercept=0.0,
@@ -67,65 +81,72 @@ class CountingReader:
             source=known,
             warnings=("a warning",),
         )
-
-    def digest(self, source: VolumeInput) -> str:
-        """Of the file's bytes and the series asked for."""
-        if source.path.is_dir() or not source.path.exists():
-            raise MissingInput(f"{source.path}: nothing to read")
-        return sha256_of_document([sha256_of_file(source.path), source.series_uid])
+        self.reader.on_volume(volume)
+        return volume
 
 
 @dataclass
-class FakeBackbone:
-    """Tokens that are a function of the slice's first two values; the number 13 gives NaN."""
+class CountingReader:
+    """Opens fake inputs and keeps a record of what was hashed and decoded."""
 
-    identity: BackboneIdentity = IDENTITY
-    device: str = "cpu"
-    independent_rows: bool = True
-    passes: list[int] = field(default_factory=list)
-    """Slices of each pass."""
+    calls: list[Path] = field(default_factory=list)
+    """Files decoded."""
+    hashed: list[Path] = field(default_factory=list)
+    before_read: Callable[[Path], None] = lambda path: None
+    on_volume: Callable[[Volume], None] = lambda volume: None
+
+    def __call__(self, source: Path | VolumeInput) -> FakeInput:
+        return FakeInput(source_path(source), source.series_uid if isinstance(source, VolumeInput) else None, self)
+
+
+class FakeBackbone(Backbone):
+    """Tokens that are a function of the slice's first two values (its index, the number of slices); 13 gives NaN."""
+
+    identity = IDENTITY
+    device = "cpu"
+    warnings = ()
+    independent_rows = True
+
+    def __init__(self) -> None:
+        self.passes: list[int] = []
+        """Slices of each pass."""
+
+    def side(self, resize: int) -> int:
+        return resize // 16
+
+    def prepare(self, hu: np.ndarray, resize: int) -> np.ndarray:
+        return hu[:, None]
 
     def class_tokens(self, pixels: np.ndarray) -> np.ndarray:
         self.passes.append(len(pixels))
         index, value = pixels[:, 0, 0, 0], pixels[:, 0, 0, 1]
         return np.stack([index, index + 1, np.where(value == 13, np.nan, value)], axis=1).astype(np.float32)
 
-    def refuse_non_finite(self, cls: np.ndarray, *, first: int = 0) -> None:
-        if not np.isfinite(cls).all():
-            raise NonFiniteEmbedding(f"NaN in the class token of slice {first + int(np.isnan(cls).any(1).argmax())}")
 
+class CountingExtractor(FeatureExtractor):
+    """Counts the volumes it opened; its fields may be changed between runs."""
 
-@dataclass
-class CountingExtractor:
-    """Windows that hold the slice's index and the number of slices; counts the volumes it opened."""
+    def __init__(self) -> None:
+        self.__dict__.update(backbone=FakeBackbone(), resize=224, batch=4, selection=SliceSelection(), calls=0)
 
-    backbone: FakeBackbone = field(default_factory=FakeBackbone)
-    resize: int = 224
-    batch: int = 4
-    selection: SliceSelection = field(default_factory=SliceSelection)
-    calls: int = 0
+    def __setattr__(self, name: str, value: object) -> None:
+        self.__dict__[name] = value
 
     def chosen(self, volume: Volume) -> np.ndarray:
         self.calls += 1
-        return select_slices(volume.n_slices, self.selection)
+        return super().chosen(volume)
 
-    def windows(self, volume: Volume, chosen: np.ndarray) -> Iterator[np.ndarray]:
-        for start in range(0, len(chosen), self.batch):
-            pixels = np.zeros((len(chosen[start : start + self.batch]), 1, 1, 2), np.float32)
-            pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = chosen[start : start + self.batch], volume.n_slices
-            yield pixels
 
-    def finisher(self, volume: Volume, chosen: np.ndarray) -> Callable[[np.ndarray], SliceEmbeddings]:
-        return partial(
-            SliceEmbeddings,
-            slice_indices=chosen,
-            n_slices=volume.n_slices,
-            resize=self.resize,
-            selection=self.selection,
-            backbone=self.backbone.identity,
-            source=volume.source,
-            warnings=volume.warnings,
-        )
+@pytest.fixture(scope="session")
+def make_backbone() -> Callable[..., FakeBackbone]:
+    """A fake backbone; keywords replace its attributes."""
+
+    def make(**changes: object) -> FakeBackbone:
+        backbone = FakeBackbone()
+        backbone.__dict__.update(changes)
+        return backbone
+
+    return make
 
 
 @pytest.fixture
@@ -134,8 +155,11 @@ def extractor() -> CountingExtractor:
 
 
 @pytest.fixture
-def reader() -> CountingReader:
-    return CountingReader()
+def reader(monkeypatch: pytest.MonkeyPatch) -> CountingReader:
+    """Takes the place of the reader of files."""
+    counting = CountingReader()
+    monkeypatch.setattr(sys.modules[extract.__module__], "open_input", counting)
+    return counting
 
 
 @pytest.fixture

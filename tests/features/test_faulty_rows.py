@@ -10,11 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from meddinov3_stroke.ct import input_digest
-from meddinov3_stroke.features import EmbeddingStore, extract_series
+from meddinov3_stroke.features import EmbeddingStore, extract
 from meddinov3_stroke.types import VolumeInput
-
-Scan = Callable[[str, str], Path]
 
 
 @pytest.mark.parametrize(
@@ -27,9 +24,8 @@ Scan = Callable[[str, str], Path]
     ids=["numbers", "bytes", "no series"],
 )
 def test_a_header_index_that_is_none_ends_one_row_and_not_the_run(
-    scan: Scan,
+    head_nifti: Callable[..., Path],
     extractor: Any,
-    reader: Any,
     store: EmbeddingStore,
     tmp_path: Path,
     files: pa.Array,
@@ -39,9 +35,6 @@ def test_a_header_index_that_is_none_ends_one_row_and_not_the_run(
     index = tmp_path / "index.parquet"
     pq.write_table(pa.table({"series_uid": ["s"], "file": files}), index)
 
-    def digest(source: VolumeInput) -> str:
-        return input_digest(source) if source.path == index else reader.digest(source)
-
-    inputs = [VolumeInput(index, series_uid), VolumeInput(scan("a.nii", "3"))]
-    bad, good = extract_series(inputs, extractor, store, reader, digest)
-    assert (bad.status, bad.code, good.status) == ("rejected", code, "done")
+    inputs = [VolumeInput(index, series_uid), VolumeInput(head_nifti())]
+    bad, good = extract(inputs, extractor, store)
+    assert (bad.outcome.status, bad.outcome.code, good.outcome.status) == ("rejected", code, "done")

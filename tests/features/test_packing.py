@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,80 +11,55 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meddinov3_stroke.features.packing import Packer
-from meddinov3_stroke.features.reading import OpenVolume, Window
-from meddinov3_stroke.types import SliceSelection, VolumeInput
+from meddinov3_stroke.features import FeatureExtractor, extract
+from meddinov3_stroke.types import Volume, VolumeSource
 
 sizes = st.lists(st.integers(1, 23), min_size=1, max_size=12)
 batches = st.integers(1, 9)
 
 
-class Echo:
-    """A backbone whose token of a slice is the slice's first value; keeps a diary of passes."""
+class Numbered:
+    """An opened input whose slices hold their index and the number of the volume."""
 
-    device = "cpu"
+    def __init__(self, number: int, n_slices: int) -> None:
+        self.number, self.n_slices = number, n_slices
 
-    def __init__(self, independent_rows: bool = True, device: str = "cpu") -> None:
-        self.independent_rows, self.device = independent_rows, device
-        self.passes: list[int] = []
-
-    identity = None
-
-    def refuse_non_finite(self, cls: np.ndarray, *, first: int = 0) -> None:
-        raise AssertionError("the packer judges nothing")
-
-    def class_tokens(self, pixels: np.ndarray) -> np.ndarray:
-        self.passes.append(len(pixels))
-        return pixels[:, 0, 0]
+    def volume(self) -> Volume:
+        stored = np.zeros((self.n_slices, 2, 2), np.int16)
+        stored[:, 0, 0], stored[:, 0, 1] = np.arange(self.n_slices), 100 + self.number
+        zeros, source = np.zeros((self.n_slices, 3)), VolumeSource(Path("a.nii"), "nifti", "a", "b")
+        return Volume(stored, 1.0, 0.0, np.eye(4), zeros, np.zeros((self.n_slices, 3, 2)), (5.0, 1.0, 1.0), source)
 
 
-def finish(*args: Any) -> Any:
-    raise AssertionError("the packer neither opens nor finishes volumes")
+def embedded(
+    make_backbone: Any, n_slices: list[int], batch: int, independent: bool = True, device: str = "cpu"
+) -> tuple[list[np.ndarray], list[int]]:
+    """The class tokens of volumes of so many slices, and the slices of each pass."""
+    backbone = make_backbone(device=device, independent_rows=independent)
+    numbers = {Path(f"{number}.nii"): number for number in range(len(n_slices))}
+    with pytest.MonkeyPatch.context() as patch:
+        module = sys.modules[extract.__module__]
+        patch.setattr(module, "open_input", lambda path: Numbered(numbers[path], n_slices[numbers[path]]))
+        found = list(extract(list(numbers), FeatureExtractor(backbone, batch=batch)))
+    return [one.embeddings.cls for one in found if one.embeddings is not None], backbone.passes
 
 
-class Batched:
-    def __init__(self, backbone: Echo, batch: int) -> None:
-        self.backbone, self.batch = backbone, batch
-
-    resize, selection = 224, SliceSelection()
-    chosen = windows = finisher = finish
-
-
-def pack(n_slices: list[int], batch: int, backbone: Echo) -> tuple[list[OpenVolume], list[str]]:
-    """The volumes with their tokens, and which volume was told of tokens, in order."""
-    told: list[str] = []
-    packer = Packer(Batched(backbone, batch), lambda volume: told.append(volume.key))
-    volumes = []
-    for number, n in enumerate(n_slices):
-        volume = OpenVolume(VolumeInput(Path(f"{number}.nii")), str(number), n, finish)
-        values = (1000 * number + np.arange(n, dtype=np.float32))[:, None, None, None]
-        for start in range(0, n, batch):
-            packer.add(Window(volume, values[start : start + batch]))
-        volumes.append(volume)
-    packer.flush()
-    return volumes, told
+@given(n_slices=sizes, batch=batches, independent=st.booleans())
+def test_every_token_comes_back_to_its_slice(
+    make_backbone: Any, n_slices: list[int], batch: int, independent: bool
+) -> None:
+    found, _ = embedded(make_backbone, n_slices, batch, independent)
+    assert len(found) == len(n_slices)
+    for number, (cls, n) in enumerate(zip(found, n_slices, strict=True)):
+        np.testing.assert_array_equal(cls[:, 0], np.arange(n))
+        np.testing.assert_array_equal(cls[:, 2], 100 + number)
 
 
-@given(sizes, batches, st.booleans())
-def test_every_token_comes_back_to_its_slice(n_slices: list[int], batch: int, independent: bool) -> None:
-    volumes, _ = pack(n_slices, batch, Echo(independent))
-    for number, volume in enumerate(volumes):
-        np.testing.assert_array_equal(np.concatenate(volume.cls)[:, 0], 1000 * number + np.arange(n_slices[number]))
-        assert volume.n_done == volume.n_chosen
-
-
-@given(sizes, batches)
-def test_all_passes_but_the_last_are_full(n_slices: list[int], batch: int) -> None:
-    backbone = Echo()
-    pack(n_slices, batch, backbone)
-    assert set(backbone.passes[:-1]) <= {batch}
-    assert sum(backbone.passes) == sum(n_slices)
-
-
-@given(sizes, batches)
-def test_volumes_are_told_of_in_their_order(n_slices: list[int], batch: int) -> None:
-    _, told = pack(n_slices, batch, Echo())
-    assert told == sorted(told, key=int)
+@given(n_slices=sizes, batch=batches)
+def test_all_passes_but_the_last_are_full(make_backbone: Any, n_slices: list[int], batch: int) -> None:
+    _, passes = embedded(make_backbone, n_slices, batch)
+    assert set(passes[:-1]) <= {batch}
+    assert sum(passes) == sum(n_slices)
 
 
 @pytest.mark.parametrize(
@@ -91,8 +67,6 @@ def test_volumes_are_told_of_in_their_order(n_slices: list[int], batch: int) -> 
     [("cpu", True, [4, 4, 2]), ("cpu", False, [4, 1, 4, 1]), ("cuda:0", False, [4, 4, 2])],
 )
 def test_a_cpu_engine_whose_rows_touch_gets_each_volume_by_itself(
-    device: str, independent: bool, passes: list[int]
+    make_backbone: Any, device: str, independent: bool, passes: list[int]
 ) -> None:
-    backbone = Echo(independent, device)
-    pack([5, 5], 4, backbone)
-    assert backbone.passes == passes
+    assert embedded(make_backbone, [5, 5], 4, independent, device)[1] == passes

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from sklearn.metrics import roc_auc_score
 
 from meddinov3_stroke.errors import DatasetError
 from meddinov3_stroke.metrics import auroc_report
@@ -63,3 +67,18 @@ def test_infinite_scores_tie() -> None:
     for order in ([0, 1, 2, 3], [1, 0, 3, 2]):
         scores = np.array([[np.inf], [np.inf], [-np.inf], [-np.inf]])
         assert auroc_report(truth[order], scores, ("a",)).macro == 0.5
+
+
+def test_auroc_is_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, (500, 3)).astype(np.int8)
+    scores = np.round(rng.normal(size=(500, 3)) + truth, 1).astype(np.float32)
+    report = auroc_report(truth, scores, ("a", "b", "c"))
+    expected = [roc_auc_score(truth[:, k], scores[:, k]) for k in range(3)]
+    assert list(report.per_class.values()) == pytest.approx(expected, abs=1e-12)
+
+
+def test_metrics_import_no_scikit_learn() -> None:
+    code = "import sys, meddinov3_stroke.metrics; print('sklearn' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

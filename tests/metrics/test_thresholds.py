@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from sklearn.metrics import recall_score, roc_curve
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score, recall_score, roc_curve
 
-from meddinov3_stroke.metrics import operating_points, youden_thresholds
+from meddinov3_stroke.metrics import operating_points, threshold_report, youden_thresholds
 from meddinov3_stroke.types import Threshold
 
 
@@ -54,7 +54,7 @@ def test_threshold_lies_halfway_between_the_classes() -> None:
 
 
 @pytest.mark.parametrize("low", [0.3, float(np.nextafter(0.3, 1))])  # of two neighbours one has an even last bit
-def test_neighbouring_floats_are_still_told_apart(low: float) -> None:
+def test_neighbouring_floats_are_still_separated(low: float) -> None:
     scores = np.array([[low], [np.nextafter(low, 1)]])
     chosen = youden_thresholds(np.array([[0], [1]], dtype=np.int8), scores, ("a",))["a"]
     assert (scores[:, 0] >= chosen.value).tolist() == [False, True]
@@ -83,3 +83,41 @@ def test_sensitivity_without_positives_is_none() -> None:
         np.zeros((2, 1), dtype=np.int8), np.array([[0.1], [0.9]]), {"a": Threshold(0.5, "x")}
     ).values()
     assert (point["sensitivity"], point["specificity"]) == (None, 0.5)
+
+
+@pytest.mark.parametrize("thresholds", [0.5, {"a": 0.4, "b": 0.7}], ids=["one", "own"])
+def test_figures_at_thresholds_are_scikit_learns(thresholds: float | dict[str, float]) -> None:
+    rng = np.random.default_rng(2)
+    truth, scores = rng.integers(0, 2, (80, 2)).astype(np.int8), rng.random((80, 2))
+    report = threshold_report(truth, scores, thresholds, ("a", "b"))
+    measures = {
+        "accuracy": accuracy_score,
+        "precision": precision_score,
+        "f1": f1_score,
+        "sensitivity": recall_score,
+    }
+    for column, name in enumerate(("a", "b")):
+        row = report["per_class"][name]
+        decided = scores[:, column] >= row["threshold"]
+        assert row["threshold"] == (thresholds if isinstance(thresholds, float) else thresholds[name])
+        for figure, measure in measures.items():
+            assert row[figure] == pytest.approx(measure(truth[:, column], decided)), figure
+        expected = confusion_matrix(truth[:, column], decided).ravel().tolist()
+        assert [row[count] for count in ("tn", "fp", "fn", "tp")] == expected
+    for figure in measures:
+        both = [report["per_class"][name][figure] for name in ("a", "b")]
+        assert report["macro"][figure] == pytest.approx(np.mean(both))
+
+
+def test_undefined_figures_are_none_with_a_reason_and_out_of_the_macro() -> None:
+    truth = np.array([[0, 1], [0, 0]], dtype=np.int8)
+    report = threshold_report(truth, np.array([[0.1, 0.9], [0.2, 0.1]]), 0.5, ("a", "b"))
+    row = report["per_class"]["a"]
+    assert (row["accuracy"], row["precision"], row["f1"], row["sensitivity"]) == (1.0, None, None, None)
+    assert set(row["reasons"]) == {"precision", "f1", "sensitivity"}
+    assert report["macro"] == {"accuracy": 1.0, "precision": 1.0, "f1": 1.0, "sensitivity": 1.0}
+
+
+def test_a_score_at_the_threshold_is_positive() -> None:
+    report = threshold_report(np.array([[1]], dtype=np.int8), np.array([[0.5]]), 0.5, ("a",))
+    assert report["per_class"]["a"]["tp"] == 1

@@ -16,6 +16,7 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw
 from scipy.ndimage import binary_fill_holes
 
+from meddinov3_stroke.explain import REFERENCE_RULE
 from meddinov3_stroke.report import SliceMap, case_picture, slice_picture
 from meddinov3_stroke.report.pictures import MARK, brain_window, drawable, head_pixels, similarity_colours, stretch
 from meddinov3_stroke.types import (
@@ -65,11 +66,14 @@ def findings(n_shown: int = 3, **changes) -> CaseFindings:
         decisions=dict.fromkeys(labels, True),
         top_slices=top,
         embeddings=embeddings,
+        volume_embedding=cls.mean(axis=0),
         slice_probabilities=np.full((n_shown, len(labels)), 0.5),
+        map_slices=top,
         similarity=np.zeros((n_shown, 4, 4), dtype=np.float32),
-        top_hu=np.full((n_shown, 64, 64), 30.0, dtype=np.float32),
+        map_hu=np.full((n_shown, 64, 64), 30.0, dtype=np.float32),
         spacing_mm=(5.0, 3.0, 3.0),
         ranking="Slices ranked by P(any)",
+        reference_rule=REFERENCE_RULE,
         head={"sha256": "12" * 32, "applied_as": "mean", "seed": 42},
         device="cpu",
         elapsed_s=1.0,

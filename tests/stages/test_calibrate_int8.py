@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 from meddinov3_stroke.backbone import load_backbone
+from meddinov3_stroke.backbone.loading import CACHE_FOLDER
+from meddinov3_stroke.backbone.records import Calibration, calibration_folder, read_calibration
 from meddinov3_stroke.commands import calibrate as calibrate_int8
 from meddinov3_stroke.commands.calibrate import Args, run
 from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.errors import DatasetError, MachineError, SplitError, UsageError, WeightsError
 from meddinov3_stroke.feature_extractor import FeatureExtractor
-from meddinov3_stroke.models import Calibration, calibration_folder, plan_backbone, read_calibration
-from meddinov3_stroke.models.plan import CACHE_FOLDER
 from meddinov3_stroke.types import LABELS
 
 pytestmark = pytest.mark.xdist_group("calibrate")  # one process quantizes, the others read its record
@@ -63,7 +63,7 @@ def calibration(args: Callable[..., Args]) -> Calibration:
 def rewrite(models_dir: Path, calibration: Calibration, **changes: Any) -> None:
     from dataclasses import replace
 
-    from meddinov3_stroke.models import write_calibration
+    from meddinov3_stroke.backbone.records import write_calibration
 
     write_calibration(folder_of(models_dir, calibration), replace(calibration, **changes))
 
@@ -82,10 +82,10 @@ def test_the_record_lies_beside_the_graph_and_says_what_was_done(calibration: Ca
 def test_the_cosine_is_that_of_the_loaded_int8_backbone_to_the_reference(
     calibration: Calibration, weights: Path, volumes: list[Path], models_dir: Path
 ) -> None:
-    from meddinov3_stroke.backbone.fidelity import cosines
+    from meddinov3_stroke.backbone.loading import cosines
 
     int8 = load_backbone(weights, precision="int8", device="cpu", models_dir=models_dir, accept_int8=True)
-    reference = load_backbone(weights, engine="torch", precision="fp32", device="cpu")
+    reference = load_backbone(weights, engine="openvino", precision="fp32", device="cpu")
     checked = [path for path in volumes if read_volume(path).source.sha256 in calibration.check_inputs_sha256]
     worst = min(
         cosines(*(FeatureExtractor(one, 64).embed(read_volume(path)).cls for one in (int8, reference))).min()
@@ -108,7 +108,7 @@ def test_too_low_a_cosine_is_refused_unless_it_is_accepted_and_then_said(
     with pytest.raises(WeightsError, match=r"0\.99890 at worst .* --accept-int8"):
         load_backbone(weights, precision="int8", models_dir=models_dir)
     backbone = load_backbone(weights, precision="int8", models_dir=models_dir, accept_int8=True)
-    assert "accepted by hand" in backbone.warnings[0]
+    assert "accepted with --accept-int8" in backbone.warnings[0]
     rewrite(models_dir, calibration, cls_cosine_min=0.999)
     assert "accepted" not in load_backbone(weights, precision="int8", models_dir=models_dir).warnings[0]
     rewrite(models_dir, calibration)
@@ -137,7 +137,7 @@ def read_volume_hu() -> Any:
 
 
 def test_int8_is_never_what_auto_comes_to(calibration: Calibration, weights: Path, models_dir: Path) -> None:
-    assert plan_backbone(weights, models_dir=models_dir).execution.precision != "int8"
+    assert load_backbone(weights, models_dir=models_dir).identity.precision != "int8"
 
 
 def test_auroc_of_a_head_is_compared_on_the_held_out_volumes_of_a_table(
@@ -156,16 +156,14 @@ def test_auroc_of_a_head_is_compared_on_the_held_out_volumes_of_a_table(
 def test_excluded_patients_are_not_calibrated_or_checked_on(
     args: Callable[..., Args], volumes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from meddinov3_stroke import int8
-
-    def only_tell(used: list[int8.CalibrationVolume], *_: Any) -> None:
+    def only_tell(used: list[calibrate_int8.CalibrationVolume], *_: Any) -> None:
         raise DatasetError(",".join(sorted(one.group for one in used)))
 
     rows = [[str(path), f"S{k}", f"P{k}", 0, 0, 0, 0, 0, 0] for k, path in enumerate(volumes)]
     csv, ids = tmp_path / "series.csv", tmp_path / "ids.txt"
     pd.DataFrame(rows, columns=["nifti_path", "study_uid", "patient_id", *LABELS]).to_csv(csv, index=False)
     ids.write_text("P1\n")
-    monkeypatch.setattr(int8, "hold_out", only_tell)
+    monkeypatch.setattr(calibrate_int8, "hold_out", only_tell)
     left = ",".join(f"patient:P{k}" for k in range(len(volumes)) if k != 1)
     with pytest.raises(DatasetError, match=f"^{left}$"):
         run(args(input=(), series_csv=csv, exclude_ids=ids))
@@ -202,9 +200,9 @@ def test_a_copy_on_both_sides_is_refused_and_nothing_is_kept(
 
 
 def test_without_the_quantizer_the_extra_is_named(args: Callable[..., Args], monkeypatch: pytest.MonkeyPatch) -> None:
-    from meddinov3_stroke.backbone import quantization
+    from meddinov3_stroke.backbone import int8
 
-    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    monkeypatch.setattr(int8, "find_spec", lambda name: None)
     with pytest.raises(MachineError, match=r"meddinov3-stroke\[int8\]"):
         run(args())
 

@@ -65,7 +65,7 @@ def test_each_row_is_the_mean_of_its_slices_in_the_order_of_the_table(extract, t
 
 
 def test_the_features_say_where_they_came_from(extract, table) -> None:
-    _, folder = extract(table, "--pool-mode", "mean_max")
+    _, folder = extract(table, "--pool-mode", "meanmax")
     beside = json.loads((folder / "summary.json").read_text())
     whole = json.loads((folder / "extraction_summary.json").read_text())
     assert beside["pool_mode"] == whole["pool_mode"] == "mean_max"

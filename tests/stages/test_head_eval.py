@@ -268,3 +268,11 @@ def test_testing_a_head_needs_no_torch(arguments: list[str]) -> None:
         f"from meddinov3_stroke import head_eval; sys.exit(head_eval.main({arguments!r}))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_head_model_is_imported_without_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from meddinov3_stroke.head_model import load_checkpoint; print('ok')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "ok"

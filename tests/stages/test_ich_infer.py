@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 
 from meddinov3_stroke import cli
@@ -16,7 +17,10 @@ from meddinov3_stroke.ich_infer import Args, main, run
 from meddinov3_stroke.predictor import ICHPredictor
 from meddinov3_stroke.types import LABELS
 
-FILES = {"summary.json", "similarity_map.png", "similarity_map.npy", "slice_probs.npy"}
+FILES = {
+    *("summary.json", "similarity_map.png", "similarity_map.npy", "slice_probs.npy"),
+    *("slice_embeddings.npy", "volume_embedding.npy", "slice_indices.npy"),
+}
 
 
 @pytest.fixture
@@ -97,11 +101,39 @@ def test_another_resize_is_a_checkpoint_error(make_args, tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("changes", [{"top_k": 0}, {"stride": 0}, {"max_slices": -1}, {"batch": 0}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"top_k": 0}, {"stride": 0}, {"max_slices": -1}, {"batch": 0}),
+        *({"threshold": 1.1}, {"sim_slice": 8}, {"sim_patch": "9,9"}),
+    ],
+    ids=str,
+)
 def test_a_flag_out_of_range_is_a_usage_error_and_nothing_is_written(make_args, tmp_path, changes) -> None:
     with pytest.raises(UsageError):
         run(make_args(**changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_given_threshold_beats_the_checkpoints_and_says_so(make_args, tmp_path, capsys) -> None:
+    assert main([*words(make_args()), "--threshold", "0.01", "--quiet"]) == 0
+    summary = summary_in(tmp_path / "out")
+    assert summary["thresholds"] == dict.fromkeys(LABELS, 0.01)
+    assert summary["threshold"] == 0.01
+    assert set(summary["threshold_origins"].values()) == {"given by --threshold"}
+    assert summary["predicted"] == dict.fromkeys(LABELS, 1)
+    assert any("--threshold 0.01 replaces" in warning for warning in summary["warnings"])
+    assert "warning: --threshold 0.01 replaces the checkpoint's thresholds" in capsys.readouterr().err
+
+
+def test_the_map_is_of_the_slice_and_patch_that_were_asked_for(make_args, tmp_path, capsys) -> None:
+    assert main([*words(make_args()), "--sim-slice", "-1", "--sim-patch", "1,3", "--quiet"]) == 0
+    similarity = summary_in(tmp_path / "out")["similarity"]
+    assert (similarity["slice_indices"], similarity["reference_patches"]) == ([4], [[1, 3]])
+    assert "not a lesion map" in similarity["note"]
+    assert "not a lesion map" in capsys.readouterr().out
+    found = np.load(tmp_path / "out" / "similarity_map.npy")
+    assert (found.shape, found[0, 1, 3]) == ((1, 4, 4), 1.0)
 
 
 def test_the_default_folder_is_named_after_the_case(make_args, head_nifti, tmp_path, monkeypatch) -> None:
@@ -129,7 +161,7 @@ def test_two_runs_write_equal_bytes_but_for_time_and_memory(make_args, tmp_path)
     }
 
 
-def test_a_demonstration_backbone_is_told_on_standard_error_and_in_the_summary(make_args, tmp_path, capsys) -> None:
+def test_a_demonstration_backbone_is_named_on_standard_error_and_in_the_summary(make_args, tmp_path, capsys) -> None:
     assert main([*words(make_args(weights="demo")), "--quiet"]) == 0
     assert "warning: demonstration backbone" in capsys.readouterr().err
     assert any("demonstration" in warning for warning in summary_in(tmp_path / "out")["warnings"])
@@ -161,3 +193,15 @@ def test_a_checkpoint_that_is_none_exits_with_6(make_args, capsys) -> None:
 def test_the_verb_predict_runs_this_stage(make_args, tmp_path) -> None:
     assert cli.main(["predict", *words(make_args()), "--quiet"]) == 0
     assert (tmp_path / "out" / "summary.json").is_file()
+
+
+def test_head_of_another_implementation_exits_6_and_names_the_way_out(
+    tmp_path: Path, random_weights: Callable[..., Path], head_nifti: Callable[..., Path], capsys: Any
+) -> None:
+    document = {"model_state_dict": torch.nn.Linear(64, 6).state_dict(), "input_dim": 64, "num_classes": 6}
+    torch.save({**document, "hidden_dim": 0, "dropout": 0.0, "epoch": 3, "score": 0.8}, tmp_path / "old.pt")
+    flags = {"--input": head_nifti(), "--checkpoint": tmp_path / "old.pt", "--backbone": random_weights()}
+    arguments = [text for flag, value in flags.items() for text in (flag, str(value))]
+    assert main([*arguments, "--output-dir", str(tmp_path / "out"), "--device", "cpu", "--quiet"]) == 6
+    assert "train_meddinov3_rsna.py" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -14,8 +14,8 @@ from meddinov3_stroke import meddinov3_infer
 from meddinov3_stroke.backbone import Backbone, load_backbone
 from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.errors import MissingInput, NonFiniteEmbedding, UsageError
-from meddinov3_stroke.explain import patch_similarity
-from meddinov3_stroke.meddinov3_infer import Args, main, run, sim_slice_index
+from meddinov3_stroke.explain import patch_similarity, sim_slice_index
+from meddinov3_stroke.meddinov3_infer import Args, main, run
 from meddinov3_stroke.system.digest import sha256_of_file
 
 FILES = {
@@ -99,6 +99,11 @@ def test_the_summary_holds_what_readers_rely_on(make_args, tmp_path) -> None:
     assert summary["memory"]["gpu_peak_mib"] is None
 
 
+def test_the_similarity_map_is_labelled_a_viewing_aid(make_args, capsys) -> None:
+    assert "not a lesion map" in run(make_args())["similarity"]["note"]
+    assert "not a lesion map" in capsys.readouterr().out
+
+
 def test_the_summary_says_where_everything_came_from(make_args) -> None:
     args = make_args()
     summary = run(args)
@@ -163,7 +168,7 @@ def test_a_flag_out_of_range_is_a_usage_error_and_nothing_is_written(make_args, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_demonstration_backbone_is_told_on_standard_error_and_in_the_summary(
+def test_a_demonstration_backbone_is_named_on_standard_error_and_in_the_summary(
     make_args, random_weights, tmp_path, capsys
 ) -> None:
     args = make_args(backbone=str(random_weights("demo")))
@@ -178,32 +183,34 @@ def test_a_demonstration_backbone_is_told_on_standard_error_and_in_the_summary(
 def test_standard_output_names_files_figures_and_the_disclaimer(make_args, capsys, tmp_path) -> None:
     run(make_args())
     text = capsys.readouterr().out
-    assert "8 of 8 slices, 64 numbers each" in text
+    assert "8 of 8 slices, 64-dimensional embeddings" in text
     assert "slices/s" in text
     for name in FILES:
         assert f"wrote {tmp_path / 'out' / name}" in text
     assert text.rstrip().endswith("not for clinical diagnosis")
 
 
-def test_progress_tells_rate_and_eta(make_args, caplog, monkeypatch) -> None:
+def test_progress_shows_rate_and_eta(make_args, caplog, monkeypatch) -> None:
     monkeypatch.setattr(meddinov3_infer.LOGGER, "propagate", True)
     with caplog.at_level(logging.INFO, logger="meddinov3_stroke"):
         run(make_args(quiet=False, batch=4))
-    assert "embedding 8 of 8 slices" in caplog.text
+    assert "embedding 8 slices" in caplog.text
     assert "slices/s, ETA" in caplog.text
 
 
 def test_a_corrupt_volume_exits_with_3_and_one_line(make_args, head_nifti, tmp_path, capsys) -> None:
     path = head_nifti()
     path.write_bytes(path.read_bytes()[:-9])
-    assert main(["--input", str(path), "--output-dir", str(tmp_path / "out"), "--backbone", "demo"]) == 3
-    assert capsys.readouterr().err.startswith("E-INPUT-CORRUPT: ")
+    flags = ["--output-dir", str(tmp_path / "out"), "--backbone", "demo", "--quiet"]
+    assert main(["--input", str(path), *flags]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("E-INPUT-CORRUPT: ")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_embedding_that_is_no_number_names_the_file_and_nothing_is_written(make_args, tmp_path, monkeypatch) -> None:
-    bad = np.full((1, 64), np.nan, np.float32), np.zeros((1, 16, 64), np.float32)
-    monkeypatch.setattr(Backbone, "_tokens_or_none", lambda *args: bad)
+    bad = np.full((8, 64), np.nan, np.float32)
+    monkeypatch.setattr(Backbone, "class_tokens", lambda self, pixels: bad)
     with pytest.raises(NonFiniteEmbedding, match=r"case\.nii\.gz: backbone"):
         run(make_args())
     assert not (tmp_path / "out").exists()

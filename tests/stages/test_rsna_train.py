@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import logging
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import pandas as pd
 import pytest
 
 from meddinov3_stroke import rsna_train
+from meddinov3_stroke.backbone import Backbone
 from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, SplitError, TooManyInvalid, UsageError
-from meddinov3_stroke.features import EmbeddingStore, select_slices
+from meddinov3_stroke.features import EmbeddingStore, FeatureExtractor
 from meddinov3_stroke.heads import load_checkpoint
 from meddinov3_stroke.types import LABELS, BackboneIdentity, Preprocessing, SliceEmbeddings, SliceSelection, Volume
 
@@ -25,46 +28,45 @@ IDENTITY = BackboneIdentity(
 )
 
 
-@dataclass
-class FakeBackbone:
-    identity: BackboneIdentity = IDENTITY
-    device: str = "cpu"
-    independent_rows: bool = True
-    warnings: tuple[str, ...] = ()
+class FakeBackbone(Backbone):
+    """Eight numbers a slice: the HU of the voxels in which the cohort below writes its labels."""
+
+    identity = IDENTITY
+    device = "cpu"
+    independent_rows = True
+    warnings = ()
+
+    def __init__(self) -> None: ...
+
+    def side(self, resize: int) -> int:
+        return resize // 16
+
+    def prepare(self, hu: np.ndarray, resize: int) -> np.ndarray:
+        return hu[:, None]
 
     def class_tokens(self, pixels: np.ndarray) -> np.ndarray:
         return pixels.reshape(len(pixels), -1)[:, :8] / np.float32(100)
 
-    def refuse_non_finite(self, cls: np.ndarray, *, first: int = 0) -> None:
-        assert np.isfinite(cls).all()
 
+class CountingExtractor(FeatureExtractor):
+    """Counts the volumes whose tokens were all there, and calls `after_call` with their number."""
 
-@dataclass
-class FakeExtractor:
-    """Eight numbers a slice: the HU of the voxels in which the cohort below writes its labels."""
+    def __init__(self) -> None:
+        self.__dict__.update(backbone=FakeBackbone(), resize=224, batch=6, selection=SliceSelection(), calls=0)
+        self.__dict__["after_call"] = lambda calls: None
 
-    backbone: FakeBackbone = field(default_factory=FakeBackbone)
-    resize: int = 224
-    batch: int = 6
-    selection: SliceSelection = field(default_factory=SliceSelection)
-    calls: int = 0
-    """Volumes whose tokens were all there."""
-    after_call: Callable[[int], Any] = lambda calls: None
-
-    def chosen(self, volume: Volume) -> np.ndarray:
-        return select_slices(volume.n_slices, self.selection)
-
-    def windows(self, volume: Volume, chosen: np.ndarray) -> Iterator[np.ndarray]:
-        yield volume.hu_slices(chosen)[:, None]
+    def __setattr__(self, name: str, value: object) -> None:
+        self.__dict__[name] = value
 
     def finisher(self, volume: Volume, chosen: np.ndarray) -> Callable[[np.ndarray], SliceEmbeddings]:
-        def finish(cls: np.ndarray) -> SliceEmbeddings:
+        finish = super().finisher(volume, chosen)
+
+        def counted(cls: np.ndarray) -> SliceEmbeddings:
             self.calls += 1
             self.after_call(self.calls)
-            identity = self.backbone.identity
-            return SliceEmbeddings(cls, chosen, volume.n_slices, self.resize, self.selection, identity, volume.source)
+            return finish(cls)
 
-        return finish
+        return counted
 
 
 def write_volume(path: Path, labels: list[int], seed: int) -> None:
@@ -96,9 +98,9 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def extractor(monkeypatch: pytest.MonkeyPatch) -> FakeExtractor:
-    fake = FakeExtractor()
-    monkeypatch.setattr(rsna_train.Args, "extractor", lambda args: fake)
+def extractor(monkeypatch: pytest.MonkeyPatch) -> CountingExtractor:
+    fake = CountingExtractor()
+    monkeypatch.setattr(rsna_train.Args, "extractor", lambda args, resize: fake)
     return fake
 
 
@@ -112,10 +114,7 @@ def args(cohort: Path, tmp_path: Path) -> rsna_train.Args:
         train_ratio=0.6,
         val_ratio=0.2,
         test_ratio=0.2,
-        epochs=15,
-        train_batch_size=8,
-        lr=0.1,
-        hidden_dim=0,
+        head=rsna_train.SeriesHeadConfig(epochs=15, batch_size=8, lr=0.1, hidden_dim=0),
         quiet=True,
     )
 
@@ -132,7 +131,7 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_it_writes_every_promised_file(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+def test_it_writes_every_promised_file(args: rsna_train.Args, extractor: CountingExtractor) -> None:
     rsna_train.run(args)
     promised = ["splits/train.csv", "splits/val.csv", "splits/test.csv", "test_metrics.json", "pipeline_summary.json"]
     promised += [f"features/{s}_{what}.npy" for s in ("train", "val", "test") for what in ("embeddings", "labels")]
@@ -140,11 +139,11 @@ def test_it_writes_every_promised_file(args: rsna_train.Args, extractor: FakeExt
     assert {"best.pt", "last.pt", "train_summary.json"} <= {path.name for path in args.checkpoints_dir.iterdir()}
 
 
-def test_it_learns_labels_that_stand_in_the_features(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+def test_it_learns_labels_that_stand_in_the_features(args: rsna_train.Args, extractor: CountingExtractor) -> None:
     assert rsna_train.run(args)["test"]["macro_auroc"] > 0.9
 
 
-def test_the_summary_holds_the_promised_keys(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+def test_the_summary_holds_the_promised_keys(args: rsna_train.Args, extractor: CountingExtractor) -> None:
     summary = rsna_train.run(args)
     assert read(args.output_dir / "pipeline_summary.json") == json.loads(json.dumps(summary, default=str))
     assert {"split", "train", "test", "schema_version", "disclaimer", "warnings"} <= set(summary)
@@ -162,7 +161,7 @@ def test_the_summary_holds_the_promised_keys(args: rsna_train.Args, extractor: F
     assert metrics["head_sha256"] == load_checkpoint(args.checkpoints_dir / "best.pt").sha256
 
 
-def test_features_are_rows_of_the_split_in_its_order(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+def test_features_are_rows_of_the_split_in_its_order(args: rsna_train.Args, extractor: CountingExtractor) -> None:
     rsna_train.run(args)
     for name in ("train", "val", "test"):
         table = pd.read_csv(args.output_dir / "splits" / f"{name}.csv")
@@ -174,17 +173,57 @@ def test_features_are_rows_of_the_split_in_its_order(args: rsna_train.Args, extr
             np.testing.assert_allclose(row, stored.mean(axis=1) / 100, rtol=1e-5)
 
 
+def test_meanmax_is_another_spelling_of_mean_max(args: rsna_train.Args, extractor: CountingExtractor) -> None:
+    summary = rsna_train.run(replace(args, pool_mode="meanmax", head=replace(args.head, epochs=1)))
+    assert summary["pool_mode"] == "mean_max"
+    for folder in ("features/summary.json", "test_metrics.json", "pipeline_summary.json"):
+        assert read(args.output_dir / folder)["pool_mode"] == "mean_max"
+    assert load_checkpoint(args.checkpoints_dir / "best.pt").pool_mode == "mean_max"
+
+
+def test_the_test_figures_are_also_given_at_the_evaluation_threshold(
+    args: rsna_train.Args, extractor: CountingExtractor
+) -> None:
+    rsna_train.run(replace(args, head=replace(args.head, epochs=1), eval_threshold=0.3))
+    metrics = read(args.output_dir / "test_metrics.json")
+    probabilities = np.load(args.output_dir / "test_probs.npy")
+    labels = np.load(args.output_dir / "features" / "test_labels.npy")
+    positive = probabilities >= 0.3
+    found = metrics["metrics_at_threshold"]
+    assert found["threshold"] == 0.3
+    for k, label in enumerate(LABELS):
+        assert found["per_class"][label]["tp"] == int((positive[:, k] & (labels[:, k] == 1)).sum())
+        assert found["per_class"][label]["fp"] == int((positive[:, k] & (labels[:, k] == 0)).sum())
+
+
+def test_a_warm_run_reads_no_volume(
+    args: rsna_train.Args, extractor: CountingExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 3600)  # the cohort's files are old enough to be remembered
+    first = rsna_train.run(replace(args, head=replace(args.head, epochs=1)))["extraction"]
+    opened: list[str] = []
+    sys.addaudithook(lambda event, found: opened.append(str(found[0])) if event == "open" else None)
+    warm = rsna_train.run(replace(args, head=replace(args.head, epochs=1)))["extraction"]
+    assert warm["n_from_cache"] == first["n_computed"] == first["n_total"]
+    assert [path for path in opened if path.endswith(".nii.gz")] == []
+    rsna_train.run(replace(args, head=replace(args.head, epochs=1), verify_inputs=True))
+    assert len({path for path in opened if path.endswith(".nii.gz")}) == first["n_total"]
+
+
 @pytest.mark.parametrize(("mode", "width"), [("mean", 8), ("max", 8), ("mean_max", 16)])
 def test_the_pool_mode_decides_the_width_and_is_recorded(
-    args: rsna_train.Args, extractor: FakeExtractor, mode: Any, width: int
+    args: rsna_train.Args, extractor: CountingExtractor, mode: Any, width: int
 ) -> None:
-    rsna_train.run(replace(args, pool_mode=mode, epochs=1))
+    rsna_train.run(replace(args, pool_mode=mode, head=replace(args.head, epochs=1)))
     assert np.load(args.output_dir / "features" / "train_embeddings.npy").shape[1] == width
     assert read(args.output_dir / "features" / "summary.json")["pool_mode"] == mode
     assert load_checkpoint(args.checkpoints_dir / "best.pt").pool_mode == mode
 
 
-def test_a_second_run_embeds_nothing_and_gives_the_same_head(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+def test_a_second_run_embeds_nothing_and_gives_the_same_head(
+    args: rsna_train.Args, extractor: CountingExtractor
+) -> None:
     first = rsna_train.run(args)
     tensors = load_checkpoint(args.checkpoints_dir / "best.pt").state_dict
     calls = extractor.calls
@@ -197,7 +236,9 @@ def test_a_second_run_embeds_nothing_and_gives_the_same_head(args: rsna_train.Ar
 
 
 @pytest.mark.usefixtures("python_sigint")
-def test_an_interrupted_run_keeps_finished_volumes_and_resumes(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+def test_an_interrupted_run_keeps_finished_volumes_and_resumes(
+    args: rsna_train.Args, extractor: CountingExtractor
+) -> None:
     extractor.after_call = lambda calls: signal.raise_signal(signal.SIGINT) if calls == 5 else None
     with pytest.raises(KeyboardInterrupt):
         rsna_train.run(args)
@@ -210,7 +251,7 @@ def test_an_interrupted_run_keeps_finished_volumes_and_resumes(args: rsna_train.
 
 
 @pytest.mark.usefixtures("python_sigint")
-def test_a_second_interrupt_stops_at_once(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+def test_a_second_interrupt_stops_at_once(args: rsna_train.Args, extractor: CountingExtractor) -> None:
     def twice(calls: int) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -222,13 +263,13 @@ def test_a_second_interrupt_stops_at_once(args: rsna_train.Args, extractor: Fake
 
 
 @pytest.mark.usefixtures("python_sigint")
-def test_the_command_exits_130_when_interrupted(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+def test_the_command_exits_130_when_interrupted(args: rsna_train.Args, extractor: CountingExtractor) -> None:
     extractor.after_call = lambda calls: signal.raise_signal(signal.SIGINT)
     assert rsna_train.main(["--series-csv", str(args.series_csv), "--cache-dir", str(args.cache_dir), "--quiet",
                             "--output-dir", str(args.output_dir)]) == 130  # fmt: skip
 
 
-def test_the_first_bad_volume_ends_the_run_with_its_row(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+def test_the_first_bad_volume_ends_the_run_with_its_row(args: rsna_train.Args, extractor: CountingExtractor) -> None:
     def break_one(table: pd.DataFrame) -> None:
         table.loc[7, "nifti_path"] = ""
 
@@ -238,7 +279,7 @@ def test_the_first_bad_volume_ends_the_run_with_its_row(args: rsna_train.Args, e
     assert not args.checkpoints_dir.exists()
 
 
-def test_a_truncated_volume_ends_the_run_with_its_row(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+def test_a_truncated_volume_ends_the_run_with_its_row(args: rsna_train.Args, extractor: CountingExtractor) -> None:
     def truncate_one(table: pd.DataFrame) -> None:
         whole = args.series_csv.parent / table.loc[4, "nifti_path"]
         half = whole.with_name("_half.nii.gz")
@@ -250,7 +291,10 @@ def test_a_truncated_volume_ends_the_run_with_its_row(args: rsna_train.Args, ext
 
 
 def test_bad_volumes_within_the_cap_are_skipped_and_reported(
-    args: rsna_train.Args, extractor: FakeExtractor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    args: rsna_train.Args,
+    extractor: CountingExtractor,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logging.getLogger("meddinov3_stroke"), "propagate", True)
 
@@ -259,7 +303,7 @@ def test_bad_volumes_within_the_cap_are_skipped_and_reported(
         table.loc[2, "nifti_path"] = "ID_p1/ID_s10"
 
     csv = changed_csv(args.series_csv, break_two)
-    summary = rsna_train.run(replace(args, series_csv=csv, skip_invalid_nifti=True, epochs=1))
+    summary = rsna_train.run(replace(args, series_csv=csv, skip_invalid_nifti=True, head=replace(args.head, epochs=1)))
     report = summary["train"]["invalid_nifti_report"]
     assert report["n_invalid"] == 2
     assert report["by_reason"] == {"E-INPUT-MISSING": 2}
@@ -272,7 +316,7 @@ def test_bad_volumes_within_the_cap_are_skipped_and_reported(
 
 
 def test_more_bad_volumes_than_the_cap_stop_the_run_before_training(
-    args: rsna_train.Args, extractor: FakeExtractor
+    args: rsna_train.Args, extractor: CountingExtractor
 ) -> None:
     def break_many(table: pd.DataFrame) -> None:
         table.loc[:5, "nifti_path"] = ""
@@ -286,7 +330,7 @@ def test_more_bad_volumes_than_the_cap_stop_the_run_before_training(
     assert n_cached == extractor.calls > 0
 
 
-def test_the_same_volume_under_two_patients_stops_the_run(args: rsna_train.Args, extractor: FakeExtractor) -> None:
+def test_the_same_volume_under_two_patients_stops_the_run(args: rsna_train.Args, extractor: CountingExtractor) -> None:
     def copy_one(table: pd.DataFrame) -> None:
         source = args.series_csv.parent / table.loc[0, "nifti_path"]
         copy = args.series_csv.parent / "ID_twin/ID_twin0/_1.nii.gz"
@@ -302,21 +346,26 @@ def test_the_same_volume_under_two_patients_stops_the_run(args: rsna_train.Args,
 
 @pytest.mark.parametrize(
     "flags",
-    [{"train_ratio": 0.9}, {"max_invalid": 1.5}, {"epochs": 0}, {"lr": -1.0}],
-    ids=lambda flags: next(iter(flags)),
+    [
+        *({"train_ratio": 0.9}, {"max_invalid": 1.5}, {"eval_threshold": 1.5}),
+        *({"head": rsna_train.SeriesHeadConfig(epochs=0)}, {"head": rsna_train.SeriesHeadConfig(lr=-1.0)}),
+    ],
+    ids=str,
 )
 def test_flags_out_of_range_are_found_before_any_volume_is_read(
-    args: rsna_train.Args, extractor: FakeExtractor, flags: dict[str, Any]
+    args: rsna_train.Args, extractor: CountingExtractor, flags: dict[str, Any]
 ) -> None:
     with pytest.raises(UsageError):
         rsna_train.run(replace(args, **flags))
     assert extractor.calls == 0
 
 
-def test_it_splits_as_prepare_rsna_splits_does(args: rsna_train.Args, extractor: FakeExtractor, tmp_path: Path) -> None:
+def test_it_splits_as_prepare_rsna_splits_does(
+    args: rsna_train.Args, extractor: CountingExtractor, tmp_path: Path
+) -> None:
     from meddinov3_stroke import rsna_split
 
-    rsna_train.run(replace(args, epochs=1))
+    rsna_train.run(replace(args, head=replace(args.head, epochs=1)))
     rsna_split.run(
         rsna_split.Args(
             series_csv=args.series_csv, output_dir=tmp_path / "alone", train_ratio=0.6, val_ratio=0.2, test_ratio=0.2
@@ -327,9 +376,9 @@ def test_it_splits_as_prepare_rsna_splits_does(args: rsna_train.Args, extractor:
 
 
 def test_standard_output_shows_figures_paths_and_the_disclaimer(
-    args: rsna_train.Args, extractor: FakeExtractor, capsys: pytest.CaptureFixture[str]
+    args: rsna_train.Args, extractor: CountingExtractor, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rsna_train.run(replace(args, epochs=1))
+    rsna_train.run(replace(args, head=replace(args.head, epochs=1)))
     shown = capsys.readouterr().out
     for expected in ("epidural", "macro", "pipeline_summary.json", "research use only"):
         assert expected in shown
@@ -337,7 +386,7 @@ def test_standard_output_shows_figures_paths_and_the_disclaimer(
 
 @pytest.mark.parametrize("what", ["a folder", "a DICOM file"])
 def test_under_nifti_path_only_nifti_is_read(
-    args: rsna_train.Args, extractor: FakeExtractor, cohort: Path, what: str
+    args: rsna_train.Args, extractor: CountingExtractor, cohort: Path, what: str
 ) -> None:
     from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from meddinov3_stroke.errors import DeviceUnavailable, UsageError
+from meddinov3_stroke.errors import DeviceUnavailable, MachineError, UsageError
 from meddinov3_stroke.system import devices
 from meddinov3_stroke.system.devices import (
     available_cpus,
@@ -62,6 +62,9 @@ def torch_threads() -> Iterator[None]:
         ({"n_cuda": 2, "current": 1}, "gpu", "cuda:1"),
         ({"n_cuda": 2, "current": 1}, "cuda", "cuda:1"),
         ({"n_cuda": 2}, "cuda:1", "cuda:1"),
+        ({"n_cuda": 4}, "gpu:3", "cuda:3"),
+        ({"n_cuda": 4}, "3", "cuda:3"),
+        ({"n_cuda": 4}, "0", "cuda:0"),
         ({"n_cuda": 2}, "cpu", "cpu"),
         ({"mps": True}, "auto", "mps"),
         ({"mps": True}, "gpu", "mps"),
@@ -87,6 +90,10 @@ def test_a_name_stands_for_what_the_machine_has(
         ({"mps": True}, "cuda:0", "torch sees no GPU"),
         ({"n_cuda": 2}, "cuda:2", r"torch sees 2 GPU\(s\), numbered from 0"),
         ({"n_cuda": 2}, "mps", "no Metal device is available"),
+        ({"n_cuda": 2}, "gpu:2", r"--device gpu:2: torch sees 2 GPU\(s\)"),
+        ({"n_cuda": 2}, "2", r"--device 2: torch sees 2 GPU\(s\)"),
+        ({}, "1", "torch sees no GPU"),
+        ({"mps": True}, "gpu:0", "torch sees no GPU"),
     ],
 )
 def test_a_device_asked_for_by_name_never_gives_way_to_another(
@@ -97,10 +104,20 @@ def test_a_device_asked_for_by_name_never_gives_way_to_another(
         resolve_device(name)
 
 
-@pytest.mark.parametrize("name", ["tpu", "cuda:", "cuda:-1", "cuda:x", "CPU", "", "cpu:0", "mps:0"])
+@pytest.mark.parametrize("name", ["tpu", "cuda:", "cuda:-1", "cuda:x", "CPU", "", "cpu:0", "mps:0", "gpu:", "-1"])
 def test_a_name_that_is_no_device_is_a_usage_error(name: str) -> None:
     with pytest.raises(UsageError, match="expected auto, cpu, gpu, cuda:N or mps"):
         resolve_device(name)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:0", "1", "mps"])
+def test_a_gpu_without_torch_names_the_install_command(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(devices, "find_spec", lambda package: None)
+    monkeypatch.setattr(devices, "gpu_may_exist", lambda: True)
+    with pytest.raises(MachineError, match=r"pip install 'meddinov3-stroke\[torch\]'") as caught:
+        resolve_device(name)
+    assert caught.value.exit_code == 7
+    assert resolve_device("auto") == resolve_device("cpu") == "cpu"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="drivers are libraries and device files here")

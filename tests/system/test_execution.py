@@ -11,7 +11,7 @@ from itertools import product
 import pytest
 import torch
 
-from meddinov3_stroke.errors import DeviceUnavailable, UsageError
+from meddinov3_stroke.errors import DeviceUnavailable, MachineError, UsageError
 from meddinov3_stroke.system import devices
 from meddinov3_stroke.system.devices import ENGINES, PRECISIONS, resolve_execution
 
@@ -123,6 +123,17 @@ def test_what_does_not_go_together_is_a_usage_error(
     on(machine)
     with pytest.raises(UsageError, match=message):
         resolve_execution(**wish)
+
+
+@pytest.mark.parametrize("wish", [{"engine": "torch"}, {"device": "cuda:0"}, {"device": "gpu"}], ids=str)
+def test_an_engine_that_needs_torch_and_lacks_it_names_the_install_command(
+    on: Callable[[Machine], None], monkeypatch: pytest.MonkeyPatch, wish: dict[str, str]
+) -> None:
+    on(CUDA)
+    monkeypatch.setattr(devices, "find_spec", lambda name: None if name == "torch" else object())
+    with pytest.raises(MachineError, match=r"pip install 'meddinov3-stroke\[torch\]'"):
+        resolve_execution(**wish)
+    assert resolve_execution().engine == "openvino"
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=str)

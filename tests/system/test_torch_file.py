@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from meddinov3_stroke.errors import MissingWeights, UnsafeWeights, WeightsError
 from meddinov3_stroke.system.torch_file import (
     load_torch_file,
+    read_torch_file,
     save_torch_file,
     unpickle_torch_file,
 )
@@ -45,6 +47,53 @@ def test_tensors_and_plain_containers_come_back(tmp_path: Path, archive: bool) -
     assert torch.equal(found["state"]["weight"], CONTENT["state"]["weight"])
     assert found["labels"] == ("any", "epidural")
     assert found["thresholds"] == {"any": 0.25, "none": None}
+
+
+@pytest.mark.parametrize("archive", [True, False], ids=["zip", "legacy"])
+def test_tensors_come_back_as_arrays_without_torch(tmp_path: Path, archive: bool) -> None:
+    tensors = {
+        "view": torch.arange(24.0).reshape(4, 6)[1:, ::2].T,
+        "half": torch.tensor([1.5, -2.0], dtype=torch.float16),
+        "bf16": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+        "numbers": torch.arange(3),
+        "flags": torch.tensor([True, False]),
+        "scalar": torch.tensor(2.5),
+        "empty": torch.ones(0, 3),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+    }
+    shared = torch.arange(4.0)
+    content = {"tensors": tensors, "a": shared[:2], "b": shared[2:], "size": torch.Size([2]), "plain": {"x": (1, None)}}
+    torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=archive)
+    found = read_torch_file(tmp_path / "x.pt")
+    for name, tensor in tensors.items():
+        expected = tensor.detach().float() if name == "bf16" else tensor.detach()
+        assert np.array_equal(found["tensors"][name], expected.numpy())
+        assert found["tensors"][name].dtype == expected.numpy().dtype
+    assert (found["a"].tolist(), found["b"].tolist()) == ([0, 1], [2, 3])
+    assert (found["size"], found["plain"]) == ((2,), {"x": (1, None)})
+
+
+def test_a_file_that_is_known_to_be_sound_is_not_checked_again(tmp_path: Path) -> None:
+    save_torch_file(tmp_path / "x.pt", {"w": torch.ones(50_000)})
+    raw = bytearray((tmp_path / "x.pt").read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (tmp_path / "x.pt").write_bytes(raw)
+    assert read_torch_file(tmp_path / "x.pt", verified=True)["w"].shape == (50_000,)
+
+
+@pytest.mark.parametrize("damage", [(0, (10**9,), (1,)), (-1, (1,), (1,)), (0, (3,), (4,)), (2, (3,), (1,))], ids=str)
+def test_a_tensor_outside_its_storage_is_refused(tmp_path: Path, damage: tuple[Any, ...]) -> None:
+    class Lie:
+        def __reduce__(self) -> tuple[Any, ...]:
+            offset, size, stride = damage
+            storage = torch.ones(4).storage()
+            return torch._utils._rebuild_tensor_v2, (storage, offset, size, stride, False, None)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates typed storages
+        torch.save({"x": Lie()}, tmp_path / "x.pt")
+    with pytest.raises(WeightsError, match="does not fit in its storage"):
+        read_torch_file(tmp_path / "x.pt")
 
 
 def test_what_was_saved_is_loaded_and_no_temporary_stays(tmp_path: Path) -> None:
@@ -126,8 +175,8 @@ def test_compressed_records_are_refused_before_they_inflate(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is empty"),
-        (b"  \n", "is empty"),
+        (b"", "is an empty file"),
+        (b"  \n", "is an empty file"),
         (b"\xef\xbb\xbf<html><body>Sign in</body></html>", "HTML page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git-LFS pointer"),
         (b"PK\x03\x04 and nothing more", "truncated or damaged"),

@@ -84,20 +84,12 @@ class Architecture:
         """The torch module, by default without memory of its own."""
         from meddinov3_stroke.backbone.vit import VisionTransformer
 
+        renamed = {"ffn_dim", "layerscale", "rope_base", "rope_dtype"}
+        same = {name: value for name, value in dataclasses.asdict(self).items() if name not in renamed}
         return VisionTransformer(
-            embed_dim=self.embed_dim,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            patch_size=self.patch_size,
-            in_chans=self.in_chans,
+            **same,
             ffn_ratio=self.ffn_dim / self.embed_dim,
-            qkv_bias=self.qkv_bias,
-            proj_bias=self.proj_bias,
-            ffn_bias=self.ffn_bias,
-            mask_k_bias=self.mask_k_bias,
-            n_storage_tokens=self.n_storage_tokens,
             layerscale_init=1.0 if self.layerscale else None,
-            norm_layer=self.norm_layer,
             pos_embed_rope_base=self.rope_base,
             pos_embed_rope_dtype=self.rope_dtype,
             device=device,

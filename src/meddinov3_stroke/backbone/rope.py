@@ -19,7 +19,7 @@ def round_bf16(x: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"
 def rope_periods(head_dim: int, base: float = ROPE_BASE) -> Float32[np.ndarray, " period"]:
     """The head_dim/4 periods of the angles, in float32."""
     exponents = np.arange(head_dim // 4, dtype=np.float32) / np.float32(head_dim // 4)
-    return np.power(np.float32(base), exponents)
+    return np.asarray(np.power(np.float32(base), exponents))
 
 
 def rope_tables(

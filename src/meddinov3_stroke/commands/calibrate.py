@@ -17,7 +17,7 @@ from meddinov3_stroke import config
 from meddinov3_stroke.errors import CheckpointError, DatasetError, MissingInput, SplitError, UsageError
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER
-from meddinov3_stroke.types import SliceSelection, VolumeInput
+from meddinov3_stroke.types import SliceSelection, VolumeInput, VolumeSource
 
 if TYPE_CHECKING:
     from meddinov3_stroke.backbone import Backbone
@@ -68,15 +68,6 @@ class CalibrationVolume:
     group: str
     """What must not be on both sides: the patient, the study, or the file itself."""
     labels: Int8[np.ndarray, " label"] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class CalibrationSlices:
-    """Prepared slices and the digests of the volumes they are from."""
-
-    pixels: Float32[np.ndarray, "n 1 row col"]
-    sources_sha256: tuple[str, ...]
-    pixels_sha256: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,14 +205,13 @@ def _calibrate(
     models_dir = config.load_settings().models_dir
     fp32 = load_backbone(args.backbone or file.path, "openvino", "fp32", "cpu", models_dir=models_dir)
     head = _head(args, fp32)
-    slices = _calibration_slices(to_calibrate, fp32, args.resize, args.calibration_slices)
-    n_slices, n_volumes = len(slices.pixels), len(slices.sources_sha256)
-    LOGGER.info("quantizing on %d slices of %d volumes; this takes minutes", n_slices, n_volumes)
-    graph = quantize_graph(build_graph(file.weights(), args.resize, class_tokens_only=True), slices.pixels)
+    pixels, sources = _calibration_slices(to_calibrate, fp32, args.resize, args.calibration_slices)
+    LOGGER.info("quantizing on %d slices of %d volumes; this takes minutes", len(pixels), len(sources))
+    graph = quantize_graph(build_graph(file.weights(), args.resize, class_tokens_only=True), pixels)
     engine = OpenVINOEngine(lambda side: graph, "int8", lambda side: graph)
     int8 = Backbone(replace(fp32.identity, precision="int8"), "cpu", lambda: engine)
     measured = _measure(args, to_check[: args.check_volumes], fp32, int8)
-    refuse_copies(slices.pixels_sha256, [one.pixels_sha256 for one in measured])
+    refuse_copies([source.pixels_sha256 for source in sources], [one.pixels_sha256 for one in measured])
     cosines = np.concatenate([one.cosines for one in measured])
     digest = fp32.identity.weights_sha256
     assert file.folder is not None  # there is always a models folder
@@ -231,11 +221,11 @@ def _calibrate(
         graph_sha256=save_graph(graph, calibration_folder(file.folder, digest)),
         cls_cosine_min=float(cosines.min()),
         cls_cosine_mean=float(cosines.mean()),
-        n_calibration_volumes=n_volumes,
-        n_calibration_slices=n_slices,
+        n_calibration_volumes=len(sources),
+        n_calibration_slices=len(pixels),
         n_check_volumes=len(measured),
         n_check_slices=len(cosines),
-        calibration_inputs_sha256=slices.sources_sha256,
+        calibration_inputs_sha256=tuple(source.sha256 for source in sources),
         check_inputs_sha256=tuple(one.source_sha256 for one in measured),
         settings={**quantizer_settings(), "seed": str(args.seed)},
         auroc=None if head is None else auroc_change(head, measured),
@@ -244,8 +234,8 @@ def _calibrate(
 
 def _calibration_slices(
     volumes: Sequence[CalibrationVolume], backbone: Backbone, resize: int, most: int
-) -> CalibrationSlices:
-    """About `most` slices, evenly from as many of the volumes as that reaches."""
+) -> tuple[Float32[np.ndarray, "n 1 row col"], list[VolumeSource]]:
+    """About `most` prepared slices, evenly from as many of the volumes as that reaches, and what they are from."""
     from meddinov3_stroke.ct import read_volume
     from meddinov3_stroke.feature_extractor import select_slices
 
@@ -256,11 +246,7 @@ def _calibration_slices(
         volume = read_volume(each.input)
         windows.append(backbone.prepare(volume.hu_slices(select_slices(volume.n_slices, selection)), resize))
         sources.append(volume.source)
-    return CalibrationSlices(
-        np.concatenate(windows)[:most],
-        tuple(source.sha256 for source in sources),
-        tuple(source.pixels_sha256 for source in sources),
-    )
+    return np.concatenate(windows)[:most], sources
 
 
 def _measure(args: Args, volumes: Sequence[CalibrationVolume], fp32: Backbone, int8: Backbone) -> list[MeasuredVolume]:
@@ -314,7 +300,7 @@ def _probabilities(
         return np.stack([predict_logits(head, cls).probabilities.max(axis=0) for cls in tokens])
     if mode not in ("mean", "max", "mean_max"):
         raise CheckpointError(f"the head states pool mode {mode!r}; expected slice, mean, max or mean_max; retrain it")
-    return predict_logits(head, np.stack([pool_slices(cls, mode) for cls in tokens])).probabilities  # type: ignore[arg-type]
+    return predict_logits(head, np.stack([pool_slices(cls, mode) for cls in tokens])).probabilities
 
 
 def _head(args: Args, reference: Backbone) -> HeadCheckpoint | None:

@@ -1,10 +1,11 @@
 """Stage `demo`: a phantom cohort through the real pipeline, with no weights, no network and no GPU.
 
-It shows that the machinery works from a volume to a tested head and pictures. It says nothing about patients.
+It shows that every step works, from a volume to a tested head and pictures. It says nothing about patients.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
-from meddinov3_stroke import config
+from meddinov3_stroke import config, ich_infer, rsna_train
+from meddinov3_stroke.commands import phantom
 from meddinov3_stroke.errors import DatasetError
 from meddinov3_stroke.options import DeviceName, OutputDir
 from meddinov3_stroke.system.atomic import write_json
@@ -26,18 +28,18 @@ if TYPE_CHECKING:
     from meddinov3_stroke.head_train import HeadData
 
 LEAST_HELD_OUT_PATIENTS = 60
-"""Fewer held-out patients than this and the demo's figure would say little."""
+"""Least number of held-out patients; with fewer, the demo's AUROC would be too uncertain."""
 
 SMALL_LESION_ML = 2.0
 """Haemorrhages below this volume are counted as small."""
 
 SHUFFLES = 5
-"""Times the control is trained on permuted labels; one permutation alone scatters widely about 0.5."""
+"""Times the control is trained on permuted labels; a single permutation scatters widely about 0.5."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(ConsoleOptions):
-    """Make synthetic head CT, run train-rsna and predict on it, and print a table and where the pictures are."""
+    """Make synthetic head CT, run train-rsna and predict on it, and print the test AUROC and the paths of pictures."""
 
     output_dir: OutputDir = config.DEMO_DIR
     """Folder for everything the demo writes; repeating the demo reuses its cache."""
@@ -46,7 +48,7 @@ class Args(ConsoleOptions):
     device: DeviceName = config.DEVICE
     """Where to compute; only auto may fall back."""
     patients: int = config.DEMO_PATIENTS
-    """Phantom patients in all; at least 60 of them are held out."""
+    """Number of phantom patients; at least 60 of them are held out."""
     seed: int = config.SEED
     """Seed of the cohort, the split and the head."""
 
@@ -61,54 +63,41 @@ def run(args: Args) -> dict[str, Any]:
     if args.patients * config.DEMO_TEST_RATIO < LEAST_HELD_OUT_PATIENTS:
         least = int(np.ceil(LEAST_HELD_OUT_PATIENTS / config.DEMO_TEST_RATIO))
         raise DatasetError(f"--patients {args.patients}: too few to hold out {LEAST_HELD_OUT_PATIENTS}; give {least}")
-    phantoms = make_cohort(args)
-    pipeline = run_pipeline(args, phantoms)
+    phantom_args = phantom.Args(
+        output_dir=args.output_dir / "phantoms", patients=args.patients, seed=args.seed, **_console(args)
+    )
+    phantom.run(phantom_args)
+    pipeline = rsna_train.run(pipeline_args(args))
     control = run_control(args)
-    case_dir = predict_one(args)
-    summary = summarize(args, pipeline, control, case_dir, watch.elapsed_s)
+    held_out = held_out_series(args.output_dir)
+    case_dir = predict_one(args, held_out)
+    summary = summarize(args, pipeline, control, case_dir, held_out)
+    summary["elapsed_s"] = round(watch.elapsed_s, 1)
     write_json(args.output_dir / "demo_summary.json", summary)
     print_summary(args, summary)
     return summary
 
 
-def make_cohort(args: Args) -> Path:
-    """The series CSV of the phantom cohort; made anew at each run, the same bytes for the same seed."""
-    from meddinov3_stroke.commands import phantom as make_phantoms
-
-    folder = args.output_dir / "phantoms"
-    phantom_args = make_phantoms.Args(
-        output_dir=folder,
-        patients=args.patients,
-        seed=args.seed,
-        quiet=args.quiet,
-        json_log=args.json_log,
-        debug=args.debug,
-    )
-    return make_phantoms.run(phantom_args).csv_path
+def _console(args: Args) -> dict[str, Any]:
+    return {"quiet": args.quiet, "json_log": args.json_log, "debug": args.debug}
 
 
-def run_pipeline(args: Args, series_csv: Path) -> dict[str, Any]:
-    """The `pipeline_summary.json` of train-rsna on the cohort."""
-    from meddinov3_stroke import rsna_train
-
-    return rsna_train.run(
-        rsna_train.Args(
-            series_csv=series_csv,
-            output_dir=args.output_dir / "rsna_pipeline",
-            cache_dir=args.output_dir / "rsna_cache",
-            checkpoints_dir=args.output_dir / "checkpoints",
-            train_ratio=config.DEMO_TRAIN_RATIO,
-            val_ratio=config.DEMO_VAL_RATIO,
-            test_ratio=config.DEMO_TEST_RATIO,
-            head=rsna_train.RsnaHeadConfig(
-                epochs=config.DEMO_EPOCHS, batch_size=config.DEMO_TRAIN_BATCH_SIZE, seed=args.seed
-            ),
-            backbone=args.backbone,
-            device=args.device,
-            quiet=args.quiet,
-            json_log=args.json_log,
-            debug=args.debug,
-        )
+def pipeline_args(args: Args) -> rsna_train.Args:
+    """The flags of train-rsna on the cohort."""
+    return rsna_train.Args(
+        series_csv=args.output_dir / "phantoms" / "phantom_series_labels.csv",
+        output_dir=args.output_dir / "rsna_pipeline",
+        cache_dir=args.output_dir / "rsna_cache",
+        checkpoints_dir=args.output_dir / "checkpoints",
+        train_ratio=config.DEMO_TRAIN_RATIO,
+        val_ratio=config.DEMO_VAL_RATIO,
+        test_ratio=config.DEMO_TEST_RATIO,
+        head=rsna_train.SeriesHeadConfig(
+            epochs=config.DEMO_EPOCHS, batch_size=config.DEMO_TRAIN_BATCH_SIZE, seed=args.seed
+        ),
+        backbone=args.backbone,
+        device=args.device,
+        **_console(args),
     )
 
 
@@ -154,18 +143,16 @@ def _shuffled_run(
         for name, part in data.items()
         if name != "test"
     }
-    head = HeadConfig(epochs=config.DEMO_EPOCHS, batch_size=config.DEMO_TRAIN_BATCH_SIZE, seed=seed)
+    options = HeadConfig(epochs=config.DEMO_EPOCHS, batch_size=config.DEMO_TRAIN_BATCH_SIZE, seed=seed)
     context = HeadContext(pool_mode=config.POOL_MODE, resize=config.RESIZE, backbone=None, label_names=LABELS)
-    train_head(shuffled["train"], shuffled["val"], head, context, folder, progress=False)
+    train_head(shuffled["train"], shuffled["val"], options, context, folder, progress=False)
     metrics, _ = evaluate_head(load_checkpoint(folder / "best.pt"), data["test"])
     return metrics
 
 
-def predict_one(args: Args) -> Path:
+def predict_one(args: Args, held_out: list[dict[str, Any]]) -> Path:
     """The folder of the case inference of one held-out series: the one with the largest haemorrhage."""
-    from meddinov3_stroke import ich_infer
-
-    series = max(held_out_series(args.output_dir), key=lambda record: sum(record["lesion_volumes_ml"].values()))
+    series = max(held_out, key=lambda record: sum(record["lesion_volumes_ml"].values()))
     folder = args.output_dir / f"case_{series['series_uid']}"
     ich_infer.run(
         ich_infer.Args(
@@ -174,30 +161,26 @@ def predict_one(args: Args) -> Path:
             output_dir=folder,
             backbone=args.backbone,
             device=args.device,
-            quiet=args.quiet,
-            json_log=args.json_log,
-            debug=args.debug,
+            **_console(args),
         )
     )
     return folder
 
 
 def held_out_series(folder: Path) -> list[dict[str, Any]]:
-    """What `phantom_cohort.json` knows of every series in the test split."""
-    import pandas as pd
-
+    """The record in `phantom_cohort.json` of every series in the test split."""
     cohort = json.loads((folder / "phantoms" / "phantom_cohort.json").read_text(encoding="utf-8"))
-    test = set(pd.read_csv(folder / "rsna_pipeline" / "splits" / "test.csv", dtype=str)["series_uid"])
+    with (folder / "rsna_pipeline" / "splits" / "test.csv").open(encoding="utf-8", newline="") as file:
+        test = {row["series_uid"] for row in csv.DictReader(file)}
     return [record for record in cohort["series"] if record["series_uid"] in test]
 
 
 def summarize(
-    args: Args, pipeline: dict[str, Any], control: dict[str, Any], case_dir: Path, elapsed_s: float
+    args: Args, pipeline: dict[str, Any], control: dict[str, Any], case_dir: Path, held_out: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The demo's figures in one document."""
-    held_out = held_out_series(args.output_dir)
     volumes_ml = [ml for record in held_out for ml in record["lesion_volumes_ml"].values() if ml > 0]
-    metrics = pipeline["test"]
+    metrics, quartiles = pipeline["test"], np.percentile(volumes_ml, (0, 50, 100)).round(2).tolist()
     return {
         **provenance(),
         "backbone": args.backbone,
@@ -208,21 +191,16 @@ def summarize(
             "series": len(held_out),
             "lesions": len(volumes_ml),
             "lesions_below_2_ml": sum(ml < SMALL_LESION_ML for ml in volumes_ml),
-            "lesion_volume_ml": dict(
-                zip(("min", "median", "max"), np.percentile(volumes_ml, (0, 50, 100)).round(2).tolist(), strict=True)
-            ),
+            "lesion_volume_ml": dict(zip(("min", "median", "max"), quartiles, strict=True)),
         },
-        "macro_auroc": metrics["macro_auroc"],
-        "macro_auroc_interval": metrics["macro_auroc_interval"],
-        "per_class_auroc": metrics["per_class_auroc"],
+        **{key: metrics[key] for key in ("macro_auroc", "macro_auroc_interval", "per_class_auroc")},
         "shuffled_labels": {key: control[key] for key in ("macro_auroc", "macro_auroc_of_shuffles", "per_class_auroc")},
         "pictures": [str(case_dir / "similarity_map.png"), str(args.output_dir / "checkpoints" / "training_curve.png")],
-        "elapsed_s": round(elapsed_s, 1),
     }
 
 
 def print_summary(args: Args, summary: dict[str, Any]) -> None:
-    """The table and the places of the pictures, on standard output."""
+    """Print the AUROC table and the paths of the pictures."""
     from rich.console import Console
     from rich.table import Table
 

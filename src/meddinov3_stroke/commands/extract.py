@@ -1,4 +1,4 @@
-"""Stage `extract`: a series CSV -> one row of features each, whole: what an external test is made on."""
+"""Stage `extract`: a series CSV -> one row of pooled features per series, unsplit, for an external test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from meddinov3_stroke import config
 from meddinov3_stroke.options import CohortOptions, OutputDir
 from meddinov3_stroke.system.command import run_command
-from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
+from meddinov3_stroke.system.provenance import DISCLAIMER
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -40,51 +40,39 @@ def run(args: Args) -> dict[str, Any]:
         KeyboardInterrupt: SIGINT; what is finished is kept and not computed again.
     """
     from meddinov3_stroke import rsna_pipeline as rsna
-    from meddinov3_stroke.features import EmbeddingStore
     from meddinov3_stroke.system.atomic import write_json
     from meddinov3_stroke.system.provenance import Stopwatch, memory_statistics
 
     watch = Stopwatch()
-    rsna.check_max_invalid(args.max_invalid)
-    tables = {NAME: args.read_table()}
-    extractor = args.extractor()
-    extractions = rsna.extract_splits(
-        tables,
-        extractor,
-        EmbeddingStore(args.cache_dir),
-        skip_invalid=args.skip_invalid_nifti,
-        show_progress=args.show_progress,
-    )
-    report = rsna.invalid_report(tables, extractions)
-    rsna.require_within_cap(report, args.max_invalid)
-    audit = rsna.audit_extractions(tables, extractions)
-    features = {NAME: rsna.pool_split(NAME, tables[NAME], extractions[NAME], args.pool_mode)}
-    origin = rsna.write_features(features, args.output_dir, args.pool_mode, extractor)
-    warnings = [*tables[NAME].warnings, *extractor.backbone.warnings, *rsna.skip_warnings(report), *audit]
+    table = args.read_table()
+    cohort = args.extract({NAME: table})
+    report, backbone = cohort.invalid_report(), cohort.extractor.backbone
+    found = [*backbone.warnings, *rsna.require_within_cap(report, args.max_invalid), *cohort.audit()]
+    features = cohort.features()
+    origin = rsna.write_features(cohort, features, args.output_dir)
     summary = {
-        **provenance(),
         **origin,
         "config": {field.name: getattr(args, field.name) for field in fields(args)},
-        "device": extractor.backbone.device,
-        "extraction": {**rsna.ledger_of(extractions), "volume_warnings": rsna.volume_warnings(tables, extractions)},
+        "device": backbone.device,
+        "extraction": cohort.document(),
         "invalid_nifti_report": report,
-        "class_balance": rsna.class_balance(tables, features)[NAME],
-        "warnings": warnings,
+        "class_balance": rsna.class_balance(cohort, features)[NAME],
+        "warnings": [*table.warnings, *found],
         "elapsed_s": round(watch.elapsed_s, 3),
-        "memory": memory_statistics(extractor.backbone.device),
+        "memory": memory_statistics(backbone.device),
     }
     write_json(args.output_dir / "extraction_summary.json", summary)
-    _tell(args.output_dir, summary)
+    _print(args.output_dir, summary)
     return summary
 
 
-def _tell(folder: Path, summary: dict[str, Any]) -> None:
+def _print(folder: Path, summary: dict[str, Any]) -> None:
     for warning in summary["warnings"]:
         LOGGER.warning("%s", warning)
     counts = summary["extraction"]
     names = (f"{NAME}_embeddings.npy", f"{NAME}_labels.npy", f"{NAME}_source_rows.npy", "extraction_summary.json")
     print(
-        f"{counts['done']} of {counts['n_total']} volumes, {summary['embedding_dim']} numbers each "
+        f"{counts['done']} of {counts['n_total']} volumes, {summary['embedding_dim']}-dimensional features "
         f"({counts['n_from_cache']} from the cache)"
     )
     print("\n".join([*(f"wrote {folder / name}" for name in names), DISCLAIMER]))

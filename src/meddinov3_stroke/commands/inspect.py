@@ -1,4 +1,4 @@
-"""Stage `inspect`: what a DICOM input holds, series by series, and which of it would be read."""
+"""Stage `inspect`: the series of a DICOM input, and which of them would be read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER
 
 if TYPE_CHECKING:
-    from meddinov3_stroke.ct.dicom.inspection import Inspection
+    from meddinov3_stroke.ct.dicom.inspect import Inspection
     from meddinov3_stroke.types import Volume
 
 LOGGER = logging.getLogger("meddinov3_stroke")
@@ -22,19 +22,19 @@ LOGGER = logging.getLogger("meddinov3_stroke")
 
 @dataclass(frozen=True, kw_only=True)
 class Args(ConsoleOptions):
-    """List the studies and series of a DICOM folder, archive or file, each with a verdict and its reason."""
+    """List the studies and series of a DICOM folder, archive or file, each with a verdict and a reason."""
 
     path: Annotated[Path, tyro.conf.Positional]
     """Folder, .zip, .txt list of files, DICOM file, or NIfTI volume."""
     output_json: Path | None = None
-    """File to write the same facts to, as JSON."""
+    """JSON file to write the same facts to."""
 
 
 def run(args: Args) -> dict[str, Any]:
     """The facts, as written to `--output-json`.
 
     Raises:
-        InputError: nothing there, or nothing that can be looked into.
+        InputError: not found, or not something that can be inspected.
     """
     from meddinov3_stroke.ct import read_volume
     from meddinov3_stroke.ct.contents import is_nifti_name
@@ -42,11 +42,11 @@ def run(args: Args) -> dict[str, Any]:
     from meddinov3_stroke.system.provenance import provenance
 
     if is_nifti_name(args.path):
-        facts = _tell_volume(read_volume(args.path))
+        facts = _volume_facts(read_volume(args.path))
     else:
-        from meddinov3_stroke.ct.dicom.inspection import inspect_dicom
+        from meddinov3_stroke.ct.dicom.inspect import inspect_dicom
 
-        facts = _tell_series(inspect_dicom(args.path))
+        facts = _series_facts(inspect_dicom(args.path))
     document = {**provenance(), "input": str(args.path), **facts}
     if args.output_json is not None:
         write_json(args.output_json, document)
@@ -55,17 +55,19 @@ def run(args: Args) -> dict[str, Any]:
     return document
 
 
-def _tell_series(found: Inspection) -> dict[str, Any]:
+def _series_facts(found: Inspection) -> dict[str, Any]:
     from meddinov3_stroke.ct.dicom.choice import RULE
     from meddinov3_stroke.report.inspection import print_inspection
 
     print_inspection(found, RULE)
     document = asdict(found)
     del document["path"]
+    for one in document["series"]:
+        del one["outcome"]
     return {"format": "dicom", "rule": RULE, "n_used": found.n_used, **document}
 
 
-def _tell_volume(volume: Volume) -> dict[str, Any]:
+def _volume_facts(volume: Volume) -> dict[str, Any]:
     n_slices, n_rows, n_columns = volume.stored.shape
     slice_mm, row_mm, column_mm = volume.spacing_mm
     print(

@@ -8,8 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from meddinov3_stroke.ct.contents import is_nifti_name
-from meddinov3_stroke.ct.dicom.files import open_files
-from meddinov3_stroke.ct.dicom.reading import find_stack
+from meddinov3_stroke.ct.dicom.read import open_dicom
 from meddinov3_stroke.errors import MachineError, UnsupportedInput
 from meddinov3_stroke.system.atomic import write_bytes
 
@@ -35,13 +34,12 @@ def convert_with_dcm2niix(source: Path, series_uid: str | None, output: Path) ->
         raise MachineError("no dcm2niix on this machine; install it (pip install dcm2niix), or omit --dcm2niix")
     if is_nifti_name(source):
         raise UnsupportedInput(f"{source} is NIfTI already; dcm2niix converts DICOM")
-    with TemporaryDirectory(prefix="dcm2niix-") as folder, open_files(source) as files:
+    with TemporaryDirectory(prefix="dcm2niix-") as folder:
         images, converted = Path(folder, "images"), Path(folder, "converted")
         images.mkdir()
         converted.mkdir()
-        found, stack = find_stack(files, series_uid, str(source))
-        for k, name in enumerate(dict.fromkeys(image.file for image in stack.images)):
-            (images / f"{k:05d}.dcm").write_bytes(found.files[name].read())
+        for k, content in enumerate(open_dicom(source, series_uid).image_files()):
+            (images / f"{k:05d}.dcm").write_bytes(content)
         _run([program, "-z", "y", "-b", "n", "-f", PLAIN_NAME, "-o", str(converted), str(images)])
         written = []
         for path in sorted(converted.glob(f"{PLAIN_NAME}*{NIFTI_SUFFIX}"), key=lambda path: len(path.name)):

@@ -29,34 +29,10 @@ def open_input(
         if wanted.series_uid is not None:
             raise UsageError(f"{wanted.path} is NIfTI and has no series {wanted.series_uid}; omit --series")
         return NiftiInput(wanted.path, max_voxels=max_voxels, allow_single_slice=allow_single_slice)
-    return _DicomInput(wanted, max_voxels, allow_single_slice)
+    from meddinov3_stroke.ct.dicom.read import open_dicom  # pydicom is loaded for DICOM alone
 
-
-class _DicomInput(OpenedInput):
-    """Stands in until `ct.dicom.open_dicom` reads each file once."""
-
-    def __init__(self, wanted: VolumeInput | tuple[Path, ...], max_voxels: int, allow_single_slice: bool) -> None:
-        self.wanted, self.max_voxels, self.allow_single_slice = wanted, max_voxels, allow_single_slice
-        self.path = source_path(wanted)
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        from meddinov3_stroke.ct.dicom.files import open_files
-
-        source = self.wanted.path if isinstance(self.wanted, VolumeInput) else self.wanted
-        with open_files(source) as files:
-            return tuple(dict.fromkeys(file.path for file in files))
-
-    @property
-    def digest(self) -> str:
-        from meddinov3_stroke.ct.dicom.input import dicom_digest
-
-        return dicom_digest(self.wanted)
-
-    def volume(self) -> Volume:
-        from meddinov3_stroke.ct.dicom.input import read_dicom
-
-        return read_dicom(self.wanted, max_voxels=self.max_voxels, allow_single_slice=self.allow_single_slice)
+    files, uid = (wanted.path, wanted.series_uid) if isinstance(wanted, VolumeInput) else (wanted, None)
+    return open_dicom(files, uid, max_voxels=max_voxels, allow_single_slice=allow_single_slice)
 
 
 def read_volume(

@@ -1,99 +1,50 @@
-"""Image headers as rows of a table, and back: what the header pass of a large folder keeps of each file."""
+"""Image headers as rows of a table, and back. Its columns are derived from the declaration of `ImageHeader`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
 
 import numpy as np
 import pyarrow as pa
+from pydicom.datadict import tag_for_keyword
 
-from meddinov3_stroke.ct.dicom.header import ImageHeader, PixelFormat, Rescale
+from meddinov3_stroke.ct.dicom.container import DicomContent, parse_dataset
+from meddinov3_stroke.ct.dicom.files import InputFile
+from meddinov3_stroke.ct.dicom.header import HeaderFields, ImageHeader
+from meddinov3_stroke.ct.dicom.survey import HEAD_BYTES, read_file_headers
+from meddinov3_stroke.errors import InputError, MachineError
 
-PASS_VERSION = 3
-"""Raised when the same file would give another row; rows of an older pass are then read again."""
+PASS_VERSION = 4
+"""Raised when the same file would give another row; rows of older passes are then read again."""
 
-_TEXT = [
-    "sop_instance_uid",
-    "series_instance_uid",
-    "study_instance_uid",
-    "patient_id",
-    "modality",
-    "sop_class_uid",
-    "series_description",
-    "body_part",
-    "kernel",
-    "contrast",
-    "transfer_syntax",
-    "frame_of_reference_uid",
-    "geometry_fault",
-]
-_WHOLE = ("frame", "series_number", "acquisition_number", "instance_number")
-_REAL = ("slice_thickness_mm", "gantry_tilt_degrees")
-_YES_NO = ("has_pixel_data", "has_modality_lut")
-_PIXELS = {
-    "rows": pa.int32(),
-    "columns": pa.int32(),
-    "samples_per_pixel": pa.int16(),
-    "photometric_interpretation": pa.string(),
-    "bits_allocated": pa.int16(),
-    "bits_stored": pa.int16(),
-    "high_bit": pa.int16(),
-    "is_signed": pa.bool_(),
-    "n_frames": pa.int32(),
+READ, SET_ASIDE, REJECTED, FAILED = "read", "set aside", "rejected", "failed"
+"""Status of a file: its header was read, it has no image, it is damaged, or the machine could not read it this time."""
+
+_IDENTITY = ("sop_instance_uid", "series_instance_uid", "study_instance_uid", "patient_id")
+"""What is still read of a damaged file, to find the series that it belongs to."""
+
+_SEPARATOR = "\\"
+"""Between the values of a multi-valued text."""
+
+_ARROW = {
+    str: pa.string(),
+    tuple[str, ...]: pa.string(),
+    bool: pa.bool_(),
+    int: pa.int32(),
+    int | None: pa.int64(),
+    tuple[int, int] | None: pa.int64(),
+    float: pa.float64(),
+    float | None: pa.float64(),
 }
-_RESCALE = {"slope": pa.float64(), "intercept": pa.float64(), "is_wrapped": pa.bool_(), "is_stated": pa.bool_()}
-_VECTORS = {
-    "position_mm": ("position_x", "position_y", "position_z"),
-    "row_direction": ("row_x", "row_y", "row_z"),
-    "column_direction": ("column_x", "column_y", "column_z"),
-    "pixel_spacing_mm": ("spacing_rows", "spacing_columns"),
-}
-"""LPS, as DICOM has it."""
-_PADDING = ("padding_low", "padding_high")
-_IMAGE_TYPE_SEPARATOR = "\\"
-
-_FILE_FIELDS = [
-    ("file", pa.string()),
-    ("n_bytes", pa.int64()),
-    ("mtime_ns", pa.int64()),
-    ("status", pa.string()),
-    ("reason", pa.string()),
-]
-
-SCHEMA = pa.schema(
-    [
-        *_FILE_FIELDS,
-        *((name, pa.string()) for name in (*_TEXT, "image_type")),
-        *((name, pa.int64()) for name in _WHOLE),
-        *((name, pa.float64()) for name in _REAL),
-        *((name, pa.bool_()) for name in _YES_NO),
-        *_PIXELS.items(),
-        *_RESCALE.items(),
-        *((name, pa.float64()) for names in _VECTORS.values() for name in names),
-        *((name, pa.int32()) for name in _PADDING),
-    ],
-    metadata={b"header_pass": str(PASS_VERSION).encode()},
-)
-"""One row an image (a file, or a frame of one), and one for a file that gave none."""
-
-DICTIONARY_COLUMNS = [
-    *(name for name in _TEXT if name != "sop_instance_uid"),
-    "image_type",
-    "photometric_interpretation",
-    "status",
-    "reason",
-]
-"""Columns of few different values; held as codes in memory."""
-
-READ = "read"
-"""A file that gave a header; of the others the status is `SET_ASIDE` (no image), `REJECTED` or `FAILED`."""
+"""Column types of header fields; vectors of coordinates are float64."""
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """A file as the folder lists it."""
+    """A file as listed in the folder."""
 
     file: str
     """Name in the folder."""
@@ -101,77 +52,105 @@ class FileFacts:
     mtime_ns: int
 
 
-def image_row(facts: FileFacts, header: ImageHeader) -> dict[str, Any]:
-    """The row of one image; absent values are left out."""
-    row = _file_row(facts, READ, "")
-    row |= {name: getattr(header, name) for name in (*_TEXT, *_WHOLE, *_REAL, *_YES_NO)}
-    row["image_type"] = _IMAGE_TYPE_SEPARATOR.join(header.image_type)
-    row |= {name: getattr(header.pixels, name) for name in _PIXELS}
-    row |= {name: getattr(header.rescale, name) for name in _RESCALE}
-    for name, columns in _VECTORS.items():
-        vector = getattr(header, name)
-        if vector is not None:
-            row |= {column: float(value) for column, value in zip(columns, vector, strict=True)}
-    if header.padding is not None:
-        row |= dict(zip(_PADDING, header.padding, strict=True))
-    return row
+def _columns(kind: type[Any]) -> Iterator[tuple[str, pa.DataType]]:
+    """(name, type) of the columns of a header class."""
+    hints = get_type_hints(kind)
+    for one in fields(kind):
+        if is_dataclass(hints[one.name]):
+            yield from _columns(hints[one.name])
+        else:
+            kind_of_column = _ARROW.get(hints[one.name], pa.float64())
+            yield from ((name, kind_of_column) for name in one.metadata.get("columns", (one.name,)))
 
 
-def faulty_row(facts: FileFacts, status: str, reason: str) -> dict[str, Any]:
-    """The row of a file that gave no image, and why."""
-    return _file_row(facts, status, reason)
+SCHEMA = pa.schema(
+    [
+        ("n_bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        *_columns(ImageHeader),
+    ],
+    metadata={b"header_pass": str(PASS_VERSION).encode()},
+)
+"""One row for each image (a file, or a frame of one), and one for a file without an image."""
+
+DICTIONARY_COLUMNS = [
+    one.name for one in SCHEMA if pa.types.is_string(one.type) and one.name not in ("file", "sop_instance_uid")
+]
+"""Columns with few different values, held as codes in memory."""
 
 
-def _file_row(facts: FileFacts, status: str, reason: str) -> dict[str, Any]:
-    return {
-        "file": facts.file,
-        "n_bytes": facts.n_bytes,
-        "mtime_ns": facts.mtime_ns,
-        "status": status,
-        "reason": reason,
-    }
+def read_files(folder: Path, files: Sequence[FileFacts]) -> pa.RecordBatch:
+    """The rows of these files of `folder` as `SCHEMA`: one per image, and one with the reason for a file without."""
+    rows = [row for facts in files for row in _rows_of_file(folder, facts)]
+    return pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
 
 
-def batch_of(rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
-    """The rows as columns of `SCHEMA`."""
-    return pa.RecordBatch.from_pylist(list(rows), schema=SCHEMA)
+def _rows_of_file(folder: Path, facts: FileFacts) -> list[dict[str, Any]]:
+    file = InputFile(facts.file, folder / facts.file, facts.n_bytes)
+    try:
+        headers = read_file_headers(file)
+    except InputError as error:
+        return [_row(facts, REJECTED, f"{error.code}: {error}", _identity(file))]
+    except MachineError as error:
+        return [_row(facts, FAILED, f"{error.code}: {error}")]
+    if not headers:
+        return [_row(facts, SET_ASIDE, "not DICOM" if headers is None else "DICOM without an image")]
+    return [_row(facts, READ, "", header_cells(header)) for header in headers]
+
+
+def _row(facts: FileFacts, status: str, reason: str, cells: dict[str, Any] | None = None) -> dict[str, Any]:
+    return vars(facts) | {"status": status, "reason": reason} | (cells or {})
+
+
+def header_cells(header: Any) -> dict[str, Any]:
+    """The cells of a header by column; absent values are left out."""
+    cells: dict[str, Any] = {}
+    for one in fields(header):
+        value = getattr(header, one.name)
+        if is_dataclass(value):
+            cells |= header_cells(value)
+        elif value is not None and "columns" in one.metadata:
+            cells |= dict(zip(one.metadata["columns"], value, strict=True))
+        elif value is not None:
+            cells[one.name] = _SEPARATOR.join(value) if isinstance(value, tuple) else value
+    return cells
+
+
+def _identity(file: InputFile) -> dict[str, str]:
+    """The identifiers of a damaged file, as far as its head can be read: without them no series is known to miss it."""
+    declared = {one.name: one.metadata["keyword"] for one in fields(ImageHeader) if one.name in _IDENTITY}
+    tags = [tag for keyword in declared.values() if (tag := tag_for_keyword(keyword)) is not None]
+    try:
+        found = HeaderFields(parse_dataset(DicomContent("", file.head(HEAD_BYTES), None), file.name, tags), file.name)
+    except (InputError, MachineError):
+        return {}
+    return {name: text for name, keyword in declared.items() if (text := found.text(keyword))}
 
 
 def headers_of_rows(table: pa.Table) -> list[ImageHeader]:
     """The headers of a table's rows, all of status `READ`, in their order."""
-    return [_header(row) for row in _dicts(table)]
+    return _instances(ImageHeader, table)
 
 
-def _dicts(table: pa.Table) -> Iterable[dict[str, Any]]:
-    # dictionaries are decoded at once: value by value takes ten times as long
-    columns = [
-        column.cast(SCHEMA.field(name).type).to_pylist()
-        for name, column in zip(table.column_names, table.columns, strict=True)
-    ]
-    return (dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True))
-
-
-def _header(row: Mapping[str, Any]) -> ImageHeader:
-    image_type = row["image_type"]
-    return ImageHeader(
-        file=row["file"],
-        **{name: row[name] for name in (*_TEXT, *_WHOLE, *_REAL, *_YES_NO)},
-        image_type=tuple(image_type.split(_IMAGE_TYPE_SEPARATOR)) if image_type else (),
-        pixels=PixelFormat(**{name: row[name] for name in _PIXELS}),
-        rescale=Rescale(**{name: row[name] for name in _RESCALE}),
-        padding=None if row[_PADDING[0]] is None else (row[_PADDING[0]], row[_PADDING[1]]),
-        position_mm=_vector(row, "position_mm"),
-        row_direction=_vector(row, "row_direction"),
-        column_direction=_vector(row, "column_direction"),
-        pixel_spacing_mm=_pair(row, "pixel_spacing_mm"),
-    )
-
-
-def _vector(row: Mapping[str, Any], name: str) -> np.ndarray | None:
-    values = [row[column] for column in _VECTORS[name]]
-    return None if None in values else np.array(values)
-
-
-def _pair(row: Mapping[str, Any], name: str) -> tuple[float, float] | None:
-    first, second = (row[column] for column in _VECTORS[name])
-    return None if first is None else (first, second)
+def _instances(kind: Any, table: pa.Table) -> list[Any]:
+    """An instance of a header class for each row; built column by column, which is ten times as fast as by row."""
+    hints, values = get_type_hints(kind), []
+    for one in fields(kind):
+        hint = hints[one.name]
+        names = one.metadata.get("columns", (one.name,))
+        # dictionaries are decoded at once
+        columns = (
+            [] if is_dataclass(hint) else [table[name].cast(SCHEMA.field(name).type).to_pylist() for name in names]
+        )
+        if is_dataclass(hint):
+            values.append(_instances(hint, table))
+        elif len(columns) > 1:
+            make = np.array if len(columns) == 3 else tuple
+            values.append([None if None in cells else make(cells) for cells in zip(*columns, strict=True)])
+        elif hint == tuple[str, ...]:
+            values.append([tuple(text.split(_SEPARATOR)) if text else () for text in columns[0]])
+        else:
+            values += columns
+    return [kind(*cells) for cells in zip(*values, strict=True)]

@@ -27,7 +27,7 @@ def in_processes(
     if workers == 1:
         yield from map(work, items)
         return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_leave_interrupts)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
     waiting: deque[Future[ResultT]] = deque()
     try:
         for item in items:
@@ -38,13 +38,12 @@ def in_processes(
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise MachineError(
-            "a process that reads files died (out of memory?); what was finished is kept; run again, with fewer "
-            "--workers"
+            "a process that reads files died (out of memory?); finished work is kept; run again with fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts() -> None:
-    # Ctrl-C reaches every process of the terminal; the parent alone decides when to stop
+def _ignore_interrupts() -> None:
+    # Ctrl-C reaches every process of the terminal; only the parent decides when to stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)

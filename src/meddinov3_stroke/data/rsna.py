@@ -11,7 +11,6 @@ from typing import Any
 from meddinov3_stroke.data.cohort import Prepared
 from meddinov3_stroke.data.exclusion import read_id_list
 from meddinov3_stroke.data.header_index import index_order, write_header_index
-from meddinov3_stroke.data.header_parts import HeaderParts
 from meddinov3_stroke.data.header_pass import HeaderPass, read_headers_of_folder
 from meddinov3_stroke.data.nifti_copies import NiftiCopy, copies_document, copies_warnings, write_nifti_copies
 from meddinov3_stroke.data.rsna_labels import ConflictPolicy, read_slice_labels
@@ -65,7 +64,7 @@ def prepare_rsna(
     ids = None if exclude_ids is None else read_id_list(exclude_ids)
     labels = read_slice_labels(root / LABELS_CSV, conflicts=conflicting_labels, policy=label_policy)
     marks.append(("labels", watch.elapsed_s))
-    parts = HeaderParts(output_dir / PARTS_FOLDER)
+    parts = output_dir / PARTS_FOLDER
     headers = read_headers_of_folder(images_folder, parts, workers=workers, show_progress=show_progress)
     marks.append(("headers", watch.elapsed_s))
     images = assemble_rows(headers.rows, images_folder)

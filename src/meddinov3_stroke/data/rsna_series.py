@@ -16,9 +16,8 @@ from jaxtyping import Bool, Float64, Int32, Int64, Shaped
 from meddinov3_stroke.ct.dicom.choice import rank
 from meddinov3_stroke.ct.dicom.files import InputFile
 from meddinov3_stroke.ct.dicom.header import ImageHeader
-from meddinov3_stroke.ct.dicom.reading import scaling_fault
-from meddinov3_stroke.ct.dicom.stack_geometry import canonical_positions_mm
-from meddinov3_stroke.ct.dicom.stacks import LPS_TO_RAS, Stack, assemble, distance_mm
+from meddinov3_stroke.ct.dicom.layout import canonical_positions_mm
+from meddinov3_stroke.ct.dicom.series import LPS_TO_RAS, Stack, assemble, distance_mm, scaling_fault
 from meddinov3_stroke.ct.dicom.survey import same_pixels
 from meddinov3_stroke.data.header_rows import READ, headers_of_rows
 from meddinov3_stroke.errors import InputError, Outcome

@@ -1,21 +1,28 @@
-"""Why a head says what it says: similarity of patches and suspicious slices."""
+"""Aids for reading a result: suspicious slices, and similarity of patches."""
 
-from meddinov3_stroke.explain.notices import DEMO_NOTICE, demo_warnings, is_demo
-from meddinov3_stroke.explain.similarity import parse_patch, patch_similarity
-from meddinov3_stroke.explain.suspicion import (
+from meddinov3_stroke.explain.aids import (
+    DEMO_NOTICE,
+    HEAD_ABOVE_HU,
     REFERENCE_RULE,
     HeadInput,
     case_text,
+    demo_warnings,
     head_rows,
+    is_demo,
+    parse_patch,
+    patch_means,
+    patch_similarity,
     rank,
     ranking_text,
     reference_patch,
+    sim_slice_index,
     soft_tissue_patches,
     suspicion,
 )
 
 __all__ = [
     "DEMO_NOTICE",
+    "HEAD_ABOVE_HU",
     "REFERENCE_RULE",
     "HeadInput",
     "case_text",
@@ -23,10 +30,12 @@ __all__ = [
     "head_rows",
     "is_demo",
     "parse_patch",
+    "patch_means",
     "patch_similarity",
     "rank",
     "ranking_text",
     "reference_patch",
+    "sim_slice_index",
     "soft_tissue_patches",
     "suspicion",
 ]

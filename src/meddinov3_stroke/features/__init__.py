@@ -1,25 +1,33 @@
 """From volumes to slice embeddings: the loop over inputs, the cache, pooling."""
 
-from meddinov3_stroke.features.extractor import Extractor
-from meddinov3_stroke.features.key import embedding_key
-from meddinov3_stroke.features.pooling import POOL_MODES, PoolMode, pool_slices
-from meddinov3_stroke.features.reading import nifti_digest
-from meddinov3_stroke.features.result import Extraction, Status
-from meddinov3_stroke.features.selection import select_slices
-from meddinov3_stroke.features.store import EmbeddingStore, Entry
-from meddinov3_stroke.features.worker import extract_series
+from meddinov3_stroke.features.extract import Extraction, extract, extract_one
+from meddinov3_stroke.features.extractor import (
+    EVERY_SLICE,
+    POOL_MODES,
+    FeatureExtractor,
+    PoolMode,
+    naming,
+    pool_mode_name,
+    pool_slices,
+    select_slices,
+)
+from meddinov3_stroke.features.memory import InputMemory
+from meddinov3_stroke.features.store import EmbeddingStore, Entry, embedding_key
 
 __all__ = [
+    "EVERY_SLICE",
     "POOL_MODES",
     "EmbeddingStore",
     "Entry",
     "Extraction",
-    "Extractor",
+    "FeatureExtractor",
+    "InputMemory",
     "PoolMode",
-    "Status",
     "embedding_key",
-    "extract_series",
-    "nifti_digest",
+    "extract",
+    "extract_one",
+    "naming",
+    "pool_mode_name",
     "pool_slices",
     "select_slices",
 ]

@@ -1,80 +1,181 @@
-"""What the loop over volumes needs of a `FeatureExtractor`."""
+"""A frozen backbone with the size, batch and slices it is given; slice selection and pooling."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from meddinov3_stroke.types import BackboneIdentity, SliceEmbeddings, SliceSelection, Volume
+from meddinov3_stroke.backbone import Backbone
+from meddinov3_stroke.errors import NonFiniteEmbedding, UsageError
+from meddinov3_stroke.types import SliceEmbeddings, SliceSelection, SliceTokens, Volume
+
+PoolMode = Literal["mean", "max", "mean_max"]
+"""`mean` is the baseline; `max` keeps the strongest slice per dimension; `mean_max` is the two side by side (2 d)."""
+
+POOL_MODES: tuple[str, ...] = get_args(PoolMode)
+"""The names in `PoolMode`."""
+
+EVERY_SLICE = SliceSelection()
+"""Every slice of a volume."""
 
 
-@runtime_checkable
-class Encoder(Protocol):
-    """A backbone, as far as the loop needs it."""
+@dataclass(frozen=True, eq=False)
+class FeatureExtractor:
+    """A backbone and how slices are given to it; any number of cases may share one."""
 
-    @property
-    def identity(self) -> BackboneIdentity:
-        """What decides its output."""
-        ...
+    backbone: Backbone
+    resize: int = 224
+    """Side in pixels of the square the backbone sees; a multiple of its patch size."""
+    batch: int = 8
+    """Slices in a forward pass."""
+    selection: SliceSelection = EVERY_SLICE
+    """Which slices of a volume are embedded."""
 
-    @property
-    def device(self) -> str:
-        """Where it computes."""
-        ...
+    def embed(self, volume: Volume) -> SliceEmbeddings:
+        """Class tokens of the chosen slices of a volume in memory; `extract` is faster on files.
 
-    @property
-    def independent_rows(self) -> bool:
-        """Whether a slice's token has the same bits whatever other slices are in the pass."""
-        ...
+        Raises:
+            UsageError: no slice is chosen, or `resize` or `batch` cannot be honoured.
+            NonFiniteEmbedding: the backbone gave NaN or infinity.
+        """
+        chosen = self.chosen(volume)
+        cls = np.concatenate([self.backbone.class_tokens(pixels) for pixels in self.windows(volume, chosen)])
+        with naming(volume.source.path):
+            self.backbone.refuse_non_finite(cls)
+        return self.finisher(volume, chosen)(cls)
 
-    def class_tokens(self, pixels: Float32[np.ndarray, "n 1 row col"]) -> Float32[np.ndarray, "n dim"]:
-        """Class tokens of prepared slices."""
-        ...
+    def tokens(self, volume: Volume, slice_indices: Sequence[int] | Int64[np.ndarray, " n"]) -> SliceTokens:
+        """Class and patch tokens of the given slices, whatever the selection is.
 
-    def refuse_non_finite(self, cls: Float32[np.ndarray, "n dim"], *, first: int = 0) -> None:
-        """Raise `NonFiniteEmbedding` where a token is no number."""
-        ...
+        Raises:
+            UsageError: `resize` or `batch` cannot be honoured.
+            NonFiniteEmbedding: the backbone gave NaN or infinity.
+        """
+        side = self.backbone.side(self.resize)
+        windows = self.windows(volume, np.asarray(slice_indices, dtype=np.int64))
+        parts = [self.backbone.tokens(pixels) for pixels in windows]
+        cls, patches = (np.concatenate(some) for some in zip(*parts, strict=True))
+        with naming(volume.source.path):
+            self.backbone.refuse_non_finite(cls, patches)
+        return SliceTokens(cls, patches, (side, side))
 
-
-@runtime_checkable
-class Extractor(Protocol):
-    """A backbone with the size, batch and slices it is given."""
-
-    @property
-    def backbone(self) -> Encoder:
-        """The backbone."""
-        ...
-
-    @property
-    def resize(self) -> int:
-        """Side of the square in pixels."""
-        ...
-
-    @property
-    def batch(self) -> int:
-        """Slices in a forward pass."""
-        ...
-
-    @property
-    def selection(self) -> SliceSelection:
-        """Which slices."""
-        ...
+    @contextmanager
+    def warming_up(self) -> Iterator[None]:
+        """Makes the engine in a background thread during the block, while the input is read."""
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(self.backbone.warm_up, self.resize)  # the first pass raises what fails here
+            yield
 
     def chosen(self, volume: Volume) -> Int64[np.ndarray, " chosen"]:
-        """The slices of a volume that are embedded."""
-        ...
+        """The slices of a volume that are embedded, in ascending order.
+
+        Raises:
+            UsageError: none is left.
+        """
+        return select_slices(volume.n_slices, self.selection)
 
     def windows(
         self, volume: Volume, chosen: Int64[np.ndarray, " chosen"]
     ) -> Iterator[Float32[np.ndarray, "n 1 resize resize"]]:
-        """Those slices, prepared, `batch` at a time."""
-        ...
+        """The chosen slices as the backbone takes them, `batch` at a time; only those are in float at a time.
+
+        Raises:
+            UsageError: `resize` or `batch` cannot be honoured.
+        """
+        if self.batch < 1:
+            raise UsageError(f"--batch {self.batch}: expected at least 1")
+        self.backbone.side(self.resize)
+        starts = range(0, len(chosen), self.batch)
+        hu = (volume.hu_slices(chosen[start : start + self.batch]) for start in starts)
+        return (self.backbone.prepare(slices, self.resize) for slices in hu)
 
     def finisher(
         self, volume: Volume, chosen: Int64[np.ndarray, " chosen"]
     ) -> Callable[[Float32[np.ndarray, "chosen dim"]], SliceEmbeddings]:
-        """Makes embeddings of their class tokens, without holding the volume."""
-        ...
+        """Makes embeddings of the class tokens of the chosen slices; keeps the volume's origin, not its voxels."""
+        return partial(
+            SliceEmbeddings,
+            slice_indices=chosen,
+            n_slices=volume.n_slices,
+            resize=self.resize,
+            selection=self.selection,
+            backbone=self.backbone.identity,
+            source=volume.source,
+            warnings=(*volume.warnings, *squash_warnings(volume, self.resize)),
+        )
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts the file's path in front of the message of a `NonFiniteEmbedding` raised in the block."""
+    try:
+        yield
+    except NonFiniteEmbedding as error:
+        raise NonFiniteEmbedding(f"{path}: {error}") from error
+
+
+def squash_warnings(volume: Volume, resize: int) -> tuple[str, ...]:
+    """The warning for a volume whose slices are not square."""
+    n_rows, n_columns = volume.stored.shape[1:]
+    if n_rows == n_columns:
+        return ()
+    return (f"slices of {n_rows} x {n_columns} pixels are squashed to {resize} x {resize}",)
+
+
+def pool_mode_name(mode: str) -> PoolMode:
+    """The pool mode by its own name; `meanmax` is another spelling of `mean_max`.
+
+    Raises:
+        UsageError: an unknown mode.
+    """
+    name = "mean_max" if mode == "meanmax" else mode
+    if name not in POOL_MODES:
+        raise UsageError(f"--pool-mode {mode!r}: expected one of {', '.join(POOL_MODES)}")
+    return name  # type: ignore[return-value]
+
+
+def pool_slices(cls: Float32[np.ndarray, "n dim"], mode: str) -> Float32[np.ndarray, " pooled"]:
+    """One vector per volume: [dim] for mean and max, [2 dim] (mean, then max) for mean_max.
+
+    The mean is summed in float64, so that rounding does not grow with the number of slices.
+
+    Raises:
+        UsageError: no slice (the mean of nothing), or an unknown mode.
+    """
+    name = pool_mode_name(mode)
+    if cls.shape[0] == 0:
+        raise UsageError("no slice embeddings to pool; the selection left no slice of the volume")
+    mean = cls.mean(axis=0, dtype=np.float64).astype(np.float32)
+    if name == "mean":
+        return np.asarray(mean)
+    return np.asarray(cls.max(axis=0)) if name == "max" else np.concatenate([mean, cls.max(axis=0)])
+
+
+def select_slices(n_slices: int, selection: SliceSelection) -> Int64[np.ndarray, " chosen"]:
+    """Ascending, distinct 0-based indices: every `stride`-th slice, then at most `max_slices` of those, evenly spaced.
+
+    The evenly spaced ones are the middles of `max_slices` equal parts, so one slice is the middle one and neither end
+    of the head is favoured.
+
+    Raises:
+        UsageError: `stride` below 1, `max_slices` below 0, or no slice to choose from.
+    """
+    if selection.stride < 1:
+        raise UsageError(f"--stride {selection.stride}: expected 1 or more; use 1 to take every slice")
+    if selection.max_slices < 0:
+        raise UsageError(f"--max-slices {selection.max_slices}: expected 0 (no limit) or more")
+    strided = np.arange(0, n_slices, selection.stride, dtype=np.int64)
+    if strided.size == 0:
+        raise UsageError(f"--stride {selection.stride} leaves none of {n_slices} slices to embed")
+    if selection.max_slices == 0 or selection.max_slices >= strided.size:
+        return strided
+    middles = (2 * np.arange(selection.max_slices, dtype=np.int64) + 1) * strided.size // (2 * selection.max_slices)
+    return strided[middles]

@@ -1,4 +1,4 @@
-"""A content-addressed folder of embeddings: one file an entry, its own digest inside, verified on every read.
+"""The cache of embeddings: a content-addressed folder, one file an entry, its own digest inside, verified when read.
 
 A file is `MAGIC`, the sha256 of the rest, and a safetensors payload whose metadata hold the key and the entry's JSON.
 Writers need no lock: an entry is renamed into place whole, and equal keys mean equal content.
@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from safetensors.numpy import save as payload_of
 
 from meddinov3_stroke.errors import NonFiniteEmbedding, StorageError, UsageError
 from meddinov3_stroke.system.atomic import write_bytes
+from meddinov3_stroke.system.digest import sha256_of_document
+from meddinov3_stroke.types import BackboneIdentity, SliceEmbeddings, SliceImage, SliceSelection, VolumeSource
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -32,9 +34,44 @@ SUFFIX = ".emb"
 """Ending of an entry's file."""
 
 CORRUPT_SUFFIX = ".corrupt"
-"""Appended to an entry whose digest fails; nothing reads it again, and a person may look at it."""
+"""Appended to an entry whose digest fails; the entry is not read again and is kept for inspection."""
+
+KEY_SCHEMA = 2
+"""Raised when the same inputs would be stored as something else; old entries then miss and are never reused."""
+
+ENTRY_SCHEMA = 2
+"""Version of an entry's metadata; 2 added the study, the series and the image of each slice."""
+
+CLS_VIEW = "cls"
+"""The class token after the final norm of each chosen slice, at `resize`, without windowing."""
 
 _DIGEST_BYTES = 32
+
+
+def embedding_key(
+    source_sha256: str,
+    backbone: BackboneIdentity,
+    resize: int,
+    selection: SliceSelection,
+    view: str = CLS_VIEW,
+) -> str:
+    """Hex sha256 over the input's bytes, the backbone, side, slices and view.
+
+    The backbone is its weights, preprocessing, engine, precision and int8 calibration. Its display name, the file's
+    name and the batch size stay out. `view` leaves room for other things taken from the same volume, such as layers.
+    """
+    decisive = asdict(backbone)
+    del decisive["name"]
+    return sha256_of_document(
+        {
+            "schema": KEY_SCHEMA,
+            "source_sha256": source_sha256,
+            "backbone": decisive,
+            "resize": resize,
+            "selection": asdict(selection),
+            "view": view,
+        }
+    )
 
 
 class _DamagedEntryError(Exception):
@@ -43,10 +80,42 @@ class _DamagedEntryError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """Arrays of one volume under one key, and what is known of them (JSON)."""
+    """Arrays of one volume under one key, and their metadata (JSON). No path is stored: it may name a patient."""
 
     arrays: Mapping[str, np.ndarray]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, embeddings: SliceEmbeddings) -> Entry:
+        """The entry that holds `embeddings`."""
+        source = asdict(embeddings.source)
+        del source["path"]
+        metadata: dict[str, Any] = {
+            "schema": ENTRY_SCHEMA,
+            "view": CLS_VIEW,
+            "n_slices": embeddings.n_slices,
+            "resize": embeddings.resize,
+            "selection": asdict(embeddings.selection),
+            "backbone": asdict(embeddings.backbone),
+            "source": source,
+            "warnings": list(embeddings.warnings),
+        }
+        return cls({"cls": embeddings.cls, "slice_indices": embeddings.slice_indices}, metadata)
+
+    def embeddings(self, path: Path, backbone: BackboneIdentity) -> SliceEmbeddings:
+        """The embeddings this entry holds, for the file at `path`, under the name the backbone has now."""
+        facts = self.metadata
+        images = tuple(SliceImage(**image) for image in facts["source"].get("images", ()))
+        return SliceEmbeddings(
+            cls=self.arrays["cls"],
+            slice_indices=self.arrays["slice_indices"],
+            n_slices=int(facts["n_slices"]),
+            resize=int(facts["resize"]),
+            selection=SliceSelection(**facts["selection"]),
+            backbone=backbone,
+            source=VolumeSource(path=path, **{**facts["source"], "images": images}),
+            warnings=tuple(facts["warnings"]),
+        )
 
 
 class EmbeddingStore:
@@ -56,7 +125,7 @@ class EmbeddingStore:
         self.folder = Path(folder)
 
     def path(self, key: str) -> Path:
-        """Where the entry of `key` lives, whether or not it is there.
+        """The file of the entry of `key`, whether or not it exists.
 
         Raises:
             UsageError: `key` is not a hex sha256, so that no key can lead out of the folder.
@@ -66,10 +135,10 @@ class EmbeddingStore:
         return self.folder / key[:2] / f"{key}{SUFFIX}"
 
     def get(self, key: str) -> Entry | None:
-        """The entry, its digest checked; None where there is none. A damaged one is set aside, logged, and None.
+        """The entry, its digest checked, or None. A damaged entry is set aside with a warning and counts as None.
 
         Raises:
-            StorageError: the file is there and cannot be read.
+            StorageError: the file exists and cannot be read.
         """
         path = self.path(key)
         try:

@@ -55,24 +55,27 @@ class EpochResult:
 
 
 class BestEpoch:
-    """The best epoch so far: highest macro AUROC, then lowest loss; the lowest loss if no AUROC is defined.
+    """The best epoch so far by `metric_name`: `val_macro_auroc` (the highest, then the lowest loss), `val_loss` (the
+    lowest) or `last_epoch`, which takes every epoch and never becomes stale.
 
     Patience counts epochs since the metric improved; a lower loss at equal AUROC does not reset it.
     """
 
-    def __init__(self, ranked: bool) -> None:
-        self.ranked, self.epoch = ranked, 0
-        self.metric_name = "val_macro_auroc" if ranked else "val_loss"
+    def __init__(self, metric_name: str) -> None:
+        self.metric_name, self.epoch = metric_name, 0
         self._best, self._waited = (-math.inf, -math.inf), 0
 
     def metric_of(self, macro_auroc: float | None, val_loss: float) -> float:
         """The deciding figure of an epoch."""
         return val_loss if macro_auroc is None else macro_auroc
 
-    def offer(self, epoch: int, macro_auroc: float | None, val_loss: float) -> bool:
+    def offer(self, epoch: int, macro_auroc: float | None, val_loss: float | None) -> bool:
         """Whether this epoch is the best so far."""
+        if val_loss is None:
+            self.epoch = epoch
+            return True
         metric = self.metric_of(macro_auroc, val_loss)
-        candidate = (metric if self.ranked else -metric, -val_loss)
+        candidate = (metric if self.metric_name == "val_macro_auroc" else -metric, -val_loss)
         self._waited = 0 if candidate[0] > self._best[0] else self._waited + 1
         if candidate <= self._best:
             return False

@@ -59,19 +59,22 @@ def threshold_report(
     names: Sequence[str],
 ) -> dict[str, Any]:
     """{threshold, per_class: {label: metrics}, macro: metrics}: accuracy, precision, f1, sensitivity and, per class,
-    tp, tn, fp, fn. An undefined rate (0/0) is None; the macro averages the defined ones.
+    threshold, tp, tn, fp, fn. An undefined rate (0/0) is None, with its counts under `reasons`; the macro averages the defined ones.
 
     Raises:
         DatasetError: the shapes differ, or a score is NaN.
     """
     check_scores(labels, probabilities, names)
     values = thresholds if isinstance(thresholds, Mapping) else dict.fromkeys(names, thresholds)
-    per_class = {
-        name: _confusion(truth == 1, scores >= values[name])
+    per_class: dict[str, dict[str, Any]] = {
+        name: {"threshold": values[name], **_confusion(truth == 1, scores >= values[name])}
         for name, truth, scores in zip(names, labels.T, probabilities.T, strict=True)
     }
     macro = {}
     for rate in ("accuracy", "precision", "f1", "sensitivity"):
+        for row in per_class.values():
+            if row[rate] is None:
+                row.setdefault("reasons", {})[rate] = f"0/0: tp {row['tp']}, fp {row['fp']}, fn {row['fn']}"
         defined = [counts[rate] for counts in per_class.values() if counts[rate] is not None]
         macro[rate] = float(np.mean(defined)) if defined else None
     stated = dict(values) if isinstance(thresholds, Mapping) else thresholds

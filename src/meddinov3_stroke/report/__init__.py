@@ -1,7 +1,13 @@
 """Findings as JSON, terminal text and pictures."""
 
-from meddinov3_stroke.report.case import case_document, save_case
-from meddinov3_stroke.report.origin import dicom_document, origin_document
+from meddinov3_stroke.report.case import (
+    case_document,
+    dicom_document,
+    map_document,
+    origin_document,
+    print_case,
+    save_case,
+)
 from meddinov3_stroke.report.pictures import (
     SIMILARITY_RANGE,
     WINDOW_CENTER,
@@ -10,7 +16,6 @@ from meddinov3_stroke.report.pictures import (
     case_picture,
     slice_picture,
 )
-from meddinov3_stroke.report.terminal import print_case
 
 __all__ = [
     "SIMILARITY_RANGE",
@@ -20,6 +25,7 @@ __all__ = [
     "case_document",
     "case_picture",
     "dicom_document",
+    "map_document",
     "origin_document",
     "print_case",
     "save_case",

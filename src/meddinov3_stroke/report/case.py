@@ -1,101 +1,196 @@
-"""What is said of a case: `summary.json`, pictures and arrays."""
+"""A case as files (`summary.json`, picture, arrays) and on the terminal; the origin of embeddings, for summaries."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from meddinov3_stroke.explain import REFERENCE_RULE, case_text
-from meddinov3_stroke.report.origin import origin_document
+from meddinov3_stroke.explain import case_text
+from meddinov3_stroke.report.pictures import AID_NOTE, SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH, case_picture
 from meddinov3_stroke.system.atomic import write_bytes, write_json, write_npy
-from meddinov3_stroke.system.provenance import memory_statistics, provenance
-from meddinov3_stroke.types import CaseFindings, TopSlice
+from meddinov3_stroke.system.provenance import DISCLAIMER, memory_statistics, provenance
+from meddinov3_stroke.types import CaseFindings, SliceEmbeddings, TopSlice, VolumeSource
 
 SUMMARY = "summary.json"
 PICTURE = "similarity_map.png"
-SIMILARITY = "similarity_map.npy"
 SLICE_PROBS = "slice_probs.npy"
 
 
 def case_document(findings: CaseFindings) -> dict[str, Any]:
-    """`summary.json` of a case: what was found, how, and where everything came from."""
-    from meddinov3_stroke.report import SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH  # matplotlib: a second
-
+    """`summary.json` of a case: the findings, how they were made, and where everything came from."""
+    thresholds = {label: threshold.value for label, threshold in findings.thresholds.items()}
     return {
         **provenance(),
         **origin_document(findings.embeddings, findings.device),
+        "num_slices": len(findings.embeddings.slice_indices),
         "head": dict(findings.head),
         "head_sha256": findings.head["sha256"],
         "seeds": {"head_training": findings.head["seed"]},
         "probabilities": dict(findings.probabilities),
-        "thresholds": {label: threshold.value for label, threshold in findings.thresholds.items()},
+        "thresholds": thresholds,
+        "threshold": next(iter(thresholds.values())) if len(set(thresholds.values())) == 1 else None,
         "threshold_origins": {label: threshold.origin for label, threshold in findings.thresholds.items()},
         "decisions": dict(findings.decisions),
+        "predicted": {label: int(decided) for label, decided in findings.decisions.items()},
         "case_rule": case_text(findings.head["applied_as"]),
         "decision_rule": "true where the probability is at or above the threshold",
-        "top_slices": [_top_slice(one) for one in findings.top_slices],
+        "lesion_slice_index": findings.top_slices[0].slice_index,
+        "top_slices": [_top_slice(rank, one) for rank, one in enumerate(findings.top_slices, start=1)],
         "ranking": findings.ranking,
-        "reference_patch_rule": REFERENCE_RULE,
+        "reference_patch_rule": findings.reference_rule,
         "similarity": {
-            "measure": "cosine similarity of patch tokens to the reference patch of their slice",
-            "grid": list(findings.similarity.shape[1:]),
-            "colour_range": list(SIMILARITY_RANGE),
-            "window_hu": {"center": WINDOW_CENTER, "width": WINDOW_WIDTH},
+            **map_document("the reference patch of their slice", findings.similarity.shape[1:]),
+            "slice_indices": [one.slice_index for one in findings.map_slices],
+            "reference_patches": [one.reference_patch and list(one.reference_patch) for one in findings.map_slices],
         },
         "slice_probs": _about_slice_probs(findings),
         "timings": {name: round(seconds, 4) for name, seconds in findings.timings.items()},
         "elapsed_s": round(findings.elapsed_s, 4),
         "memory": memory_statistics(findings.device),
         "warnings": list(findings.warnings),
-        "files": list(_writers(findings)),
+        "files": [PICTURE, *_arrays(findings), SUMMARY],
     }
 
 
 def save_case(findings: CaseFindings, folder: Path) -> dict[str, Path]:
     """Name -> path of the files written into `folder`, `summary.json` last, each whole or not at all.
 
-    `slice_probs.npy` of an earlier case is removed where this one has none, so that the folder tells of one case.
+    `slice_probs.npy` of an earlier case is removed where this one has none, so that the folder is of one case.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    writers = _writers(findings)
-    if SLICE_PROBS not in writers:
+    arrays = _arrays(findings)
+    if SLICE_PROBS not in arrays:
         (folder / SLICE_PROBS).unlink(missing_ok=True)
-    for name, write in writers.items():
-        write(folder / name)
-    return {name: folder / name for name in writers}
+    write_bytes(folder / PICTURE, case_picture(findings))
+    for name, array in arrays.items():
+        write_npy(folder / name, array)
+    write_json(folder / SUMMARY, case_document(findings))
+    return {name: folder / name for name in (PICTURE, *arrays, SUMMARY)}
 
 
-def _writers(findings: CaseFindings) -> dict[str, Callable[[Path], None]]:
-    """Name of each file -> what writes it."""
-    from meddinov3_stroke.report import case_picture
-
-    writers: dict[str, Callable[[Path], None]] = {
-        PICTURE: lambda path: write_bytes(path, case_picture(findings)),
-        SIMILARITY: lambda path: write_npy(path, findings.similarity),
+def _arrays(findings: CaseFindings) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {
+        "similarity_map.npy": findings.similarity,
+        "slice_embeddings.npy": findings.embeddings.cls,
+        "volume_embedding.npy": findings.volume_embedding,
+        "slice_indices.npy": findings.embeddings.slice_indices,
     }
-    probabilities = findings.slice_probabilities
-    if probabilities is not None:
-        writers[SLICE_PROBS] = lambda path: write_npy(path, probabilities.astype(np.float32))
-    return {**writers, SUMMARY: lambda path: write_json(path, case_document(findings))}
+    if findings.slice_probabilities is not None:
+        arrays[SLICE_PROBS] = findings.slice_probabilities.astype(np.float32)
+    return arrays
 
 
-def _top_slice(one: TopSlice) -> dict[str, Any]:
-    document = asdict(one)
+def _top_slice(rank: int, one: TopSlice) -> dict[str, Any]:
+    document = {"rank": rank, **asdict(one), "p_any": one.probabilities.get("any")}
     document |= document.pop("image") or {"sop_instance_uid": None, "frame_number": None}
-    for name in ("position_mm", "reference_patch"):
-        document[name] = None if document[name] is None else list(document[name])
+    document["position_mm"] = list(one.position_mm)
+    document["reference_patch"] = one.reference_patch and list(one.reference_patch)
     return document
 
 
 def _about_slice_probs(findings: CaseFindings) -> Mapping[str, Any]:
     rows = findings.embeddings.slice_indices.tolist()
     if findings.slice_probabilities is None:
-        reason = "the head's input is no slice embedding (mean_max-pooled volumes)"
+        reason = "the head's input is not a slice embedding (mean_max-pooled volumes)"
         return {"file": None, "reason": reason, "slice_indices": rows}
     return {"file": SLICE_PROBS, "labels": list(findings.probabilities), "slice_indices": rows}
+
+
+def map_document(reference: str, grid: tuple[int, ...]) -> dict[str, Any]:
+    """How a similarity map was made and how its picture is drawn."""
+    return {
+        "measure": f"cosine similarity of patch tokens to {reference}",
+        "note": AID_NOTE,
+        "grid": list(grid),
+        "colour_range": list(SIMILARITY_RANGE),
+        "window_hu": {"center": WINDOW_CENTER, "width": WINDOW_WIDTH},
+    }
+
+
+def origin_document(embeddings: SliceEmbeddings, device: str) -> dict[str, Any]:
+    """Input, slices, backbone, preprocessing, engine, precision and device."""
+    backbone = embeddings.backbone
+    return {
+        "input": str(embeddings.source.path),
+        "input_format": embeddings.source.format,
+        "input_sha256": embeddings.source.sha256,
+        "pixels_sha256": embeddings.source.pixels_sha256,
+        "dicom": dicom_document(embeddings.source),
+        "n_slices": embeddings.n_slices,
+        "n_slices_embedded": len(embeddings.slice_indices),
+        "embedding_dim": int(embeddings.cls.shape[1]),
+        "selection": asdict(embeddings.selection),
+        "resize": embeddings.resize,
+        "backbone": asdict(backbone),
+        "weights_sha256": backbone.weights_sha256,
+        "preprocessing": asdict(backbone.preprocessing),
+        "preprocessing_version": backbone.preprocessing.version,
+        "engine": backbone.engine,
+        "precision": backbone.precision,
+        "device": device,
+    }
+
+
+def dicom_document(source: VolumeSource) -> dict[str, Any] | None:
+    """Study, series and the image of each canonical slice, to trace a finding back to it; None for NIfTI.
+
+    `frame_numbers` (1-based) are given for a multi-frame object only.
+    """
+    if not source.images:
+        return None
+    frames = [image.frame_number for image in source.images]
+    return {
+        "study_instance_uid": source.study_instance_uid,
+        "series_instance_uid": source.series_instance_uid,
+        "sop_instance_uids": [image.sop_instance_uid for image in source.images],
+        "frame_numbers": frames if any(frame is not None for frame in frames) else None,
+    }
+
+
+def print_case(findings: CaseFindings, files: Mapping[str, Path], console: Console | None = None) -> None:
+    """Print a case on standard output, or on `console`."""
+    console = console or Console(soft_wrap=True)
+    console.print(_probabilities(findings))
+    console.print(_top_slices(findings))
+    console.print(escape(findings.ranking))
+    console.print(AID_NOTE)
+    for path in files.values():
+        console.print(f"wrote {path}", markup=False, highlight=False)
+    console.print(DISCLAIMER)
+
+
+def _probabilities(findings: CaseFindings) -> Table:
+    table = Table("label", "probability", "threshold", "decision", title="Haemorrhage", title_justify="left")
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    for label, probability in findings.probabilities.items():
+        decided = findings.decisions[label]
+        table.add_row(
+            escape(label),
+            f"{probability:.4f}",
+            f"{findings.thresholds[label].value:.4f}",
+            "positive" if decided else "negative",
+            style="bold" if decided else None,
+        )
+    return table
+
+
+def _top_slices(findings: CaseFindings) -> Table:
+    table = Table("slice", "score", "z in mm", "highest type", title="Suspicious slices", title_justify="left")
+    for column in table.columns[:3]:
+        column.justify = "right"
+    for one in findings.top_slices:
+        types = {label: value for label, value in one.probabilities.items() if label != "any"}
+        highest = max(types, key=types.__getitem__) if types else "-"
+        named = f"{highest} {types[highest]:.4f}" if types else highest
+        table.add_row(str(one.slice_index), f"{one.score:.4f}", f"{one.position_mm[2]:.1f}", escape(named))
+    return table

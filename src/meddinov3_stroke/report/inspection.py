@@ -1,4 +1,4 @@
-"""What an inspection says to the terminal: a block a series, those used first; then other files."""
+"""Prints an inspection: a block for each series, those used first, then the other files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from meddinov3_stroke.ct.dicom.inspection import Inspection, SeriesFacts
+from meddinov3_stroke.ct.dicom.inspect import Inspection, SeriesFacts
 
 MOST_FILES = 5
-"""Files that are no images, or are damaged, named one by one."""
+"""Files without an image, or damaged, that are named individually."""
 
 _STYLES = {"used": "bold green", "set aside": "dim", "refused": "red"}
 
@@ -28,18 +28,21 @@ def print_inspection(found: Inspection, rule: str, console: Console | None = Non
     _print_files(console, "without an image", found.without_images)
     _print_files(console, "damaged", found.damaged)
     if found.damaged:
-        console.print("damaged files refuse the whole input; to read the rest, name it in a .txt list", highlight=False)
+        console.print(
+            "a damaged file makes the whole input unreadable; to read the rest, list the good files in a .txt",
+            highlight=False,
+        )
     n_series = len({one.series_instance_uid for one in found.series})
     n_files = f"{found.n_files} file{'s' if found.n_files > 1 else ''}"
     console.print(f"{n_files}, {n_series} series, {found.n_used} used", highlight=False)
     if found.n_used:
         console.print(f"rule: {rule}", highlight=False)
     if found.n_used > 1:
-        console.print("more than one patient or study: reading needs --series UID", highlight=False)
+        console.print("several patients or studies: to read one, name its series with --series UID", highlight=False)
 
 
 def _series_block(one: SeriesFacts) -> Table:
-    """A series as a grid: its verdict at the left, what it is and its facts at the right."""
+    """A series as a grid: its verdict on the left, its title and facts on the right."""
     table = _grid()
     style = _STYLES[one.verdict]
     table.add_row(f"[{style}]{one.verdict}[/]", f"[{style}]{escape(_title(one))}[/]")
@@ -70,7 +73,7 @@ def _lines(one: SeriesFacts) -> list[str]:
         facts.append(f"{between:.3f} x {rows:.3f} x {columns:.3f} mm")
     if one.kernel:
         facts.append(f"kernel {one.kernel}")
-    if one.rows:  # of what holds no image it says nothing
+    if one.rows:
         facts.append(one.transfer_syntax)
     lines += [", ".join(facts)] if facts else []
     lines += one.notes

@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 from PIL import Image, ImageDraw, ImageFont
 
-from meddinov3_stroke.explain import DEMO_NOTICE, REFERENCE_RULE, is_demo
-from meddinov3_stroke.explain.suspicion import HEAD_ABOVE_HU
+from meddinov3_stroke.explain import DEMO_NOTICE, HEAD_ABOVE_HU, is_demo
 from meddinov3_stroke.system.provenance import DISCLAIMER
 from meddinov3_stroke.types import CaseFindings
 
@@ -114,18 +113,18 @@ def slice_picture(shown: SliceMap, demo: bool = False) -> bytes:
 
 def case_picture(findings: CaseFindings) -> bytes:
     """PNG of the most suspicious slices, highest score first, each without and with its patch similarity."""
-    maps = [_map_of(findings, k) for k in range(len(findings.top_slices))]
+    maps = [_map_of(findings, k) for k in range(len(findings.map_slices))]
     panel = _panel_size(maps[0], width_in=2.7, height_in=5.4)
     n_columns, n_rows = min(len(maps), _COLUMNS), -(-len(maps) // _COLUMNS)
     width = max(2 * _MARGIN + n_columns * (panel[0] + _GAP) + _BAR, round(8.4 * DPI))
     block = _CAPTION + 2 * (panel[1] + _GAP)
     grid = findings.similarity.shape[1:]
-    notes = f"{_WINDOW_NOTE}. {AID_NOTE}. {grid[0]} × {grid[1]} patches. {_SCALE_NOTE}. {REFERENCE_RULE}."
+    notes = f"{_WINDOW_NOTE}. {AID_NOTE}. {grid[0]} × {grid[1]} patches. {_SCALE_NOTE}. {findings.reference_rule}."
     footer = _wrap(notes, 7.5, width, MUTED)
     page = _Page(width, _case_header(findings, width), n_rows * block, footer, is_demo(findings.embeddings.backbone))
     for k, shown in enumerate(maps):
         left, top = _MARGIN + k % _COLUMNS * (panel[0] + _GAP), page.top + k // _COLUMNS * block
-        score = findings.top_slices[k].score
+        score = findings.map_slices[k].score
         page.text(left, top, f"{k + 1}.  slice {shown.slice_index}   score {score:.3f}", 9.5, style="Bold")
         page.text(left, top + round(0.2 * DPI), f"z = {shown.position_mm[2]:.1f} mm", 8.0, MUTED)
         page.panel(left, top + _CAPTION, panel, shown)
@@ -304,9 +303,9 @@ def _case_header(findings: CaseFindings, width: int) -> list[_Line]:
 
 
 def _map_of(findings: CaseFindings, k: int) -> SliceMap:
-    top = findings.top_slices[k]
+    top = findings.map_slices[k]
     return SliceMap(
-        hu=findings.top_hu[k],
+        hu=findings.map_hu[k],
         spacing_mm=findings.spacing_mm,
         similarity=findings.similarity[k],
         patch=top.reference_patch,

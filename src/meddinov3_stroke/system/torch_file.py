@@ -19,6 +19,7 @@ import numpy as np
 
 from meddinov3_stroke.errors import MissingWeights, UnsafeWeights, WeightsError
 from meddinov3_stroke.system.atomic import atomic_file
+from meddinov3_stroke.system.contents import HEAD_BYTES, describe_impostor
 
 PICKLE_ERRORS = (
     pickle.UnpicklingError,
@@ -139,13 +140,9 @@ def refuse_impostors(path: Path) -> None:
     if not path.is_file():
         raise MissingWeights(f"no weights file at {path}; expected a .pt, .pth or .safetensors file")
     with path.open("rb") as handle:
-        head = handle.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if not head:
-        raise WeightsError(f"{path} is empty; fetch it again")
-    if head.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        raise WeightsError(f"{path} is an HTML page, not weights (a quota or login page was saved?); fetch it again")
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a Git-LFS pointer, not weights; run git lfs pull, or download the file itself")
+        found = describe_impostor(handle.read(HEAD_BYTES))
+    if found is not None:
+        raise WeightsError(f"{path} is {found}; expected weights; fetch it again")
 
 
 def widen_bf16(bits: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import pytest
 from dicom_writer import axial_geometry, write_dicom_series
 from meddinov3_stroke.ct.dicom.choice import choose, contrast_hint, traits_of
 from meddinov3_stroke.ct.dicom.files import open_files
-from meddinov3_stroke.ct.dicom.stacks import SINGLE_IMAGE, Stack
+from meddinov3_stroke.ct.dicom.series import SINGLE_IMAGE, Stack
 from meddinov3_stroke.ct.dicom.survey import survey
 from meddinov3_stroke.errors import AmbiguousInput, MedDINOError, MissingInput, OutOfScope, UnsupportedInput
 
@@ -208,7 +208,7 @@ def test_a_named_series_is_read_whatever_the_rule_says(make_stack: MakeStack) ->
     [
         ("set aside", "a localizer", UnsupportedInput),
         ("refused", "different images at one position", UnsupportedInput),
-        ("set aside", "slices stand 90 degrees off axial; at most 45 are taken", OutOfScope),
+        ("set aside", "slices are 90 degrees off axial; at most 45 are accepted", OutOfScope),
         ("set aside", SINGLE_IMAGE, OutOfScope),
     ],
 )
@@ -216,7 +216,7 @@ def test_a_named_series_that_is_no_volume_is_refused_with_the_reason(
     make_stack: MakeStack, verdict: str, reason: str, error: type[MedDINOError]
 ) -> None:
     stacks = [make_stack(series_instance_uid="1"), make_stack(series_instance_uid="2", verdict=verdict, reason=reason)]
-    with pytest.raises(error, match=f"study, series 2 holds no axial CT series that can be read: 2: {reason}"):
+    with pytest.raises(error, match=f"study, series 2 has no readable axial CT series: 2: {reason}"):
         choose(stacks, "2", "study")
 
 

@@ -14,9 +14,8 @@ import pytest
 from pydicom import Dataset, Sequence
 from pydicom.errors import BytesLengthException
 
-from meddinov3_stroke.ct.dicom import dataset as dataset_module
-from meddinov3_stroke.ct.dicom.dataset import parse_dataset
-from meddinov3_stroke.ct.dicom.structure import DicomContent, read_structure
+from meddinov3_stroke.ct.dicom import container as dataset_module
+from meddinov3_stroke.ct.dicom.container import DicomContent, parse_dataset, read_structure
 from meddinov3_stroke.errors import CorruptInput
 
 IMPLICIT, EXPLICIT, BIG, DEFLATED = (f"1.2.840.10008.1.2{tail}" for tail in ("", ".1", ".2", ".1.99"))

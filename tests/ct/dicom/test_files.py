@@ -99,7 +99,7 @@ def test_a_list_takes_a_name_with_the_tilde_of_no_user_as_it_is(folder: Path) ->
 
 def test_a_list_in_another_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes("患者/一".encode("gbk"))
-    with pytest.raises(UnsupportedInput, match=r"list\.txt is no list of files in UTF-8"):
+    with pytest.raises(UnsupportedInput, match=r"list\.txt is not a list of files in UTF-8"):
         read_all(tmp_path / "list.txt")
 
 
@@ -242,7 +242,7 @@ def everything_under(folder: Path) -> Iterable[Path]:
 
 def test_a_file_that_grew_since_it_was_listed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"12345")
-    with pytest.raises(CorruptInput, match="more than the 4 bytes"):
+    with pytest.raises(CorruptInput, match="has grown beyond 4 bytes"):
         InputFile("a", tmp_path / "a", 4).read()
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
-from meddinov3_stroke.ct.dicom import header_index
-from meddinov3_stroke.ct.dicom.header_index import files_of_series
-from meddinov3_stroke.ct.reader import input_digest
+from meddinov3_stroke.ct import open_input
+from meddinov3_stroke.ct.dicom import files as header_index
+from meddinov3_stroke.ct.dicom.files import files_of_series
 from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput, UsageError
 from meddinov3_stroke.types import VolumeInput
 
@@ -46,7 +46,7 @@ def test_a_series_of_the_index_is_read_alone(index: tuple[Path, list[str]]) -> N
         np.testing.assert_array_equal(volume.hu, HU + seed)
         assert volume.source.series_instance_uid == uid
         assert volume.source.path == path
-        assert volume.source.sha256 == input_digest(VolumeInput(path, uid))
+        assert volume.source.sha256 == open_input(VolumeInput(path, uid)).digest
 
 
 def test_a_relative_file_is_taken_from_the_folder_of_the_index(
@@ -85,7 +85,7 @@ def test_a_file_that_is_gone_is_named(index: tuple[Path, list[str]]) -> None:
 @pytest.mark.parametrize("content", [b"PAR1 and then nothing", b"\0" * 600, b"series_uid,file\n1,a\n"])
 def test_a_file_that_is_no_parquet_is_no_index(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "index.parquet").write_bytes(content)
-    with pytest.raises(CorruptInput, match="is no header index"):
+    with pytest.raises(CorruptInput, match="is not a header index"):
         read_volume(tmp_path / "index.parquet", series="1")
 
 
@@ -94,7 +94,7 @@ def test_a_file_that_is_no_parquet_is_no_index(tmp_path: Path, content: bytes) -
 )
 def test_a_table_of_other_columns_is_no_index(tmp_path: Path, columns: dict[str, list[object]]) -> None:
     pq.write_table(pa.table(columns), tmp_path / "index.parquet")
-    with pytest.raises(CorruptInput, match="is no header index"):
+    with pytest.raises(CorruptInput, match="is not a header index"):
         read_volume(tmp_path / "index.parquet", series="1")
 
 
@@ -110,7 +110,7 @@ NOT_UTF8 = pa.Array.from_buffers(
 )
 def test_files_that_are_no_text_are_no_index(tmp_path: Path, files: pa.Array) -> None:
     pq.write_table(pa.table({"series_uid": ["1"], "file": files}), tmp_path / "index.parquet")
-    with pytest.raises(CorruptInput, match="is no header index"):
+    with pytest.raises(CorruptInput, match="is not a header index"):
         read_volume(tmp_path / "index.parquet", series="1")
 
 

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from dicom_writer import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
-from meddinov3_stroke.ct.dicom.inspection import Inspection, SeriesFacts, inspect_dicom
-from meddinov3_stroke.errors import InputError, MissingInput
-from meddinov3_stroke.report import print_inspection
+from meddinov3_stroke.ct.dicom.inspect import Inspection, SeriesFacts, inspect_dicom
+from meddinov3_stroke.errors import InputError, MedDINOError, MissingInput
+from meddinov3_stroke.report.inspection import print_inspection
 
 GEOMETRY = axial_geometry([5.0] * 9, (9, 11), tilt_degrees=12)
 HU = np.random.default_rng(0).integers(-1000, 2500, (10, 9, 11))
@@ -56,7 +56,7 @@ def test_what_is_set_aside_says_why(tmp_path: Path) -> None:
         "modality OT, not CT": "set aside",
         "a colour picture (RGB)": "set aside",
         "no image, a document or another object": "set aside",
-        "slices stand 78 degrees off axial; at most 45 are taken": "set aside",
+        "slices are 78 degrees off axial; at most 45 are accepted": "set aside",
     }
 
 
@@ -75,7 +75,7 @@ def test_a_series_that_the_rule_passes_over_says_how_to_read_it(tmp_path: Path) 
     written(tmp_path / "b", seed=1, study_seed=0, kernel="H70h", series_number=1)
     sharp, soft = inspect_dicom(tmp_path).series
     assert (sharp.verdict, soft.verdict) == ("set aside", "used")
-    assert sharp.reason == "the rule prefers another series; name this one with --series"
+    assert sharp.reason == "the rule selects another series; name this one with --series"
     assert read_volume(tmp_path, series=sharp.series_instance_uid).n_slices == 10
 
 
@@ -84,7 +84,7 @@ def test_one_series_is_used_of_each_study(tmp_path: Path) -> None:
     written(tmp_path / "b", seed=1)
     found = inspect_dicom(tmp_path)
     assert found.n_used == 2
-    assert "more than one patient or study: reading needs --series UID" in shown(found)
+    assert "several patients or studies: to read one, name its series with --series UID" in shown(found)
 
 
 def test_one_series_is_used_of_each_patient_of_a_study(tmp_path: Path) -> None:
@@ -121,6 +121,27 @@ def test_what_is_refused_is_refused_by_reading_too_with_the_same_words(tmp_path:
     assert one.reason in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "status", "code"),
+    [
+        (undecodable, "rejected", "E-INPUT-UNSUPPORTED"),
+        (impossible_scaling, "rejected", "E-INPUT-CORRUPT"),
+        (clashing, "rejected", "E-INPUT-UNSUPPORTED"),
+        (lambda folder: written(folder, missing_slices=tuple(range(1, 10))), "refused", "E-SCOPE"),
+        (written, "done", ""),
+    ],
+    ids=["undecodable", "scaling", "clash", "single slice", "sound"],
+)
+def test_the_outcome_has_the_status_and_code_of_the_error(tmp_path: Path, spoil: Any, status: str, code: str) -> None:
+    spoil(tmp_path)
+    (one,) = inspect_dicom(tmp_path).series
+    assert (one.outcome.status, one.outcome.code) == (status, code)
+    if status != "done":
+        with pytest.raises(MedDINOError) as caught:
+            read_volume(tmp_path)
+        assert caught.value.code == code
+
+
 def test_copies_are_listed(tmp_path: Path) -> None:
     written(tmp_path, copied_slices=(0,), repeated_slices=(5,))
     (one,) = inspect_dicom(tmp_path).series
@@ -136,7 +157,7 @@ def test_damaged_files_are_listed_and_their_consequence_told(tmp_path: Path) -> 
     ((name, reason),) = found.damaged
     assert name == "IM0004.dcm"
     assert "truncated" in reason
-    assert "damaged files refuse the whole input" in shown(found)
+    assert "a damaged file makes the whole input unreadable" in shown(found)
 
 
 def test_contrast_is_told(tmp_path: Path) -> None:

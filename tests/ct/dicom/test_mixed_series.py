@@ -16,7 +16,7 @@ import pytest
 from dicom_writer import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
 from meddinov3_stroke.ct.dicom.files import MAX_FILE_BYTES, open_files
-from meddinov3_stroke.ct.dicom.stacks import MAX_PLANES, assemble
+from meddinov3_stroke.ct.dicom.series import MAX_PLANES, assemble
 from meddinov3_stroke.ct.dicom.survey import survey
 from meddinov3_stroke.errors import AmbiguousInput, CorruptInput, UnsupportedInput
 
@@ -83,7 +83,7 @@ def test_one_sop_uid_on_different_images_is_refused(tmp_path: Path) -> None:
     written(tmp_path)
     for path in tmp_path.glob("*.dcm"):
         change_one(path, lambda dataset: setattr(dataset, "SOPInstanceUID", "2.25.7"))
-    with pytest.raises(UnsupportedInput, match="bear one SOP Instance UID"):
+    with pytest.raises(UnsupportedInput, match="have the same SOP Instance UID"):
         read_volume(tmp_path)
 
 

@@ -13,8 +13,8 @@ import SimpleITK as sitk  # noqa: N813
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import get_encoder
 
+from meddinov3_stroke.ct.dicom.container import read_structure
 from meddinov3_stroke.ct.dicom.pixels import decode_frame
-from meddinov3_stroke.ct.dicom.structure import read_structure
 from meddinov3_stroke.errors import CorruptInput, UnsupportedInput
 
 IMPLICIT, EXPLICIT, BIG, DEFLATED = (f"1.2.840.10008.1.2{tail}" for tail in ("", ".1", ".2", ".1.99"))
@@ -277,7 +277,7 @@ def test_a_codestream_of_another_size_than_the_header_never_reaches_a_decoder(
     values = ct_values()
     content = dicom_bytes(values, syntax)
     monkeypatch.setattr("meddinov3_stroke.ct.dicom.pixels.shared_codec", lambda: pytest.fail("reached"))
-    with pytest.raises(CorruptInput, match=r"says 24 x 20 pixels of itself; expected 24 x 21"):
+    with pytest.raises(CorruptInput, match=r"declares 24 x 20 pixels; expected 24 x 21"):
         _decoded(content, pixel_format(values, columns=21))
 
 

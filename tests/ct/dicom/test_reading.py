@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pydicom
 import pytest
 import SimpleITK
 
 from dicom_writer import DicomOptions, DicomSeriesTruth, SliceGeometry, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
+from meddinov3_stroke.ct.dicom import survey as survey_module
+from meddinov3_stroke.ct.dicom.read import open_dicom
 from meddinov3_stroke.ct.geometry import MAX_TILT_DEGREES
 from meddinov3_stroke.errors import CorruptInput, OutOfScope, UnsupportedInput
 from meddinov3_stroke.types import SliceImage, Volume
@@ -118,7 +124,7 @@ def test_images_set_aside_are_counted_by_reason(tmp_path: Path) -> None:
     )
     (told,) = [one for one in warnings if "set aside" in one]
     assert told.startswith(
-        "7 other images were set aside: slices stand 90 degrees off axial; at most 45 are taken (3), "
+        "7 other images were set aside: slices are 90 degrees off axial; at most 45 are accepted (3), "
     )
 
 
@@ -148,7 +154,7 @@ def test_slopes_that_differ_are_told_and_each_slice_is_read_by_its_own(tmp_path:
     np.testing.assert_array_equal(volume.hu, truth.hu)
     assert volume.stored.dtype == np.float32
     (told,) = [one for one in volume.warnings if "slope" in one]
-    assert told.endswith("pairs of slope and intercept in one series; each slice is read by its own")
+    assert told.endswith("pairs of slope and intercept in one series; each slice is scaled by its own")
 
 
 def test_a_slope_that_is_no_whole_number_gives_float32(tmp_path: Path) -> None:
@@ -175,7 +181,7 @@ def test_the_repair_of_wrapped_values_is_exact_and_told(tmp_path: Path) -> None:
     truth = written(tmp_path, pixels="wrapped12", header="stripped", names="sop_uid")
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.hu, truth.hu)
-    assert any(one.startswith("10 of 10 slices had an intercept that is not theirs") for one in volume.warnings)
+    assert any(one.startswith("10 of 10 slices had a wrong intercept") for one in volume.warnings)
 
 
 def test_a_header_without_slope_and_intercept_is_told(tmp_path: Path) -> None:
@@ -216,7 +222,7 @@ def test_a_lossy_transfer_syntax_is_told(tmp_path: Path, transfer_syntax: str) -
 
 def test_contrast_in_the_headers_of_what_is_read_is_told(tmp_path: Path) -> None:
     warnings = warnings_of(tmp_path, contrast_agent="OMNIPAQUE")
-    told = "the agent in the headers speaks of contrast (see inspect); this model is for non-contrast CT"
+    told = "the agent in the headers suggests contrast (see inspect); this model is for non-contrast CT"
     assert told in warnings
     assert "OMNIPAQUE" not in " ".join(warnings)  # free text may name a patient
 
@@ -247,7 +253,7 @@ def test_acquisitions_at_the_same_positions_are_parted_and_one_is_read(tmp_path:
 def test_a_named_series_that_was_set_aside_says_why(tmp_path: Path) -> None:
     written(tmp_path, companions=("secondary_capture",))
     uid = str(pydicom.dcmread(tmp_path / "SECONDARY_CAPTURE.dcm").SeriesInstanceUID)
-    with pytest.raises(UnsupportedInput, match=f"series {uid} holds no axial CT series that can be read.*modality OT"):
+    with pytest.raises(UnsupportedInput, match=f"series {uid} has no readable axial CT series.*modality OT"):
         read_volume(tmp_path, series=uid)
 
 
@@ -276,7 +282,7 @@ def test_a_single_slice_is_out_of_scope_unless_it_is_asked_for(tmp_path: Path) -
 def test_a_series_that_is_not_axial_is_out_of_scope(tmp_path: Path) -> None:
     geometry = axial_geometry([5.0] * 9, (9, 11), tilt_degrees=MAX_TILT_DEGREES + 5)
     written(tmp_path, geometry)
-    with pytest.raises(OutOfScope, match="slices stand 50 degrees off axial; at most 45 are taken"):
+    with pytest.raises(OutOfScope, match="slices are 50 degrees off axial; at most 45 are accepted"):
         read_volume(tmp_path)
 
 
@@ -287,7 +293,7 @@ def test_a_scaling_that_cannot_be_is_damage(tmp_path: Path, slope: str, intercep
 
     truth = written(tmp_path)
     edit(tmp_path / truth.images[5].file, spoil)
-    with pytest.raises(CorruptInput, match=f"{truth.images[5].file}: Rescale Slope .* cannot be those of a CT"):
+    with pytest.raises(CorruptInput, match=f"{truth.images[5].file}: Rescale Slope .* are impossible for CT"):
         read_volume(tmp_path)
 
 
@@ -295,24 +301,138 @@ def test_more_voxels_than_asked_for_are_refused_before_any_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written(tmp_path)
-    monkeypatch.setattr("meddinov3_stroke.ct.dicom.reading.decode_frame", None)
+    monkeypatch.setattr("meddinov3_stroke.ct.dicom.read.decode_frame", None)
     with pytest.raises(UnsupportedInput, match="10 slices of 9 x 11 pixels; at most 989 voxels are read"):
         read_volume(tmp_path, max_voxels=989)
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from meddinov3_stroke.ct.dicom import reading
-
+@pytest.mark.parametrize("name", ["IM0005.dcm", "gone.dcm"])
+def test_a_file_that_changes_between_header_and_pixels_of_a_large_input_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Where nothing is kept, files are opened again for their pixels."""
+    monkeypatch.setattr("meddinov3_stroke.ct.dicom.survey.KEEP_BYTES", 0)
     written(tmp_path)
-    find = reading.choose
+    opened = open_dicom(tmp_path)
+    assert opened.digest
+    (tmp_path / "IM0005.dcm").write_bytes((tmp_path / "IM0005.dcm").read_bytes()[:-1] + b"\x07")
+    (tmp_path / "IM0005.dcm").rename(tmp_path / name)
+    with pytest.raises(CorruptInput, match=r"IM0005\.dcm changed while it was read"):
+        opened.volume()
 
-    def choose_and_change(*args: Any, **options: Any) -> Any:
-        (tmp_path / "IM0005.dcm").write_bytes(b"gone".ljust(2074))
-        return find(*args, **options)
 
-    monkeypatch.setattr(reading, "choose", choose_and_change)
-    with pytest.raises(CorruptInput, match=r"IM0005\.dcm"):
-        read_volume(tmp_path)
+def test_the_bytes_that_gave_the_digest_are_those_that_are_decoded(tmp_path: Path) -> None:
+    written(tmp_path)
+    expected = read_volume(tmp_path)
+    opened = open_dicom(tmp_path)
+    digest = opened.digest
+    for path in tmp_path.glob("*.dcm"):
+        path.write_bytes(b"changed")
+    volume = opened.volume()
+    np.testing.assert_array_equal(volume.stored, expected.stored)
+    assert digest == volume.source.sha256 == expected.source.sha256
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
+    """How often each file was opened, hashed, walked and parsed, by (what, file)."""
+    counted: Counter[tuple[str, str]] = Counter()
+    path_open, digest = Path.open, survey_module.sha256
+
+    def count_open(path: Path, *args: Any, **options: Any) -> Any:
+        counted["opened", path.name] += 1
+        return path_open(path, *args, **options)
+
+    def count_hash(content: bytes) -> Any:
+        counted["hashed", digest(content).hexdigest()] += 1
+        return digest(content)
+
+    def counting(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(content: Any, name: str) -> Any:
+            counted[what, name] += 1
+            return function(content, name)
+
+        return call
+
+    monkeypatch.setattr(Path, "open", count_open)
+    monkeypatch.setattr(survey_module, "sha256", count_hash)
+    for what in ("read_structure", "headers_of"):
+        monkeypatch.setattr(survey_module, what, counting(what, getattr(survey_module, what)))
+    return counted
+
+
+def test_each_file_is_opened_hashed_walked_and_parsed_once_for_digest_and_volume(
+    tmp_path: Path, counts: Counter[tuple[str, str]]
+) -> None:
+    hu = np.random.default_rng(1).integers(-1000, 2500, (50, 9, 11))
+    truth = written(tmp_path, axial_geometry([5.0] * 49, (9, 11)), hu)
+    counts.clear()
+    opened = open_dicom(tmp_path)
+    assert (len(opened.files), counts) == (50, Counter())
+    assert opened.digest == opened.volume().source.sha256
+    names = [image.file for image in truth.images]
+    for what in ("opened", "read_structure", "headers_of"):
+        assert {name: n for (kind, name), n in counts.items() if kind == what} == dict.fromkeys(names, 1)
+    assert [n for (kind, _), n in counts.items() if kind == "hashed"] == [1] * 50
+
+
+def test_of_a_header_index_only_the_files_of_the_series_are_opened(
+    tmp_path: Path, counts: Counter[tuple[str, str]]
+) -> None:
+    wanted, other = written(tmp_path / "a"), written(tmp_path / "b", seed=1)
+    rows = [
+        (truth.identity.series_uid, f"{folder}/{image.file}")
+        for folder, truth in (("a", wanted), ("b", other))
+        for image in truth.images
+    ]
+    path = tmp_path / "index.parquet"
+    pq.write_table(pa.table({"series_uid": [uid for uid, _ in rows], "file": [file for _, file in rows]}), path)
+    counts.clear()
+    opened = open_dicom(path, wanted.identity.series_uid)
+    assert opened.files == (path, *(tmp_path / "a" / image.file for image in wanted.images))
+    assert opened.volume().n_slices == 10
+    assert sum(n for (kind, _), n in counts.items() if kind == "read_structure") == 10
+    (tmp_path / "b" / other.images[0].file).unlink()
+    assert open_dicom(path, wanted.identity.series_uid).digest == opened.digest
+
+
+def test_the_files_of_an_input_are_those_that_it_depends_on(tmp_path: Path) -> None:
+    truth = written(tmp_path / "study", names="ordered")
+    images = tuple(tmp_path / "study" / image.file for image in truth.images)
+    with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
+        for path in images:
+            archive.write(path, path.name)
+    (tmp_path / "list.txt").write_text("\n".join(f"study/{path.name}" for path in images))
+    assert open_dicom(tmp_path / "study").files == tuple(sorted(images))
+    assert open_dicom(images).files == images
+    assert open_dicom(tmp_path / "study.zip").files == (tmp_path / "study.zip",)
+    assert open_dicom(tmp_path / "list.txt").files == (tmp_path / "list.txt", *images)
+    assert len({open_dicom(tmp_path / name).digest for name in ("study", "study.zip", "list.txt")}) == 1
+
+
+def test_bytes_of_files_are_dropped_when_they_are_decoded(tmp_path: Path) -> None:
+    written(tmp_path / "a")
+    written(tmp_path / "b", kernel="H70h", seed=1, study_seed=0)
+    opened = open_dicom(tmp_path)
+    assert opened.digest
+    assert sorted(opened._kept.contents) == sorted(f"a/{path.name}" for path in (tmp_path / "a").iterdir())
+    opened.volume()
+    assert opened._kept.contents == {}
+    assert opened.volume().source.sha256 == opened.digest  # read again
+
+
+@pytest.mark.parametrize("layout", ["single", "enhanced"])
+def test_an_input_too_large_to_keep_gives_the_same_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    written(tmp_path / "a", layout=layout)
+    written(tmp_path / "b", kernel="H70h", seed=1, study_seed=0)
+    kept = read_volume(tmp_path)
+    monkeypatch.setattr("meddinov3_stroke.ct.dicom.survey.KEEP_BYTES", 5000)
+    opened = open_dicom(tmp_path)
+    volume = opened.volume()
+    np.testing.assert_array_equal(volume.stored, kept.stored)
+    assert (asdict(volume.source), volume.warnings) == (asdict(kept.source), kept.warnings)
 
 
 def test_the_stored_voxels_cannot_be_written_to(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from dicom_writer import axial_geometry, write_dicom_series
 from meddinov3_stroke.ct.dicom.header import ImageHeader
 from meddinov3_stroke.ct.dicom.header_reading import read_headers
-from meddinov3_stroke.ct.dicom.roles import role_fault
+from meddinov3_stroke.ct.dicom.series import role_fault
 
 
 @pytest.fixture(scope="module")

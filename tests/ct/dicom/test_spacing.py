@@ -10,7 +10,7 @@ import pytest
 
 from dicom_writer import DicomOptions, SliceGeometry, axial_geometry, write_dicom_series
 from meddinov3_stroke.ct.dicom.files import open_files
-from meddinov3_stroke.ct.dicom.spacing import SliceLayout, layout_of
+from meddinov3_stroke.ct.dicom.layout import SliceLayout, layout_of
 from meddinov3_stroke.ct.dicom.survey import survey
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dicom_writer import axial_geometry, write_dicom_series
 from meddinov3_stroke.ct.dicom.header import ImageHeader
 from meddinov3_stroke.ct.dicom.header_reading import read_headers
-from meddinov3_stroke.ct.dicom.stacks import SINGLE_IMAGE, assemble
+from meddinov3_stroke.ct.dicom.series import SINGLE_IMAGE, assemble
 
 SOUND = ("usable", "")
 
@@ -65,7 +65,7 @@ def test_a_copy_is_dropped_and_listed_with_what_it_copies(images: list[ImageHead
 def test_different_pixels_at_one_position_refuse_the_stack(images: list[ImageHeader]) -> None:
     (stack,) = assemble([*images, again(images[4]), again(images[7])], never)
     assert stack.verdict == "refused"
-    assert "different images at one position (2 times; IM0005.dcm and again IM0005.dcm the first)" in stack.reason
+    assert "different images at one position (2 times; first: IM0005.dcm and again IM0005.dcm)" in stack.reason
 
 
 def test_images_at_one_height_that_are_shifted_in_plane_are_no_copies(images: list[ImageHeader]) -> None:
@@ -123,7 +123,7 @@ def test_a_reformat_of_another_orientation_is_a_stack_of_its_own_and_set_aside(i
     stacks = assemble([*images, *coronal], always)
     assert {(len(stack.images), stack.verdict) for stack in stacks} == {(10, "usable"), (4, "set aside")}
     (aside,) = [stack for stack in stacks if stack.verdict == "set aside"]
-    assert aside.reason == "slices stand 90 degrees off axial; at most 45 are taken"
+    assert aside.reason == "slices are 90 degrees off axial; at most 45 are accepted"
 
 
 def test_two_groups_of_tilt_in_one_series_are_two_stacks(images: list[ImageHeader]) -> None:

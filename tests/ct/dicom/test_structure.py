@@ -17,8 +17,8 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import UID
 
-from meddinov3_stroke.ct.dicom import structure
-from meddinov3_stroke.ct.dicom.structure import DicomContent, read_structure
+from meddinov3_stroke.ct.dicom import container
+from meddinov3_stroke.ct.dicom.container import DicomContent, read_structure
 from meddinov3_stroke.errors import CorruptInput
 
 IMPLICIT, EXPLICIT, BIG, DEFLATED = (f"1.2.840.10008.1.2{tail}" for tail in ("", ".1", ".2", ".1.99"))
@@ -246,7 +246,7 @@ def test_every_truncation_of_fragments_is_corrupt(dicom_bytes, ct_values) -> Non
     [
         (
             _element(0x0008, 0x0060, b"CS", b"CT", 3),
-            r"\(0008,0060\) at byte \d+ declares 3 bytes and ends 1 bytes after",
+            r"\(0008,0060\) at byte \d+ declares 3 bytes and extends 1 bytes beyond",
         ),
         (_element(0x0009, 0x0001, b"OB", b"", 1 << 31), r"\(0009,0001\) at byte \d+ declares 2147483648 bytes"),
         (_element(0x0009, 0x0001, b"UT", b"", UNDEFINED), r"undefined length, which UT cannot have"),
@@ -256,17 +256,20 @@ def test_every_truncation_of_fragments_is_corrupt(dicom_bytes, ct_values) -> Non
         (MODALITY + ITEM_END, r"\(fffe,e00d\) at byte \d+ is a delimiter where an element is expected"),
         (MODALITY + SEQUENCE_END, r"\(fffe,e0dd\) at byte \d+ is a delimiter"),
         (MODALITY + _item(b""), r"\(fffe,e000\) at byte \d+ is a delimiter"),
-        (_element(8, 0x1140, b"SQ", MODALITY), r"\(0008,0060\) at byte \d+ stands where an item of \(0008,1140\)"),
+        (_element(8, 0x1140, b"SQ", MODALITY), r"\(0008,0060\) at byte \d+ is found where an item of \(0008,1140\)"),
         (_element(8, 0x1140, b"SQ", _item(MODALITY), UNDEFINED), r"\(0008,1140\).*without its delimiter"),
         (_element(8, 0x1140, b"SQ", _item(MODALITY, UNDEFINED)), r"\(fffe,e000\).*whose delimiter is missing"),
-        (_element(8, 0x1140, b"SQ", _item(MODALITY, 9)) + MODALITY, r"\(0008,0060\) at byte \d+ declares 2 .* ends 1"),
+        (
+            _element(8, 0x1140, b"SQ", _item(MODALITY, 9)) + MODALITY,
+            r"\(0008,0060\) at byte \d+ declares 2 .* extends 1",
+        ),
         (
             _element(8, 0x1140, b"SQ", _item(MODALITY, 11)) + MODALITY,
-            r"\(fffe,e000\) at byte \d+ declares 11 .* ends 1",
+            r"\(fffe,e000\) at byte \d+ declares 11 .* extends 1",
         ),
         (_element(8, 0x1140, b"SQ", _item(MODALITY)[:-2], 18) + MODALITY, r"unknown value representation"),
-        (_element(0x7FE0, 0x10, b"OW", b"") * 2, r"\(7fe0,0010\) at byte \d+ is there twice"),
-        (_element(0x7FE0, 0x10, b"OB", _item(b"") + MODALITY, UNDEFINED), r"stands where a fragment"),
+        (_element(0x7FE0, 0x10, b"OW", b"") * 2, r"\(7fe0,0010\) at byte \d+ occurs twice"),
+        (_element(0x7FE0, 0x10, b"OB", _item(b"") + MODALITY, UNDEFINED), r"is found where a fragment"),
         (_element(0x7FE0, 0x10, b"OB", _item(b""), UNDEFINED), r"\(7fe0,0010\).*without the delimiter"),
         (_element(0x7FE0, 0x10, b"OB", _item(b"", 7) + SEQUENCE_END, UNDEFINED), r"without the delimiter"),
         (_element(0x7FE0, 0x10, b"OB", _item(b"", UNDEFINED) + SEQUENCE_END, UNDEFINED), r"declares 4294967295 bytes"),
@@ -299,7 +302,7 @@ def test_a_deflated_file_is_given_as_the_plain_one(dicom_bytes, ct_values) -> No
 
 
 def test_an_inflation_bomb_stops_at_the_cap(monkeypatch) -> None:
-    monkeypatch.setattr(structure, "MAX_INFLATED_BYTES", 1 << 22)
+    monkeypatch.setattr(container, "MAX_INFLATED_BYTES", 1 << 22)
     content = _file(_deflated(_element(0x0009, 0x0001, b"OB", bytes(1 << 26))), DEFLATED)
     assert len(content) < 1 << 17
     tracemalloc.start()
@@ -316,8 +319,8 @@ def test_an_inflation_bomb_stops_at_the_cap(monkeypatch) -> None:
     [
         (lambda packed: packed[:-1], "stops before its end"),
         (lambda packed: packed[: len(packed) // 2], "stops before its end"),
-        (lambda packed: packed + b"\1", "goes on after its end"),
-        (lambda packed: packed + bytes(2), "goes on after its end"),
+        (lambda packed: packed + b"\1", "continues after its end"),
+        (lambda packed: packed + bytes(2), "continues after its end"),
         (lambda packed: b"\xff" + packed[1:], "cannot be inflated"),
         (lambda _: b"", "stops before its end"),
     ],

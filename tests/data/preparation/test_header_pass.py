@@ -1,32 +1,32 @@
-"""Headers are read once, from few bytes, by several processes; whoever is killed goes on where it was."""
+"""Headers are read once, from few bytes, by several processes; a pass that was killed resumes."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dicom_writer import TRANSFER_SYNTAXES, DicomOptions, axial_geometry, write_dicom_series
-from meddinov3_stroke.ct.dicom.file_headers import read_file_headers
 from meddinov3_stroke.ct.dicom.files import InputFile
 from meddinov3_stroke.ct.dicom.header import ImageHeader
 from meddinov3_stroke.ct.dicom.header_reading import read_headers
-from meddinov3_stroke.data import header_parts, header_pass, header_reading
-from meddinov3_stroke.data.header_parts import HeaderParts
+from meddinov3_stroke.ct.dicom.survey import read_file_headers
+from meddinov3_stroke.data import header_pass
 from meddinov3_stroke.data.header_pass import read_headers_of_folder
-from meddinov3_stroke.data.header_rows import FileFacts, batch_of, headers_of_rows, image_row
-from meddinov3_stroke.errors import CorruptInput, LockTimeout, UnsupportedInput
+from meddinov3_stroke.data.header_rows import SCHEMA, FileFacts, header_cells, headers_of_rows, read_files
+from meddinov3_stroke.errors import CorruptInput, LockTimeout, StorageError, UnsupportedInput
 
 Kaggle = Callable[..., Any]
 
@@ -44,10 +44,8 @@ def headers_in(folder: Path) -> Iterator[ImageHeader]:
 def assert_survives_a_table(folder: Path) -> None:
     headers = list(headers_in(folder))
     assert headers
-    batch = batch_of([image_row(FileFacts(header.file, 1, 2), header) for header in headers])
-    import pyarrow as pa
-
-    for header, again in zip(headers, headers_of_rows(pa.Table.from_batches([batch])), strict=True):
+    table = pa.Table.from_pylist([header_cells(header) for header in headers], schema=SCHEMA)
+    for header, again in zip(headers, headers_of_rows(table), strict=True):
         assert_same(again, header)
 
 
@@ -63,6 +61,19 @@ def test_a_header_survives_a_table(tmp_path: Path, options: dict[str, Any]) -> N
     hu = np.zeros((3, 8, 8), np.float32)
     write_dicom_series(tmp_path, hu, axial_geometry([5.0, 5.0], (8, 8)), DicomOptions(**options))
     assert_survives_a_table(tmp_path)
+
+
+def test_every_declared_field_has_its_columns_and_there_are_no_others() -> None:
+    def columns_of(kind: type) -> Iterator[str]:
+        for field in fields(kind):
+            nested = {"pixels": "PixelFormat", "rescale": "Rescale"}.get(field.name)
+            if nested is not None:
+                yield from columns_of(getattr(sys.modules[ImageHeader.__module__], nested))
+            else:
+                yield from field.metadata.get("columns", (field.name,))
+
+    assert is_dataclass(ImageHeader)
+    assert SCHEMA.names == ["n_bytes", "mtime_ns", "status", "reason", *columns_of(ImageHeader)]
 
 
 @pytest.mark.shared_data
@@ -144,11 +155,17 @@ def folder(kaggle: Kaggle) -> Path:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(header_pass, "CHUNK_FILES", 4)
-    monkeypatch.setattr(header_parts, "PART_ROWS", 8)
 
 
 def read(folder: Path, parts: Path, workers: int = 1) -> header_pass.HeaderPass:
-    return read_headers_of_folder(folder, HeaderParts(parts), workers=workers, show_progress=False)
+    return read_headers_of_folder(folder, parts, workers=workers, show_progress=False)
+
+
+def saved(parts: Path) -> Path:
+    """The one file of a finished pass."""
+    assert not (parts / header_pass.STREAM).exists()
+    (path,) = parts.glob(header_pass.TABLES)
+    return path
 
 
 def test_a_second_pass_reads_no_header(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,21 +183,60 @@ def test_several_processes_give_the_same_rows(folder: Path, tmp_path: Path) -> N
     assert together.rows.to_pylist() == alone.rows.to_pylist()
 
 
-@pytest.mark.usefixtures("small_chunks")
-def test_a_pass_that_stops_keeps_what_it_read(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def stopped(folder: Path, parts: Path, monkeypatch: pytest.MonkeyPatch, after: int = 3) -> None:
+    """A pass that ends after some chunks."""
     asked: list[int] = []
 
     def dies(folder: Path, files: list[FileFacts]) -> Any:
         asked.append(len(files))
-        if len(asked) == 4:
+        if len(asked) > after:
             raise KeyboardInterrupt
-        return header_reading.read_files(folder, files)
+        return read_files(folder, files)
 
-    monkeypatch.setattr(header_pass, "read_files", dies)
-    with pytest.raises(KeyboardInterrupt):
-        read(folder, tmp_path / "parts")
-    monkeypatch.undo()
-    assert read(folder, tmp_path / "parts").n_read_now == 30 - 12
+    with monkeypatch.context() as patch:
+        patch.setattr(header_pass, "read_files", dies)
+        patch.setattr(header_pass, "CHUNK_FILES", 4)
+        with pytest.raises(KeyboardInterrupt):
+            read(folder, parts)
+
+
+def test_a_pass_that_stops_keeps_what_it_read(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(folder, tmp_path / "parts", monkeypatch)
+    whole = read(folder, tmp_path / "whole")
+    resumed = read(folder, tmp_path / "parts")
+    assert resumed.n_read_now == 30 - 12
+    assert resumed.rows.to_pylist() == whole.rows.to_pylist()
+    assert pq.read_table(saved(tmp_path / "parts")).num_rows == 30
+
+
+def test_a_pass_may_stop_many_times(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(3):
+        stopped(folder, tmp_path / "parts", monkeypatch, after=2)
+    assert read(folder, tmp_path / "parts").n_read_now == 30 - 3 * 8
+
+
+@pytest.mark.parametrize("share", [0.05, 0.4, 0.7, 0.95, 0.999])
+def test_a_stream_is_read_up_to_its_last_whole_batch(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    stopped(folder, tmp_path / "parts", monkeypatch, after=6)
+    stream = tmp_path / "parts" / header_pass.STREAM
+    content = stream.read_bytes()
+    stream.write_bytes(content[: int(share * len(content))])
+    resumed = read(folder, tmp_path / "parts")
+    assert resumed.n_read_now % 4 == 30 % 4
+    assert 6 <= resumed.n_read_now <= 30
+    assert resumed.n_read_now < 30 or share < 0.5
+    assert resumed.rows.to_pylist() == read(folder, tmp_path / "whole").rows.to_pylist()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_stream_with_a_flipped_bit_gives_no_wrong_row(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    stopped(folder, tmp_path / "parts", monkeypatch)
+    flip_a_bit(tmp_path / "parts" / header_pass.STREAM, seed)
+    assert read(folder, tmp_path / "parts").rows.to_pylist() == read(folder, tmp_path / "whole").rows.to_pylist()
 
 
 def test_only_a_changed_file_is_read_again(folder: Path, tmp_path: Path) -> None:
@@ -193,26 +249,29 @@ def test_only_a_changed_file_is_read_again(folder: Path, tmp_path: Path) -> None
     assert sorted(again.rows["file"].to_pylist()) == sorted(path.name for path in folder.iterdir())
 
 
-def test_a_damaged_part_is_said_and_its_files_read_again(
+def flip_a_bit(path: Path, seed: int) -> None:
+    content = bytearray(path.read_bytes())
+    generator = np.random.default_rng(seed)
+    content[generator.integers(len(content))] ^= 1 << generator.integers(8)
+    path.write_bytes(content)
+
+
+def test_a_damaged_file_of_rows_is_reported_and_its_files_read_again(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     read(folder, tmp_path / "parts")
-    (part,) = (tmp_path / "parts").glob("part-*")
+    part = saved(tmp_path / "parts")
     part.write_bytes(part.read_bytes()[:-100])
     assert read(folder, tmp_path / "parts").n_read_now == 30
     assert "is damaged" in caplog.text
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_part_with_a_flipped_bit_is_said_and_its_files_read_again(
+def test_rows_with_a_flipped_bit_are_reported_and_read_again(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int
 ) -> None:
     first = read(folder, tmp_path / "parts")
-    (part,) = (tmp_path / "parts").glob("part-*")
-    content = bytearray(part.read_bytes())
-    generator = np.random.default_rng(seed)
-    content[generator.integers(len(content))] ^= 1 << generator.integers(8)
-    part.write_bytes(content)
+    flip_a_bit(saved(tmp_path / "parts"), seed)
     again = read(folder, tmp_path / "parts")
     assert again.n_read_now == 30
     assert again.rows.to_pylist() == first.rows.to_pylist()
@@ -220,15 +279,14 @@ def test_a_part_with_a_flipped_bit_is_said_and_its_files_read_again(
     assert read(folder, tmp_path / "parts").n_read_now == 0
 
 
-def test_a_part_of_another_version_is_not_trusted(
+def test_rows_of_another_version_are_not_trusted(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     read(folder, tmp_path / "parts")
-    (part,) = (tmp_path / "parts").glob("part-*")
+    part = saved(tmp_path / "parts")
     table = pq.read_table(part)
     pq.write_table(table.replace_schema_metadata({"header_pass": "0"}), part)
-    digest = hashlib.sha256(part.read_bytes()).hexdigest()[: header_parts.DIGEST_DIGITS]
-    part.rename(part.with_name(f"part-000001-{digest}.parquet"))
+    part.rename(part.with_name(f"headers-{header_pass._digest(part.read_bytes())}.parquet"))
     assert read(folder, tmp_path / "parts").n_read_now == 30
     assert "another version" in caplog.text
 
@@ -254,8 +312,14 @@ def test_a_file_the_machine_does_not_give_is_asked_for_again(
 
 
 def test_two_passes_into_one_folder_do_not_mix(folder: Path, tmp_path: Path) -> None:
-    parts = HeaderParts(tmp_path / "parts")
-    with parts.writing(), pytest.raises(LockTimeout, match="another process"):
+    (tmp_path / "parts").mkdir()
+    with filelock.FileLock(tmp_path / "parts" / ".lock"), pytest.raises(LockTimeout, match="another process"):
+        read(folder, tmp_path / "parts")
+
+
+def test_a_stream_that_cannot_be_written_is_the_machines_fault(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "parts" / header_pass.STREAM).mkdir(parents=True)
+    with pytest.raises(StorageError, match="cannot write"):
         read(folder, tmp_path / "parts")
 
 
@@ -268,14 +332,13 @@ def test_a_name_that_is_no_text_is_refused_and_named(folder: Path, tmp_path: Pat
 KILLED = """
 import sys, time
 from pathlib import Path
-from meddinov3_stroke.data import header_parts, header_pass
-from meddinov3_stroke.data.header_reading import read_files
+from meddinov3_stroke.data import header_pass
+from meddinov3_stroke.data.header_rows import read_files
 def slow(folder, files):
     time.sleep(0.05)
     return read_files(folder, files)
-header_pass.CHUNK_FILES, header_parts.PART_ROWS, header_pass.read_files = 2, 4, slow
-parts = header_parts.HeaderParts(Path(sys.argv[2]))
-header_pass.read_headers_of_folder(Path(sys.argv[1]), parts, workers=1, show_progress=False)
+header_pass.CHUNK_FILES, header_pass.read_files = 2, slow
+header_pass.read_headers_of_folder(Path(sys.argv[1]), Path(sys.argv[2]), workers=1, show_progress=False)
 """
 
 
@@ -283,11 +346,11 @@ def test_a_killed_pass_goes_on_where_it_was(folder: Path, tmp_path: Path) -> Non
     parts = tmp_path / "parts"
     process = subprocess.Popen([sys.executable, "-c", KILLED, folder, parts])
     deadline = time.monotonic() + 60
-    while len(list(parts.glob("part-*"))) < 2 and time.monotonic() < deadline:
+    while sum(map(len, header_pass._streamed(parts / header_pass.STREAM))) < 8 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    n_kept = sum(len(pq.read_table(part)) for part in parts.glob("part-*"))
+    n_kept = sum(map(len, header_pass._streamed(parts / header_pass.STREAM)))
     assert 8 <= n_kept < 30
     resumed = read(folder, parts)
     assert resumed.n_read_now == 30 - n_kept

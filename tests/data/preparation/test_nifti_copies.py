@@ -78,13 +78,13 @@ def test_copies_that_are_there_are_not_written_again(
     second.write_bytes(second.read_bytes()[:-1])
     decoded: list[VolumeInput] = []
 
-    def noted(source: VolumeInput) -> OpenedInput:
+    def counting(source: VolumeInput) -> OpenedInput:
         opened = open_input(source)
         volume = opened.volume
         monkeypatch.setattr(opened, "volume", lambda: decoded.append(source) or volume())
         return opened
 
-    monkeypatch.setattr(nifti_copies, "open_input", noted)
+    monkeypatch.setattr(nifti_copies, "open_input", counting)
     found = prepare(cohort.root, out, write_nifti=True)
     assert [source.series_uid for source in decoded] == [second.name[1:-7]]
     assert found.facts["nifti"] == {

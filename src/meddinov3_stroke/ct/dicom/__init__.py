@@ -1,1 +1,1 @@
-"""DICOM: from files as a scanner, PACS or Kaggle gives them to series, and from one series to a canonical volume."""
+"""DICOM: from files to a canonical volume (`read.open_dicom`), and what an input holds (`inspect.inspect_dicom`)."""

@@ -1,9 +1,8 @@
-"""Which stack of a study is read where nobody names one.
+"""Which stack of a study is read if none is named.
 
-The rule, in this order: only usable stacks of at least `LEAST_SLICES` slices where there is one; then, each preferred
-to its opposite: original before derived, without before with a hint of contrast, a head before another part, a soft
-kernel before a sharp one, slices of 2 to 6 mm before thinner and thicker ones; then the most slices, the lowest series
-number, the smallest UID.
+The rule, in order of precedence: usable; at least `LEAST_SLICES` slices; original before derived; without a hint of
+contrast; a head before another body part; a soft kernel before a sharp one; slices of 2 to 6 mm; most slices; lowest
+series number; smallest UID.
 """
 
 from __future__ import annotations
@@ -12,21 +11,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from meddinov3_stroke.ct.dicom.spacing import layout_of
-from meddinov3_stroke.ct.dicom.stacks import SINGLE_IMAGE, Stack
-from meddinov3_stroke.errors import AmbiguousInput, MissingInput, OutOfScope, UnsupportedInput
+from meddinov3_stroke.ct.dicom.layout import layout_of
+from meddinov3_stroke.ct.dicom.series import SINGLE_IMAGE, Stack, scaling_fault
+from meddinov3_stroke.errors import AmbiguousInput, CorruptInput, MissingInput, Outcome, OutOfScope, UnsupportedInput
 
 LEAST_SLICES = 8
-"""Fewer are rarely a head; they are read where there is nothing else, or by name."""
+"""A shorter stack is rarely a head; it is read if named, or if there is nothing else."""
 
 USUAL_SPACING_MM = (2.0, 6.0)
-"""Routine head CT is read at 2.5 to 5 mm."""
+"""Routine head CT is reconstructed at 2.5 to 5 mm."""
 
 RULE = (
     "usable, at least 8 slices, original, without contrast, head, soft kernel, 2 to 6 mm, most slices, "
     "lowest series number"
 )
-"""The rule in a line, as `inspect` prints it."""
+"""The rule as `inspect` prints it."""
 
 _SHARP = re.compile(
     r"bone|sharp|lung|edge|detail|ultra|knochen|\bos\b|骨|\b(?:[bhiju]|br|hr|hc|qr|ur)[6-9]\d|\bbl[5-9]\d|\bfc[358]\d"
@@ -46,16 +45,16 @@ _NO_CONTRAST = re.compile(
     r"|w/o|\bwo\b|plain|\bnativ\w*|unenhanced|\bnc\b|\bnect\b|\bncct\b|\bnone\b|\bc-(?!\w)|\bohne\b|\bsans\b|平扫",
     re.IGNORECASE,
 )
-"""What denies contrast, with the word it denies; what is left of a text may still speak of it."""
+"""Negations of contrast, with the word they negate; the rest of the text may still mention contrast."""
 
 _BOTH = re.compile(
     r"\bw(?:ith)?[ /]*(?:and|&|\+)?[ /]*w(?:/o|o|ithout)\b|\bw(?:/o|o|ithout)[ /]*(?:and|&|\+)[ /]*w(?:ith)?\b",
     re.IGNORECASE,
 )
-"""With and without: which of the two a series is cannot be told."""
+"""With and without contrast: the series may be either."""
 
 _NO_AGENT = re.compile(r"\W*(?:no|n/?a|nil|not? given|0)?\W*", re.IGNORECASE)
-"""What some write where an agent is asked for and there was none."""
+"""Entries that mean no agent was given."""
 
 _HEAD = re.compile(
     r"head|brain|skull|cran|crân|neuro|sch(?:ä|ae|a)del|cereb|hirn|cráneo|t[eê]te|kopf|cabe[zç]a|encéph|头|颅|脑",
@@ -68,7 +67,7 @@ _ELSEWHERE = re.compile(
 
 @dataclass(frozen=True)
 class Traits:
-    """What the rule looks at."""
+    """What the rule depends on."""
 
     is_original: bool
     has_contrast: bool
@@ -79,7 +78,7 @@ class Traits:
 
 
 def traits_of(stack: Stack) -> Traits:
-    """What headers and geometry of a usable stack say of it."""
+    """The traits of a usable stack, from its headers and geometry."""
     first = stack.first
     words = f"{first.series_description} {first.body_part}"
     low, high = USUAL_SPACING_MM
@@ -94,7 +93,7 @@ def traits_of(stack: Stack) -> Traits:
 
 
 def contrast_hint(stack: Stack) -> str:
-    """What in the headers speaks of contrast, empty where nothing does."""
+    """The header text that suggests contrast; empty if there is none."""
     agent, description = stack.first.contrast, stack.first.series_description
     if not _NO_AGENT.fullmatch(agent) and not _NO_CONTRAST.search(agent):
         return f"agent {agent!r}"
@@ -104,15 +103,15 @@ def contrast_hint(stack: Stack) -> str:
 
 
 def choose(stacks: Sequence[Stack], series_uid: str | None, where: str, *, allow_single_slice: bool = False) -> Stack:
-    """The stack to read: the named series', or, where it has several or none is named, by the rule of this module.
+    """The stack to read: that of the named series; if it has several or none is named, the first by the rule.
 
-    A single image is taken where `allow_single_slice` and nothing else is there.
+    With `allow_single_slice`, a single image is read if there is nothing else.
 
     Raises:
         MissingInput: no such series.
-        UnsupportedInput: nothing usable; names why.
+        UnsupportedInput: no usable stack; the message says why.
         OutOfScope: only stacks that are not axial, or a single image.
-        AmbiguousInput: more than one patient or study, and no series named.
+        AmbiguousInput: several patients or studies, and no series named.
     """
     if series_uid is not None:
         stacks, where = _of_series(stacks, series_uid, where), f"{where}, series {series_uid}"
@@ -126,7 +125,7 @@ def choose(stacks: Sequence[Stack], series_uid: str | None, where: str, *, allow
 
 
 def rank(stack: Stack) -> tuple[object, ...]:
-    """Least is best; as the rule of this module says."""
+    """Sort key of the rule; the smallest is preferred."""
     traits = traits_of(stack)
     return (
         len(stack.images) < LEAST_SLICES,
@@ -158,7 +157,7 @@ def _nothing_usable(stacks: Sequence[Stack], where: str) -> Exception:
     more = f" and {len(refused or stacks) - 4} more" if len(refused or stacks) > 4 else ""
     outside = [stack for stack in stacks if "off axial" in stack.reason or stack.reason == SINGLE_IMAGE]
     error = OutOfScope if outside and not refused else UnsupportedInput
-    return error(f"{where} holds no axial CT series that can be read: {reasons}{more}; list them with inspect")
+    return error(f"{where} has no readable axial CT series: {reasons}{more}; list them with inspect")
 
 
 def _require_one_study(usable: Sequence[Stack], where: str) -> None:
@@ -170,3 +169,11 @@ def _require_one_study(usable: Sequence[Stack], where: str) -> None:
             f"{where} holds {kind}; expected one study; name its folder, or the series with --series UID (list them "
             "with inspect)"
         )
+
+
+def outcome_of(stack: Stack) -> Outcome:
+    """How reading this stack alone would end, as far as its headers show."""
+    if stack.verdict != "usable":
+        return Outcome.of(_nothing_usable([stack], stack.series_instance_uid))
+    fault = scaling_fault(stack)
+    return Outcome.of(CorruptInput(fault)) if fault else Outcome()

@@ -1,4 +1,4 @@
-"""The files of an input: a folder, a zip archive, a list or a single file, none of them unpacked to disk."""
+"""The files of an input: a folder, zip archive, list, header index or single files. Nothing is unpacked to disk."""
 
 from __future__ import annotations
 
@@ -9,33 +9,43 @@ import stat
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from meddinov3_stroke.ct.contents import machine_errors
-from meddinov3_stroke.ct.dicom.structure import MAGIC, PREAMBLE_BYTES
-from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput
+from meddinov3_stroke.ct.dicom.container import MAGIC, PREAMBLE_BYTES
+from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput, UsageError
 
 MAX_FILES = 50_000
-"""Files looked through for one volume; a study has a few thousand. A flat Kaggle folder is for `prepare-rsna`."""
+"""Files examined for one volume; a study has a few thousand. A flat Kaggle folder is for `prepare-rsna`."""
 
 MAX_FILE_BYTES = 1 << 30
-"""Bytes of one DICOM file that are read; an enhanced CT of 1,000 frames of 512 x 512 has half of that."""
+"""Size of the largest DICOM file that is read; an enhanced CT of 1,000 frames of 512 x 512 has half of that."""
 
 MAX_ARCHIVE_RATIO = 1032
-"""Deflate gives at most 258 bytes for 2 bits; an archive that declares more is a bomb or damaged."""
+"""Deflate expands 2 bits to at most 258 bytes; an archive that declares more is a bomb or damaged."""
 
 LIST_SUFFIX = ".txt"
-"""Ending of a list of files: one path a line, relative to the list's folder; `#` at the start of a line or after a
+"""Suffix of a list of files: one path a line, relative to the list's folder; `#` at the start of a line or after a
 blank begins a comment."""
 
+INDEX_SUFFIX = ".parquet"
+"""Suffix of a header index; its columns `series_uid` and `file` are read here."""
+
+ContentT = TypeVar("ContentT", bytes, bytes | None)
+ReadBytes = Callable[[int], bytes | None]
+"""`read` of an open file."""
+
+_INDEX_BATCH_ROWS = 8192
 _COMMENT = re.compile(r"(?:^|\s)#")
-
-
 _UNPACKING_FAULTS = (zlib.error, lzma.LZMAError, OSError)
-"""What the unpackers raise on damaged members; bz2's is a plain OSError. The archive itself was opened before."""
+"""What the decompressors raise on damaged members; bz2 raises a plain OSError. The archive itself is already open."""
+
+_END_BYTES = 22 + 20 + 56 + 0xFFFF
+"""Longest end of an archive: the end record with its comment, the locator and the ZIP64 end record."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,30 +53,26 @@ class InputFile:
     """One file of an input."""
 
     name: str
-    """Within the input, for messages; a full path where there is no folder around it."""
+    """Within the input, for messages; a full path where there is no enclosing folder."""
     path: Path
-    """On disk; the archive for a member of it."""
+    """On disk; for a member of an archive, the archive."""
     n_bytes: int
     archive: zipfile.ZipFile | None = None
     member: str = ""
-    """Its name in the archive, which no other member has."""
+    """Its unique name in the archive."""
 
     def read(self) -> bytes:
         """All its bytes.
 
         Raises:
-            CorruptInput: longer than it says, or its checksum in the archive does not hold.
-            UnsupportedInput: above `MAX_FILE_BYTES`, or an encrypted member.
+            CorruptInput: longer than when it was listed, or its checksum in the archive does not match.
+            UnsupportedInput: larger than `MAX_FILE_BYTES`, encrypted, or compressed by an unknown method.
         """
         self.require_readable_size()
         return self.head(self.n_bytes + 1)
 
     def require_readable_size(self) -> None:
-        """Nothing, where the file may be read whole.
-
-        Raises:
-            UnsupportedInput: above `MAX_FILE_BYTES`.
-        """
+        """Raise `UnsupportedInput` if the file is larger than `MAX_FILE_BYTES`."""
         if self.n_bytes > MAX_FILE_BYTES:
             raise UnsupportedInput(
                 f"{self.name} has {self.n_bytes} bytes; at most {MAX_FILE_BYTES} are read of one DICOM file"
@@ -74,37 +80,54 @@ class InputFile:
 
     def head(self, n_bytes: int) -> bytes:
         """Its first `n_bytes` bytes, of a file of any size; else as `read`."""
-        content = self._head(n_bytes)
-        if len(content) > self.n_bytes:
-            raise CorruptInput(f"{self.name} has more than the {self.n_bytes} bytes it had before; read it again")
-        return content
+        return self._read(lambda read: read(n_bytes) or b"")
 
-    def _head(self, n_bytes: int) -> bytes:
+    def read_if(self, is_wanted: Callable[[bytes], bool], n_head: int) -> bytes | None:
+        """All its bytes, in one opening; None if `is_wanted` rejects the first `n_head`. Else as `read`."""
+
+        def read_wanted(read: ReadBytes) -> bytes | None:
+            head = read(n_head) or b""
+            if not is_wanted(head):
+                return None
+            self.require_readable_size()
+            return head if len(head) < n_head else head + (read(self.n_bytes + 1 - n_head) or b"")
+
+        return self._read(read_wanted)
+
+    def _read(self, take: Callable[[ReadBytes], ContentT]) -> ContentT:
         with machine_errors(self.path):
             if self.archive is None:
                 with self.path.open("rb", buffering=0) as handle:
-                    return handle.read(n_bytes) or b""
-            return self._member_head(self.archive, n_bytes)
+                    content = take(handle.read)
+            else:
+                content = self._read_member(self.archive, take)
+        if content is not None and len(content) > self.n_bytes:
+            raise CorruptInput(f"{self.name} has grown beyond {self.n_bytes} bytes since it was listed; read it again")
+        return content
 
-    def _member_head(self, archive: zipfile.ZipFile, n_bytes: int) -> bytes:
+    def _read_member(self, archive: zipfile.ZipFile, take: Callable[[ReadBytes], ContentT]) -> ContentT:
         try:
             with archive.open(self.member) as member:
-                return member.read(n_bytes)
-        except RuntimeError as error:  # zipfile's word for a password
+                return take(member.read)
+        except NotImplementedError as error:
+            raise UnsupportedInput(
+                f"{self.name} is compressed by a method that is not supported ({error}); pack the archive again"
+            ) from error
+        except RuntimeError as error:  # raised by zipfile when a password is needed
             raise UnsupportedInput(f"{self.name} is encrypted; unpack the archive with its password") from error
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, *_UNPACKING_FAULTS) as error:
+        except (zipfile.BadZipFile, EOFError, ValueError, *_UNPACKING_FAULTS) as error:
             raise CorruptInput(f"{self.name} cannot be unpacked ({error}); fetch the archive again") from error
 
 
 @contextmanager
 def open_files(source: Path | Sequence[Path]) -> Iterator[tuple[InputFile, ...]]:
-    """The files of a folder (with its subfolders), zip archive, list (.txt) or file, or those named, in order of names.
+    """The files of a folder (recursively), zip archive, list (.txt) or file, or the given files, sorted by name.
 
     Raises:
-        MissingInput: nothing there, or an empty folder, archive or list; a link or list that names no file.
-        CorruptInput: an archive that is damaged, declares what cannot be, or has two files of one name.
-        UnsupportedInput: more than `MAX_FILES` files, or one that is no regular file.
-        MachineError: the machine refuses to give them.
+        MissingInput: not found, or an empty folder, archive or list; a link or list entry without a file.
+        CorruptInput: a damaged archive, one with impossible sizes, or one with two files of one name.
+        UnsupportedInput: more than `MAX_FILES` files, or something other than a regular file.
+        MachineError: the files cannot be listed.
     """
     with ExitStack() as stack:
         files = tuple(_files_of(source, stack))
@@ -129,7 +152,7 @@ def _files_of(source: Path | Sequence[Path], stack: ExitStack) -> Iterator[Input
 
 
 def _is_archive(path: Path) -> bool:
-    """Whether it ends as a zip archive does, or begins as one that was cut."""
+    """Whether it is a zip archive, or begins as a truncated one."""
     if zipfile.is_zipfile(path):
         return True
     with path.open("rb") as handle:
@@ -146,7 +169,7 @@ def _on_disk(path: Path, name: str) -> InputFile:
         try:
             found = path.stat()
         except ValueError as error:  # a NUL byte in the name
-            raise MissingInput(f"{name!r} cannot be a path: {error}; check the path") from error
+            raise MissingInput(f"{name!r} is not a valid path: {error}; check the path") from error
     if not stat.S_ISREG(found.st_mode):
         what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
         raise UnsupportedInput(f"{name} is {what}; expected a DICOM file; name the files themselves")
@@ -154,24 +177,20 @@ def _on_disk(path: Path, name: str) -> InputFile:
 
 
 def _in_folder(folder: Path) -> Iterator[InputFile]:
-    """Its files and those of its subfolders, through links too; each folder once."""
+    """Its files and those of its subfolders, following links; each folder once."""
     n_files, walked = 0, {folder.resolve()}
     for parent, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
-        folders[:] = [name for name in sorted(folders) if not _is_walked(Path(parent, name), walked)]
+        resolved = {name: Path(parent, name).resolve() for name in sorted(folders)}
+        folders.clear()
+        for name, target in resolved.items():
+            if target not in walked:
+                walked.add(target)
+                folders.append(name)
         for name in sorted(names):
             n_files += 1
             _require_few(n_files, folder)
             path = Path(parent, name)
             yield _on_disk(path, path.relative_to(folder).as_posix())
-
-
-def _is_walked(folder: Path, walked: set[Path]) -> bool:
-    """Whether the folder, under whatever name, is among those walked; it is from now on."""
-    resolved = folder.resolve()
-    if resolved in walked:
-        return True
-    walked.add(resolved)
-    return False
 
 
 def _raise(error: OSError) -> None:
@@ -203,14 +222,14 @@ def _in_archive(path: Path, stack: ExitStack) -> Iterator[InputFile]:
             )
         if member.file_size > MAX_ARCHIVE_RATIO * max(member.compress_size, 1):
             raise CorruptInput(
-                f"{path}: {member.filename} declares {member.file_size} bytes from {member.compress_size}; no sound "
-                "archive holds that; fetch it again"
+                f"{path}: {member.filename} declares {member.file_size} bytes from {member.compress_size}, more than "
+                "deflate can expand; fetch it again"
             )
         yield InputFile(f"{path.name}:{member.filename}", path, member.file_size, archive, member.filename)
 
 
 def _declared_members(path: Path) -> int:
-    """How many members the archive's end record speaks of; 0 where it has none (APPNOTE.TXT 4.3.14 and 4.3.16)."""
+    """Number of members in the archive's end record; 0 if it has none (APPNOTE.TXT 4.3.14 and 4.3.16)."""
     with path.open("rb") as handle:
         handle.seek(-min(path.stat().st_size, _END_BYTES), os.SEEK_END)
         end = handle.read()
@@ -222,15 +241,11 @@ def _declared_members(path: Path) -> int:
     return n_members if at < 0 else int.from_bytes(end[at + 32 : at + 40], "little")
 
 
-_END_BYTES = 22 + 20 + 56 + 0xFFFF
-"""Longest end of an archive: the end record with its comment, the locator and the ZIP64 end record."""
-
-
 def _in_list(path: Path) -> Iterator[InputFile]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise UnsupportedInput(f"{path} is no list of files in UTF-8; expected one path a line") from error
+        raise UnsupportedInput(f"{path} is not a list of files in UTF-8; expected one path a line") from error
     entries = [entry for line in lines if (entry := _COMMENT.split(line, maxsplit=1)[0].strip())]
     _require_few(len(entries), path)
     for entry in entries:
@@ -240,5 +255,55 @@ def _in_list(path: Path) -> Iterator[InputFile]:
 def _from_home(entry: str) -> Path:
     try:
         return Path(entry).expanduser()
-    except RuntimeError:  # no such user: it is a name that begins with ~
+    except RuntimeError:  # no such user: the name just begins with ~
         return Path(entry)
+
+
+def is_header_index(path: Path) -> bool:
+    """Whether `path` is a file named as a header index; a folder of that name is a folder."""
+    return path.name.lower().endswith(INDEX_SUFFIX) and path.is_file()
+
+
+def files_of_series(path: Path, series_uid: str | None) -> list[Path]:
+    """The files of a series in the header index at `path`; relative ones are resolved against the index's folder.
+
+    Raises:
+        UsageError: no series named.
+        MissingInput: no such series in the index.
+        CorruptInput: not a header index.
+        UnsupportedInput: more than `MAX_FILES` images in the series.
+    """
+    import pyarrow as pa
+
+    if series_uid is None:
+        raise UsageError(f"{path} is a header index of many series; name one with --series UID")
+    try:
+        with machine_errors(path):
+            names = _indexed_names(path, series_uid)
+    except (pa.ArrowException, KeyError, ValueError, TypeError) as error:  # ValueError: also text that is not UTF-8
+        raise CorruptInput(
+            f"{path} is not a header index ({type(error).__name__}); create it again with prepare-rsna"
+        ) from error
+    if not names:
+        raise MissingInput(f"{path} has no series {series_uid}; check the UID, or create the index again")
+    return [path.parent / name for name in names]
+
+
+def _indexed_names(path: Path, series_uid: str) -> list[str]:
+    """The files of the series, each once; row groups without it are not read, and no row beyond `MAX_FILES`."""
+    import pyarrow as pa
+    from pyarrow import dataset
+
+    index = dataset.dataset(path, format="parquet")
+    for name in ("series_uid", "file"):
+        found = index.schema.field(name).type
+        if not (pa.types.is_string(found) or pa.types.is_large_string(found)):
+            raise TypeError(f"{name} is {found}")
+    is_of_series = dataset.field("series_uid") == series_uid
+    rows = index.scanner(columns=["file"], filter=is_of_series, batch_size=_INDEX_BATCH_ROWS).head(MAX_FILES + 1)
+    if len(rows) > MAX_FILES:
+        raise UnsupportedInput(
+            f"{path} has more than {MAX_FILES} images of series {series_uid}; no series is that long; create it again "
+            "with prepare-rsna"
+        )
+    return list(dict.fromkeys(name for name in rows["file"].to_pylist() if name))

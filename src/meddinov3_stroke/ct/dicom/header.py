@@ -1,45 +1,165 @@
-"""What one DICOM image says of itself, as far as a volume needs it."""
+"""The header of one DICOM image, as far as a volume needs it. Each field is declared once, here.
+
+The metadata of a dataclass field names the DICOM attribute and how it is read; `header_reading` reads the attributes
+so declared, and `data.header_pass` derives its table from the same fields. PS3.3 C.7.6.1 (image), C.7.6.2 (plane),
+C.7.6.3 (pixels), C.8.2 (CT).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
 from meddinov3_stroke.ct.nifti_header import MAX_INTERCEPT, SLOPE_RANGE
+from meddinov3_stroke.errors import CorruptInput
+
+
+class HeaderFields:
+    """The values of the pydicom data set in the file called `name`; damage is an error only in indispensable values."""
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        self.dataset, self.name = dataset, name
+
+    def value(self, keyword: str) -> Any:
+        """The value; None if it is absent or empty."""
+        try:
+            value = self.dataset.get(keyword)
+        except Exception as error:  # pydicom's converters raise errors of any type
+            raise CorruptInput(
+                f"{self.name}: {keyword} cannot be read ({type(error).__name__}); the header is damaged; fetch it again"
+            ) from error
+        return None if value is None or value == "" else value
+
+    def _values(self, keyword: str) -> Sequence[Any]:
+        """All values of a multi-valued attribute; empty if it is absent or unreadable."""
+        try:
+            value = self.value(keyword)
+        except CorruptInput:
+            return ()
+        return value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+    def text(self, keyword: str) -> str:
+        """A description without unprintable characters; empty if absent or unreadable."""
+        try:
+            value = self.value(keyword)
+        except CorruptInput:
+            return ""
+        text = "" if value is None else str(value)
+        return "".join(character for character in text if character.isprintable()).strip()
+
+    def texts(self, keyword: str) -> tuple[str, ...]:
+        """The values of a multi-valued description in upper case."""
+        return tuple(str(one).strip().upper() for one in self._values(keyword) if one is not None)
+
+    def floats(self, keyword: str, n: int) -> list[float] | None:
+        """Exactly `n` finite numbers, otherwise None."""
+        try:
+            numbers = [float(one) for one in self._values(keyword)]
+        except (TypeError, ValueError, OverflowError):
+            return None
+        return numbers if len(numbers) == n and all(map(math.isfinite, numbers)) else None
+
+    def number(self, keyword: str) -> float | None:
+        """One finite number, or None."""
+        numbers = self.floats(keyword, 1)
+        return None if numbers is None else numbers[0]
+
+    def count(self, keyword: str) -> int | None:
+        """A whole number, or None if it is absent or unreadable."""
+        number = self.number(keyword)
+        return int(number) if number is not None and number == int(number) else None
+
+    def needed(self, keyword: str, default: int | None = None) -> int:
+        """A whole number without which the pixels cannot be read.
+
+        Raises:
+            CorruptInput: absent without a default, or not a whole number.
+        """
+        value = self.value(keyword)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, int):
+            found = "missing" if value is None else repr(value)
+            raise CorruptInput(f"{self.name}: {keyword} is {found}; expected a whole number; the header is damaged")
+        return value
+
+    def sequence(self, keyword: str) -> list[Any]:
+        """The items of a sequence; empty if it is absent."""
+        value = self.value(keyword)
+        return list(value) if value is not None else []
+
+
+Read = Callable[[HeaderFields, str, Mapping[str, Any]], Any]
+"""Reads an attribute from (data set, keyword, fields of the same dataclass read before)."""
+
+
+def _attribute(keyword: str, read: Read) -> dict[str, Any]:
+    return {"keyword": keyword, "read": read}
+
+
+def _text(keyword: str) -> dict[str, Any]:
+    return _attribute(keyword, lambda found, name, _: found.text(name))
+
+
+def _upper(keyword: str, default: str = "") -> dict[str, Any]:
+    return _attribute(keyword, lambda found, name, _: found.text(name).upper() or default)
+
+
+def _texts(keyword: str) -> dict[str, Any]:
+    return _attribute(keyword, lambda found, name, _: found.texts(name))
+
+
+def _number(keyword: str) -> dict[str, Any]:
+    return _attribute(keyword, lambda found, name, _: found.number(name))
+
+
+def _count(keyword: str) -> dict[str, Any]:
+    return _attribute(keyword, lambda found, name, _: found.count(name))
+
+
+def _needed(keyword: str, default: Callable[[Mapping[str, Any]], int | None] = lambda _: None) -> dict[str, Any]:
+    return _attribute(keyword, lambda found, name, before: found.needed(name, default(before)))
 
 
 @dataclass(frozen=True)
 class PixelFormat:
     """How a frame's pixels are stored (DICOM PS3.3 C.7.6.3, PS3.5 8.1)."""
 
-    rows: int
-    columns: int
-    samples_per_pixel: int
-    photometric_interpretation: str
-    bits_allocated: int
-    bits_stored: int
-    high_bit: int
-    is_signed: bool
-    n_frames: int = 1
+    rows: int = field(metadata=_needed("Rows"))
+    columns: int = field(metadata=_needed("Columns"))
+    samples_per_pixel: int = field(metadata=_needed("SamplesPerPixel", lambda _: 1))
+    photometric_interpretation: str = field(metadata=_upper("PhotometricInterpretation", "MONOCHROME2"))
+    bits_allocated: int = field(metadata=_needed("BitsAllocated"))
+    bits_stored: int = field(metadata=_needed("BitsStored", lambda before: before["bits_allocated"]))
+    high_bit: int = field(metadata=_needed("HighBit", lambda before: before["bits_stored"] - 1))
+    is_signed: bool = field(
+        metadata=_attribute("PixelRepresentation", lambda found, name, _: found.needed(name, 0) == 1)
+    )
+    n_frames: int = field(
+        default=1, metadata=_attribute("NumberOfFrames", lambda found, name, _: found.count(name) or 1)
+    )
 
 
 @dataclass(frozen=True)
 class Rescale:
     """Stored value to HU: `value * slope + intercept` (DICOM PS3.3 C.11.1)."""
 
-    slope: float
-    intercept: float
+    slope: float = field(metadata={"keyword": "RescaleSlope"})
+    intercept: float = field(metadata={"keyword": "RescaleIntercept"})
     is_wrapped: bool = False
-    """The RSNA 2019 fault: 12-bit values that wrapped around 4096 beside an intercept that is not theirs."""
+    """The RSNA 2019 fault: 12-bit values that wrapped around at 4096, with a wrong intercept."""
     is_stated: bool = True
-    """Whether the header has slope and intercept at all; without them HU are taken as stored, and a warning says so."""
+    """Whether the header has slope and intercept; without them stored values are taken as HU, with a warning."""
 
     @property
     def is_sane(self) -> bool:
-        """Whether slope and intercept can be those of a CT (the range that a NIfTI header is held to)."""
+        """Whether slope and intercept are plausible for CT (within the range accepted for NIfTI)."""
         return SLOPE_RANGE[0] <= self.slope <= SLOPE_RANGE[1] and abs(self.intercept) <= MAX_INTERCEPT
 
 
@@ -50,58 +170,69 @@ class ImageHeader:
     file: str
     """Name of the file within its input, for messages and lists."""
     frame: int | None
-    """0-based in a multi-frame object; None where the file is the image."""
-    sop_instance_uid: str
-    series_instance_uid: str
-    study_instance_uid: str
-    patient_id: str
-    """Tells patients apart; never printed or logged, and stored only by `prepare-rsna`, whose IDs are Kaggle's own."""
-    modality: str
-    sop_class_uid: str
-    image_type: tuple[str, ...]
-    series_number: int | None
-    acquisition_number: int | None
-    instance_number: int | None
-    """Only told, never sorted by."""
-    series_description: str
-    body_part: str
-    kernel: str
-    contrast: str
-    """Contrast or Bolus Agent, or another hint of contrast; empty where there is none."""
+    """0-based in a multi-frame object; None if the file is the image."""
+    sop_instance_uid: str = field(metadata=_text("SOPInstanceUID"))
+    series_instance_uid: str = field(metadata=_text("SeriesInstanceUID"))
+    study_instance_uid: str = field(metadata=_text("StudyInstanceUID"))
+    patient_id: str = field(metadata=_text("PatientID"))
+    """Distinguishes patients; never printed or logged, and stored only by `prepare-rsna`, whose IDs are Kaggle's."""
+    modality: str = field(metadata=_upper("Modality"))
+    sop_class_uid: str = field(metadata=_text("SOPClassUID"))
+    image_type: tuple[str, ...] = field(metadata=_texts("ImageType"))
+    series_number: int | None = field(metadata=_count("SeriesNumber"))
+    acquisition_number: int | None = field(metadata=_count("AcquisitionNumber"))
+    instance_number: int | None = field(metadata=_count("InstanceNumber"))
+    """For information; never sorted by."""
+    series_description: str = field(metadata=_text("SeriesDescription"))
+    body_part: str = field(metadata=_text("BodyPartExamined"))
+    kernel: str = field(metadata=_attribute("ConvolutionKernel", lambda found, name, _: "\\".join(found.texts(name))))
+    contrast: str = field(metadata=_text("ContrastBolusAgent"))
     transfer_syntax: str
     """UID."""
     pixels: PixelFormat
     has_pixel_data: bool
     rescale: Rescale
-    padding: tuple[int, int] | None
-    """Least and greatest stored value that is padding."""
-    has_modality_lut: bool
-    position_mm: Float64[np.ndarray, " 3"] | None
+    padding: tuple[int, int] | None = field(
+        metadata={"keyword": "PixelPaddingValue", "columns": ("padding_low", "padding_high")}
+    )
+    """Smallest and largest stored value that is padding."""
+    has_modality_lut: bool = field(
+        metadata=_attribute("ModalityLUTSequence", lambda found, name, _: bool(found.sequence(name)))
+    )
+    position_mm: Float64[np.ndarray, " 3"] | None = field(
+        metadata={"keyword": "ImagePositionPatient", "columns": ("position_x", "position_y", "position_z")}
+    )
     """Image Position (Patient), LPS: centre of the first voxel."""
-    row_direction: Float64[np.ndarray, " 3"] | None
-    """Unit vector, LPS, in which the column index grows (first half of Image Orientation)."""
-    column_direction: Float64[np.ndarray, " 3"] | None
-    """Unit vector, LPS, in which the row index grows (second half)."""
-    pixel_spacing_mm: tuple[float, float] | None
+    row_direction: Float64[np.ndarray, " 3"] | None = field(
+        metadata={"keyword": "ImageOrientationPatient", "columns": ("row_x", "row_y", "row_z")}
+    )
+    """Unit vector, LPS, along which the column index increases (first half of Image Orientation)."""
+    column_direction: Float64[np.ndarray, " 3"] | None = field(
+        metadata={"keyword": "ImageOrientationPatient", "columns": ("column_x", "column_y", "column_z")}
+    )
+    """Unit vector, LPS, along which the row index increases (second half)."""
+    pixel_spacing_mm: tuple[float, float] | None = field(
+        metadata={"keyword": "PixelSpacing", "columns": ("spacing_rows", "spacing_columns")}
+    )
     """(between rows, between columns)."""
-    slice_thickness_mm: float | None
-    gantry_tilt_degrees: float | None
-    """As the header states it; what the geometry says counts."""
-    frame_of_reference_uid: str = ""
+    slice_thickness_mm: float | None = field(metadata=_number("SliceThickness"))
+    gantry_tilt_degrees: float | None = field(metadata=_number("GantryDetectorTilt"))
+    """As stated in the header; the tilt used is that of the geometry."""
+    frame_of_reference_uid: str = field(default="", metadata=_text("FrameOfReferenceUID"))
     """Positions under different ones cannot be compared."""
     geometry_fault: str = ""
-    """Why position, orientation or pixel spacing are None, in words."""
+    """Why position, orientation or pixel spacing are None."""
 
     @cached_property
     def directions(self) -> Float64[np.ndarray, "2 3"]:
-        """Unit vectors, LPS, in which the column and the row index grow; only where there is an orientation."""
-        assert self.row_direction is not None  # asked of placed images only
+        """Unit vectors, LPS, along which the column and the row index increase; only with an orientation."""
+        assert self.row_direction is not None  # placed images only
         assert self.column_direction is not None
         return np.stack([self.row_direction, self.column_direction])
 
     @cached_property
     def normal(self) -> Float64[np.ndarray, " 3"]:
-        """Unit vector, LPS, across the image; only where there is an orientation."""
+        """Unit vector, LPS, perpendicular to the image; only with an orientation."""
         (a, b, c), (d, e, f) = self.directions.tolist()
         return np.array([b * f - c * e, c * d - a * f, a * e - b * d])  # np.cross takes 50 times as long
 

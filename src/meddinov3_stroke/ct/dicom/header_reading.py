@@ -1,22 +1,21 @@
-"""The headers of a DICOM file: one for an image, one for each frame of a multi-frame object.
+"""From the data set of a DICOM file to image headers: one for an image, one for each frame of a multi-frame object.
 
-Attributes: DICOM PS3.3 C.7.6.1 (image), C.7.6.2 (plane), C.7.6.3 (pixels), C.8.2 (CT), C.7.6.16 (functional groups).
+Functional groups of multi-frame objects: DICOM PS3.3 C.7.6.16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 
-from meddinov3_stroke.ct.dicom.dataset import parse_dataset
-from meddinov3_stroke.ct.dicom.fields import HeaderFields
-from meddinov3_stroke.ct.dicom.header import ImageHeader, PixelFormat, Rescale
-from meddinov3_stroke.ct.dicom.structure import DicomContent, read_structure
+from meddinov3_stroke.ct.dicom.container import DicomContent, parse_dataset, read_structure
+from meddinov3_stroke.ct.dicom.header import HeaderFields, ImageHeader, PixelFormat, Rescale
 from meddinov3_stroke.ct.geometry import SPACING_RANGE_MM
 from meddinov3_stroke.errors import CorruptInput
 
@@ -24,67 +23,50 @@ UNIT_TOLERANCE = 1e-3
 """How far direction cosines may be from unit length and from a right angle; DS holds 16 characters."""
 
 MAX_POSITION_MM = 1e5
-"""An image further from the origin than 100 m is damage."""
+"""An image further than 100 m from the origin is damaged."""
 
 WRAPPED_BITS, WRAPPED_ABOVE_INTERCEPT = 12, -100.0
-"""The RSNA 2019 fault: BitsStored 12, unsigned, and an intercept above -100 (FACTS 3)."""
+"""The RSNA 2019 fault: BitsStored 12, unsigned, and an intercept above -100."""
 
 MAX_FRAMES = 4096
-"""Frames in one object above which its header is taken as damage."""
-
-IMAGE_KEYWORDS = (
-    "SpecificCharacterSet",
-    "ImageType",
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "Modality",
-    "SeriesDescription",
-    "ContrastBolusAgent",
-    "BodyPartExamined",
-    "ConvolutionKernel",
-    "SliceThickness",
-    "GantryDetectorTilt",
-    "PatientID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "AcquisitionNumber",
-    "InstanceNumber",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "ModalityLUTSequence",
-    "FrameOfReferenceUID",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-)
-"""What is read of a header; of a patient only what tells patients apart."""
+"""A header that declares more frames is damaged."""
 
 NO_PIXELS = PixelFormat(0, 0, 1, "", 0, 0, 0, False)
-"""Stands in the header of an object whose pixels are never read."""
+"""The pixel format of an object whose pixels are never read."""
 
-IMAGE_TAGS = tuple(tag for keyword in IMAGE_KEYWORDS if (tag := tag_for_keyword(keyword)) is not None)
+_SHARED_GROUPS, _FRAME_GROUPS = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
+
+_KEYWORDS = (
+    *(one.metadata["keyword"] for kind in (ImageHeader, PixelFormat, Rescale) for one in fields(kind) if one.metadata),
+    *("SpecificCharacterSet", "PixelPaddingRangeLimit", _SHARED_GROUPS, _FRAME_GROUPS),
+)
+_TAGS = tuple(tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None)
+
+_GROUP_OF = {
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+    "SliceThickness": "PixelMeasuresSequence",
+}
+_KERNEL_GROUPS = (
+    "CTReconstructionSequence",
+    "UnassignedPerFrameConvertedAttributesSequence",
+    "UnassignedSharedConvertedAttributesSequence",
+)
+"""Where the kernel is stated; an object converted from single images has it among the unassigned attributes."""
+_GROUPS = (
+    *dict.fromkeys(_GROUP_OF.values()),
+    "PixelValueTransformationSequence",
+    "CTImageFrameTypeSequence",
+    *_KERNEL_GROUPS,
+)
 
 
 def read_headers(content: bytes, name: str) -> tuple[ImageHeader, ...] | None:
-    """The headers of the images in the bytes of a DICOM file called `name`, one a frame; None where it is no DICOM.
+    """The headers of the images in the bytes of a DICOM file called `name`, one per frame; None if it is not DICOM.
 
     Raises:
-        CorruptInput: the structure contradicts itself, or what a volume needs cannot be read.
-        UnsupportedInput: it cannot be parsed at all.
+        CorruptInput: the structure contradicts itself, or an indispensable value cannot be read.
     """
     found = read_structure(content, name)
     return None if found is None else headers_of(found, name)
@@ -92,14 +74,13 @@ def read_headers(content: bytes, name: str) -> tuple[ImageHeader, ...] | None:
 
 def headers_of(content: DicomContent, name: str) -> tuple[ImageHeader, ...]:
     """The headers of the images in a file whose structure was walked; as `read_headers`."""
-    dataset = parse_dataset(content, name, IMAGE_TAGS)
-    fields = HeaderFields(dataset, name)
-    if fields.text("SOPClassUID") == "" and content.pixel_data is None and not fields.text("SOPInstanceUID"):
-        return ()  # a DICOMDIR or another object that holds no image
-    is_ct = fields.text("Modality").upper() == "CT" and content.pixel_data is not None
-    pixels = _pixel_format(fields) if is_ct else NO_PIXELS  # what is no CT is set aside, whatever its pixels are
-    image = _image_header(fields, content, pixels)
-    groups = fields.sequence("PerFrameFunctionalGroupsSequence") if is_ct else []
+    found = HeaderFields(parse_dataset(content, name, _TAGS), name)
+    if content.pixel_data is None and not found.text("SOPClassUID") and not found.text("SOPInstanceUID"):
+        return ()  # a DICOMDIR or another object without an image
+    is_ct = found.text("Modality").upper() == "CT" and content.pixel_data is not None
+    pixels = _pixel_format(found) if is_ct else NO_PIXELS  # other objects are set aside whatever their pixels are
+    image = _image_header(found, content, pixels)
+    groups = found.sequence(_FRAME_GROUPS) if is_ct else []
     if not groups:
         return (image,)
     if len(groups) != pixels.n_frames:
@@ -107,69 +88,45 @@ def headers_of(content: DicomContent, name: str) -> tuple[ImageHeader, ...]:
             f"{name}: {pixels.n_frames} frames but functional groups for {len(groups)}; the object is damaged; fetch "
             "it again"
         )
-    shared = fields.sequence("SharedFunctionalGroupsSequence")
+    shared = found.sequence(_SHARED_GROUPS)
     return tuple(_frame_header(image, k, [*shared[:1], group], name) for k, group in enumerate(groups))
 
 
-def _pixel_format(fields: HeaderFields) -> PixelFormat:
-    bits_allocated = fields.needed("BitsAllocated")
-    bits_stored = fields.needed("BitsStored", bits_allocated)
-    pixels = PixelFormat(
-        rows=fields.needed("Rows"),
-        columns=fields.needed("Columns"),
-        samples_per_pixel=fields.needed("SamplesPerPixel", 1),
-        photometric_interpretation=fields.text("PhotometricInterpretation").upper() or "MONOCHROME2",
-        bits_allocated=bits_allocated,
-        bits_stored=bits_stored,
-        high_bit=fields.needed("HighBit", bits_stored - 1),
-        is_signed=fields.needed("PixelRepresentation", 0) == 1,
-        n_frames=fields.count("NumberOfFrames") or 1,
-    )
+def _read_declared(kind: type[Any], found: HeaderFields) -> dict[str, Any]:
+    """The fields of a header class whose declaration says how to read them."""
+    values: dict[str, Any] = {}
+    for one in fields(kind):
+        if "read" in one.metadata:
+            values[one.name] = one.metadata["read"](found, one.metadata["keyword"], values)
+    return values
+
+
+def _pixel_format(found: HeaderFields) -> PixelFormat:
+    pixels = PixelFormat(**_read_declared(PixelFormat, found))
     if not (1 <= pixels.n_frames <= MAX_FRAMES and min(pixels.rows, pixels.columns) >= 1):
         raise CorruptInput(
-            f"{fields.name}: {pixels.n_frames} frames of {pixels.rows} x {pixels.columns} pixels; expected 1 to "
+            f"{found.name}: {pixels.n_frames} frames of {pixels.rows} x {pixels.columns} pixels; expected 1 to "
             f"{MAX_FRAMES} frames of at least one pixel; the header is damaged"
         )
     return pixels
 
 
-def _image_header(fields: HeaderFields, content: DicomContent, pixels: PixelFormat) -> ImageHeader:
-    header = ImageHeader(
-        file=fields.name,
+def _image_header(found: HeaderFields, content: DicomContent, pixels: PixelFormat) -> ImageHeader:
+    return ImageHeader(
+        file=found.name,
         frame=None,
-        sop_instance_uid=fields.text("SOPInstanceUID"),
-        series_instance_uid=fields.text("SeriesInstanceUID"),
-        study_instance_uid=fields.text("StudyInstanceUID"),
-        patient_id=fields.text("PatientID"),
-        modality=fields.text("Modality").upper(),
-        sop_class_uid=fields.text("SOPClassUID"),
-        image_type=fields.texts("ImageType"),
-        series_number=fields.count("SeriesNumber"),
-        acquisition_number=fields.count("AcquisitionNumber"),
-        instance_number=fields.count("InstanceNumber"),
-        series_description=fields.text("SeriesDescription"),
-        body_part=fields.text("BodyPartExamined"),
-        kernel="\\".join(fields.texts("ConvolutionKernel")),
-        contrast=fields.text("ContrastBolusAgent"),
+        **_read_declared(ImageHeader, found),
         transfer_syntax=content.transfer_syntax,
         pixels=pixels,
         has_pixel_data=content.pixel_data is not None,
-        rescale=_rescale(fields, pixels),
-        padding=_padding(fields, pixels),
-        has_modality_lut=bool(fields.sequence("ModalityLUTSequence")),
-        position_mm=None,
-        row_direction=None,
-        column_direction=None,
-        pixel_spacing_mm=None,
-        slice_thickness_mm=fields.number("SliceThickness"),
-        gantry_tilt_degrees=fields.number("GantryDetectorTilt"),
-        frame_of_reference_uid=fields.text("FrameOfReferenceUID"),
+        rescale=_rescale(found, pixels),
+        padding=_padding(found, pixels),
+        **_place(found.floats),
     )
-    return _placed(header, fields.floats)
 
 
 def _frame_header(image: ImageHeader, frame: int, groups: Sequence[Dataset], name: str) -> ImageHeader:
-    """The header of one frame; what its own functional groups say comes after, and wins over, the shared ones."""
+    """The header of one frame; its own functional groups come after the shared ones and override them."""
     found: dict[str, HeaderFields] = {}
     for group in groups:
         for keyword in _GROUPS:
@@ -184,42 +141,20 @@ def _frame_header(image: ImageHeader, frame: int, groups: Sequence[Dataset], nam
     transform = found.get("PixelValueTransformationSequence")
     frame_type = found.get("CTImageFrameTypeSequence")
     kernels = [found[group].texts("ConvolutionKernel") for group in _KERNEL_GROUPS if group in found]
+    thickness = floats("SliceThickness", 1)
     return replace(
-        _placed(image, floats),
+        image,
         frame=frame,
         rescale=image.rescale if transform is None else _rescale(transform, image.pixels),
         image_type=image.image_type if frame_type is None else frame_type.texts("FrameType"),
         kernel="\\".join(next(filter(any, kernels), ())) or image.kernel,
-        slice_thickness_mm=_first(floats("SliceThickness", 1), image.slice_thickness_mm),
+        slice_thickness_mm=thickness[0] if thickness else image.slice_thickness_mm,
+        **_place(floats),
     )
 
 
-def _first(numbers: list[float] | None, otherwise: float | None) -> float | None:
-    return numbers[0] if numbers else otherwise
-
-
-_GROUP_OF = {
-    "ImagePositionPatient": "PlanePositionSequence",
-    "ImageOrientationPatient": "PlaneOrientationSequence",
-    "PixelSpacing": "PixelMeasuresSequence",
-    "SliceThickness": "PixelMeasuresSequence",
-}
-_KERNEL_GROUPS = (
-    "CTReconstructionSequence",
-    "UnassignedPerFrameConvertedAttributesSequence",
-    "UnassignedSharedConvertedAttributesSequence",
-)
-"""Where the kernel is told; an object converted from single images has it among what found no other place."""
-_GROUPS = (
-    *dict.fromkeys(_GROUP_OF.values()),
-    "PixelValueTransformationSequence",
-    "CTImageFrameTypeSequence",
-    *_KERNEL_GROUPS,
-)
-
-
-def _placed(header: ImageHeader, floats: Callable[[str, int], list[float] | None]) -> ImageHeader:
-    """The header with position, directions and pixel spacing where all are sound, else with the fault."""
+def _place(floats: Callable[[str, int], list[float] | None]) -> dict[str, Any]:
+    """Position, directions and pixel spacing if all are sound, else None for each with the fault."""
     position, cosines = floats("ImagePositionPatient", 3), floats("ImageOrientationPatient", 6)
     spacing = floats("PixelSpacing", 2)
     missing = [
@@ -227,19 +162,20 @@ def _placed(header: ImageHeader, floats: Callable[[str, int], list[float] | None
         for name, value in (("position", position), ("orientation", cosines), ("pixel spacing", spacing))
         if value is None
     ]
+    place: dict[str, Any] = dict.fromkeys(("position_mm", "row_direction", "column_direction", "pixel_spacing_mm"))
     if position is None or cosines is None or spacing is None:
-        return replace(header, geometry_fault=f"no {', '.join(missing)} in the header")
+        return place | {"geometry_fault": f"no {', '.join(missing)} in the header"}
     directions = np.array(cosines).reshape(2, 3)
     if fault := _geometry_fault(position, directions, spacing):
-        return replace(header, geometry_fault=fault)
+        return place | {"geometry_fault": fault}
     row, column = directions / np.linalg.norm(directions, axis=1, keepdims=True)
-    return replace(
-        header,
-        position_mm=np.array(position),
-        row_direction=row,
-        column_direction=column,
-        pixel_spacing_mm=(spacing[0], spacing[1]),
-    )
+    return {
+        "position_mm": np.array(position),
+        "row_direction": row,
+        "column_direction": column,
+        "pixel_spacing_mm": (spacing[0], spacing[1]),
+        "geometry_fault": "",
+    }
 
 
 def _geometry_fault(position: list[float], directions: Float64[np.ndarray, "2 3"], spacing: list[float]) -> str:
@@ -248,26 +184,26 @@ def _geometry_fault(position: list[float], directions: Float64[np.ndarray, "2 3"
         return f"a position of {max(map(abs, position)):.3g} mm from the origin"
     lengths = np.linalg.norm(directions, axis=1)
     if np.abs(lengths - 1).max() > UNIT_TOLERANCE or abs(directions[0] @ directions[1]) > UNIT_TOLERANCE:
-        return "an orientation that is no pair of unit vectors at a right angle"
+        return "an orientation that is not a pair of perpendicular unit vectors"
     if not all(low <= side <= high for side in spacing):
         return f"a pixel spacing of {spacing[0]:g} x {spacing[1]:g} mm"
     return ""
 
 
-def _rescale(fields: HeaderFields, pixels: PixelFormat) -> Rescale:
-    slope, intercept = fields.number("RescaleSlope"), fields.number("RescaleIntercept")
+def _rescale(found: HeaderFields, pixels: PixelFormat) -> Rescale:
+    slope, intercept = found.number("RescaleSlope"), found.number("RescaleIntercept")
     is_stated = slope is not None and intercept is not None
     slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
     is_unsigned_12 = pixels.bits_stored == WRAPPED_BITS and not pixels.is_signed
     return Rescale(slope, intercept, is_stated and is_unsigned_12 and intercept > WRAPPED_ABOVE_INTERCEPT, is_stated)
 
 
-def _padding(fields: HeaderFields, pixels: PixelFormat) -> tuple[int, int] | None:
-    """(least, greatest) padding value as the pixels' sign reads it; US and SS are mixed up in some files."""
-    first = fields.count("PixelPaddingValue")
+def _padding(found: HeaderFields, pixels: PixelFormat) -> tuple[int, int] | None:
+    """(smallest, largest) padding value with the sign of the pixels; some files confuse US and SS."""
+    first = found.count("PixelPaddingValue")
     if first is None:
         return None
-    last = fields.count("PixelPaddingRangeLimit")
+    last = found.count("PixelPaddingRangeLimit")
     bounds = [_as_signed(value, pixels) for value in (first, first if last is None else last)]
     return min(bounds), max(bounds)
 

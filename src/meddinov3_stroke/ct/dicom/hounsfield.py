@@ -1,4 +1,4 @@
-"""Stored pixels of one image as Hounsfield units, with its padding found before anything is judged.
+"""Stored pixels of one image as Hounsfield units, with padding as air.
 
 Modality LUT module: DICOM PS3.3 C.11.1; pixel padding: C.7.5.1.1.2.
 """
@@ -9,11 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Integer, Real
-from scipy import ndimage
 
-from meddinov3_stroke.ct.dicom.dataset import parse_dataset
+from meddinov3_stroke.ct.dicom.container import DicomContent, parse_dataset
 from meddinov3_stroke.ct.dicom.header import ImageHeader
-from meddinov3_stroke.ct.dicom.structure import DicomContent
 from meddinov3_stroke.errors import CorruptInput
 from meddinov3_stroke.types import AIR_HU, PADDING_BELOW_HU
 
@@ -21,10 +19,10 @@ WRAP = 4096
 """Values of a 12-bit scanner wrap around here."""
 
 REPAIR_SHIFT, REPAIRED_INTERCEPT = 1000, -1000.0
-"""The RSNA 2019 repair: add 1000 to the stored values, take 4096 from those that reach it; intercept -1000."""
+"""The RSNA 2019 repair: add 1000 to the stored values, subtract 4096 from those that reach it; intercept -1000."""
 
 TISSUE_ABOVE_HU = -900.0
-"""Padding that reads above this could be tissue of the same value; only what touches the border is taken as air."""
+"""Padding above this could be tissue of the same value; only regions that touch the border become air."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,15 +30,15 @@ class ImageHu:
     """One image in HU."""
 
     hu: Real[np.ndarray, "row col"]
-    """int16 where every value is a whole number in its range, else float32; padding above -1024 HU is already air."""
+    """int16 if every value is a whole number in its range, else float32; padding above -1024 HU is already air."""
     n_padding_to_air: int
-    """Declared padding that read as -1024 HU or more and was set to air here."""
+    """Declared padding of -1024 HU or more that was set to air."""
     is_repaired: bool
-    """Whether the RSNA repair changed it."""
+    """Whether the RSNA repair changed values."""
 
 
 def image_hu(stored: Integer[np.ndarray, "row col"], image: ImageHeader, content: DicomContent) -> ImageHu:
-    """`stored` in HU by the image's own slope and intercept (or modality LUT), its padding as air.
+    """`stored` in HU by the image's own slope and intercept (or modality LUT), with padding as air.
 
     Raises:
         CorruptInput: a modality LUT that cannot be applied.
@@ -59,7 +57,7 @@ def image_hu(stored: Integer[np.ndarray, "row col"], image: ImageHeader, content
 
 
 def _is_changed(stored: Integer[np.ndarray, "row col"], image: ImageHeader) -> bool:
-    """Whether the repair gives other HU than slope and intercept as they stand."""
+    """Whether the repair gives other HU than the stated slope and intercept."""
     return image.rescale.intercept != 0.0 or bool(stored.max() >= WRAP - REPAIR_SHIFT)
 
 
@@ -96,7 +94,7 @@ def _looked_up(
 
     try:
         hu = np.asarray(apply_modality_lut(stored, parse_dataset(content, image.file)))
-    except Exception as error:  # pydicom's table code raises whatever a damaged table leads to
+    except Exception as error:  # pydicom raises errors of any type on a damaged table
         raise CorruptInput(
             f"{image.file}: its modality LUT cannot be applied ({type(error).__name__}); the header is damaged"
         ) from error
@@ -106,7 +104,7 @@ def _looked_up(
 def _with_air(
     hu: Real[np.ndarray, "row col"], padding: Bool[np.ndarray, "row col"]
 ) -> tuple[Real[np.ndarray, "row col"], int]:
-    """HU with padding as air, and how many pixels that took; what already lies below -1024 HU reads as air anyway."""
+    """HU with padding as air, and the number of changed pixels; values below -1024 HU read as air anyway."""
     value = float(hu[padding].max())
     if value < PADDING_BELOW_HU:
         return hu, 0
@@ -118,6 +116,8 @@ def _with_air(
 
 
 def _touching_border(padding: Bool[np.ndarray, "row col"]) -> Bool[np.ndarray, "row col"]:
+    from scipy import ndimage
+
     parts, _ = ndimage.label(padding)
     border = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
     return np.isin(parts, border[border > 0])

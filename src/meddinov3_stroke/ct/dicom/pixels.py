@@ -5,50 +5,63 @@ Native frames are a view of the file's bytes, whose number is checked; compresse
 
 from __future__ import annotations
 
-from typing import Any
+import struct
+from io import BytesIO
 
 import numpy as np
 from jaxtyping import Integer
 
-from meddinov3_stroke.ct.dicom.codec_child import RLE_LOSSLESS
-from meddinov3_stroke.ct.dicom.codecs import CODEC_SYNTAXES, EncodedFrame, shared_codec
-from meddinov3_stroke.ct.dicom.encapsulated import encoded_frame
-from meddinov3_stroke.ct.dicom.header import PixelFormat
-from meddinov3_stroke.ct.dicom.structure import (
+from meddinov3_stroke.ct.dicom.container import (
     DEFLATED,
     EXPLICIT_BIG,
     EXPLICIT_LITTLE,
     IMPLICIT_LITTLE,
     DicomContent,
-    PixelElement,
 )
+from meddinov3_stroke.ct.dicom.decoders import (
+    CODEC_SYNTAXES,
+    JPEG_2000_SYNTAXES,
+    RLE_LOSSLESS,
+    EncodedFrame,
+    shared_codec,
+)
+from meddinov3_stroke.ct.dicom.elements import PixelElement
+from meddinov3_stroke.ct.dicom.header import PixelFormat
 from meddinov3_stroke.errors import CorruptInput, UnsupportedInput
 
 NATIVE_SYNTAXES = frozenset((IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED))
 """Transfer syntaxes whose pixels are stored as they are."""
 
 JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
-"""12-bit lossy JPEG; its one complete decoder is under the GPL."""
+"""12-bit lossy JPEG; its only complete decoder is under the GPL."""
 
 MAX_FRAME_PIXELS = 2**26
-"""A frame of more pixels than 8192 x 8192 is no CT."""
+"""Pixels of the largest frame, 8192 x 8192; no CT has more."""
 
 MAX_PIXELS = 2**28
-"""Most pixels of all frames of one file; NIfTI volumes have the same cap."""
+"""Most pixels in all frames of one file; the same cap as for NIfTI volumes."""
 
 _BITS_ALLOCATED = (8, 16, 32)
-"""What a stored value may take; others (1, 12, 24, 64) occur in no CT."""
+"""Supported sizes of a stored value; others (1, 12, 24, 64) do not occur in CT."""
+
+_SIZE_AND_POSITION = struct.Struct(">4I")
+_J2K_START, _JP2_START = b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  "
+"""SOC and SIZ of a JPEG 2000 codestream (ITU-T T.800 A.4, A.5), and the box that some writers put around it."""
+
+_JPEG_START = b"\xff\xd8"
+_FRAME_HEADERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
+"""Markers of a JPEG's frame header, which has its size: SOF (ITU-T T.81 B.2.2) and SOF55 of JPEG-LS (T.87 C.2.2)."""
 
 
 def decode_frame(content: DicomContent, pixels: PixelFormat, frame: int, name: str) -> Integer[np.ndarray, "row col"]:
     """Stored values of one frame (0-based) before any rescale: 8, 16 or 32 bits in this machine's byte order, signed as
-    the header says; possibly read-only.
+    the header states; possibly read-only.
 
-    Bits beyond Bits Stored (overlays of older files) are cut off, and the sign is that of the highest bit stored.
+    Bits beyond Bits Stored (overlays of older files) are removed, and the highest bit stored is the sign.
 
     Raises:
-        CorruptInput: pixel data missing or of another length than the header says, or a frame its codec cannot decode.
-        UnsupportedInput: a transfer syntax, bits or samples that are not read here, or more pixels than the caps.
+        CorruptInput: pixel data missing or of another length than declared, or a frame that cannot be decoded.
+        UnsupportedInput: an unsupported transfer syntax, bits or samples, or more pixels than the caps.
     """
     _require_readable(pixels, name)
     assert 0 <= frame < pixels.n_frames
@@ -59,14 +72,15 @@ def decode_frame(content: DicomContent, pixels: PixelFormat, frame: int, name: s
         raise CorruptInput(f"{name} has no pixel data; expected {pixels.n_frames} frame(s); fetch it again")
     if syntax in NATIVE_SYNTAXES:
         return _without_unused_bits(_native_frame(content, found, pixels, frame, name), pixels)
-    encoded = encoded_frame(content, found, pixels, frame, name)
-    values = shared_codec().decode(EncodedFrame(syntax, encoded, pixels), name)
-    # the other codecs have a precision of their own, which the decoder applies
+    codestream = _codestream(content, found, pixels, frame, name)
+    _require_size(syntax, codestream, pixels, name)
+    values = shared_codec().decode(EncodedFrame(syntax, codestream, pixels), name)
+    # the other codecs apply a precision of their own
     return _without_unused_bits(values, pixels) if syntax == RLE_LOSSLESS else values
 
 
 def _require_readable(pixels: PixelFormat, name: str) -> None:
-    """Nothing, where a pixel is one value whose bits fit together and the pixels are few enough to allocate."""
+    """Check that a pixel is one value, that its bits are consistent, and that the pixels are few enough to allocate."""
     if pixels.samples_per_pixel != 1:
         raise UnsupportedInput(
             f"{name} has {pixels.samples_per_pixel} samples a pixel ({pixels.photometric_interpretation}); expected 1; "
@@ -79,7 +93,7 @@ def _require_readable(pixels: PixelFormat, name: str) -> None:
     if not 0 < pixels.bits_stored <= pixels.high_bit + 1 <= pixels.bits_allocated:
         raise CorruptInput(
             f"{name} has {pixels.bits_stored} bits stored up to high bit {pixels.high_bit} of {pixels.bits_allocated} "
-            "allocated, which cannot be; the header is damaged; fetch it again"
+            "allocated, which is impossible; the header is damaged; fetch it again"
         )
     sides = f"{pixels.n_frames} frame(s) of {pixels.rows} x {pixels.columns} pixels"
     if min(pixels.rows, pixels.columns, pixels.n_frames) < 1:
@@ -87,21 +101,21 @@ def _require_readable(pixels: PixelFormat, name: str) -> None:
     n_pixels = pixels.rows * pixels.columns
     if n_pixels > MAX_FRAME_PIXELS or n_pixels * pixels.n_frames > MAX_PIXELS:
         raise UnsupportedInput(
-            f"{name} declares {sides}; read are at most {MAX_FRAME_PIXELS} pixels a frame and {MAX_PIXELS} in all; "
-            "the header is damaged or this is no CT"
+            f"{name} declares {sides}; at most {MAX_FRAME_PIXELS} pixels a frame and {MAX_PIXELS} in all are read; "
+            "the header is damaged or this is not a CT"
         )
 
 
 def _unread_syntax(uid: str, name: str) -> UnsupportedInput:
-    """The error for a transfer syntax without a decoder, with the name that the standard gives it."""
+    """The error for a transfer syntax without a decoder, with its standard name."""
     from pydicom.config import IGNORE
     from pydicom.uid import UID
 
-    known = UID(uid, IGNORE).name  # without a warning over a UID that is none
+    known = UID(uid, IGNORE).name  # without a warning about an invalid UID
     words = f"{uid} ({known})" if known != uid else uid
-    why = "its 12-bit decoder is under the GPL" if uid == JPEG_EXTENDED else "no decoder for it is at hand"
+    why = "its 12-bit decoder is under the GPL" if uid == JPEG_EXTENDED else "there is no decoder for it"
     return UnsupportedInput(
-        f"{name} has the transfer syntax {words!a}, which is not read here ({why}); "
+        f"{name} has the transfer syntax {words!a}, which is not supported ({why}); "
         "export the series uncompressed (Explicit VR Little Endian)"
     )
 
@@ -109,10 +123,11 @@ def _unread_syntax(uid: str, name: str) -> UnsupportedInput:
 def _native_frame(
     content: DicomContent, found: PixelElement, pixels: PixelFormat, frame: int, name: str
 ) -> Integer[np.ndarray, "row col"]:
-    """The frame with all its bits, a view of the file's bytes where their order is this machine's."""
-    dtype, n_pixels = _dtype(pixels), pixels.rows * pixels.columns
+    """The frame with all its bits, a view of the file's bytes if their order is this machine's."""
+    dtype = np.dtype(f"{'i' if pixels.is_signed else 'u'}{pixels.bits_allocated // 8}")
+    n_pixels = pixels.rows * pixels.columns
     frame_bytes = n_pixels * dtype.itemsize
-    _require_length(found, frame_bytes * pixels.n_frames, pixels, name)
+    require_length(found, pixels, name)
     is_big_endian = content.transfer_syntax == EXPLICIT_BIG
     source, start = content.content, found.offset + frame * frame_bytes
     if is_big_endian and dtype.itemsize == 1 and found.vr == "OW":
@@ -121,8 +136,14 @@ def _native_frame(
     return stored.astype(dtype, copy=False).reshape(pixels.rows, pixels.columns)
 
 
-def _require_length(found: PixelElement, expected: int, pixels: PixelFormat, name: str) -> None:
-    """Nothing, where the value has the expected bytes, or one more that pads it."""
+def require_length(found: PixelElement, pixels: PixelFormat, name: str) -> None:
+    """Check that native pixel data has the declared number of bytes, or one more for padding.
+
+    Raises:
+        CorruptInput: it has another length, or is encapsulated.
+    """
+    n_values = pixels.rows * pixels.columns * pixels.samples_per_pixel * pixels.n_frames
+    expected = n_values * pixels.bits_allocated // 8
     if found.length is None or not expected <= found.length <= expected + 1:
         length = "encapsulated" if found.length is None else f"{found.length} bytes of"
         raise CorruptInput(
@@ -148,5 +169,87 @@ def _without_unused_bits(values: Integer[np.ndarray, "row col"], pixels: PixelFo
     return shifted
 
 
-def _dtype(pixels: PixelFormat) -> np.dtype[Any]:
-    return np.dtype(f"{'i' if pixels.is_signed else 'u'}{pixels.bits_allocated // 8}")
+def _codestream(content: DicomContent, found: PixelElement, pixels: PixelFormat, frame: int, name: str) -> bytes:
+    """The joined fragments of a frame: all of a single frame, else one for each frame or as the offset table says."""
+    from pydicom.encaps import generate_fragments, parse_basic_offsets, parse_fragments
+
+    if found.length is not None:
+        raise CorruptInput(
+            f"{name} has {found.length} bytes of plain pixel data under the compressed transfer syntax "
+            f"{content.transfer_syntax}; expected encapsulated fragments; it is damaged; fetch it again"
+        )
+    buffer = BytesIO(content.content)
+    buffer.seek(found.offset)
+    try:
+        table = parse_basic_offsets(buffer)
+        first = buffer.tell()
+        offsets = [place - first for place in parse_fragments(buffer)[1]]
+    except (ValueError, struct.error) as error:
+        raise CorruptInput(f"{name} has unreadable fragments of pixel data ({error}); fetch it again") from error
+    fragments = []
+    for offset in _offsets_of_frame(offsets, table, frame, pixels.n_frames, name):
+        buffer.seek(first + offset)
+        fragments.append(next(generate_fragments(buffer)))
+    return b"".join(fragments)
+
+
+def _offsets_of_frame(offsets: list[int], table: list[int], frame: int, n_frames: int, name: str) -> list[int]:
+    if not offsets:
+        raise CorruptInput(f"{name} has encapsulated pixel data without a fragment; fetch it again")
+    if n_frames == 1:
+        return offsets
+    if len(offsets) == n_frames:
+        return offsets[frame : frame + 1]
+    if len(offsets) < n_frames:
+        raise CorruptInput(
+            f"{name} has {len(offsets)} fragments of pixel data; expected one or more for each of {n_frames} frames; "
+            "it is damaged; fetch it again"
+        )
+    if len(table) != n_frames:
+        raise UnsupportedInput(
+            f"{name} has {len(offsets)} fragments for {n_frames} frames and no offset table that assigns them; "
+            "export the series uncompressed (Explicit VR Little Endian)"
+        )
+    starts = (*table, offsets[-1] + 1)
+    chosen = [offset for offset in offsets if starts[frame] <= offset < starts[frame + 1]]
+    if not chosen or chosen[0] != starts[frame]:
+        raise CorruptInput(
+            f"{name}: the offset table puts frame {frame + 1} where no fragment begins; it is damaged; fetch it again"
+        )
+    return chosen
+
+
+def _require_size(syntax: str, encoded: bytes, pixels: PixelFormat, name: str) -> None:
+    """Check that the codestream declares the header's size, so that no decoder allocates for a wrong one."""
+    if syntax == RLE_LOSSLESS:  # which declares none
+        return
+    size = _jpeg_2000_size(encoded) if syntax in JPEG_2000_SYNTAXES else _jpeg_size(encoded)
+    if size != (pixels.rows, pixels.columns):
+        found = "no size" if size is None else f"{size[0]} x {size[1]} pixels"
+        raise CorruptInput(
+            f"{name}: the compressed frame declares {found}; expected {pixels.rows} x {pixels.columns}; "
+            "it is damaged; fetch it again"
+        )
+
+
+def _jpeg_2000_size(encoded: bytes) -> tuple[int, int] | None:
+    """(rows, columns) of a JPEG 2000 codestream; None if it is not one."""
+    start = encoded.find(_J2K_START) if encoded.startswith(_JP2_START) else 0
+    if start < 0 or not encoded.startswith(_J2K_START, start) or len(encoded) < start + 8 + _SIZE_AND_POSITION.size:
+        return None
+    right, bottom, left, top = _SIZE_AND_POSITION.unpack_from(encoded, start + 8)
+    return bottom - top, right - left
+
+
+def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
+    """(rows, columns) of a JPEG or JPEG-LS codestream; None if it is not one."""
+    position = len(_JPEG_START)
+    if not encoded.startswith(_JPEG_START):
+        return None
+    while position + 9 <= len(encoded) and encoded[position] == 0xFF:
+        marker = encoded[position + 1]
+        if marker in _FRAME_HEADERS:
+            rows, columns = struct.unpack_from(">HH", encoded, position + 5)
+            return rows, columns
+        position += 1 if marker == 0xFF else 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
+    return None

@@ -1,7 +1,7 @@
-"""Images put into the stacks they belong to, each in the order of its slices along the normal, with a verdict.
+"""Images sorted into stacks, each stack ordered along its normal and given a verdict.
 
-A stack is what may become one volume: one SeriesInstanceUID, size, pixel spacing, orientation and kernel. Order is by
-Image Position along the normal alone (DICOM PS3.3 C.7.6.2.1.1); Instance Number and file names decide nothing.
+A stack is what may become one volume: one SeriesInstanceUID, size, pixel spacing, orientation and kernel. The order is
+that of Image Position along the normal (DICOM PS3.3 C.7.6.2.1.1); Instance Number and file names play no part.
 """
 
 from __future__ import annotations
@@ -16,34 +16,51 @@ from jaxtyping import Float64
 from pydicom.config import IGNORE
 from pydicom.uid import UID
 
-from meddinov3_stroke.ct.dicom.codecs import CODEC_SYNTAXES
+from meddinov3_stroke.ct.dicom.decoders import CODEC_SYNTAXES
 from meddinov3_stroke.ct.dicom.header import ImageHeader
 from meddinov3_stroke.ct.dicom.pixels import NATIVE_SYNTAXES
-from meddinov3_stroke.ct.dicom.roles import role_fault
 from meddinov3_stroke.ct.geometry import MAX_TILT_DEGREES
 
 Verdict = Literal["usable", "set aside", "refused"]
-"""May be read; is no volume of slices (named why); is one, but cannot be trusted (named why)."""
+"""Readable; not a volume of slices; a volume that cannot be trusted. The last two come with a reason."""
 
 SamePixels = Callable[[ImageHeader, ImageHeader], bool]
-"""Whether two images hold the same stored pixels."""
+"""Whether two images have the same stored pixels."""
+
+CT_IMAGES = {
+    "1.2.840.10008.5.1.4.1.1.2": "CT Image Storage",
+    "1.2.840.10008.5.1.4.1.1.2.1": "Enhanced CT Image Storage",
+    "1.2.840.10008.5.1.4.1.1.2.2": "Legacy Converted Enhanced CT Image Storage",
+}
+"""SOP classes of CT (DICOM PS3.4 B.5); the headers of RSNA 2019 name none."""
+
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+"""Secondary capture, and the prefix of its multi-frame classes."""
+
+LOCALIZER_TYPES = frozenset({"LOCALIZER", "SCOUT", "SURVIEW", "REF_SURVIEW", "TOPOGRAM"})
+"""Image Type of a localizer: value 3 is LOCALIZER in DICOM (C.8.2.1.1.1), the others are vendors' words."""
+
+REPORT_TYPES = frozenset({"PATIENT_INFO", "DOSE_INFO", "RESULTS", "SCREEN SAVE", "SCREENSAVE", "DOSE", "REPORT"})
+"""Image Type of a picture of text."""
+
+GREY = frozenset({"MONOCHROME2", "MONOCHROME1"})
 
 DIRECTION_TOLERANCE = 1e-3
-"""Difference of direction cosines up to which two images have one orientation (0.06 degrees)."""
+"""Difference in direction cosines within which two images have the same orientation (0.06 degrees)."""
 
 SPACING_TOLERANCE_MM = 1e-4
-"""Difference of pixel spacings up to which they are the same."""
+"""Difference within which two pixel spacings are the same."""
 
 MAX_PLANES = 64
-"""Orientations in one series above which its other images are refused; a reformat in every direction has a few."""
+"""Orientations accepted in one series; images of further ones are refused. A reformat has a few."""
 
 _PLANE_TOLERANCES = np.repeat([DIRECTION_TOLERANCE, SPACING_TOLERANCE_MM], [6, 2])
 
 POSITION_TOLERANCE_MM = 0.01
-"""Images closer than this along the normal are at one position; the thinnest CT reconstructions are 0.1 mm apart."""
+"""Images closer than this along the normal share a position; the thinnest CT reconstructions are 0.1 mm apart."""
 
 SINGLE_IMAGE = "a single image"
-"""Why one image alone is set aside; a caller that takes single slices takes it all the same."""
+"""Why a lone image is set aside; a caller that accepts single slices reads it anyway."""
 
 LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 """DICOM's patient axes to NIfTI's."""
@@ -55,24 +72,24 @@ class Stack:
 
     images: tuple[ImageHeader, ...]
     set_aside: tuple[tuple[ImageHeader, str], ...] = ()
-    """Images that were dropped from it, each with its reason: duplicates."""
+    """Duplicates that were dropped from it, each with its reason."""
     verdict: Verdict = "usable"
     reason: str = ""
-    """Why it is not usable."""
+    """Why it is not usable; empty if it is."""
 
     @property
     def first(self) -> ImageHeader:
-        """Its first image, which stands for what all have in common."""
+        """Its first image, for attributes that all images share."""
         return self.images[0]
 
     @property
     def series_instance_uid(self) -> str:
-        """The series it is of."""
+        """SeriesInstanceUID of its images."""
         return self.first.series_instance_uid
 
     @property
     def study_instance_uid(self) -> str:
-        """The study it is of."""
+        """StudyInstanceUID of its images."""
         return self.first.study_instance_uid
 
     @property
@@ -86,16 +103,50 @@ class Stack:
         return np.asarray(np.array([image.position_mm for image in self.images]) @ self.first.normal)
 
 
+def role_fault(image: ImageHeader) -> str:
+    """Why the image is not a slice of a CT volume; empty if it is one."""
+    if not image.has_pixel_data:
+        return "no image, a document or another object"
+    if image.modality != "CT":
+        return f"modality {image.modality or 'not stated'}, not CT"
+    if image.pixels.samples_per_pixel != 1 or image.pixels.photometric_interpretation not in GREY:
+        return f"a colour picture ({image.pixels.photometric_interpretation})"
+    if image.sop_class_uid.startswith(SECONDARY_CAPTURE):
+        return "a secondary capture"
+    if LOCALIZER_TYPES & set(image.image_type):
+        return "a localizer"
+    if REPORT_TYPES & set(image.image_type):
+        return "a picture of a report"
+    if image.sop_class_uid and image.sop_class_uid not in CT_IMAGES:
+        return f"SOP class {image.sop_class_uid}, not CT"
+    if image.pixels.n_frames > 1 and image.frame is None:
+        return "a multi-frame object that does not say where its frames lie"
+    if not image.is_placed:
+        return image.geometry_fault
+    return ""
+
+
+def scaling_fault(stack: Stack) -> str:
+    """Names the first image of a stack with an impossible slope or intercept; empty if there is none."""
+    for image in stack.images:
+        if not image.rescale.is_sane and not image.has_modality_lut:
+            return (
+                f"{image.file}: Rescale Slope {image.rescale.slope:g} and Intercept {image.rescale.intercept:g} are "
+                "impossible for CT; the header is damaged; fetch it again"
+            )
+    return ""
+
+
 def distance_mm(image: ImageHeader, normal: Float64[np.ndarray, " 3"]) -> float:
-    """Where an image lies along a normal (LPS)."""
+    """Position of an image along a normal (LPS)."""
     assert image.position_mm is not None  # placed images only
     return float(image.position_mm @ normal)
 
 
 def assemble(headers: Iterable[ImageHeader], same_pixels: SamePixels | None = None) -> tuple[Stack, ...]:
-    """Every image in exactly one stack; stacks in the order of series number, UID and size.
+    """Every image in exactly one stack; stacks ordered by series number, UID and size.
 
-    `same_pixels` decides whether two images of different UIDs at one position are copies; without it they are not.
+    `same_pixels` decides whether two images at one position are duplicates; without it they are not.
     """
     apart: dict[tuple[str, str, int, int, str], list[ImageHeader]] = defaultdict(list)
     groups: dict[tuple[object, ...], list[ImageHeader]] = defaultdict(list)
@@ -121,7 +172,7 @@ def _place(stack: Stack) -> tuple[object, ...]:
 
 
 def _group_of(image: ImageHeader) -> tuple[object, ...]:
-    """What the images of one stack have in common: whose they are, what they show and how, and in which space."""
+    """What the images of one stack share: patient, study, series, space, size, kernel, contrast, kind."""
     return (
         image.patient_id,
         image.study_instance_uid,
@@ -135,14 +186,14 @@ def _group_of(image: ImageHeader) -> tuple[object, ...]:
 
 
 def _by_content(image: ImageHeader) -> tuple[object, ...]:
-    """An order that file names and the order of files leave alone, but among copies of one image."""
+    """A sort key that depends on file names only among copies of one image."""
     assert image.position_mm is not None  # placed images only
     return (*image.position_mm.tolist(), image.sop_instance_uid, image.frame or 0, image.file)
 
 
 def _same_plane(images: Sequence[ImageHeader]) -> tuple[list[list[ImageHeader]], list[ImageHeader]]:
-    """The images by orientation and pixel spacing, each within tolerance of the first of its group, and those that
-    would be of one group too many."""
+    """The images grouped by orientation and pixel spacing, each within tolerance of the first of its group, and the
+    images beyond `MAX_PLANES` groups."""
     planes: list[list[ImageHeader]] = []
     beyond: list[ImageHeader] = []
     firsts = np.empty((MAX_PLANES, 8))
@@ -160,7 +211,7 @@ def _same_plane(images: Sequence[ImageHeader]) -> tuple[list[list[ImageHeader]],
 
 
 def _stacks_of(images: list[ImageHeader], same_pixels: SamePixels | None) -> list[Stack]:
-    """One stack, or one for each acquisition where different images lie at one position."""
+    """One stack; or, if different images share a position, one for each acquisition."""
     stack = _stack(images, same_pixels)
     if stack.verdict != "refused":
         return [stack]
@@ -193,28 +244,28 @@ def _stack(images: list[ImageHeader], same_pixels: SamePixels | None) -> Stack:
 
 
 def _shared_uid(images: Sequence[ImageHeader]) -> str:
-    """Which different images bear one SOP Instance UID, so that a finding could not be pointed back; or nothing."""
+    """Names two different images with one SOP Instance UID, to which no finding can be traced; empty if none."""
     bearers: dict[tuple[str, int | None], str] = {}
     for image in images:
         other = bearers.setdefault((image.sop_instance_uid, image.frame), image.file)
         if other != image.file and image.sop_instance_uid:
-            return f"different images bear one SOP Instance UID ({other} and {image.file} the first)"
+            return f"different images have the same SOP Instance UID (first: {other} and {image.file})"
     return ""
 
 
 def _codec_fault(images: Sequence[ImageHeader]) -> str:
-    """Which transfer syntax has no decoder here, or nothing."""
+    """Names a transfer syntax without a decoder; empty if there is none."""
     for image in images:
         if image.transfer_syntax not in NATIVE_SYNTAXES | CODEC_SYNTAXES:
             uid = UID(image.transfer_syntax, IGNORE)
-            return f"transfer syntax {uid} ({uid.name}) is not read here; export the series uncompressed"
+            return f"transfer syntax {uid} ({uid.name}) is not supported; export the series uncompressed"
     return ""
 
 
 def _without_duplicates(
     ordered: Sequence[ImageHeader], normal: Float64[np.ndarray, " 3"], same_pixels: SamePixels | None
 ) -> tuple[list[ImageHeader], list[tuple[ImageHeader, str]], list[tuple[ImageHeader, ImageHeader]]]:
-    """(images kept, copies dropped with the reason, different images at one position)."""
+    """(images kept, duplicates dropped with the reason, pairs of different images at one position)."""
     kept: list[ImageHeader] = []
     dropped: list[tuple[ImageHeader, str]] = []
     clashes: list[tuple[ImageHeader, ImageHeader]] = []
@@ -239,13 +290,13 @@ def _clash_text(clashes: Sequence[tuple[ImageHeader, ImageHeader]]) -> str:
     first, second = clashes[0]
     times = "once" if len(clashes) == 1 else f"{len(clashes)} times"
     return (
-        f"different images at one position ({times}; {first.file} and {second.file} the first), and no "
-        "acquisition number that parts them"
+        f"different images at one position ({times}; first: {first.file} and {second.file}), with no acquisition "
+        "number to tell them apart"
     )
 
 
 def _plane_fault(images: Sequence[ImageHeader], normal: Float64[np.ndarray, " 3"]) -> str:
-    """Why these images are no axial stack, or nothing."""
+    """Why these images are not an axial stack; empty if they are."""
     if len(images) == 1:
         return SINGLE_IMAGE
     first, last = images[0].position_mm, images[-1].position_mm
@@ -254,5 +305,5 @@ def _plane_fault(images: Sequence[ImageHeader], normal: Float64[np.ndarray, " 3"
     step = last - first
     angle = np.degrees(np.arccos(min(abs(normal[2]), abs(step[2]) / np.linalg.norm(step), 1.0)))
     if angle > MAX_TILT_DEGREES:
-        return f"slices stand {angle:.0f} degrees off axial; at most {MAX_TILT_DEGREES:g} are taken"
+        return f"slices are {angle:.0f} degrees off axial; at most {MAX_TILT_DEGREES:g} are accepted"
     return ""

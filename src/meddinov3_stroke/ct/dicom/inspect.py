@@ -1,4 +1,4 @@
-"""Every series of an input with a verdict: used, set aside or refused, and why."""
+"""Every series of an input with a verdict (used, set aside or refused) and its reason."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 from pydicom.uid import UID
 
 from meddinov3_stroke.ct.contents import machine_errors, require_dicom_input
-from meddinov3_stroke.ct.dicom.choice import contrast_hint, rank
+from meddinov3_stroke.ct.dicom.choice import contrast_hint, outcome_of, rank
 from meddinov3_stroke.ct.dicom.files import open_files
-from meddinov3_stroke.ct.dicom.reading import scaling_fault
-from meddinov3_stroke.ct.dicom.spacing import layout_of
-from meddinov3_stroke.ct.dicom.stacks import Stack
+from meddinov3_stroke.ct.dicom.layout import layout_of
+from meddinov3_stroke.ct.dicom.series import Stack, scaling_fault
 from meddinov3_stroke.ct.dicom.survey import Survey, survey
+from meddinov3_stroke.errors import Outcome
 
 
 @dataclass(frozen=True)
 class SeriesFacts:
-    """What is told of one series, or of one stack of it where it holds several."""
+    """Facts about one series, or about one stack of a series that has several."""
 
     study_instance_uid: str
     series_instance_uid: str
@@ -31,24 +31,26 @@ class SeriesFacts:
     rows: int
     columns: int
     spacing_mm: tuple[float, float, float] | None
-    """(between slices, rows, columns); None where the images have no place in space, or there is but one."""
+    """(between slices, rows, columns); None if the images have no position, or for a single image."""
     tilt_degrees: float | None
     duplicates: tuple[str, ...]
     """Files that were dropped as copies."""
     contrast: str
-    """What in the headers speaks of contrast; empty where nothing does."""
+    """The header text that suggests contrast; empty if there is none."""
     transfer_syntax: str
     verdict: str
-    """used, set aside or refused."""
+    """What the series is to a reader: used, set aside or refused."""
     reason: str
-    """Why it is not used; empty where it is."""
+    """Why it is not used; empty if it is."""
     notes: tuple[str, ...]
     """Gaps, missing slices, tilt."""
+    outcome: Outcome
+    """How reading it by its UID would end, as far as its headers show."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What an input holds."""
+    """The content of an input."""
 
     path: Path
     series: tuple[SeriesFacts, ...]
@@ -60,18 +62,18 @@ class Inspection:
 
     @property
     def n_used(self) -> int:
-        """Series that the rule takes: one a patient and study."""
+        """Number of series that the rule selects, one for each patient and study."""
         return sum(one.verdict == "used" for one in self.series)
 
 
 def inspect_dicom(path: Path) -> Inspection:
-    """Every series of the folder, archive, list or file at `path`; nothing but headers is read.
+    """Every series of the folder, archive, list or file at `path`; only headers are read.
 
     Raises:
-        MissingInput: nothing there.
-        UnsupportedInput: neither DICOM nor what may hold it, or too many files.
+        MissingInput: not found.
+        UnsupportedInput: not DICOM nor a container of it, or too many files.
         CorruptInput: a damaged archive.
-        MachineError: the machine refuses to give the files.
+        MachineError: the machine cannot read the files.
     """
     with machine_errors(path):
         require_dicom_input(path)
@@ -88,7 +90,7 @@ def inspect_dicom(path: Path) -> Inspection:
 
 
 def _used(found: Survey) -> list[Stack]:
-    """The stack that the rule takes of each patient and study."""
+    """The stack that the rule selects for each patient and study."""
     usable: dict[tuple[str, str], list[Stack]] = defaultdict(list)
     for stack in found.stacks:
         if stack.verdict == "usable":
@@ -121,6 +123,7 @@ def _facts(stack: Stack, is_used: bool) -> SeriesFacts:
         verdict=verdict,
         reason=reason,
         notes=() if layout is None else layout.notes,
+        outcome=outcome_of(stack),
     )
 
 
@@ -129,4 +132,4 @@ def _verdict(stack: Stack, is_used: bool) -> tuple[str, str]:
         return stack.verdict, stack.reason
     if fault := scaling_fault(stack):
         return "refused", fault
-    return ("used", "") if is_used else ("set aside", "the rule prefers another series; name this one with --series")
+    return ("used", "") if is_used else ("set aside", "the rule selects another series; name this one with --series")

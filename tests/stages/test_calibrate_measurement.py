@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import roc_auc_score
 
+from meddinov3_stroke.commands.calibrate import MeasuredVolume, auroc_change
 from meddinov3_stroke.errors import CheckpointError
 from meddinov3_stroke.heads import HeadCheckpoint
-from meddinov3_stroke.int8 import MeasuredVolume, auroc_change
 from meddinov3_stroke.types import LABELS, Threshold
 
 
 def head(pool_mode: str = "mean") -> HeadCheckpoint:
     """A linear head that reads each label off its own dimension."""
     return HeadCheckpoint(
-        state_dict={"weight": torch.eye(6), "bias": torch.zeros(6)},
+        state_dict={"weight": np.eye(6, dtype=np.float32), "bias": np.zeros(6, dtype=np.float32)},
+        arch="linear",
+        params={},
         labels=LABELS,
         input_dim=6,
-        hidden_dim=0,
-        dropout=0.0,
         pool_mode=pool_mode,
         resize=64,
         backbone=None,
@@ -50,7 +49,7 @@ def test_auroc_both_ways_is_scikit_learns(way: str) -> None:
     change = auroc_change(head(way), volumes)
     labels = np.stack([one.labels for one in volumes])
     for name in ("fp32", "int8"):
-        tokens = [one.reference if name == "fp32" else one.int8 for one in volumes]
+        tokens = [one.fp32 if name == "fp32" else one.int8 for one in volumes]
         pooled = np.stack([cls.mean(0) if way == "mean" else cls.max(0) for cls in tokens])
         expected = np.mean([roc_auc_score(labels[:, k], pooled[:, k]) for k in range(6)])
         assert change[name]["macro"] == pytest.approx(expected)
@@ -72,6 +71,6 @@ def test_the_cosine_is_of_each_slice() -> None:
     (volume,) = measured(1)
     expected = [
         float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-        for a, b in zip(volume.int8.astype(float), volume.reference.astype(float), strict=True)
+        for a, b in zip(volume.int8.astype(float), volume.fp32.astype(float), strict=True)
     ]
     np.testing.assert_allclose(volume.cosines, expected, rtol=1e-12)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meddinov3_stroke.commands.calibrate import CalibrationVolume, hold_out, refuse_copies, volumes_of_paths
 from meddinov3_stroke.errors import DatasetError, SplitError
-from meddinov3_stroke.int8 import CalibrationVolume, hold_out, refuse_copies, volumes_of_paths
 from meddinov3_stroke.types import VolumeInput
 
 cohorts = st.lists(st.integers(0, 12), min_size=2, max_size=40).filter(lambda groups: len(set(groups)) > 1)

@@ -1,0 +1,350 @@
+"""Compressed frames, decoded in one child process that may die without harm.
+
+The codecs are C, C++ and Rust code that reads untrusted bytes. One child with limits on memory and processor time
+decodes frame after frame. If it dies, hangs or returns something unexpected it is killed, that frame is refused, and
+the next frame gets a new child.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext, SpawnProcess
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+import numpy as np
+from jaxtyping import Integer
+
+from meddinov3_stroke.ct.dicom.header import PixelFormat
+from meddinov3_stroke.errors import CorruptInput, MachineError, UnsupportedInput
+
+RLE_LOSSLESS = "1.2.840.10008.1.2.5"
+"""The one compressed syntax that keeps unused bits."""
+
+JPEG_2000_SYNTAXES = frozenset(("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"))
+"""JPEG 2000, lossless and lossy; the others except RLE are JPEG or JPEG-LS."""
+
+PLUGINS: dict[str, tuple[str, ...]] = {
+    RLE_LOSSLESS: ("pylibjpeg",),
+    "1.2.840.10008.1.2.4.57": ("gdcm",),
+    "1.2.840.10008.1.2.4.70": ("gdcm",),
+    "1.2.840.10008.1.2.4.80": ("gdcm", "pyjpegls"),
+    "1.2.840.10008.1.2.4.81": ("gdcm", "pyjpegls"),
+    "1.2.840.10008.1.2.4.90": ("pylibjpeg", "gdcm"),
+    "1.2.840.10008.1.2.4.91": ("pylibjpeg", "gdcm"),
+}
+"""Transfer syntax UIDs (RLE; JPEG Lossless; JPEG-LS; JPEG 2000) and pydicom's names of the decoders, in order."""
+
+CODEC_SYNTAXES = frozenset(PLUGINS)
+"""UIDs of the supported compressed transfer syntaxes."""
+
+FRAME_DEADLINE_S = 20.0
+"""Time limit for a frame; one of 512 x 512 takes about 10 ms."""
+
+START_DEADLINE_S = 120.0
+"""Time limit for the child to load its decoders, possibly from a slow disk; usually 1 s."""
+
+MAX_GROWTH_BYTES = 2 << 30
+"""Address space that the child may use beyond its initial size; a frame of 2^26 pixels needs less."""
+
+MIN_PROCESSOR_S, PROCESSOR_S_PER_PIXEL = 0.75, 3e-6
+"""Processor time allowed for a frame: 1.5 s for 512 x 512, which needs 0.01 to 0.05 s. Some damage makes CharLS loop
+for seconds; unlike a deadline, this limit does not depend on the load of the machine."""
+
+MAX_WORDS = 300
+"""Length to which a codec's message is cut."""
+
+_PYDICOM_PREFIX = "Unable to decode as exceptions were raised by all available plugins: "
+"""What pydicom puts before a decoder's own message."""
+
+_GDCM_NOTHING = "'NoneType' object has no attribute 'encode'"
+"""pydicom's error if gdcm returns no pixels and no reason."""
+
+
+class UnsupportedFrame(Exception):
+    """No decoder is installed."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedFrame:
+    """A compressed frame and its expected format."""
+
+    transfer_syntax: str
+    """UID, one of `CODEC_SYNTAXES`."""
+    codestream: bytes
+    pixels: PixelFormat
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the stored values, in this machine's byte order."""
+        return np.dtype(f"{'i' if self.pixels.is_signed else 'u'}{self.pixels.bits_allocated // 8}")
+
+
+Decode = Callable[[EncodedFrame], Any]
+
+
+def decode(frame: EncodedFrame) -> Any:
+    """The array of a frame, by the first decoder that accepts it; runs in the child.
+
+    Raises:
+        UnsupportedFrame: no decoder is installed.
+        ValueError: all installed decoders refuse the frame.
+    """
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels.decoders.base import get_decoder
+
+    decoder, source = get_decoder(frame.transfer_syntax), encapsulate([frame.codestream], has_bot=False)
+    pixels = frame.pixels
+    options = {name: getattr(pixels, name) for name in ("rows", "columns", "bits_allocated", "bits_stored")} | {
+        "samples_per_pixel": 1,
+        "photometric_interpretation": "MONOCHROME2",  # values are not inverted for MONOCHROME1
+        "pixel_representation": int(pixels.is_signed),
+        "number_of_frames": 1,
+        "pixel_keyword": "PixelData",
+    }
+    if (
+        frame.transfer_syntax == RLE_LOSSLESS
+    ):  # `pixels` removes unused bits by the actual high bit, pydicom assumes one
+        options["correct_unused_bits"] = False
+    refusals = []
+    for plugin in PLUGINS[frame.transfer_syntax]:
+        if plugin not in decoder.available_plugins:
+            continue
+        try:
+            return decoder.as_array(source, index=0, raw=True, decoding_plugin=plugin, **options)[0]
+        except MemoryError:
+            raise
+        except BaseException as error:  # decoders raise errors of any type; a Rust panic is not an Exception
+            words = " ".join(str(error).split()).removeprefix(_PYDICOM_PREFIX)
+            refusals.append(words.replace(_GDCM_NOTHING, "no pixels"))
+    if not refusals:
+        raise UnsupportedFrame("its decoder is not installed")
+    raise ValueError("; ".join(refusals))
+
+
+def _answer(decode: Decode, frame: EncodedFrame) -> Any:
+    """The values of a frame in its dtype, or the `UnsupportedFrame` or `ValueError` in its way; runs in the child."""
+    _limit_processor_time(MIN_PROCESSOR_S + frame.pixels.rows * frame.pixels.columns * PROCESSOR_S_PER_PIXEL)
+    try:
+        values = decode(frame)
+        # a codec's precision may fit into fewer bytes than are allocated, and never needs more
+        return values.astype(frame.dtype, order="C", casting="safe", copy=False)
+    except MemoryError:
+        return ValueError("needs more memory than a frame may take")
+    except UnsupportedFrame as error:
+        return UnsupportedFrame(str(error)[:MAX_WORDS])
+    except Exception as error:
+        return ValueError(str(error)[:MAX_WORDS])
+    finally:
+        _limit_processor_time(0)
+
+
+def _limit_processor_time(seconds: float) -> None:
+    """Let SIGPROF end the process after so much processor time (0: never), if the system can."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def _prepare_child(loads_decoders: bool) -> None:
+    """Initialise the child: detach it from the terminal, load decoders, limit memory, end with the parent."""
+    if hasattr(os, "setsid"):
+        os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which finishes its case
+    if hasattr(signal, "SIGPROF"):
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)  # may be inherited as ignored
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):  # decoders print
+        os.dup2(nowhere, standard)
+    if loads_decoders:
+        import pydicom.pixels.decoders  # noqa: F401  before memory is limited
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _limit_memory()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _limit_memory() -> None:
+    """Limit the address space to `MAX_GROWTH_BYTES` beyond its present size and write no core, if the system can."""
+    with suppress(ImportError, OSError, ValueError):  # elsewhere the deadline and the checks remain
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        n_pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = n_pages * resource.getpagesize() + MAX_GROWTH_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+class _CodecProcess(SpawnProcess):
+    """A child that can be started from any process, and never delays the exit of a `multiprocessing` worker."""
+
+    daemon = True
+
+    def start(self) -> None:
+        """Start without importing the caller's main module, which may be a script without a main guard."""
+        main, ours = vars(sys.modules["__main__"]), vars(multiprocessing.current_process())["_config"]
+        hidden: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+        daemon = {"daemon": ours.pop("daemon")} if "daemon" in ours else {}  # which may have no children
+        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else ()
+        main["__spec__"] = None
+        try:
+            super().start()
+        finally:
+            main.update(hidden)
+            ours.update(daemon)
+            if hasattr(signal, "pthread_sigmask"):
+                signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+
+
+class _CodecContext(SpawnContext):
+    Process = _CodecProcess
+
+
+class _Child:
+    """A pool of one process, ready to decode."""
+
+    def __init__(self, loads_decoders: bool) -> None:
+        self.pool = ProcessPoolExecutor(
+            1, mp_context=_CodecContext(), initializer=_prepare_child, initargs=(loads_decoders,)
+        )
+        try:
+            pid = self.pool.submit(os.getpid).result(START_DEADLINE_S)
+        except BaseException:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        self.process = next(child for child in multiprocessing.active_children() if child.pid == pid)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.pool.shutdown(cancel_futures=True)
+
+    def death(self) -> str:
+        """How the child ended."""
+        self.process.join(1)
+        status = self.process.exitcode
+        if status is None or status >= 0:
+            return f"ended with status {status}"
+        name = {number.value: number.name for number in signal.Signals}.get(-status, f"signal {-status}")
+        return "takes more processor time than allowed" if name == "SIGPROF" else f"died of {name}"
+
+
+class Codec:
+    """Decodes in a child process that starts with the first frame; may be shared by threads, and survives a fork."""
+
+    def __init__(self, decode: Decode = decode, frame_deadline_s: float = FRAME_DEADLINE_S) -> None:
+        self._decode, self._frame_deadline_s = decode, frame_deadline_s
+        self._lock = threading.Lock()
+        self._child: _Child | None = None
+        _codecs.add(self)
+
+    def decode(self, frame: EncodedFrame, name: str) -> Integer[np.ndarray, "row col"]:
+        """The stored values of `frame` in this machine's byte order; `name` is for messages.
+
+        Raises:
+            CorruptInput: the decoder refuses the frame, dies or hangs, or returns another shape.
+            UnsupportedInput: the decoder is not installed.
+            MachineError: the child cannot be started.
+        """
+        with self._lock:
+            child = self._started()
+            try:
+                answer = child.pool.submit(_answer, self._decode, frame).result(self._frame_deadline_s)
+                return _values(answer, frame, name)
+            except (CorruptInput, UnsupportedInput):  # the child is sound
+                raise
+            except BrokenProcessPool:
+                fault = child.death()
+            except TimeoutError:
+                fault = "takes longer than allowed"
+            except Exception as error:  # of `_values`, or of multiprocessing; `_answer` raises none
+                fault = f"returned an unexpected result ({error})"
+            except BaseException:  # an interrupt: the answer must not reach the next frame
+                self._end_child()
+                raise
+            self._end_child()
+        raise CorruptInput(
+            f"{name}: the decoder of transfer syntax {frame.transfer_syntax} {fault}; the compressed frame is damaged; "
+            "fetch it again, or export the series uncompressed"
+        )
+
+    def close(self) -> None:
+        """End the child; the next frame starts another."""
+        with self._lock:
+            self._end_child()
+
+    def forget(self) -> None:
+        """After a fork, release the parent's child, and a lock that may have been held."""
+        self._lock = threading.Lock()
+        child, self._child = self._child, None
+        _inherited.append(child)  # collecting the pool would write into its pipe, which the parent still uses
+
+    def _started(self) -> _Child:
+        if self._child is not None and not self._child.process.is_alive():
+            self._end_child()  # it died between two frames
+        if self._child is None:
+            try:
+                self._child = _Child(loads_decoders=self._decode is decode)
+            except (BrokenProcessPool, TimeoutError, OSError) as error:
+                raise MachineError(
+                    f"the process that decodes compressed DICOM cannot be started ({error}); check memory and that "
+                    "pydicom and its decoders are installed"
+                ) from error
+        return self._child
+
+    def _end_child(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()
+
+
+def shared_codec() -> Codec:
+    """The codec of this process."""
+    return _shared
+
+
+def _values(answer: Any, frame: EncodedFrame, name: str) -> Integer[np.ndarray, "row col"]:
+    """The values in the child's answer; raises its refusal, or `TypeError` for anything else."""
+    pixels, syntax = frame.pixels, frame.transfer_syntax
+    if isinstance(answer, ValueError):
+        raise CorruptInput(
+            f"{name}: the compressed frame cannot be decoded from transfer syntax {syntax} ({answer}); it is "
+            "damaged, or of a kind that no decoder supports; fetch it again, or export the series uncompressed"
+        )
+    if isinstance(answer, UnsupportedFrame):
+        raise UnsupportedInput(
+            f"{name} cannot be decoded from transfer syntax {syntax}: {answer}; install it, or export the series "
+            "uncompressed (Explicit VR Little Endian)"
+        )
+    if not isinstance(answer, np.ndarray) or (answer.dtype, answer.shape) != (
+        frame.dtype,
+        (pixels.rows, pixels.columns),
+    ):
+        raise TypeError("another shape or type than the header declares")
+    return answer
+
+
+def _forget_after_fork() -> None:
+    for codec in list(_codecs):
+        codec.forget()
+
+
+_codecs: WeakSet[Codec] = WeakSet()
+_inherited: list[_Child | None] = []
+_shared = Codec()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

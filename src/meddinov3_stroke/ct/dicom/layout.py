@@ -1,0 +1,170 @@
+"""Geometry of a stack: spacing, gaps, missing slices and gantry tilt, and the place of every voxel in RAS+ mm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float64
+
+from meddinov3_stroke.ct.dicom.header import ImageHeader
+from meddinov3_stroke.ct.dicom.series import LPS_TO_RAS, Stack
+from meddinov3_stroke.ct.geometry import Orientation, canonical_orientation
+
+EVEN_TOLERANCE_MM = 0.02
+"""Difference within which gaps are equal: some scanners round positions to 0.01 mm."""
+
+MISSING_RATIO = 1.5
+"""Slices may be missing in a single gap that is this many times as wide as both its neighbours."""
+
+TILT_TOLERANCE_DEGREES = 0.1
+"""A smaller angle between the normal and the direction from slice to slice is rounding."""
+
+MOST_RUNS = 6
+"""Runs of gaps listed in a note."""
+
+
+@dataclass(frozen=True)
+class GapRun:
+    """Consecutive gaps of equal width."""
+
+    gap_mm: float
+    n_gaps: int
+    after_slice: int
+    """Canonical slice before the first of them."""
+
+    def __str__(self) -> str:
+        return f"{self.gap_mm:.3f} mm x{self.n_gaps}"
+
+
+@dataclass(frozen=True)
+class SliceLayout:
+    """Spacing and tilt of the slices of a stack."""
+
+    nominal_mm: float
+    """Median gap along the normal."""
+    runs: tuple[GapRun, ...]
+    """From inferior to superior; a single run if the slices are evenly spaced."""
+    tilt_degrees: float
+    """Angle from the normal to the direction from inferior to superior slices; signed as Gantry/Detector Tilt:
+    positive if that direction leans anteriorly."""
+
+    @property
+    def is_even(self) -> bool:
+        """Whether the spacing is the same throughout."""
+        return len(self.runs) <= 1
+
+    @property
+    def is_tilted(self) -> bool:
+        """Whether slices are shifted relative to each other (gantry tilt)."""
+        return abs(self.tilt_degrees) > TILT_TOLERANCE_DEGREES
+
+    @property
+    def missing(self) -> tuple[tuple[int, int], ...]:
+        """(slice before the gap, number of slices that would fit) for each single wide gap."""
+        found = []
+        for k, run in enumerate(self.runs):
+            beside = [self.runs[j].gap_mm for j in (k - 1, k + 1) if 0 <= j < len(self.runs)]
+            if run.n_gaps == 1 and beside and run.gap_mm >= MISSING_RATIO * max(beside):
+                found.append((run.after_slice, max(1, round(run.gap_mm / max(beside)) - 1)))
+        return tuple(found)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Warnings about the geometry; empty if it is regular."""
+        notes = []
+        if self.is_tilted:
+            notes.append(f"gantry tilt of {self.tilt_degrees:+.1f} degrees; slices stay as acquired")
+        if not self.is_even:
+            runs = ", ".join(map(str, self.runs[:MOST_RUNS])) + (", ..." if len(self.runs) > MOST_RUNS else "")
+            notes.append(f"slices are not evenly spaced: gaps {runs}; each slice keeps its own position")
+        notes += [
+            f"{'a slice' if n == 1 else f'{n} slices'} may be missing after slice {after}" for after, n in self.missing
+        ]
+        return tuple(notes)
+
+
+def layout_of(stack: Stack) -> SliceLayout:
+    """The layout of placed images; for a single one, its thickness is the spacing (1 mm if unknown)."""
+    if len(stack.images) == 1:
+        return SliceLayout(stack.first.slice_thickness_mm or 1.0, (), 0.0)
+    gaps = np.abs(np.diff(stack.distances_mm))
+    return SliceLayout(float(np.median(gaps)), _runs(gaps), _tilt_degrees(stack))
+
+
+def _runs(gaps: Float64[np.ndarray, " gap"]) -> tuple[GapRun, ...]:
+    runs: list[GapRun] = []
+    for k, gap in enumerate(gaps):
+        if runs and abs(gap - runs[-1].gap_mm) <= EVEN_TOLERANCE_MM:
+            runs[-1] = replace(runs[-1], n_gaps=runs[-1].n_gaps + 1)
+        else:
+            runs.append(GapRun(float(gap), 1, k))
+    return tuple(runs)
+
+
+def _tilt_degrees(stack: Stack) -> float:
+    first, last = stack.images[0], stack.images[-1]
+    assert first.position_mm is not None  # a usable stack
+    assert last.position_mm is not None
+    assert first.column_direction is not None
+    way = last.position_mm - first.position_mm
+    upward = first.normal if first.normal @ way >= 0 else -first.normal
+    along, aside = float(way @ upward), float(np.linalg.norm(np.cross(way, upward)))
+    back = first.column_direction if first.column_direction[1] >= 0 else -first.column_direction  # LPS: y to posterior
+    lean = -1.0 if way @ back > 0 else 1.0
+    return lean * float(np.degrees(np.arctan2(aside, along)))
+
+
+def canonical_positions_mm(stack: Stack) -> Float64[np.ndarray, "slice 3"]:
+    """RAS+ mm of the centre of voxel (row 0, col 0) of each canonical slice: `Volume.slice_positions_mm`.
+
+    If an image is stored with its rows or columns reversed, Image Position is at another corner.
+    """
+    return slice_geometry(stack, canonical_orientation(stack_affine(stack)))[0]
+
+
+def file_shape(stack: Stack) -> tuple[int, int, int]:
+    """(images, rows, columns) as stored."""
+    return len(stack.images), stack.first.pixels.rows, stack.first.pixels.columns
+
+
+def stack_affine(stack: Stack) -> Float64[np.ndarray, "4 4"]:
+    """Maps (image, row, column, 1) of the stack as stored to RAS+ mm, from its first and last image."""
+    positions = stack.slice_positions_mm
+    affine = np.eye(4)
+    affine[:3, 0] = _mean_step_mm(stack)
+    affine[:3, 1:3] = _steps_mm(stack.first)
+    affine[:3, 3] = positions[0]
+    return affine
+
+
+def _mean_step_mm(stack: Stack) -> Float64[np.ndarray, " 3"]:
+    """RAS+ mm from slice to slice on the straight line through the first and last; through a single slice."""
+    positions = stack.slice_positions_mm
+    if len(positions) == 1:
+        return np.asarray(stack.first.normal * LPS_TO_RAS * layout_of(stack).nominal_mm)
+    return np.asarray((positions[-1] - positions[0]) / (len(positions) - 1))
+
+
+def _steps_mm(image: ImageHeader) -> Float64[np.ndarray, "3 2"]:
+    """RAS+ mm from a stored voxel to the next row and to the next column."""
+    assert image.pixel_spacing_mm is not None  # placed images only
+    towards = image.directions[::-1].T  # [xyz, (row index, column index)]
+    return np.asarray(towards * LPS_TO_RAS[:, None] * np.array(image.pixel_spacing_mm))
+
+
+def slice_geometry(
+    stack: Stack, orientation: Orientation
+) -> tuple[Float64[np.ndarray, "slice 3"], Float64[np.ndarray, "slice 3 2"]]:
+    """RAS+ mm of the first voxel of each canonical slice, and its steps along canonical rows and columns."""
+    positions = stack.slice_positions_mm
+    steps = np.stack([_steps_mm(image) for image in stack.images])
+    shape = file_shape(stack)
+    canonical_steps = np.empty_like(steps)
+    for place, (axis, flip) in enumerate(zip(orientation.axes[1:], orientation.flips[1:], strict=True)):
+        step = steps[:, :, axis - 1]
+        canonical_steps[:, :, place] = -step if flip else step
+        if flip:
+            positions = positions + step * (shape[axis] - 1)
+    order = slice(None, None, -1 if orientation.flips[0] else 1)
+    return positions[order], canonical_steps[order]

@@ -1,0 +1,292 @@
+"""The loop over inputs: from volumes, or the cache, to slice embeddings, for one case or a cohort.
+
+A thread opens, checks, decodes, orients and resizes ahead while the engine works. Passes are filled across volumes.
+Several processes may run it on parts of the inputs and on one store.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from meddinov3_stroke.ct import OpenedInput, Source, open_input, source_path
+from meddinov3_stroke.errors import (
+    InputError,
+    MachineError,
+    MedDINOError,
+    MissingInput,
+    Outcome,
+    OutOfScope,
+    StorageError,
+    UnsupportedInput,
+    UsageError,
+)
+from meddinov3_stroke.features.extractor import FeatureExtractor, naming
+from meddinov3_stroke.features.memory import InputMemory
+from meddinov3_stroke.features.store import EmbeddingStore, Entry, embedding_key
+from meddinov3_stroke.system.prefetch import read_ahead
+from meddinov3_stroke.system.provenance import Stopwatch
+from meddinov3_stroke.types import SliceEmbeddings, Volume, VolumeInput
+
+WINDOWS_AHEAD = 3
+"""Windows of prepared slices that wait for the engine; enough to hide the reading of a volume behind one pass each."""
+
+OnSlices = Callable[[int, int], None]
+"""Called with the number of slices just embedded (first 0) and the number chosen of their volume."""
+
+
+@dataclass(frozen=True, eq=False)
+class Extraction:
+    """How one input ended: `embeddings` are there exactly if it is done, `error` exactly if it is not."""
+
+    input: Source | None
+    """None where the row of a table names no volume."""
+    outcome: Outcome = field(default_factory=Outcome)
+    embeddings: SliceEmbeddings | None = None
+    volume: Volume | None = None
+    """The voxels, where they were asked for."""
+    from_cache: bool = False
+    error: MedDINOError | None = None
+    """As it was raised."""
+    read_s: float = 0.0
+    """Seconds spent opening and decoding the input."""
+
+    @property
+    def path(self) -> Path | None:
+        """The path of the input."""
+        return None if self.input is None else source_path(self.input)
+
+
+def extract(
+    inputs: Iterable[Source | None],
+    extractor: FeatureExtractor,
+    store: EmbeddingStore | None = None,
+    *,
+    keep_volume: bool = False,
+    memory: InputMemory | None = None,
+    verify_inputs: bool = False,
+    on_slices: OnSlices | None = None,
+) -> Generator[Extraction, None, None]:
+    """The extraction of each input, in order, each as soon as it is known; an input in the store is not decoded.
+
+    A finished volume is stored before it is yielded. Close the generator to stop reading ahead. `keep_volume` yields
+    the voxels too. `memory` saves hashing unchanged inputs again, unless `verify_inputs`.
+
+    Raises:
+        NonFiniteEmbedding: the backbone gave NaN or infinity; the message names the file, and nothing of it is stored.
+        StorageError: the store cannot be read or written.
+        UsageError: the extractor's slices, batch or size cannot be honoured.
+    """
+    run = _Run(extractor, store, keep_volume, memory, verify_inputs, on_slices)
+    with closing(read_ahead(run.read(inputs), WINDOWS_AHEAD)) as items:
+        for case, pixels in items:
+            run.take(case, pixels)
+            run.embed()
+            yield from run.finished()
+    run.embed(to_the_end=True)
+    yield from run.finished()
+
+
+def extract_one(source: Source, extractor: FeatureExtractor, on_slices: OnSlices | None = None) -> Extraction:
+    """The extraction of one input, with its voxels.
+
+    Raises:
+        InputError, OutOfScope, MachineError, UsageError: the input cannot be used.
+        NonFiniteEmbedding: the backbone gave NaN or infinity.
+    """
+    (found,) = extract([source], extractor, keep_volume=True, on_slices=on_slices)
+    if found.error is not None:
+        raise found.error
+    return found
+
+
+@dataclass(eq=False)
+class _Case:
+    """An input on its way through the loop."""
+
+    input: Source | None
+    key: str = ""
+    n_chosen: int = 0
+    finish: Callable[[Float32[np.ndarray, "chosen dim"]], SliceEmbeddings] | None = None
+    """Makes the embeddings of its tokens; None where the engine has nothing to do."""
+    volume: Volume | None = None
+    read_s: float = 0.0
+    tokens: list[Float32[np.ndarray, "n dim"]] = field(default_factory=list)
+    """Class tokens so far, in order."""
+    result: Extraction | None = None
+
+
+class _UnusableInputError(Exception):
+    """Ends one input, not the run."""
+
+    def __init__(self, error: MedDINOError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@contextmanager
+def _ends_one_input() -> Iterator[None]:
+    try:
+        yield
+    except (InputError, OutOfScope, MachineError, UsageError) as error:
+        raise _UnusableInputError(error) from error
+
+
+def _outcome(error: MedDINOError) -> Outcome:
+    if isinstance(error, UsageError):  # a header index without a series, say: the other inputs may be sound
+        return Outcome(UnsupportedInput.status, UnsupportedInput.code, str(error))
+    return Outcome.of(error)
+
+
+_Window = tuple[_Case, Float32[np.ndarray, "n 1 r r"] | None]
+"""A case, and some of its prepared slices, in order; None announces the case."""
+
+
+@dataclass(eq=False)
+class _Run:
+    """A pass over some inputs. `read` runs in the thread that reads ahead; the rest where the engine is."""
+
+    extractor: FeatureExtractor
+    store: EmbeddingStore | None
+    keep_volume: bool
+    memory: InputMemory | None
+    verify_inputs: bool
+    on_slices: OnSlices | None
+    begun: set[str] = field(default_factory=set)
+    """Keys of the inputs being embedded or stored in this run."""
+    rows: deque[_Case] = field(default_factory=deque)
+    """Cases not yet yielded, in order."""
+    waiting: deque[tuple[_Case, np.ndarray]] = field(default_factory=deque)
+    """Windows that wait for a full pass."""
+
+    def read(self, inputs: Iterable[Source | None]) -> Iterator[_Window]:
+        """Each case, then its windows; holds one volume and one window of float slices at a time."""
+        for source in inputs:
+            try:
+                yield from self._read_one(source)
+            except _UnusableInputError as fault:
+                yield _Case(source, result=Extraction(source, _outcome(fault.error), error=fault.error)), None
+
+    def _read_one(self, source: Source | None) -> Iterator[_Window]:
+        watch = Stopwatch()
+        key, volume, found = self._open(source)
+        if volume is None:
+            yield _Case(source, key, result=found), None
+            return
+        chosen = self.extractor.chosen(volume)
+        windows = self.extractor.windows(volume, chosen)
+        kept = volume if self.keep_volume else None
+        case = _Case(source, key, len(chosen), self.extractor.finisher(volume, chosen), kept, watch.elapsed_s)
+        yield case, None
+        for pixels in windows:
+            yield case, pixels
+
+    def _open(self, source: Source | None) -> tuple[str, Volume | None, Extraction | None]:
+        """(key, volume to embed, extraction from the cache); neither of the latter for a repeated input."""
+        with _ends_one_input():
+            if source is None:
+                raise MissingInput("nifti_path is empty; expected a NIfTI file, or dicom_path or header_index")
+            opened = open_input(source)
+        key, found = ("", None) if self.store is None else self._look_up(source, opened)
+        if found is not None or key in self.begun:
+            return key, None, found
+        with _ends_one_input():
+            volume = opened.volume()
+            # Whether a sound volume is one the model is meant for is decided here, once, before its first slice.
+            if key and self._key(volume.source.sha256) != key:
+                raise StorageError(f"{opened.path} changed while it was read; run again to retry")
+        self.begun.update([key] if key else [])
+        return key, volume, None
+
+    def _look_up(self, source: Source, opened: OpenedInput) -> tuple[str, Extraction | None]:
+        """The input's key, and its extraction if it is cached; a remembered digest serves for a hit only."""
+        series_uid = source.series_uid if isinstance(source, VolumeInput) else None
+        memory = self.memory if isinstance(source, VolumeInput | Path | str) else None
+        if memory is not None and not self.verify_inputs and (remembered := memory.recall(opened, series_uid)):
+            key = self._key(remembered)
+            if found := self._cached(source, key):
+                return key, found
+        with _ends_one_input():
+            key = self._key(opened.digest if memory is None else memory.digest(opened, series_uid))
+        return key, self._cached(source, key)
+
+    def _key(self, sha256: str) -> str:
+        return embedding_key(sha256, self.extractor.backbone.identity, self.extractor.resize, self.extractor.selection)
+
+    def _cached(self, source: Source, key: str) -> Extraction | None:
+        entry = self.store.get(key) if self.store is not None else None
+        if entry is None:
+            return None
+        embeddings = entry.embeddings(source_path(source), self.extractor.backbone.identity)
+        return Extraction(source, embeddings=embeddings, from_cache=True)
+
+    def take(self, case: _Case, pixels: Float32[np.ndarray, "n 1 r r"] | None) -> None:
+        """Line up a case, or a window of it for the engine."""
+        if pixels is None:
+            self.rows.append(case)
+            self._report(case, 0)
+        else:
+            self.waiting.append((case, pixels))
+
+    def embed(self, to_the_end: bool = False) -> None:
+        """Run the engine on as many full passes as wait, or on all that waits.
+
+        A pass crosses from one volume into the next unless that would change bits: on a CPU whose engine lets a
+        slice's last bits depend on its neighbours, each window is a pass.
+        """
+        backbone, batch = self.extractor.backbone, self.extractor.batch
+        to_the_end = to_the_end or (backbone.device == "cpu" and not backbone.independent_rows)
+        while (n_waiting := sum(len(pixels) for _, pixels in self.waiting)) >= (1 if to_the_end else batch):
+            windows = self._next_pass(min(batch, n_waiting))
+            together = windows[0][1] if len(windows) == 1 else np.concatenate([pixels for _, pixels in windows])
+            cls = backbone.class_tokens(together)
+            for case, pixels in windows:
+                self._take_tokens(case, cls[: len(pixels)])
+                cls = cls[len(pixels) :]
+
+    def _next_pass(self, n_slices: int) -> list[tuple[_Case, np.ndarray]]:
+        """The first `n_slices` that wait; the last window of them may be cut in two."""
+        windows: list[tuple[_Case, np.ndarray]] = []
+        while n_slices:
+            case, pixels = self.waiting.popleft()
+            if len(pixels) > n_slices:
+                self.waiting.appendleft((case, pixels[n_slices:]))
+                pixels = pixels[:n_slices]
+            windows.append((case, pixels))
+            n_slices -= len(pixels)
+        return windows
+
+    def finished(self) -> Iterator[Extraction]:
+        """The extractions of the cases at the front that are complete."""
+        while self.rows and (self.rows[0].result is not None or self.rows[0].finish is None):
+            case = self.rows.popleft()
+            result = case.result
+            if result is None and case.input is not None:  # the same input as an earlier one, which is stored by now
+                result = self._cached(case.input, case.key)
+            if result is None:
+                raise StorageError(f"the entry {case.key[:12]} was stored in this run and is gone; run again")
+            yield result
+
+    def _take_tokens(self, case: _Case, cls: Float32[np.ndarray, "n dim"]) -> None:
+        """Check the tokens a case has just got; store its embeddings once all are there."""
+        assert case.finish is not None
+        assert case.input is not None
+        with naming(source_path(case.input)):
+            self.extractor.backbone.refuse_non_finite(cls, first=sum(map(len, case.tokens)))
+        case.tokens.append(cls)
+        self._report(case, len(cls))
+        if sum(map(len, case.tokens)) == case.n_chosen:
+            embeddings = case.finish(np.concatenate(case.tokens))
+            if self.store is not None:
+                self.store.put(case.key, Entry.of(embeddings))
+            case.result = Extraction(case.input, embeddings=embeddings, volume=case.volume, read_s=case.read_s)
+
+    def _report(self, case: _Case, n_slices: int) -> None:
+        if self.on_slices is not None and case.finish is not None:
+            self.on_slices(n_slices, case.n_chosen)

@@ -1,0 +1,92 @@
+"""Remembered digests of inputs, so that a run whose embeddings are cached reads no input byte.
+
+A digest is valid while path, device, inode, size, mtime and ctime of every file of the input are unchanged. A file that
+changed less than `SETTLED_S` before it was hashed is not remembered: a later change could leave the same times. An edit
+that restores all of these is found only by hashing again (`--verify-inputs`). No path is stored: it may name a patient.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meddinov3_stroke.errors import StorageError
+from meddinov3_stroke.system.atomic import write_bytes
+from meddinov3_stroke.system.digest import sha256_of_bytes, sha256_of_document
+
+if TYPE_CHECKING:
+    from meddinov3_stroke.ct import OpenedInput
+
+LOGGER = logging.getLogger("meddinov3_stroke")
+
+MEMORY_SCHEMA = 1
+"""Raised when a record changes its meaning, or when a reader's digest of the same files changes."""
+
+SETTLED_S = 2.0
+"""Least age in seconds of a file's mtime and ctime when it is hashed; FAT stores times in steps of 2 s."""
+
+
+class InputMemory:
+    """Records under `<folder>/<first two digits of the name>/<name>.json`, one an input."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self._writable = True
+
+    def digest(self, opened: OpenedInput, series_uid: str | None) -> str:
+        """The input's digest, hashed now and remembered.
+
+        Raises:
+            InputError, OutOfScope, MachineError, UsageError: as `opened.digest`.
+        """
+        before = _state(opened.files)
+        sha256 = opened.digest
+        if before is not None and before == _state(opened.files) and self.recall(opened, series_uid) != sha256:
+            self._remember(self._record(opened, series_uid), before, sha256)
+        return sha256
+
+    def recall(self, opened: OpenedInput, series_uid: str | None) -> str | None:
+        """The remembered digest of the input, where its files are unchanged; no file of it is opened."""
+        path = self._record(opened, series_uid)
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        digest, _, body = content.partition(b"\n")
+        if digest.decode("ascii", "replace") != sha256_of_bytes(body):
+            LOGGER.warning("damaged record of an input digest %s; the input is hashed again", path)
+            return None
+        record = json.loads(body)
+        state = _state(opened.files)
+        known = state is not None and record["schema"] == MEMORY_SCHEMA and record["files_sha256"] == state[0]
+        return str(record["input_sha256"]) if known else None
+
+    def _record(self, opened: OpenedInput, series_uid: str | None) -> Path:
+        name = sha256_of_document([str(opened.path.absolute()), series_uid])
+        return self.folder / name[:2] / f"{name}.json"
+
+    def _remember(self, path: Path, state: tuple[str, float], sha256: str) -> None:
+        if time.time() - state[1] < SETTLED_S or not self._writable:
+            return
+        record = {"schema": MEMORY_SCHEMA, "files_sha256": state[0], "input_sha256": sha256}
+        body = json.dumps(record, sort_keys=True).encode("ascii")
+        try:
+            write_bytes(path, sha256_of_bytes(body).encode("ascii") + b"\n" + body)
+        except StorageError as error:  # a shared cache may be read-only; embeddings need it, digests do not
+            self._writable = False
+            LOGGER.warning("input digests are not remembered: %s", error)
+
+
+def _state(files: Iterable[Path]) -> tuple[str, float] | None:
+    """(digest of what identifies the files, latest mtime or ctime in s), or None where one cannot be examined."""
+    try:
+        stats = [(str(path.absolute()), path.stat()) for path in sorted(files)]
+    except OSError:
+        return None
+    facts = [(path, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in stats]
+    latest_s = max((max(s.st_mtime, s.st_ctime) for _, s in stats), default=0.0)
+    return (sha256_of_document(facts), latest_s) if facts else None
