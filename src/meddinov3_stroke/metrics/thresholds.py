@@ -59,7 +59,8 @@ def threshold_report(
     names: Sequence[str],
 ) -> dict[str, Any]:
     """{threshold, per_class: {label: metrics}, macro: metrics}: accuracy, precision, f1, sensitivity and, per class,
-    threshold, tp, tn, fp, fn. An undefined rate (0/0) is None, with its counts under `reasons`; the macro averages the defined ones.
+    threshold, tp, tn, fp, fn. An undefined rate (0/0) is None, has its counts
+    under `reasons`, and is left out of the macro.
 
     Raises:
         DatasetError: the shapes differ, or a score is NaN.
