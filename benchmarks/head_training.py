@@ -40,7 +40,7 @@ def measure(quick: bool) -> Table:
     train, held_out = made_up(n_rows, 1), made_up(max(n_rows // 5, 500), 2)
     options = HeadConfig(epochs=epochs)
     ways: dict[str, Callable[[], Scores]] = {
-        "train_epochs": lambda: ours(train, held_out, options).val_logits,
+        "train_epochs": lambda: np.asarray(ours(train, held_out, options).val_logits),
         "plain PyTorch loop": lambda: plain_loop(train, held_out, options),
         "scikit-learn LogisticRegression": lambda: logistic_regressions(train, held_out),
     }
@@ -115,7 +115,7 @@ def plain_loop(train: HeadData, held_out: HeadData, options: HeadConfig) -> Scor
     held_out_rows = torch.tensor(held_out.embeddings)
     for _ in range(options.epochs):
         head.train()
-        for batch in torch.randperm(len(rows)).split(options.batch_size):
+        for batch in torch.randperm(len(rows)).split(options.batch_size):  # type: ignore[no-untyped-call]
             optimizer.zero_grad()
             loss_function(head(rows[batch]), targets[batch]).backward()
             optimizer.step()

@@ -77,9 +77,11 @@ def _mlp_logits(state: State, rows: Float32[np.ndarray, "n dim"]) -> Float32[np.
 
 
 def _gelu(x: Float32[np.ndarray, "n hidden"]) -> Float32[np.ndarray, "n hidden"]:
-    erf = np.vectorize(math.erf, otypes=[np.float32])
+    erf: Any = np.vectorize(math.erf, otypes=[np.float32])
     if x.size > 1 << 20:  # scipy takes half a second to import and a tenth of the time of math.erf
-        from scipy.special import erf
+        import scipy.special
+
+        erf = scipy.special.erf
     return np.asarray(x * np.float32(0.5) * (1 + erf(x * np.float32(math.sqrt(0.5)))))
 
 

@@ -112,7 +112,13 @@ def identity_from_document(document: Any) -> BackboneIdentity:
     )
 
 
-_TYPES = {"str": str, "int": int, "float": (int, float), "str | None": (str, type(None)), "Preprocessing": Mapping}
+_TYPES: Mapping[str, Any] = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "str | None": (str, type(None)),
+    "Preprocessing": Mapping,
+}
 
 
 def _pick(document: Any, kind: type[BackboneIdentity] | type[Preprocessing]) -> dict[str, Any]:

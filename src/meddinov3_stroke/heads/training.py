@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -185,13 +186,14 @@ class _AdamW:
         self.parameters = list(parameters)
         self.means, self.squares = ([torch.zeros_like(p) for p in self.parameters] for _ in range(2))
         self.n_steps = [torch.zeros((), device=p.device) for p in self.parameters]
-        self.settings = {"lr": config.lr, "weight_decay": config.weight_decay, "beta1": 0.9, "beta2": 0.999}
+        self.settings: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "eps": 1e-8}
+        self.settings |= {"beta1": 0.9, "beta2": 0.999, "amsgrad": False, "fused": True}
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Update the parameters in place, with the defaults of `torch.optim.AdamW`."""
-        state = (self.parameters, list(gradients), self.means, self.squares, [], self.n_steps)
-        adamw(*state, fused=True, amsgrad=False, eps=1e-8, maximize=False, **self.settings)  # type: ignore[arg-type]
+        gradients, options = list(gradients), self.settings
+        adamw(self.parameters, gradients, self.means, self.squares, [], self.n_steps, maximize=False, **options)
 
 
 def _require_finite(value: float, where: str, lr: float, name: str = "loss") -> None:
