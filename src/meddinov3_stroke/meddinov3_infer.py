@@ -55,11 +55,8 @@ def run(args: Args) -> dict[str, Any]:
     patch = parse_patch(args.sim_patch, (side, side))
     opened_s = watch.elapsed_s
     with slice_progress(args.show_progress) as on_slices, extractor.warming_up():
-        found = extract_one(source, extractor, on_slices)
-    embed_s = watch.elapsed_s - opened_s - found.read_s
-    volume, embeddings = found.volume, found.embeddings
-    assert volume is not None  # extract_one keeps it
-    assert embeddings is not None
+        volume, embeddings, read_s = extract_one(source, extractor, on_slices)
+    embed_s = watch.elapsed_s - opened_s - read_s
     similar = _similarity(args.sim_slice, patch, volume, extractor)
     summary = _summary(embeddings, extractor.backbone, similar, embed_s)
     summary["elapsed_s"] = round(watch.elapsed_s, 4)

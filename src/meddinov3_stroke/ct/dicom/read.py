@@ -62,6 +62,11 @@ class OpenedDicom(OpenedInput):
         self._max_voxels, self._allow_single_slice = max_voxels, allow_single_slice
         self._kept = KeptFiles()
 
+    @property
+    def reader_version(self) -> int:
+        """Decides the digest besides the files, so a remembered digest of another version is not used."""
+        return READER_VERSION
+
     @cached_property
     def files(self) -> tuple[Path, ...]:
         """The files that the input depends on, found without reading any image: for a header index, the index and the
