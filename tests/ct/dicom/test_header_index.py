@@ -11,9 +11,9 @@ import pytest
 
 from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
+from meddinov3_stroke.ct import open_input
 from meddinov3_stroke.ct.dicom import files as header_index
 from meddinov3_stroke.ct.dicom.files import files_of_series
-from meddinov3_stroke.ct.reader import input_digest
 from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput, UsageError
 from meddinov3_stroke.types import VolumeInput
 
@@ -46,7 +46,7 @@ def test_a_series_of_the_index_is_read_alone(index: tuple[Path, list[str]]) -> N
         np.testing.assert_array_equal(volume.hu, HU + seed)
         assert volume.source.series_instance_uid == uid
         assert volume.source.path == path
-        assert volume.source.sha256 == input_digest(VolumeInput(path, uid))
+        assert volume.source.sha256 == open_input(VolumeInput(path, uid)).digest
 
 
 def test_a_relative_file_is_taken_from_the_folder_of_the_index(
