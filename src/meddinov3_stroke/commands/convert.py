@@ -39,13 +39,7 @@ class Args(ConsoleOptions):
 
 
 def run(args: Args) -> dict[str, Any]:
-    """The document written beside the volume.
-
-    Raises:
-        UsageError: a flag out of range.
-        InputError, OutOfScope: the input cannot be read.
-        MachineError: dcm2niix is not installed or fails, or the folder cannot be written.
-    """
+    """The document written beside the volume; or, by dcm2niix, the files it wrote."""
     _check_flags(args)
     from meddinov3_stroke.ct import read_volume
     from meddinov3_stroke.ct.writing import convert_with_dcm2niix
@@ -74,7 +68,7 @@ def _check_flags(args: Args) -> None:
 
 
 def _write(args: Args, volume: Volume) -> tuple[dict[str, Any], list[Path]]:
-    """Write the volume and its documents; the document of its origin, and the files written."""
+    """The document of the volume's origin, and the files written."""
     from meddinov3_stroke.ct import writing
     from meddinov3_stroke.report import dicom_document
     from meddinov3_stroke.system.atomic import write_bytes, write_json

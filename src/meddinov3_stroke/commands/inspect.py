@@ -39,11 +39,7 @@ class Args(ConsoleOptions):
 
 
 def run(args: Args) -> dict[str, Any]:
-    """The facts, as written to `--output-json`.
-
-    Raises:
-        InputError: not found, or not something that can be inspected.
-    """
+    """The facts, as written to `--output-json`."""
     from meddinov3_stroke.ct.contents import is_nifti_name
     from meddinov3_stroke.system.atomic import write_json
     from meddinov3_stroke.system.provenance import provenance

@@ -47,9 +47,8 @@ class Content(NamedTuple):
     kind: Literal["nifti", "gzip", "dicom", "other"] = "other"
 
 
-_EXPORT = "export the volume as .nii.gz"
+_EXPORT, _RECOMPRESS = "export the volume as .nii.gz", "unpack it and compress with gzip instead"
 _FETCH = "fetch the file itself again"
-_RECOMPRESS = "unpack it and compress with gzip instead"
 _NOT_A_PICTURE = "give the CT volume, not a picture of it"
 _RENAME_DICOM = "it is not NIfTI: remove the ending .nii or .nii.gz, or give the folder of its series"
 _RENAME_ZIP = "if it holds a DICOM series, rename it to end in .zip; else unpack it"

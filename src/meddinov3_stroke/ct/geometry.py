@@ -11,11 +11,8 @@ from jaxtyping import Float64, Real
 from meddinov3_stroke.errors import CorruptInput, OutOfScope
 from meddinov3_stroke.types import AIR_HU, PADDING_BELOW_HU, scaled_hu
 
-SPACING_RANGE_MM = (1e-3, 1e3)
-"""A voxel side outside this range is damage, not a scan."""
-
-MAX_TILT_DEGREES = 45.0
-"""Slices whose axis or plane is further off axial are refused."""
+SPACING_RANGE_MM, MAX_TILT_DEGREES = (1e-3, 1e3), 45.0
+"""A voxel side outside this range is damage. Slices whose axis or plane is further off axial are refused."""
 
 TIE = 1e-5
 """Relative difference below which float32 header fields are equal."""
@@ -41,9 +38,7 @@ class Orientation:
         steps = tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)
         return stored[steps].transpose(np.argsort(self.axes))
 
-    def apply_to_affine(
-        self, affine: Float64[np.ndarray, "4 4"], shape: tuple[int, int, int]
-    ) -> Float64[np.ndarray, "4 4"]:
+    def apply_to_affine(self, affine: Float64[np.ndarray, "4 4"], shape: tuple[int, ...]) -> Float64[np.ndarray, "4 4"]:
         """The affine of the canonical index (slice, row, col, 1), from the affine and shape of the file's axes."""
         to_file = np.zeros((4, 4))
         to_file[3, 3] = 1.0
@@ -90,16 +85,12 @@ def axial_orientation(affine: Float64[np.ndarray, "4 4"], path: Path) -> Orienta
     cosine = min(abs(slice_axis[2]), abs(normal[2]) / np.linalg.norm(normal))
     angle = float(np.degrees(np.arccos(min(cosine, 1.0))))
     if angle > MAX_TILT_DEGREES * (1 - TIE):  # at 45 degrees two axes are equally near to superior
-        raise OutOfScope(
-            f"{path}: slices are {angle:.0f} degrees off axial, at most {MAX_TILT_DEGREES:g} are accepted; give the "
-            "axial series"
-        )
+        found = f"slices are {angle:.0f} degrees off axial, at most {MAX_TILT_DEGREES:g} are accepted"
+        raise OutOfScope(f"{path}: {found}; give the axial series")
     slice_mm, *in_plane_mm = (float(sides_mm[axis]) for axis in orientation.axes)
     if max(in_plane_mm) >= MAX_SPACING_RATIO * slice_mm * (1 - TIE):
-        raise OutOfScope(
-            f"{path}: spacing is {slice_mm:.3g} mm from bottom to top but {max(in_plane_mm):.3g} mm along another "
-            "axis, so the slices are not axial (sagittal or coronal?); give the axial series"
-        )
+        found = f"spacing is {slice_mm:.3g} mm from bottom to top but {max(in_plane_mm):.3g} mm along another axis"
+        raise OutOfScope(f"{path}: {found}, so the slices are not axial; give the axial series")
     return orientation
 
 
@@ -119,9 +110,7 @@ def check_voxels(
         n_padding += int(np.count_nonzero(finite & (hu < PADDING_BELOW_HU)))
     share = n_non_finite / stored.size
     if share > MAX_NON_FINITE_SHARE:
-        raise CorruptInput(
-            f"{path}: {n_non_finite} of {stored.size} voxels ({share:.1%}) are NaN or infinite, at most "
-            f"{MAX_NON_FINITE_SHARE:.1%} may be; the volume is damaged; convert it again"
-        )
+        found = f"{n_non_finite} of {stored.size} voxels ({share:.1%}) are NaN or infinite"
+        raise CorruptInput(f"{path}: {found}, at most {MAX_NON_FINITE_SHARE:.1%} may be; convert it again")
     counted = {"are NaN or infinite": n_non_finite, f"below {PADDING_BELOW_HU:g} HU are padding": n_padding}
     return n_padding, tuple(f"{n} voxels {what} and read as {AIR_HU:g} HU" for what, n in counted.items() if n)

@@ -119,8 +119,8 @@ def _read_voxels(
 ) -> Real[np.ndarray, "slice row col"]:
     """The voxels in canonical order and native byte order, after the stream has ended as it should.
 
-    Each slab of the file goes to its canonical place as it is read, so that the volume is held once. A slab is as many
-    whole planes, each of one third index, as `SLAB_BYTES` hold, and at least one.
+    Each slab of the file (whole planes of one third index) goes to its canonical place as it is read, so that the
+    volume is held once.
     """
     stream.take(header.voxel_offset - stream.n_read)  # extensions
     n_rows, n_cols, n_planes = header.shape
@@ -134,8 +134,7 @@ def _read_voxels(
         if stream.fill(slab.data) < len(slab):
             declares = f"its header declares {header.n_bytes}; it is truncated; fetch it again"
             raise CorruptInput(f"{stream.path} ends after {stream.n_read} bytes of content; {declares}")
-        planes = slab.view(header.dtype).reshape((n_rows, n_cols, -1), order="F")
-        voxels[:, :, first : first + per_slab] = planes
+        voxels[:, :, first : first + per_slab] = slab.view(header.dtype).reshape((n_rows, n_cols, -1), order="F")
     stream.expect_end()
     stored.flags.writeable = False
     return stored
@@ -145,9 +144,9 @@ def _volume(
     path: Path, sha256: str, header: NiftiHeader, orientation: Orientation, stored: Real[np.ndarray, "slice row col"]
 ) -> Volume:
     n_padding, voxel_warnings = check_voxels(stored, header.slope, header.intercept, path)
-    affine = orientation.apply_to_affine(header.affine, header.shape)
+    affine, n_slices = orientation.apply_to_affine(header.affine, header.shape), len(stored)
     slice_mm, row_mm, col_mm = (float(side) for side in voxel_sides(affine))
-    pixels_sha256, n_slices = sha256_of_array(stored, slope=header.slope, intercept=header.intercept), len(stored)
+    pixels_sha256 = sha256_of_array(stored, slope=header.slope, intercept=header.intercept)
     return Volume(
         stored=stored,
         slope=header.slope,

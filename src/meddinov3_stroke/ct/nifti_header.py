@@ -1,7 +1,4 @@
-"""The header of a NIfTI file: shape, type, scaling and affine, checked before a voxel is allocated.
-
-Fields and codes: nifti1.h and nifti2.h (NIfTI-1.1 and NIfTI-2 data format).
-"""
+"""The header of a NIfTI file (nifti1.h, nifti2.h), checked before a voxel is allocated."""
 
 from __future__ import annotations
 
@@ -63,8 +60,7 @@ MIN_DETERMINANT = 1e-2
 """Least volume spanned by the unit axes: 1 if orthogonal, cos(tilt) for a sheared gantry tilt, 0 in one plane."""
 
 AGREEMENT_VOXELS = 0.5
-"""sform and qform agree if no corner moves by more than this share of the smallest voxel side; float32 quaternions
-near 180 degrees are good to about 0.3 of it."""
+"""Share of the smallest voxel side by which sform and qform may differ; float32 quaternions alone reach 0.3."""
 
 SPACING_AGREEMENT = 0.01
 """Relative difference between `pixdim` and the affine's voxel sides that is worth a warning."""
@@ -129,11 +125,9 @@ def _header_block(take: Callable[[int], bytes]) -> tuple[bytes, ByteOrder]:
     block = take(NIFTI1_BYTES)
     if not block:
         raise MissingInput("the file is empty once inflated; expected a NIfTI volume; fetch it again")
-    order: ByteOrder = "<"
-    n_bytes = int.from_bytes(block[:4], "little")
-    if n_bytes not in (NIFTI1_BYTES, NIFTI2_BYTES):
-        order, n_bytes = ">", int.from_bytes(block[:4], "big")
-    has_size = n_bytes in (NIFTI1_BYTES, NIFTI2_BYTES)
+    sizes: dict[ByteOrder, int] = {"<": int.from_bytes(block[:4], "little"), ">": int.from_bytes(block[:4], "big")}
+    order: ByteOrder = "<" if sizes["<"] in (NIFTI1_BYTES, NIFTI2_BYTES) else ">"
+    n_bytes, has_size = sizes[order], sizes[order] in (NIFTI1_BYTES, NIFTI2_BYTES)
     if len(block) == NIFTI1_BYTES or not has_size:
         _require_single_file(block, has_size)
     block += take(n_bytes - len(block))
@@ -147,15 +141,12 @@ def _header_block(take: Callable[[int], bytes]) -> tuple[bytes, ByteOrder]:
 def _require_single_file(block: bytes, has_size: bool) -> None:
     """Refuse content that is not NIfTI in one file; `has_size`: its `sizeof_hdr` is that of NIfTI."""
     found = recognise(block)
-    if found is not None and found.kind == "nifti" and has_size:
-        return
-    if found is not None:
+    if found is None:
+        size = f"no NIfTI header; sizeof_hdr is {block[:4].hex(' ')}, expected 348 or 540"
+        raise CorruptInput(f"{'the NIfTI magic is neither n+1 nor n+2' if has_size else size}; {_AGAIN}")
+    if found.kind != "nifti" or not has_size:
         where = "holds" if has_size else "is gzip around"
         raise UnsupportedInput(f"{where} {found.name}; expected a NIfTI volume in one file; {found.remedy}")
-    problem = "the NIfTI magic is neither n+1 nor n+2"
-    if not has_size:
-        problem = f"no NIfTI header; sizeof_hdr is {block[:4].hex(' ')}, expected 348 or 540"
-    raise CorruptInput(f"{problem}; it is damaged or not NIfTI; fetch it again")
 
 
 def _dtype(code: int, xyzt_units: int) -> np.dtype[np.generic]:
@@ -240,8 +231,7 @@ def _affine(fields: np.void, shape: tuple[int, int, int]) -> tuple[Float64[np.nd
 def qform_affine(fields: np.void) -> Float64[np.ndarray, "4 4"] | None:
     """The affine of the qform (nifti1.h, METHOD 2), or None if its quaternion, offset or voxel sides are impossible.
 
-    A qfac that is not negative counts as 1. Computed in extended precision, since the quaternion's first component is
-    a small difference near 180 degrees.
+    In extended precision, since the quaternion's first component is a small difference near 180 degrees.
     """
     vector, sides_mm = fields["quatern"].astype(np.longdouble), fields["pixdim"][1:4].astype(np.longdouble)
     if not np.isfinite([*vector, *fields["qoffset"]]).all() or (sides_mm < 0).any():

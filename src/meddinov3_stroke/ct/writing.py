@@ -129,7 +129,7 @@ def _moved_slice(
     offset: Float64[np.ndarray, " 2"],
     scale: Float64[np.ndarray, " 2"],
     shape: tuple[int, ...],
-) -> Float32[np.ndarray, "row col"]:
+) -> Float32[np.ndarray, "i j"]:
     """A slice on the grid, whose index (i, j) lies at pixel `offset + scale * (i, j)` of it."""
     from scipy import ndimage  # slow to import
 

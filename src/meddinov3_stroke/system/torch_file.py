@@ -37,9 +37,6 @@ _TENSOR_GLOBALS = re.compile(
 )
 """Names a pickle needs for tensors and plain containers."""
 
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-"""First of the pickles in a file of torch < 1.6."""
-
 
 def read_torch_file(path: Path, verified: bool = False) -> Any:
     """The content of a `torch.save` file, tensors as numpy arrays; neither torch nor code of the file runs.
@@ -125,17 +122,14 @@ class Inert:
 
 
 class InertUnpickler(pickle.Unpickler):
-    """Unpickles plain values and tensors; every other class or function becomes an `Inert`.
-
-    `found` collects the dotted names that the pickle asks for; `storage(dtype, key, numel)` gives a storage's elements.
-    """
+    """Unpickles plain values and tensors; `found` collects every name, `storage(dtype, key, n)` gives elements."""
 
     def __init__(self, handle: Any, found: set[str], storage: Callable[[str, str, int], Any] | None = None) -> None:
         super().__init__(handle)
         self._found, self._storage = found, storage
 
     def find_class(self, module: str, name: str) -> Any:
-        """Our stand-in for `module.name`; nothing is imported."""
+        """A stand-in for `module.name`; nothing is imported."""
         dotted = f"{module}.{name}"
         self._found.add(dotted)
         return _REBUILDERS.get(dotted) or type("Inert", (Inert,), {"stands_for": dotted})
@@ -151,13 +145,6 @@ def _foreign(found: set[str]) -> tuple[str, ...]:
     return tuple(sorted(name for name in found if not _TENSOR_GLOBALS.fullmatch(name)))
 
 
-class _Container(dict[Any, Any]):
-    """Stands for `OrderedDict`; takes no attributes from the pickle."""
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
 def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: Any) -> Any:
     """The view of a storage that is the tensor; checked against the storage's length."""
     if not isinstance(storage, np.ndarray):
@@ -171,7 +158,7 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
 
 
 _REBUILDERS: dict[str, Any] = {
-    "collections.OrderedDict": _Container,
+    "collections.OrderedDict": type("Container", (dict,), {"__setstate__": lambda self, state: None}),
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_parameter": lambda tensor, *rest: tensor,
@@ -217,16 +204,13 @@ def _record(raw: np.ndarray, info: zipfile.ZipInfo) -> np.ndarray:
 
 
 def _read_legacy(raw: np.ndarray, found: set[str]) -> Any:
-    """Content of a file of torch < 1.6: magic number, protocol, system, content, storage keys, then the storages.
-
-    The content comes before the storages, so it is read twice: first for their types, then with their elements.
-    """
+    """Content of a file of torch < 1.6: magic number, protocol, system, content, storage keys, then the storages."""
     stream, kinds = io.BytesIO(raw.tobytes()), dict[str, str]()
     header = [InertUnpickler(stream, found).load() for _ in range(3)]
-    content_at = stream.tell()
+    content_at = stream.tell()  # the content is read twice: for the types of the storages, then with their elements
     InertUnpickler(stream, found, lambda dtype, key, numel: kinds.update({key: dtype})).load()
     keys, storages = InertUnpickler(stream, found).load(), dict[str, np.ndarray]()
-    if header[0] != _LEGACY_MAGIC:
+    if header[0] != 0x1950A86A20F9469CFC6C:
         raise ValueError("it does not begin like a torch file")
     for key in map(str, keys):
         (numel,) = struct.unpack("<q", stream.read(8))
@@ -237,11 +221,9 @@ def _read_legacy(raw: np.ndarray, found: set[str]) -> Any:
 
 
 def _unsafe(path: Path, foreign: tuple[str, ...]) -> UnsafeWeights:
-    command = f"convert-weights --input {path.name} --output {path.with_suffix('.safetensors').name}"
-    return UnsafeWeights(
-        f"{path} holds more than tensors: {', '.join(foreign[:8])}; nothing of it was run; if you trust it, convert it "
-        f"once in isolation: meddinov3-stroke {command}"
-    )
+    command = f"meddinov3-stroke convert-weights --input {path.name} --output {path.with_suffix('.safetensors').name}"
+    found = f"{path} holds more than tensors: {', '.join(foreign[:8])}; nothing of it was run"
+    return UnsafeWeights(f"{found}; if you trust it, convert it once in isolation: {command}")
 
 
 def _damaged(path: Path, error: BaseException) -> WeightsError:
