@@ -255,7 +255,7 @@ def test_a_head_of_another_precision_is_used_with_a_warning(backbone, random_hea
 
 
 def test_the_demonstration_backbone_is_named_with_every_case(backbone, random_head, head_nifti) -> None:
-    demo = Backbone(backbone._engine, replace(backbone.identity, name="demo"), "cpu")
+    demo = Backbone(replace(backbone.identity, name="demo"), "cpu", lambda: backbone._engine)
     assert DEMO_NOTICE in ICHPredictor.load(random_head(demo), backbone=demo)(head_nifti()).warnings
 
 

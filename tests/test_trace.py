@@ -13,7 +13,7 @@ import pytest
 
 from meddinov3_stroke.backbone import load_backbone
 
-MOST_MODULES = 35
+MOST_MODULES = 39
 MOST_FRAMES = 14
 
 TRACED = """

@@ -41,6 +41,8 @@ IDENTITY = BackboneIdentity(
 class FakeInput(OpenedInput):
     """A text file `<number of slices>` that only calls itself NIfTI; knows images of a named series."""
 
+    files: tuple[Path, ...] = ()
+
     def __init__(self, path: Path, series_uid: str | None, reader: CountingReader) -> None:
         if path.is_dir() or not path.exists():
             raise MissingInput(f"{path}: no such file")

@@ -189,8 +189,8 @@ def test_the_test_figures_are_also_given_at_the_evaluation_threshold(
     probabilities = np.load(args.output_dir / "test_probs.npy")
     labels = np.load(args.output_dir / "features" / "test_labels.npy")
     positive = probabilities >= 0.3
-    found = metrics["at_threshold"]
-    assert metrics["threshold"] == 0.3
+    found = metrics["metrics_at_threshold"]
+    assert found["threshold"] == 0.3
     for k, label in enumerate(LABELS):
         assert found["per_class"][label]["tp"] == int((positive[:, k] & (labels[:, k] == 1)).sum())
         assert found["per_class"][label]["fp"] == int((positive[:, k] & (labels[:, k] == 0)).sum())

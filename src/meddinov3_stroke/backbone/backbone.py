@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import cached_property
 from itertools import chain
@@ -83,27 +83,11 @@ class Backbone:
             raise UsageError(f"--batch {batch}: found {batch}, expected at least 1")
         if hu.ndim != 3 or 0 in hu.shape:
             raise UsageError(f"slices to embed: found an array of shape {hu.shape}, expected [n, row, col] with n >= 1")
-        windows = (hu[start : start + batch] for start in range(0, len(hu), batch))
-        return self.embed_windows(windows, resize, patches, on_batch)
-
-    def embed_windows(
-        self,
-        windows: Iterable[Float32[np.ndarray, "some row col"]],
-        resize: int,
-        patches: bool = False,
-        on_batch: Callable[[int], None] | None = None,
-    ) -> SliceTokens:
-        """As `embed`, of slices that come in windows, each a pass; the next are prepared while the engine works.
-
-        Raises:
-            UsageError: a resize that is not a multiple of the patch size.
-            NonFiniteEmbedding: the tokens of a slice are NaN or infinite.
-            MachineError: one slice alone does not fit in memory.
-        """
         side = self.side(resize)
         found_cls: list[np.ndarray] = []
         found_patches: list[np.ndarray] = []
-        with closing(read_ahead((self.prepare(hu, resize) for hu in windows), WINDOWS_AHEAD)) as prepared:
+        windows = (self.prepare(hu[start : start + batch], resize) for start in range(0, len(hu), batch))
+        with closing(read_ahead(windows, WINDOWS_AHEAD)) as prepared:
             for cls, patch_tokens in chain.from_iterable(self._passes(pixels, patches) for pixels in prepared):
                 self.refuse_non_finite(cls, patch_tokens, first=sum(map(len, found_cls)))
                 found_cls.append(cls)

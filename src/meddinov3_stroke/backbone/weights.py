@@ -199,6 +199,23 @@ def build_module(weights: Weights) -> VisionTransformer:
     return vit.eval().requires_grad_(False)
 
 
+def needs_torch(name: str) -> Any:
+    """`TorchEngine`, `VisionTransformer` or `vit_base`, imported when first asked for.
+
+    Raises:
+        AttributeError: any other name.
+    """
+    if name == "TorchEngine":
+        from meddinov3_stroke.backbone.engines.torch import TorchEngine
+
+        return TorchEngine
+    if name in ("VisionTransformer", "vit_base"):
+        from meddinov3_stroke.backbone import vit
+
+        return getattr(vit, name)
+    raise AttributeError(f"module 'meddinov3_stroke.backbone' has no attribute {name!r}")
+
+
 def save_safetensors(state: Mapping[str, Any], path: Path, metadata: Mapping[str, str]) -> None:
     """Write tensors (numpy or torch) and a header of text to a safetensors file, atomically.
 

@@ -99,7 +99,7 @@ def _is_alive(pid: int) -> bool:
         ("return numpy.zeros((24, 20), 'i4')", "Cannot cast"),
         ("return numpy.zeros((2400, 2000), 'i2')", "another shape"),
         ("return Odd()", "another shape or type"),
-        ("return Unsendable()", "cannot be returned"),
+        ("return Unsendable()", "unexpected result"),
         ("return None", "no attribute 'astype'"),
     ],
 )

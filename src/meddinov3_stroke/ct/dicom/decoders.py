@@ -133,31 +133,19 @@ def decode(frame: EncodedFrame) -> Any:
     raise ValueError("; ".join(refusals))
 
 
-class _UnexpectedAnswer(Exception):
-    """The child answered with something other than the frame."""
-
-
-@dataclass(frozen=True)
-class _Refusal:
-    """The child's answer for a frame it did not decode."""
-
-    is_damaged: bool
-    words: str
-
-
 def _answer(decode: Decode, frame: EncodedFrame) -> Any:
-    """The values of a frame in its dtype, or a `_Refusal`; runs in the child."""
+    """The values of a frame in its dtype, or the `UnsupportedFrame` or `ValueError` in its way; runs in the child."""
     _limit_processor_time(MIN_PROCESSOR_S + frame.pixels.rows * frame.pixels.columns * PROCESSOR_S_PER_PIXEL)
     try:
         values = decode(frame)
         # a codec's precision may fit into fewer bytes than are allocated, and never needs more
         return values.astype(frame.dtype, order="C", casting="safe", copy=False)
     except MemoryError:
-        return _Refusal(True, "needs more memory than a frame may take")
+        return ValueError("needs more memory than a frame may take")
     except UnsupportedFrame as error:
-        return _Refusal(False, str(error)[:MAX_WORDS])
+        return UnsupportedFrame(str(error)[:MAX_WORDS])
     except Exception as error:
-        return _Refusal(True, str(error)[:MAX_WORDS])
+        return ValueError(str(error)[:MAX_WORDS])
     finally:
         _limit_processor_time(0)
 
@@ -279,14 +267,12 @@ class Codec:
                 return _values(answer, frame, name)
             except (CorruptInput, UnsupportedInput):  # the child is sound
                 raise
-            except _UnexpectedAnswer:
-                fault = "returned another shape or type than the header declares"
             except BrokenProcessPool:
                 fault = child.death()
             except TimeoutError:
                 fault = "takes longer than allowed"
-            except Exception as error:  # from multiprocessing, as `_answer` raises none
-                fault = f"gave a result that cannot be returned ({type(error).__name__})"
+            except Exception as error:  # of `_values`, or of multiprocessing; `_answer` raises none
+                fault = f"returned an unexpected result ({error})"
             except BaseException:  # an interrupt: the answer must not reach the next frame
                 self._end_child()
                 raise
@@ -332,23 +318,23 @@ def shared_codec() -> Codec:
 
 
 def _values(answer: Any, frame: EncodedFrame, name: str) -> Integer[np.ndarray, "row col"]:
-    """The values in the child's answer; raises its refusal, or `_UnexpectedAnswer`."""
+    """The values in the child's answer; raises its refusal, or `TypeError` for anything else."""
     pixels, syntax = frame.pixels, frame.transfer_syntax
-    if isinstance(answer, _Refusal) and answer.is_damaged:
+    if isinstance(answer, ValueError):
         raise CorruptInput(
-            f"{name}: the compressed frame cannot be decoded from transfer syntax {syntax} ({answer.words}); it is "
+            f"{name}: the compressed frame cannot be decoded from transfer syntax {syntax} ({answer}); it is "
             "damaged, or of a kind that no decoder supports; fetch it again, or export the series uncompressed"
         )
-    if isinstance(answer, _Refusal):
+    if isinstance(answer, UnsupportedFrame):
         raise UnsupportedInput(
-            f"{name} cannot be decoded from transfer syntax {syntax}: {answer.words}; install it, or export the series "
+            f"{name} cannot be decoded from transfer syntax {syntax}: {answer}; install it, or export the series "
             "uncompressed (Explicit VR Little Endian)"
         )
     if not isinstance(answer, np.ndarray) or (answer.dtype, answer.shape) != (
         frame.dtype,
         (pixels.rows, pixels.columns),
     ):
-        raise _UnexpectedAnswer
+        raise TypeError("another shape or type than the header declares")
     return answer
 
 
