@@ -76,7 +76,7 @@ def _series_facts(path: Path) -> dict[str, Any]:
     from meddinov3_stroke.ct.dicom.inspect import inspect_dicom
 
     found = inspect_dicom(path)
-    _print_inspection(found, RULE)
+    print_inspection(found, RULE)
     document = asdict(found)
     del document["path"]
     for one in document["series"]:
@@ -84,9 +84,9 @@ def _series_facts(path: Path) -> dict[str, Any]:
     return {"format": "dicom", "rule": RULE, "n_used": found.n_used, **document}
 
 
-def _print_inspection(found: Inspection, rule: str) -> None:
-    """A block for each series, in a study those used first, then the other files."""
-    console = Console(soft_wrap=False, highlight=False)
+def print_inspection(found: Inspection, rule: str, console: Console | None = None) -> None:
+    """Print a block for each series, in a study those used first, then the other files."""
+    console = console or Console(soft_wrap=False, highlight=False)
     in_order = sorted(found.series, key=lambda one: (one.study_instance_uid, one.verdict != "used"))
     for study, series in groupby(in_order, key=lambda one: one.study_instance_uid):
         console.print(f"Study {study or '(no UID)'}", markup=False)
