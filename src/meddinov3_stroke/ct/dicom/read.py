@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Real
 
-from meddinov3_stroke.ct.contents import machine_errors, require_dicom_input
+from meddinov3_stroke.ct.contents import OpenedInput, machine_errors, require_dicom_input
 from meddinov3_stroke.ct.dicom.choice import choose
 from meddinov3_stroke.ct.dicom.container import DicomContent
 from meddinov3_stroke.ct.dicom.files import InputFile, files_of_series, is_header_index, open_files
@@ -21,9 +21,7 @@ from meddinov3_stroke.ct.dicom.layout import file_shape, layout_of, slice_geomet
 from meddinov3_stroke.ct.dicom.pixels import MAX_PIXELS, decode_frame
 from meddinov3_stroke.ct.dicom.series import Stack, scaling_fault
 from meddinov3_stroke.ct.dicom.survey import KeptFiles, Survey, survey, walked, warnings_about
-from meddinov3_stroke.ct.geometry import Orientation, canonical_orientation
-from meddinov3_stroke.ct.hounsfield import check_voxels
-from meddinov3_stroke.ct.opened import OpenedInput
+from meddinov3_stroke.ct.geometry import Orientation, canonical_orientation, check_voxels
 from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, UnsupportedInput
 from meddinov3_stroke.system.digest import sha256_of_array, sha256_of_document
 from meddinov3_stroke.types import SliceImage, Volume, VolumeSource
