@@ -199,7 +199,7 @@ class ICHPredictor:
         pooled = pool_slices(embeddings.cls, "mean" if kind == "slice" else kind)
         # RSNA's label of a series is the maximum over its slices
         case = rows.max(axis=0) if kind == "slice" else self._probabilities(pooled[None])[0]
-        probabilities = self._named(case)
+        probabilities = dict(zip(head.labels, case.tolist(), strict=True))
         decisions = {label: probabilities[label] >= head.thresholds[label].value for label in head.labels}
         order = rank(suspicion(rows, head.labels), self.top_k)
         top_slices, similarity = self._look_at(volume, embeddings.slice_indices[order], kind, rows[order])
@@ -247,15 +247,13 @@ class ICHPredictor:
                 patch = parse_patch(self.sim_patch, tokens.grid)
             x, y, z = volume.slice_positions_mm[index].tolist()
             score, image = float(suspicion(row[None], labels)[0]), volume.source.image_of(index)
-            slices.append(TopSlice(index, score, (x, y, z), self._named(row), patch, image))
+            named = dict(zip(labels, row.tolist(), strict=True))
+            slices.append(TopSlice(index, score, (x, y, z), named, patch, image))
             maps.append(patch_similarity(patches, tokens.grid, patch))
         return tuple(slices), np.stack(maps)
 
     def _probabilities(self, rows: Float32[np.ndarray, "n width"]) -> Float64[np.ndarray, "n label"]:
         return predict_logits(self.checkpoint, rows).probabilities
-
-    def _named(self, row: Float64[np.ndarray, " label"]) -> dict[str, float]:
-        return dict(zip(self.checkpoint.labels, row.tolist(), strict=True))
 
 
 def applied_as(head: HeadCheckpoint, embed_dim: int) -> HeadInput:
@@ -266,11 +264,11 @@ def applied_as(head: HeadCheckpoint, embed_dim: int) -> HeadInput:
 
 def contradictions(decisions: Mapping[str, bool]) -> tuple[str, ...]:
     """The warning where a type is positive and `any` is negative: each label has a threshold of its own."""
-    types = [label for label, decided in decisions.items() if decided and label != "any"]
+    types = [f"'{label}'" for label, decided in decisions.items() if decided and label != "any"]
     if decisions.get("any", True) or not types:
         return ()
-    named, verb = " and ".join(f"'{label}'" for label in types), "is" if len(types) == 1 else "are"
-    return (f"{named} {verb} positive but 'any' is negative (separate thresholds); review the slices",)
+    found = f"{' and '.join(types)} {'is' if len(types) == 1 else 'are'} positive"
+    return (f"{found} but 'any' is negative (separate thresholds); review the slices",)
 
 
 def _about_head(head: HeadCheckpoint, kind: HeadInput) -> dict[str, Any]:
