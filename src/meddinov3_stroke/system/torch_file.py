@@ -152,8 +152,7 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
     reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if prod(size) else 0
     if min(offset, *size, *stride, 0) < 0 or reach > len(storage) or prod(size) > len(storage):
         raise ValueError(f"a tensor of shape {size} does not fit in its storage, expected {len(storage)} elements")
-    steps = tuple(step * storage.itemsize for step in stride)
-    view = np.lib.stride_tricks.as_strided(storage[offset:], tuple(size), steps)
+    view = np.lib.stride_tricks.as_strided(storage[offset:], tuple(size), [n * storage.itemsize for n in stride])
     return widen_bf16(view) if storage.dtype == np.uint16 else view
 
 
