@@ -14,7 +14,7 @@ from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER
 
 if TYPE_CHECKING:
-    from meddinov3_stroke.ct.dicom.inspect import Inspection
+    from meddinov3_stroke.ct.dicom.choice import Inspection
     from meddinov3_stroke.types import Volume
 
 LOGGER = logging.getLogger("meddinov3_stroke")
@@ -44,7 +44,7 @@ def run(args: Args) -> dict[str, Any]:
     if is_nifti_name(args.path):
         facts = _volume_facts(read_volume(args.path))
     else:
-        from meddinov3_stroke.ct.dicom.inspect import inspect_dicom
+        from meddinov3_stroke.ct.dicom.choice import inspect_dicom
 
         facts = _series_facts(inspect_dicom(args.path))
     document = {**provenance(), "input": str(args.path), **facts}

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from meddinov3_stroke.ct.dicom.inspect import Inspection, SeriesFacts
+from meddinov3_stroke.ct.dicom.choice import Inspection, SeriesFacts
 
 MOST_FILES = 5
 """Files without an image, or damaged, that are named individually."""
