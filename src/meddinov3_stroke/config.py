@@ -187,6 +187,11 @@ class Settings:
         return default
 
 
+def default_device() -> str:
+    """Default of `--device`: CT_MODEL_DEVICE, else auto."""
+    return load_settings().ct_model_device
+
+
 def load_settings(folder: Path | None = None) -> Settings:
     """Settings from the environment and the nearest `.env` (`folder`, by default the working directory, or above).
 

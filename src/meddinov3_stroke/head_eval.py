@@ -56,15 +56,18 @@ def run(args: Args) -> dict[str, Any]:
     """The metrics, as written to `args.output_json`.
 
     Raises:
-        UsageError: a threshold outside [0, 1].
+        UsageError: a threshold outside [0, 1], or no such device name.
+        DeviceUnavailable: a device named explicitly does not exist.
         DatasetError: arrays that are missing, damaged or inconsistent.
         WeightsError: a checkpoint that is missing, damaged, or of other embeddings or labels.
     """
     from meddinov3_stroke.heads import load_checkpoint, load_head_data, read_origin
     from meddinov3_stroke.report.training import metrics_table
     from meddinov3_stroke.system.atomic import write_json, write_npy
+    from meddinov3_stroke.system.devices import resolve_device
 
     if args.device not in ("auto", "cpu"):
+        resolve_device(args.device)  # a wrong or missing device is still an error
         LOGGER.info("--device %s: a head is applied on the CPU", args.device)
     checkpoint = load_checkpoint(args.checkpoint)
     data, warnings = load_head_data(args.embeddings, args.labels, args.label_policy)

@@ -48,7 +48,7 @@ class Args(ConsoleOptions):
     head: Annotated[HeadConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=HeadConfig)
     label_policy: LabelPolicy = "strict"
     """If any differs from the OR of the five subtypes: stop, set it to the OR, or keep it."""
-    device: DeviceName = config.DEVICE
+    device: DeviceName = field(default_factory=config.default_device)
     """Where to train; a CPU is enough for a head."""
     output_dir: OutputDir = config.HEAD_DIR
     """Folder for best.pt, last.pt, train_summary.json and training_curve.png."""

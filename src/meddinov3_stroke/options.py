@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -42,8 +42,8 @@ class BackboneOptions(ConsoleOptions):
 
     backbone: str | None = None
     """Weights file (.pth, .safetensors) or a registered name such as demo (default: MEDDINOV3_CKPT_PATH)."""
-    device: DeviceName = config.DEVICE
-    """Where to compute; only auto may fall back."""
+    device: DeviceName = field(default_factory=config.default_device)
+    """Where to compute; only auto may fall back (default: CT_MODEL_DEVICE, else auto)."""
     engine: Literal["auto", "torch", "openvino"] = config.ENGINE
     """What runs the backbone; auto takes the fastest that keeps fidelity here, and says which."""
     precision: Literal["auto", "fp32", "bf16", "int8"] = config.PRECISION

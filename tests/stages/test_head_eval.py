@@ -276,3 +276,7 @@ def test_head_model_is_imported_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "ok"
+
+
+def test_a_device_name_that_does_not_exist_is_a_usage_error(arguments: list[str]) -> None:
+    assert head_eval.main([*arguments, "--device", "toaster"]) == 2

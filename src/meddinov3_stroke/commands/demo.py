@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +41,7 @@ class Args(ConsoleOptions):
     """Folder for everything the demo writes; repeating the demo reuses its cache."""
     backbone: Annotated[str, tyro.conf.arg(metavar="PATH|NAME")] = config.DEMO_BACKBONE
     """Weights file or registered name; the default is the small bundled one, trained on phantoms."""
-    device: DeviceName = config.DEVICE
+    device: DeviceName = field(default_factory=config.default_device)
     """Where to compute; only auto may fall back."""
     patients: int = config.DEMO_PATIENTS
     """Number of phantom patients; at least 60 of them are held out."""

@@ -44,17 +44,18 @@ def run_command(
     """The exit code of a stage run from the command line; the parser itself exits with 2 on usage errors."""
     import tyro
 
-    args = tyro.cli(args_type, args=argv, prog=prog)
-    set_up_logging(args)
+    options = ConsoleOptions()
     try:
+        options = args = tyro.cli(args_type, args=argv, prog=prog)  # defaults from the environment may be wrong, too
+        set_up_logging(args)
         run(args)
     except MedDINOError as error:
-        return _report(error.code, str(error), error.exit_code, args)
+        return _report(error.code, str(error), error.exit_code, options)
     except KeyboardInterrupt:
-        return _report("E-INTERRUPTED", "interrupted; finished work is kept", INTERRUPTED_EXIT_CODE, args)
+        return _report("E-INTERRUPTED", "interrupted; finished work is kept", INTERRUPTED_EXIT_CODE, options)
     except Exception as error:
         message = f"internal error: {type(error).__name__}: {error}; run again with --debug and report the output"
-        return _report("E-BUG", message, BUG_EXIT_CODE, args)
+        return _report("E-BUG", message, BUG_EXIT_CODE, options)
     return 0
 
 
