@@ -45,6 +45,7 @@ def run_command(
     import tyro
 
     options = ConsoleOptions()
+    set_up_logging(options)
     try:
         options = args = tyro.cli(args_type, args=argv, prog=prog)  # defaults from the environment may be wrong, too
         set_up_logging(args)
