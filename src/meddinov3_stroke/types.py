@@ -1,7 +1,4 @@
-"""The dataclasses that modules exchange, and the six labels.
-
-`path -> Volume -> SliceTokens -> SliceEmbeddings -> HeadOutput -> CaseFindings -> JSON / PNG`
-"""
+"""The six labels, and what modules exchange: Volume -> SliceEmbeddings -> HeadOutput -> CaseFindings."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ def test_a_series_that_is_not_there_names_those_that_are(tmp_path: Path) -> None
 def test_a_folder_without_dicom_names_what_it_holds(tmp_path: Path, head_nifti: Callable[..., Path]) -> None:
     path = head_nifti("study/case.nii.gz")
     with pytest.raises(
-        MissingInput, match=r"holds no DICOM image \(found case.nii.gz\).*a NIfTI volume is named by its file"
+        MissingInput, match=r"holds no DICOM image \(found case.nii.gz\).*give a NIfTI volume by its own path"
     ):
         read_volume(path.parent)
 

@@ -49,7 +49,7 @@ class Content(NamedTuple):
 
 _EXPORT, _RECOMPRESS = "export the volume as .nii.gz", "unpack it and compress with gzip instead"
 _FETCH = "fetch the file itself again"
-_NOT_A_PICTURE = "give the CT volume, not a picture of it"
+_CT_ITSELF = "give the CT volume, not a picture of it"
 _RENAME_DICOM = "it is not NIfTI: remove the ending .nii or .nii.gz, or give the folder of its series"
 _RENAME_ZIP = "if it holds a DICOM series, rename it to end in .zip; else unpack it"
 
@@ -63,9 +63,9 @@ _SIGNATURES: tuple[tuple[int, bytes, Content], ...] = (
     (0, b"\x93NUMPY", Content("a NumPy array", _EXPORT)),
     (0, b"ObjectType", Content("a MetaImage header", _EXPORT)),
     (0, b"NDims", Content("a MetaImage header", _EXPORT)),
-    (0, b"\x89PNG", Content("a PNG picture", _NOT_A_PICTURE)),
-    (0, b"\xff\xd8\xff", Content("a JPEG picture", _NOT_A_PICTURE)),
-    (0, b"%PDF", Content("a PDF document", "give the CT volume")),
+    (0, b"\x89PNG", Content("a PNG picture", _CT_ITSELF)),
+    (0, b"\xff\xd8\xff", Content("a JPEG picture", _CT_ITSELF)),
+    (0, b"%PDF", Content("a PDF document", _CT_ITSELF)),
     (0, b"BZh", Content("a bzip2 stream", _RECOMPRESS)),
     (0, b"\xfd7zXZ", Content("an xz stream", _RECOMPRESS)),
     (0, b"\x28\xb5\x2f\xfd", Content("a Zstandard stream", _RECOMPRESS)),
@@ -106,7 +106,7 @@ def require_nifti_content(path: Path, head: bytes) -> None:
     """Raise unless `head`, the first bytes of a file named .nii or .nii.gz, is NIfTI or gzip, as the name says."""
     if not head:
         raise MissingInput(f"{path} is empty (0 bytes); expected a NIfTI volume; {_FETCH}")
-    found, is_packed = recognise(head), path.name.lower().endswith(".gz")
+    found, is_packed = recognise(head[:HEAD_BYTES]), path.name.lower().endswith(".gz")
     if found is None:
         raise CorruptInput(f"{path} begins with {head[:4].hex(' ')}, neither gzip nor a NIfTI header; {_FETCH}")
     if found.kind != ("gzip" if is_packed else "nifti"):
@@ -115,10 +115,7 @@ def require_nifti_content(path: Path, head: bytes) -> None:
 
 
 def require_dicom_input(path: Path) -> None:
-    """Raise unless `path` is a folder or a file that may hold DICOM: a DICOM file, a zip archive or unknown bytes.
-
-    Unknown bytes may be a list of files, a header index or a data set without preamble.
-    """
+    """Raise unless `path` is a folder, a DICOM file, a zip archive or of unknown bytes, such as a list of files."""
     if stat.S_ISDIR(_mode(path)):
         return
     require_regular_file(path)

@@ -18,13 +18,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Real
 
-from meddinov3_stroke.ct.contents import (
-    HEAD_BYTES,
-    OpenedInput,
-    machine_errors,
-    require_nifti_content,
-    require_regular_file,
-)
+from meddinov3_stroke.ct.contents import OpenedInput, machine_errors, require_nifti_content, require_regular_file
 from meddinov3_stroke.ct.geometry import Orientation, axial_orientation, check_voxels, voxel_sides
 from meddinov3_stroke.ct.nifti_header import NiftiHeader, read_header
 from meddinov3_stroke.errors import CorruptInput, OutOfScope
@@ -93,7 +87,7 @@ class NiftiInput(OpenedInput):
         """The volume in canonical orientation; errors as `read_volume` lists them."""
         with machine_errors(self.path), closing(self._pieces()) as pieces:
             head = next(pieces, b"")
-            require_nifti_content(self.path, head[:HEAD_BYTES])
+            require_nifti_content(self.path, head)
             is_packed, content = self.path.name.lower().endswith(".gz"), chain([head], pieces)
             stream = ByteStream(self.path, inflate(content, self.path) if is_packed else content)
             header = read_header(stream.take, self.path, self._max_voxels)

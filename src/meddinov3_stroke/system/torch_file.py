@@ -152,8 +152,7 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
     reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if prod(size) else 0
     if min(offset, *size, *stride, 0) < 0 or reach > len(storage) or prod(size) > len(storage):
         raise ValueError(f"a tensor of shape {size} does not fit in its storage, expected {len(storage)} elements")
-    steps = tuple(step * storage.itemsize for step in stride)
-    view = np.lib.stride_tricks.as_strided(storage[offset:], tuple(size), steps)
+    view = np.lib.stride_tricks.as_strided(storage[offset:], tuple(size), [n * storage.itemsize for n in stride])
     return widen_bf16(view) if storage.dtype == np.uint16 else view
 
 
@@ -167,10 +166,10 @@ _REBUILDERS: dict[str, Any] = {
 """Dotted name in the pickle -> our own function or class in its place."""
 
 
-def _elements(raw: np.ndarray, dtype: str, numel: int) -> np.ndarray:
-    if len(raw) != numel * np.dtype(dtype).itemsize:
-        raise ValueError(f"a storage holds {len(raw)} bytes, expected {numel} elements of {dtype}")
-    return raw.view(dtype)
+def _elements(records: dict[str, np.ndarray], name: str, dtype: str, numel: int) -> np.ndarray:
+    if len(records[name]) != numel * np.dtype(dtype).itemsize:
+        raise ValueError(f"record {name} holds {len(records[name])} bytes, expected {numel} elements of {dtype}")
+    return records[name].view(dtype)
 
 
 def _read_archive(path: Path, raw: np.ndarray, verified: bool, found: set[str]) -> Any:
@@ -191,7 +190,7 @@ def _read_archive(path: Path, raw: np.ndarray, verified: bool, found: set[str]) 
     if bodies.get(f"{root}byteorder", raw[:0]).tobytes().strip() not in (b"", b"little"):
         raise WeightsError(f"{path} was written on a big-endian machine; save it again on a little-endian one")
     stream = io.BytesIO(bodies[pickles[0]].tobytes())
-    return InertUnpickler(stream, found, lambda dtype, key, n: _elements(bodies[f"{root}data/{key}"], dtype, n)).load()
+    return InertUnpickler(stream, found, lambda dtype, key, n: _elements(bodies, f"{root}data/{key}", dtype, n)).load()
 
 
 def _record(raw: np.ndarray, info: zipfile.ZipInfo) -> np.ndarray:
@@ -215,7 +214,7 @@ def _read_legacy(raw: np.ndarray, found: set[str]) -> Any:
     for key in map(str, keys):
         (numel,) = struct.unpack("<q", stream.read(8))
         body = np.frombuffer(stream.read(numel * np.dtype(kinds[key]).itemsize), np.uint8)
-        storages[key] = _elements(body, kinds[key], numel)
+        storages[key] = _elements({key: body}, key, kinds[key], numel)
     stream.seek(content_at)
     return InertUnpickler(stream, found, lambda dtype, key, numel: storages[key]).load()
 
