@@ -83,18 +83,14 @@ def _parts(n_pixels: int, n_parts: int) -> Float64[np.ndarray, "part pixel"]:
 
 
 def ranking_text(kind: HeadInput, labels: Sequence[str], known: bool = True) -> str:
-    """How slices were scored and ranked, in words, including whether the head is transferred from volumes to slices.
-
-    `known` is whether the checkpoint records what the head was trained on; otherwise `kind` is an assumption.
-    """
+    """How slices were scored and ranked, in words; unless `known`, what the head was trained on is an assumption."""
     score = "P(any)" if "any" in labels else "the highest probability over the labels (the head has no `any`)"
     if kind == "slice":
         return f"Slices ranked by {score}; the head was trained on slice embeddings"
     alone = ", each slice pooled alone (its embedding twice, as mean and as maximum)"
     how = score + (alone if kind == "mean_max" else " of the head on each slice embedding")
-    if known:
-        trained = f"the head was trained on {kind}-pooled volumes, so this is a transfer from volumes to slices"
-    else:
+    trained = f"the head was trained on {kind}-pooled volumes, so this is a transfer from volumes to slices"
+    if not known:
         trained = f"the head does not record what it was trained on; {kind}-pooled volumes are assumed"
     return f"Slices ranked by {how}; {trained}"
 
@@ -116,12 +112,9 @@ MIDDLE = -1
 def patch_similarity(
     patches: Float32[np.ndarray, "patch dim"], grid: tuple[int, int], reference: tuple[int, int]
 ) -> Float32[np.ndarray, "row col"]:
-    """Cosine similarity, in [-1, 1], of every patch token to the one at `reference` (row, column in the grid).
+    """Cosine similarity, in [-1, 1], of every patch token (row-major) to the one at `reference` (row, column).
 
-    `patches` are row-major. A token of length 0 has similarity 0 to every other; the reference has 1 to itself.
-
-    Raises:
-        UsageError: the reference lies outside the grid, or the grid does not hold the patches.
+    A token of length 0 has similarity 0 to every other. `UsageError` for a reference or patches outside the grid.
     """
     n_rows, n_columns = grid
     if n_rows * n_columns != len(patches):
@@ -137,11 +130,7 @@ def patch_similarity(
 
 
 def parse_patch(text: str, grid: tuple[int, int]) -> tuple[int, int]:
-    """(row, column), 0-based, that `center` or `row,column` names in the patch grid.
-
-    Raises:
-        UsageError: neither of the two forms, or outside the grid.
-    """
+    """(row, column), 0-based, that `center` or `row,column` names in the patch grid; `UsageError` for others."""
     if text.strip().lower() == CENTER:
         return grid[0] // 2, grid[1] // 2
     match = re.fullmatch(r"\s*(-?\d+)\s*,\s*(-?\d+)\s*", text, flags=re.ASCII)
@@ -153,11 +142,7 @@ def parse_patch(text: str, grid: tuple[int, int]) -> tuple[int, int]:
 
 
 def sim_slice_index(sim_slice: int, n_slices: int) -> int:
-    """The slice that `--sim-slice` names in a volume of `n_slices`; -1 is the middle one.
-
-    Raises:
-        UsageError: there is no such slice.
-    """
+    """The slice that `--sim-slice` names in a volume of `n_slices`, -1 for the middle; `UsageError` for others."""
     if sim_slice == MIDDLE:
         return n_slices // 2
     if not 0 <= sim_slice < n_slices:

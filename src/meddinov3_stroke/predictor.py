@@ -164,8 +164,6 @@ class ICHPredictor:
     def __call__(self, source: Source, on_slices: OnSlices | None = None) -> Case:
         """The findings of the volume in `source` (all that `read_volume` takes).
 
-        `on_slices` is called with the number of slices just embedded and the number to embed.
-
         Raises:
             InputError: corrupt, unsupported or ambiguous.
             OutOfScope: readable, but outside what the model is meant for.

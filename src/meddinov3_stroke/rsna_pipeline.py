@@ -127,11 +127,7 @@ class Cohort:
         }
 
     def audit(self) -> tuple[str, ...]:
-        """Warnings on copies within a patient.
-
-        Raises:
-            SplitError: the same pixels under two patients or in two splits.
-        """
+        """Warnings on copies within a patient; `SplitError` for equal pixels under two patients or in two splits."""
         return audit_pixels(
             SeriesDigests(row, group, name, found.embeddings.source.sha256, found.embeddings.source.pixels_sha256)
             for name, row, group, found in self.items()
@@ -139,11 +135,7 @@ class Cohort:
         )
 
     def features(self) -> dict[str, SplitFeatures]:
-        """For each table the pooled embeddings and labels of the series that could be read, in its order.
-
-        Raises:
-            SplitError: none of a table could be read.
-        """
+        """Of each table the pooled embeddings and labels of the series that could be read, in its order."""
         features = {}
         for name, table in self.tables.items():
             rows = [(k, found.embeddings.cls) for k, found in enumerate(self.extractions[name]) if found.embeddings]
@@ -174,9 +166,7 @@ def extract_cohort(
 ) -> Cohort:
     """The extraction of every series, with one progress bar over all; what the cache holds is not computed again.
 
-    Raises:
-        InputError, OutOfScope, StorageError: the first unusable volume, unless `skip_invalid`; with its row.
-        KeyboardInterrupt: SIGINT; the current volume is finished and stored first.
+    The first unusable volume raises its error with its row, unless `skip_invalid`. SIGINT finishes the current volume.
     """
     watch, memory = Stopwatch(), InputMemory(cache_dir / "inputs")
     done: dict[str, list[Extraction]] = {name: [] for name in tables}
@@ -197,11 +187,7 @@ def extract_cohort(
 
 
 def require_within_cap(report: Mapping[str, Any], max_invalid: float) -> tuple[str, ...]:
-    """The warning about skipped volumes, if any, of which there may be at most the share `max_invalid`.
-
-    Raises:
-        TooManyInvalid: more than that; with counts by reason and the first rows.
-    """
+    """The warning about skipped volumes, if any; `TooManyInvalid` where they exceed the share `max_invalid`."""
     n_invalid, n_total = report["n_invalid"], report["n_total"]
     if not n_invalid:
         return ()

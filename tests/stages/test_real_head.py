@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
-from matplotlib.figure import Figure
+from PIL import Image
 from scipy.ndimage import zoom
 
 from meddinov3_stroke import ich_infer, meddinov3_infer
 from meddinov3_stroke.backbone import load_backbone, loading
 from meddinov3_stroke.backbone.loading import REGISTERED
+from meddinov3_stroke.report import pictures
 
 pytestmark = pytest.mark.shared_data
 
@@ -40,13 +41,16 @@ def real_head(shared_data_dir: Path) -> Path:
 
 
 @pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures drawn, beside their PNG."""
-    drawn: list[Figure] = []
-    for module in ("picture_of_slice", "picture_of_case"):
-        room = importlib.import_module(f"meddinov3_stroke.report.{module}")
-        png_bytes = room.png_bytes
-        monkeypatch.setattr(room, "png_bytes", lambda figure, write=png_bytes: drawn.append(figure) or write(figure))
+def panels(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int, int]]:
+    """(left, top, right, bottom) of the panels drawn, in pixels of the picture."""
+    drawn: list[tuple[int, int, int, int]] = []
+    draw = pictures._Page.panel
+
+    def panel(page: Any, left: int, top: int, size: tuple[int, int], *rest: Any, **options: Any) -> None:
+        drawn.append((left, top, left + size[0], top + size[1]))
+        draw(page, left, top, size, *rest, **options)
+
+    monkeypatch.setattr(pictures._Page, "panel", panel)
     return drawn
 
 
@@ -57,11 +61,9 @@ def windowed_dicom(shared_data_dir: Path, slice_index: int) -> np.ndarray:
     return np.clip(SimpleITK.GetArrayFromImage(image)[0] / 80.0, 0, 1)
 
 
-def drawn_panel(figure: Figure, number: int) -> np.ndarray:
-    """Grey values of an axes as drawn."""
-    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].mean(axis=-1)
-    box = figure.axes[number].get_window_extent()
-    return pixels[round(len(pixels) - box.y1) : round(len(pixels) - box.y0), round(box.x0) : round(box.x1)]
+def drawn_panel(folder: Path, box: tuple[int, int, int, int]) -> np.ndarray:
+    """Grey values of a panel of the picture in `folder`."""
+    return np.asarray(Image.open(folder / "similarity_map.png").convert("RGB").crop(box)).mean(axis=-1)
 
 
 def likeness(panel: np.ndarray, expected: np.ndarray) -> float:
@@ -79,7 +81,7 @@ def assert_shown_as_in_a_viewer(panel: np.ndarray, dicom: np.ndarray) -> None:
 
 
 def test_embed_shows_the_real_head_the_right_way_round(
-    real_head, backbone_name, tmp_path, figures, shared_data_dir
+    real_head, backbone_name, tmp_path, panels, shared_data_dir
 ) -> None:
     summary = meddinov3_infer.run(
         meddinov3_infer.Args(
@@ -88,12 +90,12 @@ def test_embed_shows_the_real_head_the_right_way_round(
     )
     assert (summary["n_slices"], summary["n_slices_embedded"], summary["similarity"]["grid"]) == (28, 3, [14, 14])
     assert np.isfinite(np.load(tmp_path / "meddinov3_slice_embeddings.npy")).all()
-    assert_shown_as_in_a_viewer(drawn_panel(figures[0], 0), windowed_dicom(shared_data_dir, 14))
+    assert_shown_as_in_a_viewer(drawn_panel(tmp_path, panels[0]), windowed_dicom(shared_data_dir, 14))
     assert ("demonstration" in " ".join(summary["warnings"])) is (backbone_name == "demo")
 
 
 def test_predict_shows_the_real_head_the_right_way_round(
-    real_head, backbone_name, random_head, tmp_path, figures, shared_data_dir
+    real_head, backbone_name, random_head, tmp_path, panels, shared_data_dir
 ) -> None:
     head = random_head(load_backbone(backbone_name, device="cpu"), resize=224)
     out = tmp_path / "out"
@@ -112,7 +114,9 @@ def test_predict_shows_the_real_head_the_right_way_round(
     summary = json.loads((out / "summary.json").read_text())
     assert {path.name for path in out.iterdir()} == set(summary["files"])
     for k, one in enumerate(summary["top_slices"]):
-        assert_shown_as_in_a_viewer(drawn_panel(figures[0], 2 * k), windowed_dicom(shared_data_dir, one["slice_index"]))
+        assert_shown_as_in_a_viewer(
+            drawn_panel(out, panels[2 * k]), windowed_dicom(shared_data_dir, one["slice_index"])
+        )
 
 
 def test_positions_of_top_slices_are_those_of_the_files_affine(

@@ -6,7 +6,7 @@ import gzip
 
 import pytest
 
-from meddinov3_stroke.system.contents import describe_impostor
+from meddinov3_stroke.system.digest import describe_impostor
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from meddinov3_stroke.errors import CorruptInput, MachineError, MissingInput, StorageError, UnsupportedInput
-from meddinov3_stroke.system.contents import describe_impostor
+from meddinov3_stroke.system.digest import describe_impostor
 from meddinov3_stroke.types import Volume
 
 HEAD_BYTES = 544

@@ -21,8 +21,7 @@ from urllib.parse import urlsplit
 
 from meddinov3_stroke.errors import DownloadError, MedDINOError, StorageError, UsageError
 from meddinov3_stroke.system.atomic import write_text
-from meddinov3_stroke.system.contents import HEAD_BYTES, describe_impostor
-from meddinov3_stroke.system.digest import sha256_of_document
+from meddinov3_stroke.system.digest import HEAD_BYTES, describe_impostor, sha256_of_document
 
 if TYPE_CHECKING:
     from meddinov3_stroke.config import Settings

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from meddinov3_stroke.download.sources import Limits, Offer, Source, SourceFailed, fetch, refuse_impostor, remote_offer
 from meddinov3_stroke.errors import DownloadError, LockTimeout, UsageError, WeightsMismatch
 from meddinov3_stroke.system.atomic import commit, storage_error, write_json
-from meddinov3_stroke.system.contents import HEAD_BYTES
-from meddinov3_stroke.system.digest import sha256_of_file
+from meddinov3_stroke.system.digest import HEAD_BYTES, sha256_of_file
 from meddinov3_stroke.system.progress import byte_bar
 from meddinov3_stroke.system.provenance import provenance
 

@@ -145,12 +145,7 @@ class EmbeddingStore:
             return None
 
     def put(self, key: str, entry: Entry) -> None:
-        """Write the entry whole or not at all; a second writer of the same key replaces it with the same content.
-
-        Raises:
-            NonFiniteEmbedding: an array holds NaN or infinity.
-            StorageError: the disk is full or the folder cannot be written.
-        """
+        """Write the entry whole or not at all; `NonFiniteEmbedding` where an array holds NaN or infinity."""
         for name, array in entry.arrays.items():
             if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
                 raise NonFiniteEmbedding(f"array {name!r} of entry {key[:12]} holds NaN or infinity; it was not stored")
@@ -172,9 +167,9 @@ def _encode(key: str, entry: Entry) -> bytes:
 
 def _decode(content: bytes, key: str) -> Entry:
     start = len(MAGIC) + _DIGEST_BYTES
+    payload = content[start:]
     if len(content) < start or not content.startswith(MAGIC):
         raise _DamagedEntryError(f"{len(content)} bytes without the entry's first bytes")
-    payload = content[start:]
     if hashlib.sha256(payload).digest() != content[len(MAGIC) : start]:
         raise _DamagedEntryError("the content does not match its sha256")
     try:

@@ -19,7 +19,7 @@ import numpy as np
 
 from meddinov3_stroke.errors import MissingWeights, UnsafeWeights, WeightsError
 from meddinov3_stroke.system.atomic import atomic_file
-from meddinov3_stroke.system.contents import HEAD_BYTES, describe_impostor
+from meddinov3_stroke.system.digest import HEAD_BYTES, describe_impostor
 
 _ERRORS = (
     *(RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError),
