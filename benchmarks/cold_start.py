@@ -117,15 +117,16 @@ def predicting(quick: bool) -> Callable[[], Any]:
 
 def made_up_head(identity: BackboneIdentity, folder: Path) -> Path:
     """The checkpoint of a head that learned nothing, for embeddings of this backbone."""
-    from benchmarks.head_training import default_options, made_up
+    from benchmarks.head_training import made_up
     from benchmarks.workspace import RESIZE
+    from meddinov3_stroke.config import HeadConfig
     from meddinov3_stroke.head_train import train_head
     from meddinov3_stroke.types import LABELS, HeadContext, HeadData
 
     sides = [made_up(200, seed) for seed in (1, 2)]
     train, val = (HeadData(side.embeddings[:, : identity.embed_dim], side.labels) for side in sides)
     context = HeadContext("mean", RESIZE, asdict(identity), LABELS)
-    train_head(train, val, default_options(1), context, folder, progress=False)
+    train_head(train, val, HeadConfig(epochs=1), context, folder, progress=False)
     return folder / "best.pt"
 
 

@@ -19,8 +19,8 @@ import atheris
 with atheris.instrument_imports(include=["meddinov3_stroke.ct.dicom", "pydicom"]):
     from meddinov3_stroke.ct.dicom.container import read_structure
     from meddinov3_stroke.ct.dicom.decoders import shared_codec
-    from meddinov3_stroke.ct.dicom.header_reading import headers_of
     from meddinov3_stroke.ct.dicom.pixels import decode_frame
+    from meddinov3_stroke.ct.dicom.survey import headers_of
     from meddinov3_stroke.errors import CorruptInput, UnsupportedInput
 
 LIMITS = ("-timeout=4", "-rss_limit_mb=2048", "-max_len=65536")

@@ -18,7 +18,7 @@ from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER
 
 if TYPE_CHECKING:
-    from meddinov3_stroke.ct.dicom.inspect import Inspection, SeriesFacts
+    from meddinov3_stroke.ct.dicom.choice import Inspection, SeriesFacts
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -72,8 +72,7 @@ def _volume_facts(path: Path) -> dict[str, Any]:
 
 
 def _series_facts(path: Path) -> dict[str, Any]:
-    from meddinov3_stroke.ct.dicom.choice import RULE
-    from meddinov3_stroke.ct.dicom.inspect import inspect_dicom
+    from meddinov3_stroke.ct.dicom.choice import RULE, inspect_dicom
 
     found = inspect_dicom(path)
     print_inspection(found, RULE)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from meddinov3_stroke.ct.dicom.container import read_structure
 from meddinov3_stroke.ct.dicom.decoders import shared_codec
 from meddinov3_stroke.ct.dicom.header import PixelFormat
-from meddinov3_stroke.ct.dicom.header_reading import headers_of
 from meddinov3_stroke.ct.dicom.pixels import decode_frame
+from meddinov3_stroke.ct.dicom.survey import headers_of
 from meddinov3_stroke.errors import CorruptInput, InputError, UnsupportedInput
 
 NATIVE = tuple(f"1.2.840.10008.1.2{tail}" for tail in ("", ".1", ".2", ".1.99"))

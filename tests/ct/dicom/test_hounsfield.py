@@ -13,9 +13,8 @@ from pydicom import Dataset
 from pydicom.pixels import apply_modality_lut
 
 from meddinov3_stroke.ct.dicom.container import read_structure
-from meddinov3_stroke.ct.dicom.header_reading import read_headers
-from meddinov3_stroke.ct.dicom.hounsfield import ImageHu, image_hu
-from meddinov3_stroke.ct.dicom.pixels import decode_frame
+from meddinov3_stroke.ct.dicom.pixels import ImageHu, decode_frame, image_hu
+from meddinov3_stroke.ct.dicom.survey import read_headers
 from meddinov3_stroke.errors import CorruptInput
 
 ToHu = Callable[..., ImageHu]

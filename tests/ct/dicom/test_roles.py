@@ -11,8 +11,8 @@ import pytest
 
 from dicom_writer import axial_geometry, write_dicom_series
 from meddinov3_stroke.ct.dicom.header import ImageHeader
-from meddinov3_stroke.ct.dicom.header_reading import read_headers
 from meddinov3_stroke.ct.dicom.series import role_fault
+from meddinov3_stroke.ct.dicom.survey import read_headers
 
 
 @pytest.fixture(scope="module")

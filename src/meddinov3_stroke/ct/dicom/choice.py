@@ -1,4 +1,4 @@
-"""Which stack of a study is read if none is named.
+"""Which stack of a study is read if none is named, and what `inspect` says about every series of an input.
 
 The rule, in order of precedence: usable; at least `LEAST_SLICES` slices; original before derived; without a hint of
 contrast; a head before another body part; a soft kernel before a sharp one; slices of 2 to 6 mm; most slices; lowest
@@ -8,18 +8,23 @@ series number; smallest UID.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
+from pydicom.uid import UID
+
+from meddinov3_stroke.ct.contents import machine_errors, require_dicom_input
+from meddinov3_stroke.ct.dicom.files import open_files
 from meddinov3_stroke.ct.dicom.layout import layout_of
 from meddinov3_stroke.ct.dicom.series import SINGLE_IMAGE, Stack, scaling_fault
+from meddinov3_stroke.ct.dicom.survey import survey
 from meddinov3_stroke.errors import AmbiguousInput, CorruptInput, MissingInput, Outcome, OutOfScope, UnsupportedInput
 
-LEAST_SLICES = 8
-"""A shorter stack is rarely a head; it is read if named, or if there is nothing else."""
-
-USUAL_SPACING_MM = (2.0, 6.0)
-"""Routine head CT is reconstructed at 2.5 to 5 mm."""
+LEAST_SLICES, USUAL_SPACING_MM = 8, (2.0, 6.0)
+"""A shorter stack is rarely a head, and routine head CT is reconstructed at 2.5 to 5 mm."""
 
 RULE = (
     "usable, at least 8 slices, original, without contrast, head, soft kernel, 2 to 6 mm, most slices, "
@@ -65,8 +70,7 @@ _ELSEWHERE = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Traits:
+class Traits(NamedTuple):
     """What the rule depends on."""
 
     is_original: bool
@@ -79,14 +83,14 @@ class Traits:
 
 def traits_of(stack: Stack) -> Traits:
     """The traits of a usable stack, from its headers and geometry."""
-    first = stack.first
+    first, (low, high) = stack.first, USUAL_SPACING_MM
     words = f"{first.series_description} {first.body_part}"
-    low, high = USUAL_SPACING_MM
+    is_head = _HEAD.search(words) is not None
     return Traits(
         is_original="DERIVED" not in first.image_type,
         has_contrast=contrast_hint(stack) != "",
-        is_head=_HEAD.search(words) is not None,
-        is_elsewhere=_ELSEWHERE.search(words) is not None and _HEAD.search(words) is None,
+        is_head=is_head,
+        is_elsewhere=_ELSEWHERE.search(words) is not None and not is_head,
         is_sharp=_SHARP.search(first.kernel) is not None or _SHARP.search(first.series_description) is not None,
         is_usual_spacing=low <= layout_of(stack).nominal_mm <= high,
     )
@@ -109,46 +113,38 @@ def choose(stacks: Sequence[Stack], series_uid: str | None, where: str, *, allow
 
     Raises:
         MissingInput: no such series.
-        UnsupportedInput: no usable stack; the message says why.
-        OutOfScope: only stacks that are not axial, or a single image.
+        UnsupportedInput, OutOfScope: no usable stack, and why; `OutOfScope` for stacks off axial or single images.
         AmbiguousInput: several patients or studies, and no series named.
     """
     if series_uid is not None:
-        stacks, where = _of_series(stacks, series_uid, where), f"{where}, series {series_uid}"
+        known = ", ".join(sorted({stack.series_instance_uid for stack in stacks})[:8]) or "none"
+        stacks = [stack for stack in stacks if stack.series_instance_uid == series_uid]
+        if not stacks:
+            raise MissingInput(f"{where} has no series {series_uid}; found {known}; list them with inspect")
+        where = f"{where}, series {series_uid}"
     usable = [stack for stack in stacks if stack.verdict == "usable"]
     if not usable and allow_single_slice:
         usable = [stack for stack in stacks if stack.reason == SINGLE_IMAGE]
     if not usable:
         raise _nothing_usable(stacks, where)
-    _require_one_study(usable, where)
+    n_patients = len({stack.first.patient_id for stack in usable})
+    n_studies = len({stack.study_instance_uid for stack in usable})
+    if n_patients > 1 or n_studies > 1:
+        kind = f"{n_patients} patients" if n_patients > 1 else f"{n_studies} studies"
+        remedy = "name its folder, or the series with --series UID (list them with inspect)"
+        raise AmbiguousInput(f"{where} holds {kind}; expected one study; {remedy}")
     return min(usable, key=rank)
 
 
 def rank(stack: Stack) -> tuple[object, ...]:
     """Sort key of the rule; the smallest is preferred."""
-    traits = traits_of(stack)
+    traits, first = traits_of(stack), stack.first
     return (
         len(stack.images) < LEAST_SLICES,
-        not traits.is_original,
-        traits.has_contrast,
-        not traits.is_head,
-        traits.is_elsewhere,
-        traits.is_sharp,
-        not traits.is_usual_spacing,
-        -len(stack.images),
-        stack.first.series_number is None,
-        stack.first.series_number or 0,
-        stack.series_instance_uid,
-        stack.first.file,
+        *(not traits.is_original, traits.has_contrast, not traits.is_head, traits.is_elsewhere, traits.is_sharp),
+        *(not traits.is_usual_spacing, -len(stack.images), first.series_number is None, first.series_number or 0),
+        *(stack.series_instance_uid, first.file),
     )
-
-
-def _of_series(stacks: Sequence[Stack], series_uid: str, where: str) -> list[Stack]:
-    of_series = [stack for stack in stacks if stack.series_instance_uid == series_uid]
-    if not of_series:
-        known = ", ".join(sorted({stack.series_instance_uid for stack in stacks})[:8]) or "none"
-        raise MissingInput(f"{where} has no series {series_uid}; found {known}; list them with inspect")
-    return of_series
 
 
 def _nothing_usable(stacks: Sequence[Stack], where: str) -> Exception:
@@ -160,20 +156,110 @@ def _nothing_usable(stacks: Sequence[Stack], where: str) -> Exception:
     return error(f"{where} has no readable axial CT series: {reasons}{more}; list them with inspect")
 
 
-def _require_one_study(usable: Sequence[Stack], where: str) -> None:
-    patients = {stack.first.patient_id for stack in usable}
-    studies = {stack.study_instance_uid for stack in usable}
-    if len(patients) > 1 or len(studies) > 1:
-        kind = f"{len(patients)} patients" if len(patients) > 1 else f"{len(studies)} studies"
-        raise AmbiguousInput(
-            f"{where} holds {kind}; expected one study; name its folder, or the series with --series UID (list them "
-            "with inspect)"
-        )
+@dataclass(frozen=True)
+class SeriesFacts:
+    """Facts about one series, or about one stack of a series that has several."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    series_number: int | None
+    modality: str
+    description: str
+    kernel: str
+    n_images: int
+    rows: int
+    columns: int
+    spacing_mm: tuple[float, float, float] | None
+    """(between slices, rows, columns); None if the images have no position, or for a single image."""
+    tilt_degrees: float | None
+    duplicates: tuple[str, ...]
+    """Files that were dropped as copies."""
+    contrast: str
+    """The header text that suggests contrast."""
+    transfer_syntax: str
+    verdict: str
+    """What the series is to a reader: used, set aside or refused."""
+    reason: str
+    """Why it is not used."""
+    notes: tuple[str, ...]
+    """Gaps, missing slices, tilt."""
+    outcome: Outcome
+    """How reading it by its UID would end, as far as its headers show."""
 
 
-def outcome_of(stack: Stack) -> Outcome:
-    """How reading this stack alone would end, as far as its headers show."""
-    if stack.verdict != "usable":
-        return Outcome.of(_nothing_usable([stack], stack.series_instance_uid))
-    fault = scaling_fault(stack)
-    return Outcome.of(CorruptInput(fault)) if fault else Outcome()
+@dataclass(frozen=True)
+class Inspection:
+    """The content of an input."""
+
+    path: Path
+    series: tuple[SeriesFacts, ...]
+    without_images: tuple[tuple[str, str], ...]
+    """(file, what it is)."""
+    damaged: tuple[tuple[str, str], ...]
+    """(file, why it cannot be read)."""
+    n_files: int
+
+    @property
+    def n_used(self) -> int:
+        """Number of series that the rule selects, one for each patient and study."""
+        return sum(one.verdict == "used" for one in self.series)
+
+
+def inspect_dicom(path: Path) -> Inspection:
+    """Every series of the folder, archive, list or file at `path`; only headers are read.
+
+    Raises:
+        InputError, MachineError: as `open_files`, or not DICOM nor a container of it.
+    """
+    with machine_errors(path):
+        require_dicom_input(path)
+    with open_files(path) as files:
+        found = survey(files)
+    usable: dict[tuple[str, str], list[Stack]] = defaultdict(list)
+    for stack in found.stacks:
+        if stack.verdict == "usable":
+            usable[stack.first.patient_id, stack.study_instance_uid].append(stack)
+    used = {id(min(stacks, key=rank)) for stacks in usable.values()}
+    return Inspection(
+        path=path,
+        series=tuple(_facts(stack, id(stack) in used) for stack in found.stacks),
+        without_images=found.without_images,
+        damaged=tuple((name, str(error)) for name, error in found.damaged),
+        n_files=len(files),
+    )
+
+
+def _facts(stack: Stack, is_used: bool) -> SeriesFacts:
+    first, outcome = stack.first, Outcome()
+    layout = layout_of(stack) if stack.verdict == "usable" else None
+    verdict, reason = (
+        ("used", "") if is_used else ("set aside", "the rule selects another series; name this one with --series")
+    )
+    if layout is None:
+        verdict, reason = stack.verdict, stack.reason
+        outcome = Outcome.of(_nothing_usable([stack], stack.series_instance_uid))
+    elif fault := scaling_fault(stack):
+        verdict, reason, outcome = "refused", fault, Outcome.of(CorruptInput(fault))
+    spacing = None
+    if layout is not None and first.pixel_spacing_mm is not None:
+        spacing = (layout.nominal_mm, *first.pixel_spacing_mm)
+    return SeriesFacts(
+        study_instance_uid=stack.study_instance_uid,
+        series_instance_uid=stack.series_instance_uid,
+        series_number=first.series_number,
+        modality=first.modality,
+        description=first.series_description,
+        kernel=first.kernel,
+        n_images=len(stack.images),
+        rows=first.pixels.rows,
+        columns=first.pixels.columns,
+        spacing_mm=spacing,
+        tilt_degrees=None if layout is None else layout.tilt_degrees,
+        duplicates=tuple(image.file for image, _ in stack.set_aside),
+        contrast=contrast_hint(stack),
+        transfer_syntax=UID(first.transfer_syntax).name,
+        verdict=verdict,
+        reason=reason,
+        notes=() if layout is None else layout.notes,
+        outcome=outcome,
+    )

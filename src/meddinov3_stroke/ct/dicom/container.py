@@ -11,25 +11,28 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
+from typing import NamedTuple
 
 import pydicom
 from pydicom.config import disable_value_validation
 
-from meddinov3_stroke.ct.dicom.elements import DataSetWalk, PixelElement, is_known_vr
 from meddinov3_stroke.errors import CorruptInput
 
 PREAMBLE_BYTES, MAGIC = 128, b"DICM"
 """First bytes of a DICOM file; files of older writers and raw data sets lack them (PS3.10 section 7.1)."""
 
 MAX_INFLATED_BYTES = 2**28
-"""Largest inflated data set: a 512 x 512 x 500 frame object of 16 bits. Deflate expands at most 1032-fold, so that a
-small file stays far below."""
+"""Largest inflated data set: 512 x 512 x 500 pixels of 16 bits. Deflate expands at most 1032-fold."""
 
-PIECE_BYTES = 1 << 18
-"""Bytes inflated at a time."""
+MAX_DEPTH = 64
+"""Deepest accepted nesting of sequences; a CT has fewer than ten, and pydicom recurses."""
+
+MAX_FRAGMENTS = 2**18
+"""Most fragments of pixel data, whose places are kept; 4096 frames have that many at 64 each."""
 
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
@@ -37,18 +40,38 @@ EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 """Transfer syntaxes whose pixels are not compressed frame by frame (PS3.5 annex A)."""
 
-_META_GROUP, _TRANSFER_SYNTAX = 0x0002, 0x0010
-_FIRST_GROUPS = (_META_GROUP, 0x0008)
-"""A data set without preamble begins with the file meta or the identifying group."""
+_UNDEFINED = 0xFFFFFFFF  # length of a value that ends with a delimiter
+
+_SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
+_LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+"""Value representations with an explicit length of 16 bits, and of two reserved bytes and 32 (PS3.5 section 7.1.2)."""
+
+_KNOWN_VRS = _SHORT_VRS | _LONG_VRS
+_DELIMITER_GROUP, _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFE, (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
+_PIXEL_DATA, _META_GROUP, _TRANSFER_SYNTAX = (0x7FE0, 0x0010), 0x0002, 0x0010
+_ITEM_BYTES, _MARKS = b"\xfe\xff\x00\xe0", (b"\xfe\xff", b"\xff\xfe")
 
 _MAX_FIRST_LENGTH = 1024
-"""Longest plausible first element; files of other kinds nearly always exceed it."""
+"""Longest plausible first element of a file without preamble; files of other kinds nearly always exceed it."""
 
-_RAW_DEFLATE_WINDOW_BITS = -15
-"""zlib's raw deflate: PS3.5 annex A.5 has no zlib header and no checksum."""
+_INFLATED_AT_A_TIME, _RAW_DEFLATE = 1 << 18, -15
+"""Bytes, and zlib's window bits for a stream without header and checksum (PS3.5 annex A.5)."""
 
 _pydicom_settings = threading.RLock()
 """pydicom's settings and Python's warning filters are global: one thread at a time changes and restores them."""
+
+
+@dataclass(frozen=True, eq=False)
+class PixelElement:
+    """Location of the pixel data."""
+
+    offset: int
+    """Of the value within `DicomContent.content`."""
+    length: int | None
+    """Bytes of the value; None: undefined length, encapsulated."""
+    vr: str
+    fragments: tuple[tuple[int, int], ...] = ()
+    """(offset in `content`, offset after it) of each encapsulated item; the first is the offset table."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,102 +89,250 @@ def read_structure(content: bytes, name: str) -> DicomContent | None:
     """The walked file in `content`, or None if these bytes are not DICOM; `name` is for messages.
 
     Raises:
-        CorruptInput: an element extends beyond the file or its parent, nesting exceeds 64, the data set stops inside an
-            element, or a deflated one inflates beyond `MAX_INFLATED_BYTES`.
+        CorruptInput: an element extends beyond the file or its parent, nesting exceeds `MAX_DEPTH`, the data set stops
+            inside an element, or a deflated one inflates beyond `MAX_INFLATED_BYTES`.
     """
     if not begins_as_dicom(content):
         return None
-    start = PREAMBLE_BYTES + len(MAGIC) if _has_magic(content) else 0
-    stated, uid_offset, start = _read_meta(content, start, name)
-    if stated == DEFLATED:
-        content = _inflated(content, uid_offset, start, name)
+    stated, uid_offset, start = _read_meta(content, name)
+    if stated == DEFLATED:  # the shorter UID is padded to the same length
+        uid = EXPLICIT_LITTLE.encode().ljust(len(DEFLATED), b"\0")
+        before = content[:uid_offset] + uid + content[uid_offset + len(uid) : start]
+        content = b"".join((before, _inflate(content, start, name)))
     # the encoding found wins over the stated one, as in other readers: some files state the wrong one
     is_big_endian = stated == EXPLICIT_BIG
-    is_explicit = is_big_endian or is_known_vr(content[start + 4 : start + 6])
-    walk = DataSetWalk(content, name, is_explicit=is_explicit, is_big_endian=is_big_endian)
-    pixel_data = walk.to_end(start)
+    is_explicit = is_big_endian or content[start + 4 : start + 6] in _KNOWN_VRS
+    pixel_data = _Walk(content, name, is_big_endian).to_end(start, is_explicit)
     return DicomContent(stated or (EXPLICIT_LITTLE if is_explicit else IMPLICIT_LITTLE), content, pixel_data)
 
 
 def begins_as_dicom(head: bytes) -> bool:
-    """Whether a file that begins with `head` has DICOM's magic or begins as a data set does."""
-    return _has_magic(head) or _begins_as_data_set(head)
-
-
-def _has_magic(content: bytes) -> bool:
-    return content[PREAMBLE_BYTES : PREAMBLE_BYTES + len(MAGIC)] == MAGIC
-
-
-def _begins_as_data_set(content: bytes) -> bool:
-    """Whether bytes without a preamble begin with a short element of the meta or identifying group."""
-    if len(content) < 8:
+    """Whether a file that begins with `head` has DICOM's magic, or begins with a short element of group 2 or 8."""
+    if head[PREAMBLE_BYTES : PREAMBLE_BYTES + len(MAGIC)] == MAGIC:
+        return True
+    if len(head) < 8 or head[:2] not in (b"\x02\0", b"\x08\0"):
         return False
-    group, vr, short_length = struct.unpack_from("<H2x2sH", content)
-    if group not in _FIRST_GROUPS:
-        return False
-    if is_known_vr(vr):
-        return bool(short_length <= _MAX_FIRST_LENGTH)
-    return int.from_bytes(content[4:8], "little") <= min(len(content) - 8, _MAX_FIRST_LENGTH)
+    if head[4:6] in _KNOWN_VRS:
+        return int.from_bytes(head[6:8], "little") <= _MAX_FIRST_LENGTH
+    return int.from_bytes(head[4:8], "little") <= min(len(head) - 8, _MAX_FIRST_LENGTH)
 
 
-def _read_meta(content: bytes, start: int, name: str) -> tuple[str, int, int]:
+def _read_meta(content: bytes, name: str) -> tuple[str, int, int]:
     """The transfer syntax UID (empty if not stated), the offset of its value, and the offset of the data set.
 
     The tags determine where the group ends: its length element is wrong in many files.
     """
-    walk = DataSetWalk(content, name, is_explicit=True, is_big_endian=False)
-    syntax, uid_offset = "", start
-    for element, offset, length in walk.group(start, _META_GROUP):
-        start = offset + length
-        if element == _TRANSFER_SYNTAX:
-            uid_offset, syntax = offset, content[offset:start].rstrip(b"\0 ").decode("ascii", "replace")
+    start = PREAMBLE_BYTES + len(MAGIC)
+    start = start if content[PREAMBLE_BYTES:start] == MAGIC else 0
+    walk, syntax, uid_offset = _Walk(content, name, is_big_endian=False), "", start
+    while content[start : start + 2] == b"\x02\0" and start + 8 <= len(content):
+        tag, vr, length, value = walk.element(start, is_explicit=True)
+        if vr not in _KNOWN_VRS:
+            raise walk.fault(start, tag, f"has the unknown value representation {vr!r}")
+        start = walk.after(start, tag, value, length, len(content))
+        if tag[1] == _TRANSFER_SYNTAX:
+            uid_offset, syntax = value, content[value:start].rstrip(b"\0 ").decode("ascii", "replace")
     return syntax, uid_offset, start
 
 
-def _inflated(content: bytes, uid_offset: int, start: int, name: str) -> bytes:
-    """The file with its data set inflated and its meta changed to match (the shorter UID padded to the same length)."""
-    data_set = _inflate(content, start, name)
-    uid = EXPLICIT_LITTLE.encode().ljust(len(DEFLATED), b"\0")
-    return b"".join((content[:uid_offset], uid, content[uid_offset + len(uid) : start], data_set))
-
-
 def _inflate(content: bytes, start: int, name: str) -> bytearray:
-    decoder, data_set = zlib.decompressobj(_RAW_DEFLATE_WINDOW_BITS), bytearray()
+    decoder, data_set = zlib.decompressobj(_RAW_DEFLATE), bytearray()
     rest: bytes | memoryview = memoryview(content)[start:]
+    where, fault = f"{name}: the deflated data set at byte {start}", ""
     try:
-        while not decoder.eof and rest:
-            data_set += decoder.decompress(rest, PIECE_BYTES)
+        while not decoder.eof and rest and not fault:
+            data_set += decoder.decompress(rest, _INFLATED_AT_A_TIME)
             rest = decoder.unconsumed_tail
             if len(data_set) > MAX_INFLATED_BYTES:
-                raise CorruptInput(
-                    f"{name}: the deflated data set inflates beyond {MAX_INFLATED_BYTES} bytes; expected one image; "
-                    "it is damaged or a decompression bomb; export the series uncompressed"
-                )
+                fault = f"inflates beyond {MAX_INFLATED_BYTES} bytes"
     except zlib.error as error:
-        raise CorruptInput(
-            f"{name}: the deflated data set at byte {start} cannot be inflated ({str(error).split(': ')[-1]}); "
-            "bytes were changed or lost; fetch it again"
-        ) from error
-    if not decoder.eof or decoder.unused_data not in (b"", b"\0"):
-        raise CorruptInput(
-            f"{name}: the deflated data set at byte {start} "
-            + ("continues after its end" if decoder.eof else "stops before its end")
-            + "; bytes were lost or appended; fetch it again"
-        )
+        fault = f"cannot be inflated ({str(error).split(': ')[-1]})"
+    if not fault and not decoder.eof:
+        fault = "stops before its end"
+    elif not fault and decoder.unused_data not in (b"", b"\0"):
+        fault = "continues after its end"
+    if fault:
+        raise CorruptInput(f"{where} {fault}; fetch it again, or export the series uncompressed")
     return data_set
+
+
+class _Level(NamedTuple):
+    """A data set or sequence whose end has not been reached. An open one, of undefined length, ends with a delimiter;
+    its `end` is the largest possible offset."""
+
+    start: int
+    tag: tuple[int, int]
+    end: int
+    is_open: bool
+    is_explicit: bool
+    is_sequence: bool
+
+
+class _Walk:
+    """A pass over `content`, not recursive, so that no nesting can exhaust Python's stack."""
+
+    def __init__(self, content: bytes, name: str, is_big_endian: bool) -> None:
+        order = ">" if is_big_endian else "<"
+        self._content, self._name = content, name
+        self._read_explicit = struct.Struct(f"{order}HH2sH").unpack_from
+        self._read_implicit = struct.Struct(f"{order}HHI").unpack_from
+        self._read_length = struct.Struct(f"{order}I").unpack_from
+        self._levels: list[_Level] = []
+        """Open data sets and sequences alternately, the outermost data set first."""
+        self._pixel_data: PixelElement | None = None
+
+    def to_end(self, start: int, is_explicit: bool) -> PixelElement | None:
+        """The pixel data of the data set that starts at byte `start` and must end at the end of the file."""
+        self._levels.append(_Level(start, (0, 0), len(self._content), False, is_explicit, False))
+        while self._levels:
+            level = self._levels[-1]
+            start = self._next_item(start, level) if level.is_sequence else self._elements(start, level)
+        return self._pixel_data
+
+    def element(self, position: int, is_explicit: bool) -> tuple[tuple[int, int], bytes, int, int]:
+        """(tag, value representation, length, offset of the value) of the element at `position`."""
+        content = self._content
+        try:
+            if is_explicit:
+                group, number, vr, length = self._read_explicit(content, position)
+                if group != _DELIMITER_GROUP and vr in _LONG_VRS:
+                    return (group, number), vr, self._read_length(content, position + 8)[0], position + 12
+                if group != _DELIMITER_GROUP:
+                    return (group, number), vr, length, position + 8
+            group, number, length = self._read_implicit(content, position)
+            return (group, number), b"", length, position + 8
+        except struct.error as error:
+            raise CorruptInput(
+                f"{self._name} stops inside the element at byte {position}, after {len(content)} bytes; "
+                "it is truncated; fetch it again"
+            ) from error
+
+    def after(self, position: int, tag: tuple[int, int], value: int, length: int, end: int) -> int:
+        """The offset after a value, which must not lie beyond `end`."""
+        if value + length > end:
+            fault = f"declares {length} bytes and extends {value + length - end} bytes beyond its parent"
+            raise self.fault(position, tag, fault)
+        return value + length
+
+    def fault(self, position: int, tag: tuple[int, int], fault: str) -> CorruptInput:
+        """The error of an element."""
+        element = f"({tag[0]:04x},{tag[1]:04x})"
+        return CorruptInput(
+            f"{self._name}: element {element} at byte {position} {fault}; truncated or damaged; fetch it again"
+        )
+
+    def _elements(self, position: int, level: _Level) -> int:
+        content, end, read, after = self._content, level.end, self.element, self.after
+        while position < end:
+            tag, vr, length, value = read(position, level.is_explicit)
+            if vr in _SHORT_VRS:
+                position = after(position, tag, value, length, end)
+                continue
+            if tag[0] == _DELIMITER_GROUP:
+                if not level.is_open or tag != _ITEM_END or length != 0 or value > end:
+                    raise self.fault(position, tag, "is a delimiter where an element is expected")
+                self._levels.pop()
+                return value
+            if level.is_explicit and vr not in _LONG_VRS:
+                if len(self._levels) > 1 or content[position:end].strip(b"\0"):
+                    raise self.fault(position, tag, f"has the unknown value representation {vr!r}")
+                position = end  # zero padding up to the end of the file, as on some media
+            elif self._is_sequence(tag, vr, length, value):
+                # UN with an undefined length is an implicitly encoded sequence (PS3.5 6.2.2)
+                return self._open(_Level(position, tag, end, length == _UNDEFINED, vr == b"SQ", True), value, length)
+            else:
+                position = self._after_long_value(position, (tag, vr, length, value), end)
+        if level.is_open:
+            fault = f"opens an item of undefined length whose delimiter is missing before byte {end}"
+            raise self.fault(level.start, level.tag, fault)
+        self._levels.pop()
+        return position
+
+    def _is_sequence(self, tag: tuple[int, int], vr: bytes, length: int, value: int) -> bool:
+        if vr:
+            return vr == b"SQ" or (vr == b"UN" and length == _UNDEFINED)
+        return length == _UNDEFINED or (self._content[value : value + 4] == _ITEM_BYTES and _is_sequence_tag(*tag))
+
+    def _after_long_value(self, position: int, element: tuple[tuple[int, int], bytes, int, int], end: int) -> int:
+        tag, vr, length, value = element
+        fragments: tuple[tuple[int, int], ...] = ()
+        if length != _UNDEFINED:
+            following = self.after(position, tag, value, length, end)
+        elif vr in (b"OB", b"OW"):
+            fragments = tuple(self._fragments(position, tag, value, end))
+            following = (fragments[-1][1] if fragments else value) + 8
+        else:
+            raise self.fault(position, tag, f"has an undefined length, which {vr.decode()} cannot have")
+        if tag == _PIXEL_DATA and len(self._levels) == 1:  # deeper, it is that of an icon image
+            if self._pixel_data is not None:
+                raise self.fault(position, tag, "occurs twice")
+            known = None if length == _UNDEFINED else length
+            self._pixel_data = PixelElement(value, known, vr.decode() or "OW", fragments)
+        return following
+
+    def _fragments(self, position: int, tag: tuple[int, int], value: int, end: int) -> Iterator[tuple[int, int]]:
+        n_fragments = 0
+        while value + 8 <= end:
+            mark, _, length, content = self.element(value, is_explicit=False)
+            if mark == _SEQUENCE_END and length == 0:
+                return
+            if mark != _ITEM:
+                raise self.fault(value, mark, "is found where a fragment or the delimiter of pixel data is expected")
+            value = self.after(value, mark, content, length, end)
+            yield content, value
+            n_fragments += 1
+            if n_fragments > MAX_FRAGMENTS:
+                raise self.fault(position, tag, f"has more than {MAX_FRAGMENTS} fragments")
+        raise self.fault(position, tag, "has fragments without the delimiter that ends them")
+
+    def _open(self, level: _Level, value: int, length: int) -> int:
+        # `level.end` is still that of its parent
+        if len(self._levels) > 2 * MAX_DEPTH - 1 and level.is_sequence:
+            raise self.fault(level.start, level.tag, f"is nested deeper than {MAX_DEPTH} sequences")
+        if not level.is_open:
+            level = level._replace(end=self.after(level.start, level.tag, value, length, level.end))
+        self._levels.append(level)
+        return value
+
+    def _next_item(self, position: int, level: _Level) -> int:
+        if position >= level.end:
+            if level.is_open:
+                raise self.fault(level.start, level.tag, "is a sequence of undefined length without its delimiter")
+            self._levels.pop()
+            return position
+        tag, _, length, value = self.element(position, is_explicit=False)
+        if tag == _SEQUENCE_END and level.is_open and length == 0 and value <= level.end:
+            self._levels.pop()
+            return value
+        if tag != _ITEM:
+            parent = f"({level.tag[0]:04x},{level.tag[1]:04x})"
+            raise self.fault(position, tag, f"is found where an item of {parent} is expected")
+        # some writers put implicit items into an explicit file, and every reader accepts them
+        first = self._content[value : value + 6]
+        is_explicit = level.is_explicit and (first[4:] in _KNOWN_VRS or first[:2] in _MARKS)
+        return self._open(_Level(position, tag, level.end, length == _UNDEFINED, is_explicit, False), value, length)
+
+
+@cache
+def _is_sequence_tag(group: int, element: int) -> bool:
+    """Whether the standard's dictionary lists the element as a sequence (imported on demand: it takes 0.1 s)."""
+    from pydicom.datadict import dictionary_has_tag, dictionary_VR
+
+    tag = group << 16 | element
+    return dictionary_has_tag(tag) and dictionary_VR(tag) == "SQ"
 
 
 def parse_dataset(content: DicomContent, name: str, tags: Sequence[int] | None = None) -> pydicom.Dataset:
     """The data set up to its pixel data, with `file_meta`; only the given `tags`, if any are given.
 
-    pydicom converts values when they are first accessed and validates them by global settings (a UID such as
-    `ID_0a0ba0944f` warns). Here all are converted at once under lenient settings. A value that cannot be converted
-    stays raw and raises pydicom's error on access.
+    pydicom validates by global settings when a value is first accessed (a UID such as `ID_0a0ba0944f` warns), so all
+    are converted here under lenient ones. A value that cannot be converted raises pydicom's error on access.
 
     Raises:
         CorruptInput: pydicom cannot read the elements.
     """
-    with _lenient_pydicom():
+    with _pydicom_settings, disable_value_validation(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"pydicom\b")
         try:
             dataset = pydicom.dcmread(
                 BytesIO(content.content),
@@ -172,20 +343,10 @@ def parse_dataset(content: DicomContent, name: str, tags: Sequence[int] | None =
         except MemoryError:
             raise
         except Exception as error:  # its parsers raise errors of any type
-            raise CorruptInput(
-                f"{name}: the data set cannot be read ({type(error).__name__}: {' '.join(str(error).split())}); "
-                "the header is damaged; fetch it again"
-            ) from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise CorruptInput(f"{name}: the data set cannot be read ({reason}); fetch it again") from error
         _convert_values(dataset)
         return dataset
-
-
-@contextmanager
-def _lenient_pydicom() -> Iterator[None]:
-    """Disable pydicom's validation and hide its warnings, for one thread at a time."""
-    with _pydicom_settings, disable_value_validation(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"pydicom\b")
-        yield
 
 
 def _convert_values(dataset: pydicom.Dataset) -> None:

@@ -21,7 +21,6 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 from jaxtyping import Integer
@@ -49,11 +48,8 @@ PLUGINS: dict[str, tuple[str, ...]] = {
 CODEC_SYNTAXES = frozenset(PLUGINS)
 """UIDs of the supported compressed transfer syntaxes."""
 
-FRAME_DEADLINE_S = 20.0
-"""Time limit for a frame; one of 512 x 512 takes about 10 ms."""
-
-START_DEADLINE_S = 120.0
-"""Time limit for the child to load its decoders, possibly from a slow disk; usually 1 s."""
+FRAME_DEADLINE_S, START_DEADLINE_S = 20.0, 120.0
+"""Time limits for a frame (512 x 512 takes about 10 ms), and for the child to load its decoders (usually 1 s)."""
 
 MAX_GROWTH_BYTES = 2 << 30
 """Address space that the child may use beyond its initial size; a frame of 2^26 pixels needs less."""
@@ -62,18 +58,20 @@ MIN_PROCESSOR_S, PROCESSOR_S_PER_PIXEL = 0.75, 3e-6
 """Processor time allowed for a frame: 1.5 s for 512 x 512, which needs 0.01 to 0.05 s. Some damage makes CharLS loop
 for seconds; unlike a deadline, this limit does not depend on the load of the machine."""
 
-MAX_WORDS = 300
+_MAX_WORDS = 300
 """Length to which a codec's message is cut."""
 
 _PYDICOM_PREFIX = "Unable to decode as exceptions were raised by all available plugins: "
-"""What pydicom puts before a decoder's own message."""
-
 _GDCM_NOTHING = "'NoneType' object has no attribute 'encode'"
-"""pydicom's error if gdcm returns no pixels and no reason."""
+"""What pydicom puts before a decoder's own message, and its error if gdcm returns no pixels and no reason."""
 
 
 class UnsupportedFrame(Exception):
     """No decoder is installed."""
+
+
+class RefusedFrame(Exception):
+    """Every decoder refuses the frame."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +83,6 @@ class EncodedFrame:
     codestream: bytes
     pixels: PixelFormat
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the stored values, in this machine's byte order."""
-        return np.dtype(f"{'i' if self.pixels.is_signed else 'u'}{self.pixels.bits_allocated // 8}")
-
 
 Decode = Callable[[EncodedFrame], Any]
 
@@ -99,7 +92,7 @@ def decode(frame: EncodedFrame) -> Any:
 
     Raises:
         UnsupportedFrame: no decoder is installed.
-        ValueError: all installed decoders refuse the frame.
+        RefusedFrame: all installed decoders refuse the frame.
     """
     from pydicom.encaps import encapsulate
     from pydicom.pixels.decoders.base import get_decoder
@@ -113,10 +106,8 @@ def decode(frame: EncodedFrame) -> Any:
         "number_of_frames": 1,
         "pixel_keyword": "PixelData",
     }
-    if (
-        frame.transfer_syntax == RLE_LOSSLESS
-    ):  # `pixels` removes unused bits by the actual high bit, pydicom assumes one
-        options["correct_unused_bits"] = False
+    if frame.transfer_syntax == RLE_LOSSLESS:
+        options["correct_unused_bits"] = False  # `pixels` removes them by the actual high bit, pydicom assumes one
     refusals = []
     for plugin in PLUGINS[frame.transfer_syntax]:
         if plugin not in decoder.available_plugins:
@@ -130,22 +121,22 @@ def decode(frame: EncodedFrame) -> Any:
             refusals.append(words.replace(_GDCM_NOTHING, "no pixels"))
     if not refusals:
         raise UnsupportedFrame("its decoder is not installed")
-    raise ValueError("; ".join(refusals))
+    raise RefusedFrame("; ".join(refusals))
 
 
 def _answer(decode: Decode, frame: EncodedFrame) -> Any:
-    """The values of a frame in its dtype, or the `UnsupportedFrame` or `ValueError` in its way; runs in the child."""
+    """The values of a frame in its dtype; runs in the child, and raises no error that could not be sent."""
     _limit_processor_time(MIN_PROCESSOR_S + frame.pixels.rows * frame.pixels.columns * PROCESSOR_S_PER_PIXEL)
     try:
         values = decode(frame)
         # a codec's precision may fit into fewer bytes than are allocated, and never needs more
-        return values.astype(frame.dtype, order="C", casting="safe", copy=False)
+        return values.astype(frame.pixels.dtype, order="C", casting="safe", copy=False)
     except MemoryError:
-        return ValueError("needs more memory than a frame may take")
-    except UnsupportedFrame as error:
-        return UnsupportedFrame(str(error)[:MAX_WORDS])
+        raise RefusedFrame("needs more memory than a frame may take") from None
+    except UnsupportedFrame:
+        raise
     except Exception as error:
-        return ValueError(str(error)[:MAX_WORDS])
+        raise RefusedFrame(str(error)[:_MAX_WORDS]) from None
     finally:
         _limit_processor_time(0)
 
@@ -157,7 +148,7 @@ def _limit_processor_time(seconds: float) -> None:
 
 
 def _prepare_child(loads_decoders: bool) -> None:
-    """Initialise the child: detach it from the terminal, load decoders, limit memory, end with the parent."""
+    """Detach the child from the terminal, load decoders, limit memory, and let it end with the parent."""
     if hasattr(os, "setsid"):
         os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which finishes its case
@@ -169,7 +160,13 @@ def _prepare_child(loads_decoders: bool) -> None:
     if loads_decoders:
         import pydicom.pixels.decoders  # noqa: F401  before memory is limited
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _limit_memory()
+    with suppress(ImportError, OSError, ValueError):  # where there are no limits, the deadline and the checks remain
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        n_pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = n_pages * resource.getpagesize() + MAX_GROWTH_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def _end_with_parent() -> None:
@@ -177,17 +174,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         wait([parent.sentinel])
         os._exit(1)
-
-
-def _limit_memory() -> None:
-    """Limit the address space to `MAX_GROWTH_BYTES` beyond its present size and write no core, if the system can."""
-    with suppress(ImportError, OSError, ValueError):  # elsewhere the deadline and the checks remain
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        n_pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = n_pages * resource.getpagesize() + MAX_GROWTH_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 class _CodecProcess(SpawnProcess):
@@ -219,9 +205,7 @@ class _Child:
     """A pool of one process, ready to decode."""
 
     def __init__(self, loads_decoders: bool) -> None:
-        self.pool = ProcessPoolExecutor(
-            1, mp_context=_CodecContext(), initializer=_prepare_child, initargs=(loads_decoders,)
-        )
+        self.pool = ProcessPoolExecutor(1, _CodecContext(), initializer=_prepare_child, initargs=(loads_decoders,))
         try:
             pid = self.pool.submit(os.getpid).result(START_DEADLINE_S)
         except BaseException:
@@ -234,7 +218,6 @@ class _Child:
         self.pool.shutdown(cancel_futures=True)
 
     def death(self) -> str:
-        """How the child ended."""
         self.process.join(1)
         status = self.process.exitcode
         if status is None or status >= 0:
@@ -244,13 +227,12 @@ class _Child:
 
 
 class Codec:
-    """Decodes in a child process that starts with the first frame; may be shared by threads, and survives a fork."""
+    """Decodes in a child process that starts with the first frame; may be shared by threads."""
 
     def __init__(self, decode: Decode = decode, frame_deadline_s: float = FRAME_DEADLINE_S) -> None:
         self._decode, self._frame_deadline_s = decode, frame_deadline_s
         self._lock = threading.Lock()
         self._child: _Child | None = None
-        _codecs.add(self)
 
     def decode(self, frame: EncodedFrame, name: str) -> Integer[np.ndarray, "row col"]:
         """The stored values of `frame` in this machine's byte order; `name` is for messages.
@@ -260,38 +242,38 @@ class Codec:
             UnsupportedInput: the decoder is not installed.
             MachineError: the child cannot be started.
         """
+        remedy = "fetch it again, or export the series uncompressed (Explicit VR Little Endian)"
+        where = f"transfer syntax {frame.transfer_syntax}"
         with self._lock:
             child = self._started()
             try:
-                answer = child.pool.submit(_answer, self._decode, frame).result(self._frame_deadline_s)
-                return _values(answer, frame, name)
-            except (CorruptInput, UnsupportedInput):  # the child is sound
-                raise
+                values = child.pool.submit(_answer, self._decode, frame).result(self._frame_deadline_s)
+                if (values.dtype, values.shape) == (frame.pixels.dtype, (frame.pixels.rows, frame.pixels.columns)):
+                    return np.asarray(values)
+                fault = "returned another shape or type than the header declares"
+            except UnsupportedFrame as error:
+                raise UnsupportedInput(
+                    f"{name} cannot be decoded from {where}: {error}; install it, {remedy}"
+                ) from error
+            except RefusedFrame as error:
+                fault = f"the compressed frame cannot be decoded from {where} ({error}); it is damaged"
+                raise CorruptInput(f"{name}: {fault}; {remedy}") from error
             except BrokenProcessPool:
                 fault = child.death()
             except TimeoutError:
                 fault = "takes longer than allowed"
-            except Exception as error:  # of `_values`, or of multiprocessing; `_answer` raises none
+            except Exception as error:  # of multiprocessing, which cannot send the answer; `_answer` raises no other
                 fault = f"returned an unexpected result ({error})"
             except BaseException:  # an interrupt: the answer must not reach the next frame
                 self._end_child()
                 raise
             self._end_child()
-        raise CorruptInput(
-            f"{name}: the decoder of transfer syntax {frame.transfer_syntax} {fault}; the compressed frame is damaged; "
-            "fetch it again, or export the series uncompressed"
-        )
+        raise CorruptInput(f"{name}: the decoder of {where} {fault}; the compressed frame is damaged; {remedy}")
 
     def close(self) -> None:
         """End the child; the next frame starts another."""
         with self._lock:
             self._end_child()
-
-    def forget(self) -> None:
-        """After a fork, release the parent's child, and a lock that may have been held."""
-        self._lock = threading.Lock()
-        child, self._child = self._child, None
-        _inherited.append(child)  # collecting the pool would write into its pipe, which the parent still uses
 
     def _started(self) -> _Child:
         if self._child is not None and not self._child.process.is_alive():
@@ -314,37 +296,12 @@ class Codec:
 
 def shared_codec() -> Codec:
     """The codec of this process."""
-    return _shared
+    return _shared[-1]
 
 
-def _values(answer: Any, frame: EncodedFrame, name: str) -> Integer[np.ndarray, "row col"]:
-    """The values in the child's answer; raises its refusal, or `TypeError` for anything else."""
-    pixels, syntax = frame.pixels, frame.transfer_syntax
-    if isinstance(answer, ValueError):
-        raise CorruptInput(
-            f"{name}: the compressed frame cannot be decoded from transfer syntax {syntax} ({answer}); it is "
-            "damaged, or of a kind that no decoder supports; fetch it again, or export the series uncompressed"
-        )
-    if isinstance(answer, UnsupportedFrame):
-        raise UnsupportedInput(
-            f"{name} cannot be decoded from transfer syntax {syntax}: {answer}; install it, or export the series "
-            "uncompressed (Explicit VR Little Endian)"
-        )
-    if not isinstance(answer, np.ndarray) or (answer.dtype, answer.shape) != (
-        frame.dtype,
-        (pixels.rows, pixels.columns),
-    ):
-        raise TypeError("another shape or type than the header declares")
-    return answer
+_shared = [Codec()]
+"""The codec of this process, after those that it inherited by fork: their lock may be held, and collecting their pool
+would write into the pipe that the parent uses."""
 
-
-def _forget_after_fork() -> None:
-    for codec in list(_codecs):
-        codec.forget()
-
-
-_codecs: WeakSet[Codec] = WeakSet()
-_inherited: list[_Child | None] = []
-_shared = Codec()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
+    os.register_at_fork(after_in_child=lambda: _shared.append(Codec()))

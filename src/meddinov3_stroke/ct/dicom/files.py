@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -28,21 +28,14 @@ MAX_FILE_BYTES = 1 << 30
 MAX_ARCHIVE_RATIO = 1032
 """Deflate expands 2 bits to at most 258 bytes; an archive that declares more is a bomb or damaged."""
 
-LIST_SUFFIX = ".txt"
-"""Suffix of a list of files: one path a line, relative to the list's folder; `#` at the start of a line or after a
-blank begins a comment."""
+LIST_SUFFIX, INDEX_SUFFIX = ".txt", ".parquet"
+"""Of a list of files (one path a line, relative to the list's folder; `#` at the start of a line or after a blank
+begins a comment), and of a header index, whose columns `series_uid` and `file` are read here."""
 
-INDEX_SUFFIX = ".parquet"
-"""Suffix of a header index; its columns `series_uid` and `file` are read here."""
-
-ContentT = TypeVar("ContentT", bytes, bytes | None)
-ReadBytes = Callable[[int], bytes | None]
-"""`read` of an open file."""
-
-_INDEX_BATCH_ROWS = 8192
+_Content = TypeVar("_Content", bytes, bytes | None)
+_ReadBytes = Callable[[int], bytes | None]
 _COMMENT = re.compile(r"(?:^|\s)#")
-_UNPACKING_FAULTS = (zlib.error, lzma.LZMAError, OSError)
-"""What the decompressors raise on damaged members; bz2 raises a plain OSError. The archive itself is already open."""
+_INDEX_BATCH_ROWS = 8192
 
 _END_BYTES = 22 + 20 + 56 + 0xFFFF
 """Longest end of an archive: the end record with its comment, the locator and the ZIP64 end record."""
@@ -74,9 +67,8 @@ class InputFile:
     def require_readable_size(self) -> None:
         """Raise `UnsupportedInput` if the file is larger than `MAX_FILE_BYTES`."""
         if self.n_bytes > MAX_FILE_BYTES:
-            raise UnsupportedInput(
-                f"{self.name} has {self.n_bytes} bytes; at most {MAX_FILE_BYTES} are read of one DICOM file"
-            )
+            most = f"at most {MAX_FILE_BYTES} are read of one DICOM file"
+            raise UnsupportedInput(f"{self.name} has {self.n_bytes} bytes; {most}")
 
     def head(self, n_bytes: int) -> bytes:
         """Its first `n_bytes` bytes, of a file of any size; else as `read`."""
@@ -85,7 +77,7 @@ class InputFile:
     def read_if(self, is_wanted: Callable[[bytes], bool], n_head: int) -> bytes | None:
         """All its bytes, in one opening; None if `is_wanted` rejects the first `n_head`. Else as `read`."""
 
-        def read_wanted(read: ReadBytes) -> bytes | None:
+        def read_wanted(read: _ReadBytes) -> bytes | None:
             head = read(n_head) or b""
             if not is_wanted(head):
                 return None
@@ -94,7 +86,7 @@ class InputFile:
 
         return self._read(read_wanted)
 
-    def _read(self, take: Callable[[ReadBytes], ContentT]) -> ContentT:
+    def _read(self, take: Callable[[_ReadBytes], _Content]) -> _Content:
         with machine_errors(self.path):
             if self.archive is None:
                 with self.path.open("rb", buffering=0) as handle:
@@ -105,17 +97,16 @@ class InputFile:
             raise CorruptInput(f"{self.name} has grown beyond {self.n_bytes} bytes since it was listed; read it again")
         return content
 
-    def _read_member(self, archive: zipfile.ZipFile, take: Callable[[ReadBytes], ContentT]) -> ContentT:
+    def _read_member(self, archive: zipfile.ZipFile, take: Callable[[_ReadBytes], _Content]) -> _Content:
         try:
             with archive.open(self.member) as member:
                 return take(member.read)
         except NotImplementedError as error:
-            raise UnsupportedInput(
-                f"{self.name} is compressed by a method that is not supported ({error}); pack the archive again"
-            ) from error
+            fault = f"is compressed by a method that is not supported ({error}); pack the archive again"
+            raise UnsupportedInput(f"{self.name} {fault}") from error
         except RuntimeError as error:  # raised by zipfile when a password is needed
             raise UnsupportedInput(f"{self.name} is encrypted; unpack the archive with its password") from error
-        except (zipfile.BadZipFile, EOFError, ValueError, *_UNPACKING_FAULTS) as error:
+        except (zipfile.BadZipFile, EOFError, ValueError, zlib.error, lzma.LZMAError, OSError) as error:  # bz2: OSError
             raise CorruptInput(f"{self.name} cannot be unpacked ({error}); fetch the archive again") from error
 
 
@@ -124,7 +115,7 @@ def open_files(source: Path | Sequence[Path]) -> Iterator[tuple[InputFile, ...]]
     """The files of a folder (recursively), zip archive, list (.txt) or file, or the given files, sorted by name.
 
     Raises:
-        MissingInput: not found, or an empty folder, archive or list; a link or list entry without a file.
+        MissingInput: not found, or empty; a link or list entry without a file.
         CorruptInput: a damaged archive, one with impossible sizes, or one with two files of one name.
         UnsupportedInput: more than `MAX_FILES` files, or something other than a regular file.
         MachineError: the files cannot be listed.
@@ -145,23 +136,21 @@ def _files_of(source: Path | Sequence[Path], stack: ExitStack) -> Iterator[Input
             yield from _in_folder(source)
         elif _is_archive(source):
             yield from _in_archive(source, stack)
-        elif source.name.lower().endswith(LIST_SUFFIX) and not _begins_as_dicom(source):
+        elif source.name.lower().endswith(LIST_SUFFIX) and not _head(source, PREAMBLE_BYTES + len(MAGIC)).endswith(
+            MAGIC
+        ):
             yield from _in_list(source)
         else:
             yield _on_disk(source, str(source))
 
 
 def _is_archive(path: Path) -> bool:
-    """Whether it is a zip archive, or begins as a truncated one."""
-    if zipfile.is_zipfile(path):
-        return True
-    with path.open("rb") as handle:
-        return handle.read(4) == b"PK\x03\x04"
+    return zipfile.is_zipfile(path) or _head(path, 4) == b"PK\x03\x04"  # that of a truncated one
 
 
-def _begins_as_dicom(path: Path) -> bool:
+def _head(path: Path, n_bytes: int) -> bytes:
     with path.open("rb") as handle:
-        return handle.read(PREAMBLE_BYTES + len(MAGIC)).endswith(MAGIC)
+        return handle.read(n_bytes)
 
 
 def _on_disk(path: Path, name: str) -> InputFile:
@@ -199,10 +188,8 @@ def _raise(error: OSError) -> None:
 
 def _require_few(n_files: int, source: Path) -> None:
     if n_files > MAX_FILES:
-        raise UnsupportedInput(
-            f"{source} holds more than {MAX_FILES} files; expected one study; name the study's own folder, or use "
-            "prepare-rsna for a data set"
-        )
+        remedy = "name the study's own folder, or use prepare-rsna for a data set"
+        raise UnsupportedInput(f"{source} holds more than {MAX_FILES} files; expected one study; {remedy}")
 
 
 def _in_archive(path: Path, stack: ExitStack) -> Iterator[InputFile]:
@@ -216,15 +203,11 @@ def _in_archive(path: Path, stack: ExitStack) -> Iterator[InputFile]:
     names = Counter(member.filename for member in members)
     for member in sorted(members, key=lambda member: member.filename):
         if names[member.filename] > 1:
-            raise CorruptInput(
-                f"{path} holds {names[member.filename]} files named {member.filename}; expected one of each name; "
-                "pack it again"
-            )
+            found = f"{names[member.filename]} files named {member.filename}"
+            raise CorruptInput(f"{path} holds {found}; expected one of each name; pack it again")
         if member.file_size > MAX_ARCHIVE_RATIO * max(member.compress_size, 1):
-            raise CorruptInput(
-                f"{path}: {member.filename} declares {member.file_size} bytes from {member.compress_size}, more than "
-                "deflate can expand; fetch it again"
-            )
+            sizes = f"{member.file_size} bytes from {member.compress_size}, more than deflate can expand"
+            raise CorruptInput(f"{path}: {member.filename} declares {sizes}; fetch it again")
         yield InputFile(f"{path.name}:{member.filename}", path, member.file_size, archive, member.filename)
 
 
@@ -249,14 +232,10 @@ def _in_list(path: Path) -> Iterator[InputFile]:
     entries = [entry for line in lines if (entry := _COMMENT.split(line, maxsplit=1)[0].strip())]
     _require_few(len(entries), path)
     for entry in entries:
-        yield _on_disk(path.parent / _from_home(entry), entry)
-
-
-def _from_home(entry: str) -> Path:
-    try:
-        return Path(entry).expanduser()
-    except RuntimeError:  # no such user: the name just begins with ~
-        return Path(entry)
+        found = Path(entry)
+        with suppress(RuntimeError):  # no such user: the name just begins with ~
+            found = found.expanduser()
+        yield _on_disk(path.parent / found, entry)
 
 
 def is_header_index(path: Path) -> bool:
@@ -281,9 +260,8 @@ def files_of_series(path: Path, series_uid: str | None) -> list[Path]:
         with machine_errors(path):
             names = _indexed_names(path, series_uid)
     except (pa.ArrowException, KeyError, ValueError, TypeError) as error:  # ValueError: also text that is not UTF-8
-        raise CorruptInput(
-            f"{path} is not a header index ({type(error).__name__}); create it again with prepare-rsna"
-        ) from error
+        fault = f"is not a header index ({type(error).__name__})"
+        raise CorruptInput(f"{path} {fault}; create it again with prepare-rsna") from error
     if not names:
         raise MissingInput(f"{path} has no series {series_uid}; check the UID, or create the index again")
     return [path.parent / name for name in names]
@@ -302,8 +280,6 @@ def _indexed_names(path: Path, series_uid: str) -> list[str]:
     is_of_series = dataset.field("series_uid") == series_uid
     rows = index.scanner(columns=["file"], filter=is_of_series, batch_size=_INDEX_BATCH_ROWS).head(MAX_FILES + 1)
     if len(rows) > MAX_FILES:
-        raise UnsupportedInput(
-            f"{path} has more than {MAX_FILES} images of series {series_uid}; no series is that long; create it again "
-            "with prepare-rsna"
-        )
+        found = f"more than {MAX_FILES} images of series {series_uid}"
+        raise UnsupportedInput(f"{path} has {found}; no series is that long; create it again with prepare-rsna")
     return list(dict.fromkeys(name for name in rows["file"].to_pylist() if name))

@@ -1,14 +1,14 @@
 """The header of one DICOM image, as far as a volume needs it. Each field is declared once, here.
 
-The metadata of a dataclass field names the DICOM attribute and how it is read; `header_reading` reads the attributes
-so declared, and `data.header_pass` derives its table from the same fields. PS3.3 C.7.6.1 (image), C.7.6.2 (plane),
+The metadata of a dataclass field names the DICOM attribute and how it is read: `survey` reads the attributes so
+declared, and `data.header_rows` derives its table from the same fields. PS3.3 C.7.6.1 (image), C.7.6.2 (plane),
 C.7.6.3 (pixels), C.8.2 (CT).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,9 @@ from jaxtyping import Float64
 
 from meddinov3_stroke.ct.nifti_header import MAX_INTERCEPT, SLOPE_RANGE
 from meddinov3_stroke.errors import CorruptInput
+
+WRAPPED_BITS, WRAPPED_ABOVE_INTERCEPT = 12, -100.0
+"""The RSNA 2019 fault: BitsStored 12, unsigned, and an intercept above -100."""
 
 
 class HeaderFields:
@@ -31,27 +34,29 @@ class HeaderFields:
         try:
             value = self.dataset.get(keyword)
         except Exception as error:  # pydicom's converters raise errors of any type
-            raise CorruptInput(
-                f"{self.name}: {keyword} cannot be read ({type(error).__name__}); the header is damaged; fetch it again"
-            ) from error
+            fault = f"{keyword} cannot be read ({type(error).__name__})"
+            raise CorruptInput(f"{self.name}: {fault}; the header is damaged; fetch it again") from error
         return None if value is None or value == "" else value
 
-    def _values(self, keyword: str) -> Sequence[Any]:
-        """All values of a multi-valued attribute; empty if it is absent or unreadable."""
+    def _lenient(self, keyword: str) -> Any:
         try:
-            value = self.value(keyword)
+            return self.value(keyword)
         except CorruptInput:
-            return ()
+            return None
+
+    def _values(self, keyword: str) -> Sequence[Any]:
+        value = self._lenient(keyword)
         return value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
 
     def text(self, keyword: str) -> str:
         """A description without unprintable characters; empty if absent or unreadable."""
-        try:
-            value = self.value(keyword)
-        except CorruptInput:
-            return ""
+        value = self._lenient(keyword)
         text = "" if value is None else str(value)
         return "".join(character for character in text if character.isprintable()).strip()
+
+    def upper(self, keyword: str) -> str:
+        """A description in upper case."""
+        return self.text(keyword).upper()
 
     def texts(self, keyword: str) -> tuple[str, ...]:
         """The values of a multi-valued description in upper case."""
@@ -68,7 +73,7 @@ class HeaderFields:
     def number(self, keyword: str) -> float | None:
         """One finite number, or None."""
         numbers = self.floats(keyword, 1)
-        return None if numbers is None else numbers[0]
+        return numbers[0] if numbers else None
 
     def count(self, keyword: str) -> int | None:
         """A whole number, or None if it is absent or unreadable."""
@@ -76,11 +81,7 @@ class HeaderFields:
         return int(number) if number is not None and number == int(number) else None
 
     def needed(self, keyword: str, default: int | None = None) -> int:
-        """A whole number without which the pixels cannot be read.
-
-        Raises:
-            CorruptInput: absent without a default, or not a whole number.
-        """
+        """A whole number; raises `CorruptInput` if it is unreadable, or absent without a default."""
         value = self.value(keyword)
         if value is None and default is not None:
             return default
@@ -95,63 +96,40 @@ class HeaderFields:
         return list(value) if value is not None else []
 
 
-Read = Callable[[HeaderFields, str, Mapping[str, Any]], Any]
-"""Reads an attribute from (data set, keyword, fields of the same dataclass read before)."""
-
-
-def _attribute(keyword: str, read: Read) -> dict[str, Any]:
+def _as(read: Callable[[HeaderFields, str], Any], keyword: str) -> dict[str, Any]:
     return {"keyword": keyword, "read": read}
 
 
-def _text(keyword: str) -> dict[str, Any]:
-    return _attribute(keyword, lambda found, name, _: found.text(name))
-
-
-def _upper(keyword: str, default: str = "") -> dict[str, Any]:
-    return _attribute(keyword, lambda found, name, _: found.text(name).upper() or default)
-
-
-def _texts(keyword: str) -> dict[str, Any]:
-    return _attribute(keyword, lambda found, name, _: found.texts(name))
-
-
-def _number(keyword: str) -> dict[str, Any]:
-    return _attribute(keyword, lambda found, name, _: found.number(name))
-
-
-def _count(keyword: str) -> dict[str, Any]:
-    return _attribute(keyword, lambda found, name, _: found.count(name))
-
-
-def _needed(keyword: str, default: Callable[[Mapping[str, Any]], int | None] = lambda _: None) -> dict[str, Any]:
-    return _attribute(keyword, lambda found, name, before: found.needed(name, default(before)))
+def _columns(keyword: str, *columns: str) -> dict[str, Any]:
+    return {"keyword": keyword, "columns": columns}
 
 
 @dataclass(frozen=True)
 class PixelFormat:
     """How a frame's pixels are stored (DICOM PS3.3 C.7.6.3, PS3.5 8.1)."""
 
-    rows: int = field(metadata=_needed("Rows"))
-    columns: int = field(metadata=_needed("Columns"))
-    samples_per_pixel: int = field(metadata=_needed("SamplesPerPixel", lambda _: 1))
-    photometric_interpretation: str = field(metadata=_upper("PhotometricInterpretation", "MONOCHROME2"))
-    bits_allocated: int = field(metadata=_needed("BitsAllocated"))
-    bits_stored: int = field(metadata=_needed("BitsStored", lambda before: before["bits_allocated"]))
-    high_bit: int = field(metadata=_needed("HighBit", lambda before: before["bits_stored"] - 1))
-    is_signed: bool = field(
-        metadata=_attribute("PixelRepresentation", lambda found, name, _: found.needed(name, 0) == 1)
-    )
-    n_frames: int = field(
-        default=1, metadata=_attribute("NumberOfFrames", lambda found, name, _: found.count(name) or 1)
-    )
+    rows: int
+    columns: int
+    samples_per_pixel: int
+    photometric_interpretation: str
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    is_signed: bool
+    n_frames: int = 1
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the stored values, in this machine's byte order."""
+        return np.dtype(f"{'i' if self.is_signed else 'u'}{self.bits_allocated // 8}")
 
 
 @dataclass(frozen=True)
 class Rescale:
     """Stored value to HU: `value * slope + intercept` (DICOM PS3.3 C.11.1)."""
 
-    slope: float = field(metadata={"keyword": "RescaleSlope"})
-    intercept: float = field(metadata={"keyword": "RescaleIntercept"})
+    slope: float
+    intercept: float
     is_wrapped: bool = False
     """The RSNA 2019 fault: 12-bit values that wrapped around at 4096, with a wrong intercept."""
     is_stated: bool = True
@@ -163,6 +141,29 @@ class Rescale:
         return SLOPE_RANGE[0] <= self.slope <= SLOPE_RANGE[1] and abs(self.intercept) <= MAX_INTERCEPT
 
 
+def rescale_of(found: HeaderFields, pixels: PixelFormat) -> Rescale:
+    """Slope and intercept, 1 and 0 where not stated."""
+    slope, intercept = found.number("RescaleSlope"), found.number("RescaleIntercept")
+    is_stated = slope is not None and intercept is not None
+    slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
+    is_unsigned_12 = pixels.bits_stored == WRAPPED_BITS and not pixels.is_signed
+    return Rescale(slope, intercept, is_stated and is_unsigned_12 and intercept > WRAPPED_ABOVE_INTERCEPT, is_stated)
+
+
+def padding_of(found: HeaderFields, pixels: PixelFormat) -> tuple[int, int] | None:
+    """(smallest, largest) padding value with the sign of the pixels; some files confuse US and SS."""
+    first, last = found.count("PixelPaddingValue"), found.count("PixelPaddingRangeLimit")
+    if first is None:
+        return None
+    turns = 1 << max(pixels.bits_allocated, 1)
+    bounds = [first, first if last is None else last]
+    if pixels.is_signed:
+        bounds = [value - turns if value >= turns // 2 else value for value in bounds]
+    else:
+        bounds = [value + turns if value < 0 else value for value in bounds]
+    return min(bounds), max(bounds)
+
+
 @dataclass(frozen=True, eq=False)
 class ImageHeader:
     """One image: a file, or one frame of a multi-frame file."""
@@ -171,54 +172,49 @@ class ImageHeader:
     """Name of the file within its input, for messages and lists."""
     frame: int | None
     """0-based in a multi-frame object; None if the file is the image."""
-    sop_instance_uid: str = field(metadata=_text("SOPInstanceUID"))
-    series_instance_uid: str = field(metadata=_text("SeriesInstanceUID"))
-    study_instance_uid: str = field(metadata=_text("StudyInstanceUID"))
-    patient_id: str = field(metadata=_text("PatientID"))
+    sop_instance_uid: str = field(metadata=_as(HeaderFields.text, "SOPInstanceUID"))
+    series_instance_uid: str = field(metadata=_as(HeaderFields.text, "SeriesInstanceUID"))
+    study_instance_uid: str = field(metadata=_as(HeaderFields.text, "StudyInstanceUID"))
+    patient_id: str = field(metadata=_as(HeaderFields.text, "PatientID"))
     """Distinguishes patients; never printed or logged, and stored only by `prepare-rsna`, whose IDs are Kaggle's."""
-    modality: str = field(metadata=_upper("Modality"))
-    sop_class_uid: str = field(metadata=_text("SOPClassUID"))
-    image_type: tuple[str, ...] = field(metadata=_texts("ImageType"))
-    series_number: int | None = field(metadata=_count("SeriesNumber"))
-    acquisition_number: int | None = field(metadata=_count("AcquisitionNumber"))
-    instance_number: int | None = field(metadata=_count("InstanceNumber"))
+    modality: str = field(metadata=_as(HeaderFields.upper, "Modality"))
+    sop_class_uid: str = field(metadata=_as(HeaderFields.text, "SOPClassUID"))
+    image_type: tuple[str, ...] = field(metadata=_as(HeaderFields.texts, "ImageType"))
+    series_number: int | None = field(metadata=_as(HeaderFields.count, "SeriesNumber"))
+    acquisition_number: int | None = field(metadata=_as(HeaderFields.count, "AcquisitionNumber"))
+    instance_number: int | None = field(metadata=_as(HeaderFields.count, "InstanceNumber"))
     """For information; never sorted by."""
-    series_description: str = field(metadata=_text("SeriesDescription"))
-    body_part: str = field(metadata=_text("BodyPartExamined"))
-    kernel: str = field(metadata=_attribute("ConvolutionKernel", lambda found, name, _: "\\".join(found.texts(name))))
-    contrast: str = field(metadata=_text("ContrastBolusAgent"))
+    series_description: str = field(metadata=_as(HeaderFields.text, "SeriesDescription"))
+    body_part: str = field(metadata=_as(HeaderFields.text, "BodyPartExamined"))
+    kernel: str = field(metadata=_as(lambda found, name: "\\".join(found.texts(name)), "ConvolutionKernel"))
+    contrast: str = field(metadata=_as(HeaderFields.text, "ContrastBolusAgent"))
     transfer_syntax: str
-    """UID."""
     pixels: PixelFormat
     has_pixel_data: bool
     rescale: Rescale
-    padding: tuple[int, int] | None = field(
-        metadata={"keyword": "PixelPaddingValue", "columns": ("padding_low", "padding_high")}
-    )
+    padding: tuple[int, int] | None = field(metadata=_columns("PixelPaddingValue", "padding_low", "padding_high"))
     """Smallest and largest stored value that is padding."""
-    has_modality_lut: bool = field(
-        metadata=_attribute("ModalityLUTSequence", lambda found, name, _: bool(found.sequence(name)))
-    )
+    has_modality_lut: bool = field(metadata=_as(lambda found, name: bool(found.sequence(name)), "ModalityLUTSequence"))
     position_mm: Float64[np.ndarray, " 3"] | None = field(
-        metadata={"keyword": "ImagePositionPatient", "columns": ("position_x", "position_y", "position_z")}
+        metadata=_columns("ImagePositionPatient", "position_x", "position_y", "position_z")
     )
     """Image Position (Patient), LPS: centre of the first voxel."""
     row_direction: Float64[np.ndarray, " 3"] | None = field(
-        metadata={"keyword": "ImageOrientationPatient", "columns": ("row_x", "row_y", "row_z")}
+        metadata=_columns("ImageOrientationPatient", "row_x", "row_y", "row_z")
     )
     """Unit vector, LPS, along which the column index increases (first half of Image Orientation)."""
     column_direction: Float64[np.ndarray, " 3"] | None = field(
-        metadata={"keyword": "ImageOrientationPatient", "columns": ("column_x", "column_y", "column_z")}
+        metadata=_columns("ImageOrientationPatient", "column_x", "column_y", "column_z")
     )
     """Unit vector, LPS, along which the row index increases (second half)."""
     pixel_spacing_mm: tuple[float, float] | None = field(
-        metadata={"keyword": "PixelSpacing", "columns": ("spacing_rows", "spacing_columns")}
+        metadata=_columns("PixelSpacing", "spacing_rows", "spacing_columns")
     )
     """(between rows, between columns)."""
-    slice_thickness_mm: float | None = field(metadata=_number("SliceThickness"))
-    gantry_tilt_degrees: float | None = field(metadata=_number("GantryDetectorTilt"))
+    slice_thickness_mm: float | None = field(metadata=_as(HeaderFields.number, "SliceThickness"))
+    gantry_tilt_degrees: float | None = field(metadata=_as(HeaderFields.number, "GantryDetectorTilt"))
     """As stated in the header; the tilt used is that of the geometry."""
-    frame_of_reference_uid: str = field(default="", metadata=_text("FrameOfReferenceUID"))
+    frame_of_reference_uid: str = field(default="", metadata=_as(HeaderFields.text, "FrameOfReferenceUID"))
     """Positions under different ones cannot be compared."""
     geometry_fault: str = ""
     """Why position, orientation or pixel spacing are None."""

@@ -11,14 +11,11 @@ from meddinov3_stroke.ct.dicom.header import ImageHeader
 from meddinov3_stroke.ct.dicom.series import LPS_TO_RAS, Stack
 from meddinov3_stroke.ct.geometry import Orientation, canonical_orientation
 
-EVEN_TOLERANCE_MM = 0.02
-"""Difference within which gaps are equal: some scanners round positions to 0.01 mm."""
+EVEN_TOLERANCE_MM, TILT_TOLERANCE_DEGREES = 0.02, 0.1
+"""Differences of gaps, and angles between the normal and the way from slice to slice, that are rounding."""
 
 MISSING_RATIO = 1.5
 """Slices may be missing in a single gap that is this many times as wide as both its neighbours."""
-
-TILT_TOLERANCE_DEGREES = 0.1
-"""A smaller angle between the normal and the direction from slice to slice is rounding."""
 
 MOST_RUNS = 6
 """Runs of gaps listed in a note."""
@@ -103,23 +100,17 @@ def _runs(gaps: Float64[np.ndarray, " gap"]) -> tuple[GapRun, ...]:
 
 
 def _tilt_degrees(stack: Stack) -> float:
-    first, last = stack.images[0], stack.images[-1]
-    assert first.position_mm is not None  # a usable stack
-    assert last.position_mm is not None
-    assert first.column_direction is not None
-    way = last.position_mm - first.position_mm
+    first, column = stack.first, stack.first.directions[1]
+    way = (stack.slice_positions_mm[-1] - stack.slice_positions_mm[0]) * LPS_TO_RAS
     upward = first.normal if first.normal @ way >= 0 else -first.normal
     along, aside = float(way @ upward), float(np.linalg.norm(np.cross(way, upward)))
-    back = first.column_direction if first.column_direction[1] >= 0 else -first.column_direction  # LPS: y to posterior
+    back = column if column[1] >= 0 else -column  # LPS: y to posterior
     lean = -1.0 if way @ back > 0 else 1.0
     return lean * float(np.degrees(np.arctan2(aside, along)))
 
 
 def canonical_positions_mm(stack: Stack) -> Float64[np.ndarray, "slice 3"]:
-    """RAS+ mm of the centre of voxel (row 0, col 0) of each canonical slice: `Volume.slice_positions_mm`.
-
-    If an image is stored with its rows or columns reversed, Image Position is at another corner.
-    """
+    """RAS+ mm of the centre of voxel (row 0, col 0) of each canonical slice: `Volume.slice_positions_mm`."""
     return slice_geometry(stack, canonical_orientation(stack_affine(stack)))[0]
 
 
@@ -132,22 +123,16 @@ def stack_affine(stack: Stack) -> Float64[np.ndarray, "4 4"]:
     """Maps (image, row, column, 1) of the stack as stored to RAS+ mm, from its first and last image."""
     positions = stack.slice_positions_mm
     affine = np.eye(4)
-    affine[:3, 0] = _mean_step_mm(stack)
+    if len(positions) > 1:
+        affine[:3, 0] = (positions[-1] - positions[0]) / (len(positions) - 1)
+    else:
+        affine[:3, 0] = stack.first.normal * LPS_TO_RAS * layout_of(stack).nominal_mm
     affine[:3, 1:3] = _steps_mm(stack.first)
     affine[:3, 3] = positions[0]
     return affine
 
 
-def _mean_step_mm(stack: Stack) -> Float64[np.ndarray, " 3"]:
-    """RAS+ mm from slice to slice on the straight line through the first and last; through a single slice."""
-    positions = stack.slice_positions_mm
-    if len(positions) == 1:
-        return np.asarray(stack.first.normal * LPS_TO_RAS * layout_of(stack).nominal_mm)
-    return np.asarray((positions[-1] - positions[0]) / (len(positions) - 1))
-
-
 def _steps_mm(image: ImageHeader) -> Float64[np.ndarray, "3 2"]:
-    """RAS+ mm from a stored voxel to the next row and to the next column."""
     assert image.pixel_spacing_mm is not None  # placed images only
     towards = image.directions[::-1].T  # [xyz, (row index, column index)]
     return np.asarray(towards * LPS_TO_RAS[:, None] * np.array(image.pixel_spacing_mm))
@@ -164,7 +149,7 @@ def slice_geometry(
     for place, (axis, flip) in enumerate(zip(orientation.axes[1:], orientation.flips[1:], strict=True)):
         step = steps[:, :, axis - 1]
         canonical_steps[:, :, place] = -step if flip else step
-        if flip:
+        if flip:  # Image Position is at another corner
             positions = positions + step * (shape[axis] - 1)
     order = slice(None, None, -1 if orientation.flips[0] else 1)
     return positions[order], canonical_steps[order]

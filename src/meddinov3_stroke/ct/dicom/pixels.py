@@ -1,15 +1,17 @@
-"""One frame of stored values from a walked DICOM file (DICOM PS3.5 section 8 and annex A).
+"""One frame of a walked DICOM file: its stored values, and these as Hounsfield units with padding as air.
 
-Native frames are a view of the file's bytes, whose number is checked; compressed ones are decoded by a child process.
+Native frames are a view of the file's bytes; compressed ones are decoded by a child process. PS3.5 section 8 and annex
+A (stored values), PS3.3 C.11.1 (rescale) and C.7.5.1.1.2 (padding).
 """
 
 from __future__ import annotations
 
 import struct
-from io import BytesIO
+from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer, Real
 
 from meddinov3_stroke.ct.dicom.container import (
     DEFLATED,
@@ -17,6 +19,8 @@ from meddinov3_stroke.ct.dicom.container import (
     EXPLICIT_LITTLE,
     IMPLICIT_LITTLE,
     DicomContent,
+    PixelElement,
+    parse_dataset,
 )
 from meddinov3_stroke.ct.dicom.decoders import (
     CODEC_SYNTAXES,
@@ -25,9 +29,9 @@ from meddinov3_stroke.ct.dicom.decoders import (
     EncodedFrame,
     shared_codec,
 )
-from meddinov3_stroke.ct.dicom.elements import PixelElement
-from meddinov3_stroke.ct.dicom.header import PixelFormat
+from meddinov3_stroke.ct.dicom.header import ImageHeader, PixelFormat
 from meddinov3_stroke.errors import CorruptInput, UnsupportedInput
+from meddinov3_stroke.types import AIR_HU, PADDING_BELOW_HU
 
 NATIVE_SYNTAXES = frozenset((IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED))
 """Transfer syntaxes whose pixels are stored as they are."""
@@ -52,6 +56,17 @@ _JPEG_START = b"\xff\xd8"
 _FRAME_HEADERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 """Markers of a JPEG's frame header, which has its size: SOF (ITU-T T.81 B.2.2) and SOF55 of JPEG-LS (T.87 C.2.2)."""
 
+_EXPORT = "export the series uncompressed (Explicit VR Little Endian)"
+_ITEM_HEADER = 8
+"""Bytes of the tag and length of a fragment."""
+
+WRAP, REPAIR_SHIFT, REPAIRED_INTERCEPT = 4096, 1000, -1000.0
+"""The RSNA 2019 repair of 12-bit values that wrapped around: add 1000, subtract 4096 from those that reach it; the
+intercept is -1000."""
+
+TISSUE_ABOVE_HU = -900.0
+"""Padding above this could be tissue of the same value; only regions that touch the border become air."""
+
 
 def decode_frame(content: DicomContent, pixels: PixelFormat, frame: int, name: str) -> Integer[np.ndarray, "row col"]:
     """Stored values of one frame (0-based) before any rescale: 8, 16 or 32 bits in this machine's byte order, signed as
@@ -67,11 +82,14 @@ def decode_frame(content: DicomContent, pixels: PixelFormat, frame: int, name: s
     assert 0 <= frame < pixels.n_frames
     syntax, found = content.transfer_syntax, content.pixel_data
     if syntax not in NATIVE_SYNTAXES and syntax not in CODEC_SYNTAXES:
-        raise _unread_syntax(syntax, name)
+        why = "its 12-bit decoder is under the GPL" if syntax == JPEG_EXTENDED else "there is no decoder for it"
+        raise UnsupportedInput(f"{name} has the transfer syntax {_named(syntax)!a}, not supported ({why}); {_EXPORT}")
     if found is None:
-        raise CorruptInput(f"{name} has no pixel data; expected {pixels.n_frames} frame(s); fetch it again")
+        _refuse(name, f"has no pixel data; expected {pixels.n_frames} frame(s)")
     if syntax in NATIVE_SYNTAXES:
         return _without_unused_bits(_native_frame(content, found, pixels, frame, name), pixels)
+    if found.length is not None:
+        _refuse(name, f"has plain pixel data under the compressed transfer syntax {syntax}; expected fragments")
     codestream = _codestream(content, found, pixels, frame, name)
     _require_size(syntax, codestream, pixels, name)
     values = shared_codec().decode(EncodedFrame(syntax, codestream, pixels), name)
@@ -79,61 +97,57 @@ def decode_frame(content: DicomContent, pixels: PixelFormat, frame: int, name: s
     return _without_unused_bits(values, pixels) if syntax == RLE_LOSSLESS else values
 
 
+def _refuse(name: str, fault: str) -> NoReturn:
+    raise CorruptInput(f"{name} {fault}; it is damaged; fetch it again")
+
+
+def _named(uid: str) -> str:
+    """A transfer syntax with its standard name, if it has one."""
+    from pydicom.config import IGNORE
+    from pydicom.uid import UID
+
+    known = UID(uid, IGNORE).name  # without a warning about an invalid UID
+    return f"{uid} ({known})" if known != uid else uid
+
+
 def _require_readable(pixels: PixelFormat, name: str) -> None:
     """Check that a pixel is one value, that its bits are consistent, and that the pixels are few enough to allocate."""
     if pixels.samples_per_pixel != 1:
-        raise UnsupportedInput(
-            f"{name} has {pixels.samples_per_pixel} samples a pixel ({pixels.photometric_interpretation}); expected 1; "
-            "give the CT images, not a colour picture of them"
-        )
+        found = f"{pixels.samples_per_pixel} samples a pixel ({pixels.photometric_interpretation})"
+        raise UnsupportedInput(f"{name} has {found}; expected 1; give the CT images, not a colour picture of them")
     if pixels.bits_allocated not in _BITS_ALLOCATED:
         raise UnsupportedInput(
             f"{name} has {pixels.bits_allocated} bits allocated; expected 8, 16 or 32; export the series again"
         )
     if not 0 < pixels.bits_stored <= pixels.high_bit + 1 <= pixels.bits_allocated:
-        raise CorruptInput(
-            f"{name} has {pixels.bits_stored} bits stored up to high bit {pixels.high_bit} of {pixels.bits_allocated} "
-            "allocated, which is impossible; the header is damaged; fetch it again"
+        found = (
+            f"{pixels.bits_stored} bits stored up to high bit {pixels.high_bit} of {pixels.bits_allocated} allocated"
         )
+        _refuse(name, f"has {found}, which is impossible")
     sides = f"{pixels.n_frames} frame(s) of {pixels.rows} x {pixels.columns} pixels"
     if min(pixels.rows, pixels.columns, pixels.n_frames) < 1:
-        raise CorruptInput(f"{name} declares {sides}; expected at least 1 of each; the header is damaged")
+        _refuse(name, f"declares {sides}; expected at least 1 of each")
     n_pixels = pixels.rows * pixels.columns
     if n_pixels > MAX_FRAME_PIXELS or n_pixels * pixels.n_frames > MAX_PIXELS:
         raise UnsupportedInput(
-            f"{name} declares {sides}; at most {MAX_FRAME_PIXELS} pixels a frame and {MAX_PIXELS} in all are read; "
+            f"{name} declares {sides}; at most {MAX_FRAME_PIXELS} a frame and {MAX_PIXELS} in all are read; "
             "the header is damaged or this is not a CT"
         )
-
-
-def _unread_syntax(uid: str, name: str) -> UnsupportedInput:
-    """The error for a transfer syntax without a decoder, with its standard name."""
-    from pydicom.config import IGNORE
-    from pydicom.uid import UID
-
-    known = UID(uid, IGNORE).name  # without a warning about an invalid UID
-    words = f"{uid} ({known})" if known != uid else uid
-    why = "its 12-bit decoder is under the GPL" if uid == JPEG_EXTENDED else "there is no decoder for it"
-    return UnsupportedInput(
-        f"{name} has the transfer syntax {words!a}, which is not supported ({why}); "
-        "export the series uncompressed (Explicit VR Little Endian)"
-    )
 
 
 def _native_frame(
     content: DicomContent, found: PixelElement, pixels: PixelFormat, frame: int, name: str
 ) -> Integer[np.ndarray, "row col"]:
     """The frame with all its bits, a view of the file's bytes if their order is this machine's."""
-    dtype = np.dtype(f"{'i' if pixels.is_signed else 'u'}{pixels.bits_allocated // 8}")
     n_pixels = pixels.rows * pixels.columns
-    frame_bytes = n_pixels * dtype.itemsize
     require_length(found, pixels, name)
     is_big_endian = content.transfer_syntax == EXPLICIT_BIG
-    source, start = content.content, found.offset + frame * frame_bytes
-    if is_big_endian and dtype.itemsize == 1 and found.vr == "OW":
-        source, start = _swapped_pairs(content.content, found), frame * frame_bytes
-    stored = np.frombuffer(source, dtype.newbyteorder(">" if is_big_endian else "<"), n_pixels, start)
-    return stored.astype(dtype, copy=False).reshape(pixels.rows, pixels.columns)
+    source, start = content.content, found.offset + frame * n_pixels * pixels.dtype.itemsize
+    if is_big_endian and pixels.bits_allocated == 8 and found.vr == "OW":  # bytes within big endian words (annex D.2)
+        words = source[found.offset : found.offset + (found.length or 0)]
+        source, start = np.frombuffer(words + bytes(len(words) % 2), ">u2").astype("<u2").tobytes(), frame * n_pixels
+    stored = np.frombuffer(source, pixels.dtype.newbyteorder(">" if is_big_endian else "<"), n_pixels, start)
+    return stored.astype(pixels.dtype, copy=False).reshape(pixels.rows, pixels.columns)
 
 
 def require_length(found: PixelElement, pixels: PixelFormat, name: str) -> None:
@@ -142,21 +156,12 @@ def require_length(found: PixelElement, pixels: PixelFormat, name: str) -> None:
     Raises:
         CorruptInput: it has another length, or is encapsulated.
     """
+    sides = f"{pixels.n_frames} frame(s) of {pixels.rows} x {pixels.columns} pixels of {pixels.bits_allocated} bits"
     n_values = pixels.rows * pixels.columns * pixels.samples_per_pixel * pixels.n_frames
     expected = n_values * pixels.bits_allocated // 8
     if found.length is None or not expected <= found.length <= expected + 1:
         length = "encapsulated" if found.length is None else f"{found.length} bytes of"
-        raise CorruptInput(
-            f"{name} has {length} pixel data; expected {expected} bytes ({pixels.n_frames} frame(s) of {pixels.rows} x "
-            f"{pixels.columns} pixels of {pixels.bits_allocated} bits); it is damaged; fetch it again"
-        )
-
-
-def _swapped_pairs(content: bytes, found: PixelElement) -> bytes:
-    """The value of 8-bit pixels written as big endian words (PS3.5 annex D.2), in the order of the pixels."""
-    assert found.length is not None
-    value = content[found.offset : found.offset + found.length]
-    return np.frombuffer(value + bytes(len(value) % 2), ">u2").astype("<u2").tobytes()
+        _refuse(name, f"has {length} pixel data; expected {expected} bytes ({sides})")
 
 
 def _without_unused_bits(values: Integer[np.ndarray, "row col"], pixels: PixelFormat) -> Integer[np.ndarray, "row col"]:
@@ -171,52 +176,27 @@ def _without_unused_bits(values: Integer[np.ndarray, "row col"], pixels: PixelFo
 
 def _codestream(content: DicomContent, found: PixelElement, pixels: PixelFormat, frame: int, name: str) -> bytes:
     """The joined fragments of a frame: all of a single frame, else one for each frame or as the offset table says."""
-    from pydicom.encaps import generate_fragments, parse_basic_offsets, parse_fragments
-
-    if found.length is not None:
-        raise CorruptInput(
-            f"{name} has {found.length} bytes of plain pixel data under the compressed transfer syntax "
-            f"{content.transfer_syntax}; expected encapsulated fragments; it is damaged; fetch it again"
+    (first, end), *fragments = found.fragments or ((0, 0),)
+    n_frames = pixels.n_frames
+    if not fragments or (n_frames > 1 and len(fragments) < n_frames):
+        _refuse(
+            name, f"has {len(fragments)} fragments of pixel data; expected one or more for each of {n_frames} frames"
         )
-    buffer = BytesIO(content.content)
-    buffer.seek(found.offset)
-    try:
-        table = parse_basic_offsets(buffer)
-        first = buffer.tell()
-        offsets = [place - first for place in parse_fragments(buffer)[1]]
-    except (ValueError, struct.error) as error:
-        raise CorruptInput(f"{name} has unreadable fragments of pixel data ({error}); fetch it again") from error
-    fragments = []
-    for offset in _offsets_of_frame(offsets, table, frame, pixels.n_frames, name):
-        buffer.seek(first + offset)
-        fragments.append(next(generate_fragments(buffer)))
-    return b"".join(fragments)
-
-
-def _offsets_of_frame(offsets: list[int], table: list[int], frame: int, n_frames: int, name: str) -> list[int]:
-    if not offsets:
-        raise CorruptInput(f"{name} has encapsulated pixel data without a fragment; fetch it again")
-    if n_frames == 1:
-        return offsets
-    if len(offsets) == n_frames:
-        return offsets[frame : frame + 1]
-    if len(offsets) < n_frames:
-        raise CorruptInput(
-            f"{name} has {len(offsets)} fragments of pixel data; expected one or more for each of {n_frames} frames; "
-            "it is damaged; fetch it again"
-        )
-    if len(table) != n_frames:
-        raise UnsupportedInput(
-            f"{name} has {len(offsets)} fragments for {n_frames} frames and no offset table that assigns them; "
-            "export the series uncompressed (Explicit VR Little Endian)"
-        )
-    starts = (*table, offsets[-1] + 1)
-    chosen = [offset for offset in offsets if starts[frame] <= offset < starts[frame + 1]]
-    if not chosen or chosen[0] != starts[frame]:
-        raise CorruptInput(
-            f"{name}: the offset table puts frame {frame + 1} where no fragment begins; it is damaged; fetch it again"
-        )
-    return chosen
+    if n_frames > 1 and len(fragments) == n_frames:
+        fragments = fragments[frame : frame + 1]
+    elif n_frames > 1:
+        table = struct.unpack_from(f"<{(end - first) // 4}I", content.content, first)
+        if len(table) != n_frames:
+            raise UnsupportedInput(
+                f"{name} has {len(fragments)} fragments for {n_frames} frames and no offset table that assigns them; "
+                f"{_EXPORT}"
+            )
+        starts = [*(end + offset for offset in table), len(content.content)]
+        low, high = starts[frame : frame + 2]
+        fragments = [one for one in fragments if low <= one[0] - _ITEM_HEADER < high]
+        if not fragments or fragments[0][0] - _ITEM_HEADER != low:
+            _refuse(name, f"has an offset table that puts frame {frame + 1} where no fragment begins")
+    return b"".join(content.content[start:stop] for start, stop in fragments)
 
 
 def _require_size(syntax: str, encoded: bytes, pixels: PixelFormat, name: str) -> None:
@@ -226,10 +206,8 @@ def _require_size(syntax: str, encoded: bytes, pixels: PixelFormat, name: str) -
     size = _jpeg_2000_size(encoded) if syntax in JPEG_2000_SYNTAXES else _jpeg_size(encoded)
     if size != (pixels.rows, pixels.columns):
         found = "no size" if size is None else f"{size[0]} x {size[1]} pixels"
-        raise CorruptInput(
-            f"{name}: the compressed frame declares {found}; expected {pixels.rows} x {pixels.columns}; "
-            "it is damaged; fetch it again"
-        )
+        expected = f"expected {pixels.rows} x {pixels.columns}"
+        _refuse(name, f"has a compressed frame that declares {found}; {expected}")
 
 
 def _jpeg_2000_size(encoded: bytes) -> tuple[int, int] | None:
@@ -253,3 +231,86 @@ def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
             return rows, columns
         position += 1 if marker == 0xFF else 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
     return None
+
+
+@dataclass(frozen=True, eq=False)
+class ImageHu:
+    """One image in HU."""
+
+    hu: Real[np.ndarray, "row col"]
+    """int16 if every value is a whole number in its range, else float32; padding above -1024 HU is already air."""
+    n_padding_to_air: int
+    """Declared padding of -1024 HU or more that was set to air."""
+    is_repaired: bool
+    """Whether the RSNA repair changed values."""
+
+
+def image_hu(stored: Integer[np.ndarray, "row col"], image: ImageHeader, content: DicomContent) -> ImageHu:
+    """`stored` in HU by the image's own slope and intercept (or modality LUT), with padding as air.
+
+    Raises:
+        CorruptInput: a modality LUT that cannot be applied.
+    """
+    rescale, is_repaired, n_to_air = image.rescale, False, 0
+    if image.has_modality_lut:
+        hu = _looked_up(stored, image, content)
+    elif rescale.is_wrapped:
+        shifted = stored.astype(np.int32) + REPAIR_SHIFT
+        shifted[shifted >= WRAP] -= WRAP
+        hu = _rescaled(shifted, rescale.slope, REPAIRED_INTERCEPT)
+        is_repaired = rescale.intercept != 0.0 or bool(stored.max() >= WRAP - REPAIR_SHIFT)  # else HU are the same
+    else:
+        hu = _rescaled(stored, rescale.slope, rescale.intercept)
+    if image.padding is not None:
+        least, greatest = image.padding
+        padding = (stored >= least) & (stored <= greatest) if least != greatest else stored == least
+        if padding.any():
+            hu, n_to_air = _with_air(hu, padding)
+    return ImageHu(hu, n_to_air, is_repaired)
+
+
+def _rescaled(stored: Integer[np.ndarray, "row col"], slope: float, intercept: float) -> Real[np.ndarray, "row col"]:
+    if not (slope.is_integer() and intercept.is_integer()):
+        return (stored * slope + intercept).astype(np.float32)
+    low, high = int(stored.min()) * int(slope) + int(intercept), int(stored.max()) * int(slope) + int(intercept)
+    limits = np.iinfo(np.int16)
+    if limits.min <= low and high <= limits.max:
+        if slope == 1.0 and intercept == 0.0:
+            return stored.astype(np.int16, copy=False)
+        return (stored.astype(np.int32) * int(slope) + int(intercept)).astype(np.int16)
+    return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
+
+
+def _looked_up(
+    stored: Integer[np.ndarray, "row col"], image: ImageHeader, content: DicomContent
+) -> Real[np.ndarray, "row col"]:
+    from pydicom.pixels.processing import apply_modality_lut
+
+    try:
+        hu = np.asarray(apply_modality_lut(stored, parse_dataset(content, image.file)))
+    except Exception as error:  # pydicom raises errors of any type on a damaged table
+        fault = f"its modality LUT cannot be applied ({type(error).__name__})"
+        raise CorruptInput(f"{image.file}: {fault}; the header is damaged; fetch it again") from error
+    return _rescaled(hu.astype(np.int64), 1.0, 0.0) if hu.dtype.kind in "iu" else hu.astype(np.float32)
+
+
+def _with_air(
+    hu: Real[np.ndarray, "row col"], padding: Bool[np.ndarray, "row col"]
+) -> tuple[Real[np.ndarray, "row col"], int]:
+    """HU with padding as air, and the number of changed pixels; values below -1024 HU read as air anyway."""
+    value = float(hu[padding].max())
+    if value < PADDING_BELOW_HU:
+        return hu, 0
+    if value > TISSUE_ABOVE_HU:
+        padding = _touching_border(padding)
+    aired = hu.copy()
+    aired[padding] = AIR_HU
+    return aired, int(np.count_nonzero(padding & (hu != AIR_HU)))
+
+
+def _touching_border(padding: Bool[np.ndarray, "row col"]) -> Bool[np.ndarray, "row col"]:
+    from scipy import ndimage
+
+    parts, _ = ndimage.label(padding)
+    border = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
+    return np.isin(parts, border[border > 0])

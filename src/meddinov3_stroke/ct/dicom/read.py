@@ -1,10 +1,13 @@
-"""A DICOM input as its digest and as a canonical volume, from one reading of its files; nothing is resampled."""
+"""A DICOM input as its digest and as a canonical volume, from one reading of its files; nothing is resampled.
+
+Warnings name no free text of headers and no files, which may identify a patient: they go into outputs and the cache.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -12,19 +15,22 @@ import numpy as np
 from jaxtyping import Real
 
 from meddinov3_stroke.ct.contents import OpenedInput, machine_errors, require_dicom_input
-from meddinov3_stroke.ct.dicom.choice import choose
+from meddinov3_stroke.ct.dicom.choice import choose, contrast_hint
 from meddinov3_stroke.ct.dicom.container import DicomContent
 from meddinov3_stroke.ct.dicom.files import InputFile, files_of_series, is_header_index, open_files
 from meddinov3_stroke.ct.dicom.header import ImageHeader
-from meddinov3_stroke.ct.dicom.hounsfield import ImageHu, image_hu
 from meddinov3_stroke.ct.dicom.layout import file_shape, layout_of, slice_geometry, stack_affine
-from meddinov3_stroke.ct.dicom.pixels import MAX_PIXELS, decode_frame
+from meddinov3_stroke.ct.dicom.pixels import MAX_PIXELS, decode_frame, image_hu
 from meddinov3_stroke.ct.dicom.series import Stack, scaling_fault
-from meddinov3_stroke.ct.dicom.survey import KeptFiles, Survey, survey, walked, warnings_about
-from meddinov3_stroke.ct.geometry import Orientation, canonical_orientation, check_voxels
+from meddinov3_stroke.ct.dicom.survey import KeptFiles, Survey, survey, walked
+from meddinov3_stroke.ct.geometry import canonical_orientation, check_voxels
 from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, UnsupportedInput
 from meddinov3_stroke.system.digest import sha256_of_array, sha256_of_document
 from meddinov3_stroke.types import SliceImage, Volume, VolumeSource
+
+LOSSY = {"1.2.840.10008.1.2.4.81": "JPEG-LS near-lossless", "1.2.840.10008.1.2.4.91": "JPEG 2000"}
+"""Transfer syntaxes that may have changed values."""
+
 
 READER_VERSION = 1
 """Raised when the same files would give other slices or HU, so that cached embeddings are not reused."""
@@ -55,10 +61,14 @@ class OpenedDicom(OpenedInput):
         self, source: Path | Sequence[Path], series_uid: str | None, max_voxels: int, allow_single_slice: bool
     ) -> None:
         self.path = source if isinstance(source, Path) else source[0].parent
-        """The path that represents the input; for files, their folder."""
         self._source, self._series_uid = source, series_uid
         self._max_voxels, self._allow_single_slice = max_voxels, allow_single_slice
         self._kept = KeptFiles()
+
+    @property
+    def reader_version(self) -> int:
+        """Decides the digest besides the files, so a remembered digest of another version is not used."""
+        return READER_VERSION
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
@@ -95,13 +105,54 @@ class OpenedDicom(OpenedInput):
             InputError, OutOfScope, MachineError, UsageError: as `digest`.
         """
         found, stack = self._found
-        _require_few_voxels(stack, self.path, self._max_voxels)
+        n, rows, columns = file_shape(stack)
+        if n * rows * columns > self._max_voxels:
+            size = f"{n} slices of {rows} x {columns} pixels"
+            raise UnsupportedInput(f"{self.path}: {size}; at most {self._max_voxels} voxels are read; raise max_voxels")
         if fault := scaling_fault(stack):
             raise CorruptInput(fault)
-        pixels = _Pixels(stack)
+        hu, n_to_air, n_repaired = self._decoded(stack)
+        affine = stack_affine(stack)
+        orientation = canonical_orientation(affine)
+        steps = tuple(slice(None, None, -1 if flip else 1) for flip in orientation.flips)
+        stored = np.ascontiguousarray(hu.transpose(orientation.axes)[steps])
+        stored.flags.writeable = False
+        n_padding, voxel_warnings = check_voxels(stored, 1.0, 0.0, self.path)
+        positions, slice_steps = slice_geometry(stack, orientation)
+        row_mm, column_mm = (float(np.linalg.norm(slice_steps[0, :, axis])) for axis in range(2))
+        return Volume(
+            stored=stored,
+            slope=1.0,
+            intercept=0.0,
+            affine=orientation.apply_to_affine(affine, file_shape(stack)),
+            slice_positions_mm=positions,
+            slice_steps_mm=slice_steps,
+            spacing_mm=(layout_of(stack).nominal_mm, row_mm, column_mm),
+            source=VolumeSource(
+                path=self.path,
+                format="dicom",
+                sha256=self.digest,
+                pixels_sha256=sha256_of_array(stored, slope=1.0, intercept=0.0),
+                study_instance_uid=stack.study_instance_uid,
+                series_instance_uid=stack.series_instance_uid,
+                images=tuple(map(_slice_image, stack.images[steps[0]])),
+            ),
+            n_padding_voxels=n_padding + n_to_air,
+            warnings=(*_warnings(found, stack, n_repaired, n_to_air), *voxel_warnings),
+        )
+
+    def _decoded(self, stack: Stack) -> tuple[Real[np.ndarray, "slice row col"], int, int]:
+        """(HU of the images as stored, int16 if all fit; pixels of padding set to air; images repaired)."""
+        hu: Real[np.ndarray, "slice row col"] = np.empty(file_shape(stack), dtype=np.int16)
+        n_to_air = n_repaired = 0
         for k, (image, content) in enumerate(self._contents(stack)):
-            pixels.put(k, image_hu(decode_frame(content, image.pixels, image.frame or 0, image.file), image, content))
-        return _volume(found, stack, pixels, self.path, self.digest)
+            one = image_hu(decode_frame(content, image.pixels, image.frame or 0, image.file), image, content)
+            if one.hu.dtype != hu.dtype and hu.dtype == np.int16:
+                hu = hu.astype(np.float32)
+            hu[k] = one.hu
+            n_to_air += one.n_padding_to_air
+            n_repaired += one.is_repaired
+        return hu, n_to_air, n_repaired
 
     def image_files(self) -> Iterator[bytes]:
         """The bytes of each file of the chosen stack, read once more."""
@@ -148,21 +199,14 @@ class OpenedDicom(OpenedInput):
                 if image.file != name or content is None:
                     name, content = image.file, self._kept.contents.get(image.file)
                 if content is None:
-                    if not reopened:
-                        reopened = {file.name: file for file in opened.enter_context(open_files(self._listed))}
-                    content = self._read_once_more(reopened, name)
-                if content.pixel_data is None or content.transfer_syntax != image.transfer_syntax:
+                    reopened = reopened or {one.name: one for one in opened.enter_context(open_files(self._listed))}
+                    content, digest = walked(reopened[name]) if name in reopened else (None, "")
+                    content = content if digest == self._kept.digests[name] else None
+                if content is None or content.pixel_data is None or content.transfer_syntax != image.transfer_syntax:
                     raise CorruptInput(f"{name} changed while it was read; read it again")
                 if k == last[name]:
                     self._kept.contents.pop(name, None)
                 yield image, content
-
-    def _read_once_more(self, files: dict[str, InputFile], name: str) -> DicomContent:
-        if name in files:
-            content, digest = walked(files[name])
-            if digest == self._kept.digests[name]:
-                return content
-        raise CorruptInput(f"{name} changed while it was read; read it again")
 
 
 def _files_of(stack: Stack) -> dict[str, None]:
@@ -183,92 +227,67 @@ def _require_sound(found: Survey, where: str) -> None:
 def _no_image(found: Survey, where: str) -> InputError:
     names = [name for name, _ in found.without_images]
     if names == [where]:
-        return UnsupportedInput(
-            f"{where} is {found.without_images[0][1]} and not .nii or .nii.gz; expected a head CT: a NIfTI file, a "
-            "DICOM file or folder, or a zip archive of one"
-        )
+        expected = "a NIfTI file, a DICOM file or folder, or a zip archive of one"
+        what = found.without_images[0][1]
+        return UnsupportedInput(f"{where} is {what} and not .nii or .nii.gz; expected a head CT: {expected}")
     listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return MissingInput(
         f"{where} holds no DICOM image (found {listed}); expected a DICOM series; give a NIfTI volume by its own path"
     )
 
 
-@dataclass(eq=False)
-class _Pixels:
-    """The slices of a stack in HU as they are decoded, int16 until one does not fit."""
-
-    stack: Stack
-    n_padding_to_air: int = 0
-    n_repaired: int = 0
-    hu: Real[np.ndarray, "slice row col"] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.hu = np.empty(file_shape(self.stack), dtype=np.int16)
-
-    def put(self, k: int, image: ImageHu) -> None:
-        if image.hu.dtype != self.hu.dtype and self.hu.dtype == np.int16:
-            self.hu = self.hu.astype(np.float32)
-        self.hu[k] = image.hu
-        self.n_padding_to_air += image.n_padding_to_air
-        self.n_repaired += image.is_repaired
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        warnings = []
-        if self.n_repaired:
-            warnings.append(
-                f"{self.n_repaired} of {len(self.hu)} slices had a wrong intercept and values wrapped at 4096 (the "
-                "RSNA 2019 fault); repaired"
-            )
-        if self.n_padding_to_air:
-            warnings.append(f"{self.n_padding_to_air} pixels of declared padding read as air")
-        return tuple(warnings)
-
-
-def _volume(found: Survey, stack: Stack, pixels: _Pixels, path: Path, digest: str) -> Volume:
-    affine = stack_affine(stack)
-    orientation = canonical_orientation(affine)
-    stored = np.ascontiguousarray(_canonical(pixels.hu, orientation))
-    stored.flags.writeable = False
-    n_padding, voxel_warnings = check_voxels(stored, 1.0, 0.0, path)
-    positions, steps = slice_geometry(stack, orientation)
-    row_mm, column_mm = (float(np.linalg.norm(steps[0, :, axis])) for axis in range(2))
-    source = VolumeSource(
-        path=path,
-        format="dicom",
-        sha256=digest,
-        pixels_sha256=sha256_of_array(stored, slope=1.0, intercept=0.0),
-        study_instance_uid=stack.study_instance_uid,
-        series_instance_uid=stack.series_instance_uid,
-        images=tuple(_slice_image(image) for image in stack.images[:: -1 if orientation.flips[0] else 1]),
-    )
-    return Volume(
-        stored=stored,
-        slope=1.0,
-        intercept=0.0,
-        affine=orientation.apply_to_affine(affine, file_shape(stack)),
-        slice_positions_mm=positions,
-        slice_steps_mm=steps,
-        spacing_mm=(layout_of(stack).nominal_mm, row_mm, column_mm),
-        source=source,
-        n_padding_voxels=n_padding + pixels.n_padding_to_air,
-        warnings=(*warnings_about(found, stack), *pixels.warnings, *voxel_warnings),
-    )
-
-
-def _require_few_voxels(stack: Stack, path: Path, max_voxels: int) -> None:
-    n, rows, columns = file_shape(stack)
-    if n * rows * columns > max_voxels:
-        raise UnsupportedInput(
-            f"{path}: {n} slices of {rows} x {columns} pixels; at most {max_voxels} voxels are read; the headers are "
-            "damaged, or raise max_voxels"
-        )
-
-
-def _canonical(hu: Real[np.ndarray, "i j k"], orientation: Orientation) -> Real[np.ndarray, "slice row col"]:
-    steps = tuple(slice(None, None, -1 if flip else 1) for flip in orientation.flips)
-    return hu.transpose(orientation.axes)[steps]
-
-
 def _slice_image(image: ImageHeader) -> SliceImage:
     return SliceImage(image.sop_instance_uid, None if image.frame is None else image.frame + 1)
+
+
+def _warnings(found: Survey, stack: Stack, n_repaired: int, n_to_air: int) -> Iterator[str]:
+    yield from _left_out(found, stack)
+    yield from _about(stack)
+    if n_repaired:
+        n = f"{n_repaired} of {len(stack.images)} slices"
+        yield f"{n} had a wrong intercept and values wrapped at 4096 (the RSNA 2019 fault); repaired"
+    if n_to_air:
+        yield f"{n_to_air} pixels of declared padding read as air"
+
+
+def _left_out(found: Survey, stack: Stack) -> Iterator[str]:
+    if stack.set_aside:
+        n_copies = _counted(len(stack.set_aside), "duplicate image was", "duplicate images were")
+        yield f"{n_copies} left out (inspect lists them)"
+    n_rest, reasons = 0, Counter[str]()
+    for other in found.stacks:
+        if other.verdict == "usable" and other.series_instance_uid == stack.series_instance_uid:
+            n_rest += 0 if other is stack else len(other.images)
+        elif other is not stack:
+            reasons[other.reason or "another usable series"] += len(other.images)
+    if n_rest:
+        yield (
+            f"only {len(stack.images)} of the {len(stack.images) + n_rest} slices of this series are read: the others "
+            "differ in acquisition, kernel, size, orientation or kind"
+        )
+    if reasons:
+        listed = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+        n_others = _counted(sum(reasons.values()), "other image was", "other images were")
+        yield f"{n_others} set aside: {listed}"
+    n_not_dicom = sum(what == "not DICOM" for _, what in found.without_images)
+    if n_not_dicom:
+        n_files = _counted(n_not_dicom, "file is not DICOM and was", "files are not DICOM and were")
+        yield f"{n_files} set aside (inspect lists them)"
+
+
+def _counted(n: int, one: str, many: str) -> str:
+    return f"{n} {one if n == 1 else many}"
+
+
+def _about(stack: Stack) -> Iterator[str]:
+    yield from layout_of(stack).notes
+    scalings = {(image.rescale.slope, image.rescale.intercept) for image in stack.images}
+    if len(scalings) > 1:
+        yield f"{len(scalings)} pairs of slope and intercept in one series; each slice is scaled by its own"
+    if not all(image.rescale.is_stated or image.has_modality_lut for image in stack.images):
+        yield "no rescale slope or intercept in the header; stored values are taken as HU"
+    if stack.first.transfer_syntax in LOSSY:
+        yield f"compressed with {LOSSY[stack.first.transfer_syntax]}, which may have changed values"
+    if hint := contrast_hint(stack):
+        where = hint.split(" ", 1)[0]
+        yield f"the {where} in the headers suggests contrast (see inspect); this model is for non-contrast CT"

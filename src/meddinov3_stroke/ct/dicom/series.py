@@ -38,18 +38,14 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 """Secondary capture, and the prefix of its multi-frame classes."""
 
 LOCALIZER_TYPES = frozenset({"LOCALIZER", "SCOUT", "SURVIEW", "REF_SURVIEW", "TOPOGRAM"})
-"""Image Type of a localizer: value 3 is LOCALIZER in DICOM (C.8.2.1.1.1), the others are vendors' words."""
-
 REPORT_TYPES = frozenset({"PATIENT_INFO", "DOSE_INFO", "RESULTS", "SCREEN SAVE", "SCREENSAVE", "DOSE", "REPORT"})
-"""Image Type of a picture of text."""
+"""Image Type of a localizer (LOCALIZER in DICOM, C.8.2.1.1.1; the others are vendors' words), and of a picture of
+text."""
 
 GREY = frozenset({"MONOCHROME2", "MONOCHROME1"})
 
-DIRECTION_TOLERANCE = 1e-3
-"""Difference in direction cosines within which two images have the same orientation (0.06 degrees)."""
-
-SPACING_TOLERANCE_MM = 1e-4
-"""Difference within which two pixel spacings are the same."""
+DIRECTION_TOLERANCE, SPACING_TOLERANCE_MM = 1e-3, 1e-4
+"""Differences in direction cosines (0.06 degrees) and pixel spacing within which two images have the same plane."""
 
 MAX_PLANES = 64
 """Orientations accepted in one series; images of further ones are refused. A reformat has a few."""
@@ -105,25 +101,20 @@ class Stack:
 
 def role_fault(image: ImageHeader) -> str:
     """Why the image is not a slice of a CT volume; empty if it is one."""
-    if not image.has_pixel_data:
-        return "no image, a document or another object"
-    if image.modality != "CT":
-        return f"modality {image.modality or 'not stated'}, not CT"
-    if image.pixels.samples_per_pixel != 1 or image.pixels.photometric_interpretation not in GREY:
-        return f"a colour picture ({image.pixels.photometric_interpretation})"
-    if image.sop_class_uid.startswith(SECONDARY_CAPTURE):
-        return "a secondary capture"
-    if LOCALIZER_TYPES & set(image.image_type):
-        return "a localizer"
-    if REPORT_TYPES & set(image.image_type):
-        return "a picture of a report"
-    if image.sop_class_uid and image.sop_class_uid not in CT_IMAGES:
-        return f"SOP class {image.sop_class_uid}, not CT"
-    if image.pixels.n_frames > 1 and image.frame is None:
-        return "a multi-frame object that does not say where its frames lie"
-    if not image.is_placed:
-        return image.geometry_fault
-    return ""
+    pixels, sop_class = image.pixels, image.sop_class_uid
+    is_grey = pixels.samples_per_pixel == 1 and pixels.photometric_interpretation in GREY
+    faults = (
+        (not image.has_pixel_data, "no image, a document or another object"),
+        (image.modality != "CT", f"modality {image.modality or 'not stated'}, not CT"),
+        (not is_grey, f"a colour picture ({pixels.photometric_interpretation})"),
+        (sop_class.startswith(SECONDARY_CAPTURE), "a secondary capture"),
+        (not LOCALIZER_TYPES.isdisjoint(image.image_type), "a localizer"),
+        (not REPORT_TYPES.isdisjoint(image.image_type), "a picture of a report"),
+        (sop_class and sop_class not in CT_IMAGES, f"SOP class {sop_class}, not CT"),
+        (pixels.n_frames > 1 and image.frame is None, "a multi-frame object that does not say where its frames lie"),
+        (not image.is_placed, image.geometry_fault),
+    )
+    return next((fault for applies, fault in faults if applies), "")
 
 
 def scaling_fault(stack: Stack) -> str:
@@ -139,8 +130,12 @@ def scaling_fault(stack: Stack) -> str:
 
 def distance_mm(image: ImageHeader, normal: Float64[np.ndarray, " 3"]) -> float:
     """Position of an image along a normal (LPS)."""
+    return float(_position(image) @ normal)
+
+
+def _position(image: ImageHeader) -> Float64[np.ndarray, " 3"]:
     assert image.position_mm is not None  # placed images only
-    return float(image.position_mm @ normal)
+    return image.position_mm
 
 
 def assemble(headers: Iterable[ImageHeader], same_pixels: SamePixels | None = None) -> tuple[Stack, ...]:
@@ -172,28 +167,18 @@ def _place(stack: Stack) -> tuple[object, ...]:
 
 
 def _group_of(image: ImageHeader) -> tuple[object, ...]:
-    """What the images of one stack share: patient, study, series, space, size, kernel, contrast, kind."""
-    return (
-        image.patient_id,
-        image.study_instance_uid,
-        image.series_instance_uid,
-        image.frame_of_reference_uid,
-        (image.pixels.rows, image.pixels.columns),
-        image.kernel,
-        image.contrast,
-        "DERIVED" in image.image_type,
-    )
+    identity = image.patient_id, image.study_instance_uid, image.series_instance_uid, image.frame_of_reference_uid
+    size = image.pixels.rows, image.pixels.columns
+    return (*identity, *size, image.kernel, image.contrast, "DERIVED" in image.image_type)
 
 
 def _by_content(image: ImageHeader) -> tuple[object, ...]:
-    """A sort key that depends on file names only among copies of one image."""
-    assert image.position_mm is not None  # placed images only
-    return (*image.position_mm.tolist(), image.sop_instance_uid, image.frame or 0, image.file)
+    # depends on file names only among copies of one image
+    return (*_position(image).tolist(), image.sop_instance_uid, image.frame or 0, image.file)
 
 
 def _same_plane(images: Sequence[ImageHeader]) -> tuple[list[list[ImageHeader]], list[ImageHeader]]:
-    """The images grouped by orientation and pixel spacing, each within tolerance of the first of its group, and the
-    images beyond `MAX_PLANES` groups."""
+    """The images grouped by orientation and pixel spacing, and those beyond `MAX_PLANES` groups."""
     planes: list[list[ImageHeader]] = []
     beyond: list[ImageHeader] = []
     firsts = np.empty((MAX_PLANES, 8))
@@ -211,7 +196,7 @@ def _same_plane(images: Sequence[ImageHeader]) -> tuple[list[list[ImageHeader]],
 
 
 def _stacks_of(images: list[ImageHeader], same_pixels: SamePixels | None) -> list[Stack]:
-    """One stack; or, if different images share a position, one for each acquisition."""
+    """One stack; or, if it is refused, one for each acquisition."""
     stack = _stack(images, same_pixels)
     if stack.verdict != "refused":
         return [stack]
@@ -227,24 +212,41 @@ def _stack(images: list[ImageHeader], same_pixels: SamePixels | None) -> Stack:
     if fault := _codec_fault(images):
         return Stack(tuple(images), (), "refused", fault)
     normal = images[0].normal
-    upward = 1.0 if normal[2] >= 0 else -1.0
-    ordered = sorted(
-        images, key=lambda image: (upward * distance_mm(image, normal), image.sop_instance_uid, image.file)
-    )
-    kept, dropped, clashes = _without_duplicates(ordered, normal, same_pixels)
+    upward = normal if normal[2] >= 0 else -normal
+    kept: list[ImageHeader] = []
+    dropped: list[tuple[ImageHeader, str]] = []
+    clashes: list[tuple[ImageHeader, ImageHeader]] = []
+    for image in sorted(images, key=lambda image: (distance_mm(image, upward), image.sop_instance_uid, image.file)):
+        twin = kept[-1] if kept else None
+        if twin is None or abs(distance_mm(image, normal) - distance_mm(twin, normal)) > POSITION_TOLERANCE_MM:
+            kept.append(image)
+        elif _is_copy(image, twin, same_pixels):
+            dropped.append((image, f"a copy of {twin.file}: same position, same pixels"))
+        else:
+            clashes.append((twin, image))
     if clashes:
-        copies = {id(image) for image, _ in dropped}
-        all_but_copies = tuple(image for image in ordered if id(image) not in copies)
-        return Stack(all_but_copies, tuple(dropped), "refused", _clash_text(clashes))
+        kept = sorted([*kept, *(image for _, image in clashes)], key=lambda image: distance_mm(image, upward))
+        return Stack(tuple(kept), tuple(dropped), "refused", _clash_text(clashes))
     if fault := _shared_uid(kept):
         return Stack(tuple(kept), tuple(dropped), "refused", fault)
-    if fault := _plane_fault(kept, normal):
-        return Stack(tuple(kept), tuple(dropped), "set aside", fault)
-    return Stack(tuple(kept), tuple(dropped))
+    fault = _plane_fault(kept, normal)
+    return Stack(tuple(kept), tuple(dropped), "set aside" if fault else "usable", fault)
+
+
+def _is_copy(image: ImageHeader, twin: ImageHeader, same_pixels: SamePixels | None) -> bool:
+    is_same_place = np.abs(_position(image) - _position(twin)).max() <= POSITION_TOLERANCE_MM
+    return bool(is_same_place) and same_pixels is not None and same_pixels(image, twin)
+
+
+def _clash_text(clashes: Sequence[tuple[ImageHeader, ImageHeader]]) -> str:
+    first, second = clashes[0]
+    times = "once" if len(clashes) == 1 else f"{len(clashes)} times"
+    pair = f"{first.file} and {second.file}"
+    return f"different images at one position ({times}; first: {pair}) and with the same acquisition number"
 
 
 def _shared_uid(images: Sequence[ImageHeader]) -> str:
-    """Names two different images with one SOP Instance UID, to which no finding can be traced; empty if none."""
+    """Names two different images with one SOP Instance UID, to which no finding can be traced."""
     bearers: dict[tuple[str, int | None], str] = {}
     for image in images:
         other = bearers.setdefault((image.sop_instance_uid, image.frame), image.file)
@@ -254,7 +256,6 @@ def _shared_uid(images: Sequence[ImageHeader]) -> str:
 
 
 def _codec_fault(images: Sequence[ImageHeader]) -> str:
-    """Names a transfer syntax without a decoder; empty if there is none."""
     for image in images:
         if image.transfer_syntax not in NATIVE_SYNTAXES | CODEC_SYNTAXES:
             uid = UID(image.transfer_syntax, IGNORE)
@@ -262,47 +263,10 @@ def _codec_fault(images: Sequence[ImageHeader]) -> str:
     return ""
 
 
-def _without_duplicates(
-    ordered: Sequence[ImageHeader], normal: Float64[np.ndarray, " 3"], same_pixels: SamePixels | None
-) -> tuple[list[ImageHeader], list[tuple[ImageHeader, str]], list[tuple[ImageHeader, ImageHeader]]]:
-    """(images kept, duplicates dropped with the reason, pairs of different images at one position)."""
-    kept: list[ImageHeader] = []
-    dropped: list[tuple[ImageHeader, str]] = []
-    clashes: list[tuple[ImageHeader, ImageHeader]] = []
-    for image in ordered:
-        twin = kept[-1] if kept else None
-        if twin is None or abs(distance_mm(image, normal) - distance_mm(twin, normal)) > POSITION_TOLERANCE_MM:
-            kept.append(image)
-        elif _is_same_place(image, twin) and same_pixels is not None and same_pixels(image, twin):
-            dropped.append((image, f"a copy of {twin.file}: same position, same pixels"))
-        else:
-            clashes.append((twin, image))
-    return kept, dropped, clashes
-
-
-def _is_same_place(first: ImageHeader, second: ImageHeader) -> bool:
-    assert first.position_mm is not None  # placed images only
-    assert second.position_mm is not None
-    return bool(np.abs(first.position_mm - second.position_mm).max() <= POSITION_TOLERANCE_MM)
-
-
-def _clash_text(clashes: Sequence[tuple[ImageHeader, ImageHeader]]) -> str:
-    first, second = clashes[0]
-    times = "once" if len(clashes) == 1 else f"{len(clashes)} times"
-    return (
-        f"different images at one position ({times}; first: {first.file} and {second.file}), with no acquisition "
-        "number to tell them apart"
-    )
-
-
 def _plane_fault(images: Sequence[ImageHeader], normal: Float64[np.ndarray, " 3"]) -> str:
-    """Why these images are not an axial stack; empty if they are."""
     if len(images) == 1:
         return SINGLE_IMAGE
-    first, last = images[0].position_mm, images[-1].position_mm
-    assert first is not None  # placed images only
-    assert last is not None
-    step = last - first
+    step = _position(images[-1]) - _position(images[0])
     angle = np.degrees(np.arccos(min(abs(normal[2]), abs(step[2]) / np.linalg.norm(step), 1.0)))
     if angle > MAX_TILT_DEGREES:
         return f"slices are {angle:.0f} degrees off axial; at most {MAX_TILT_DEGREES:g} are accepted"

@@ -1,40 +1,66 @@
-"""What an input holds: its images in stacks, the files without images, and the damaged ones.
-
-Warnings name no free text of headers and no files, which may identify a patient: they go into outputs and the cache.
-"""
+"""What an input holds, by its headers: its images in stacks, the files without images, and the damaged ones."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from hashlib import sha256
+from typing import Any
 
-from meddinov3_stroke.ct.dicom.choice import contrast_hint
-from meddinov3_stroke.ct.dicom.container import DicomContent, begins_as_dicom, read_structure
+import numpy as np
+from jaxtyping import Float64
+from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
+
+from meddinov3_stroke.ct.dicom.container import DicomContent, begins_as_dicom, parse_dataset, read_structure
 from meddinov3_stroke.ct.dicom.files import InputFile
-from meddinov3_stroke.ct.dicom.header import ImageHeader
-from meddinov3_stroke.ct.dicom.header_reading import headers_of
-from meddinov3_stroke.ct.dicom.layout import layout_of
+from meddinov3_stroke.ct.dicom.header import HeaderFields, ImageHeader, PixelFormat, padding_of, rescale_of
 from meddinov3_stroke.ct.dicom.pixels import NATIVE_SYNTAXES, decode_frame, require_length
 from meddinov3_stroke.ct.dicom.series import Stack, assemble, role_fault
+from meddinov3_stroke.ct.geometry import SPACING_RANGE_MM
 from meddinov3_stroke.errors import CorruptInput, InputError
 from meddinov3_stroke.system.prefetch import read_ahead
 
 HEAD_BYTES = 1 << 14
 """Bytes read of a file first; RSNA's headers have about 1 KiB, those of a scanner rarely more than 8."""
 
-KEEP_BYTES = 1 << 29
-"""Most bytes of files that are kept between header and pixels; a larger input is read by its headers first, and then
-the files of the chosen series."""
+KEEP_BYTES, FILES_AHEAD = 1 << 29, 2
+"""Most bytes of files that are kept between header and pixels, and files read ahead of the one that is parsed."""
 
-FILES_AHEAD = 2
-"""Files read and hashed ahead of the one whose header is parsed."""
+UNIT_TOLERANCE, MAX_POSITION_MM = 1e-3, 1e5
+"""How far direction cosines may be from unit length and a right angle (DS holds 16 characters), and an image from the
+origin."""
 
-LOSSY = {"1.2.840.10008.1.2.4.81": "JPEG-LS near-lossless", "1.2.840.10008.1.2.4.91": "JPEG 2000"}
-"""Transfer syntaxes that may have changed values."""
+MAX_FRAMES = 4096
+"""A header that declares more frames is damaged."""
+
+_SHARED_GROUPS, _FRAME_GROUPS = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
+_TRANSFORM, _FRAME_TYPE = "PixelValueTransformationSequence", "CTImageFrameTypeSequence"
+_GROUP_OF = {
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+    "SliceThickness": "PixelMeasuresSequence",
+}
+_KERNEL_GROUPS = (
+    "CTReconstructionSequence",
+    "UnassignedPerFrameConvertedAttributesSequence",
+    "UnassignedSharedConvertedAttributesSequence",
+)
+"""Where the kernel is stated; an object converted from single images has it among the unassigned attributes."""
+
+_KEYWORDS = (
+    *(one.metadata["keyword"] for one in fields(ImageHeader) if one.metadata),
+    *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit"),
+    *("PixelRepresentation", "NumberOfFrames", "RescaleSlope", "RescaleIntercept", "PixelPaddingRangeLimit"),
+    *("SpecificCharacterSet", _SHARED_GROUPS, _FRAME_GROUPS),
+)
+_TAGS = tuple(tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None)
+
+_NO_PIXELS = PixelFormat(0, 0, 1, "", 0, 0, 0, False)
+"""The pixel format of an object whose pixels are never read."""
 
 
 @dataclass(eq=False)
@@ -73,17 +99,14 @@ class Survey:
 
 
 def survey(files: Sequence[InputFile], keep: KeptFiles | None = None) -> Survey:
-    """What the files hold, by their headers; pixels are read only if two images share a position.
+    """What the files hold; pixels are read only if two images share a position. May raise `MachineError`.
 
     With `keep`, files are read whole, once, into it, provided that all together fit into `KEEP_BYTES`.
-
-    Raises:
-        MachineError: the machine cannot read a file.
     """
     images: list[ImageHeader] = []
     without: list[tuple[str, str]] = []
     damaged: list[tuple[str, InputError]] = []
-    is_kept = keep is not None and sum(file.n_bytes for file in files) <= KEEP_BYTES
+    is_kept = sum(file.n_bytes for file in files) <= KEEP_BYTES
     for file, headers in _read_whole(files, keep) if keep is not None and is_kept else _read_heads(files):
         if isinstance(headers, InputError):
             damaged.append((file.name, headers))
@@ -92,8 +115,7 @@ def survey(files: Sequence[InputFile], keep: KeptFiles | None = None) -> Survey:
         else:
             without.append((file.name, "not DICOM" if headers is None else "DICOM without an image"))
     by_name = {file.name: file for file in files}
-    contents = {} if keep is None else keep.contents
-    stacks = assemble(images, partial(same_pixels, by_name, kept=contents))
+    stacks = assemble(images, partial(same_pixels, by_name, kept={} if keep is None else keep.contents))
     return Survey(by_name, stacks, tuple(without), tuple(damaged))
 
 
@@ -111,17 +133,15 @@ def _read_heads(files: Sequence[InputFile]) -> Iterator[tuple[InputFile, Headers
 def _read_whole(files: Sequence[InputFile], keep: KeptFiles) -> Iterator[tuple[InputFile, Headers]]:
     with closing(read_ahead(map(_read_and_hash, files), FILES_AHEAD)) as read:
         for file, content, digest in read:
-            if content is None or isinstance(content, InputError):
-                yield file, content
-                continue
+            headers: Headers = None
             try:
-                found = read_structure(content, file.name)
-                headers = None if found is None else _checked_headers(found, file.name)
+                if isinstance(content, InputError):
+                    raise content
+                if content is not None and (found := read_structure(content, file.name)) is not None:
+                    headers = _checked_headers(found, file.name)
+                    keep.add(file.name, digest, found)
             except InputError as error:
-                yield file, error
-                continue
-            if found is not None:
-                keep.add(file.name, digest, found)
+                headers = error
             yield file, headers
 
 
@@ -140,8 +160,7 @@ def read_file_headers(file: InputFile) -> tuple[ImageHeader, ...] | None:
     """The headers of the images in a file, one per frame; None if it is not DICOM. Native pixels are not read.
 
     Raises:
-        CorruptInput: damaged, or native pixel data of another length than the header declares.
-        InputError, MachineError: as `InputFile.read`.
+        InputError, MachineError: as `InputFile.read`, damaged, or native pixel data of another length than declared.
     """
     content = _content_by_head(file)
     return None if content is None else _checked_headers(content, file.name)
@@ -197,7 +216,7 @@ def same_pixels(
     second: ImageHeader,
     kept: Mapping[str, DicomContent] | None = None,
 ) -> bool:
-    """Whether two images have the same stored pixels and HU scaling; an image that cannot be decoded equals none."""
+    """Whether two images have the same stored pixels and HU scaling; False if one cannot be decoded."""
     if (first.pixels, first.rescale, first.padding) != (second.pixels, second.rescale, second.padding):
         return False
     try:
@@ -214,12 +233,8 @@ def same_pixels(
 
 
 def walked(file: InputFile) -> tuple[DicomContent, str]:
-    """(the walked content of a file whose header was read before, hex sha256 of its bytes).
-
-    Raises:
-        CorruptInput: it is not DICOM any more.
-        InputError, MachineError: as `InputFile.read`.
-    """
+    """(the walked content of a file whose header was read before, hex sha256 of its bytes); errors as `InputFile.read`,
+    and `CorruptInput` if it is not DICOM any more."""
     content = file.read()
     found = read_structure(content, file.name)
     if found is None:
@@ -227,55 +242,107 @@ def walked(file: InputFile) -> tuple[DicomContent, str]:
     return found, sha256(content).hexdigest()
 
 
-def warnings_about(found: Survey, stack: Stack) -> tuple[str, ...]:
-    """What of the input is not in the volume of `stack`, then what is unusual about the stack itself."""
-    return (*_left_out(found, stack), *_about(stack))
+def read_headers(content: bytes, name: str) -> tuple[ImageHeader, ...] | None:
+    """The headers of the images in the bytes of a file called `name`, as `headers_of`; None if it is not DICOM."""
+    found = read_structure(content, name)
+    return None if found is None else headers_of(found, name)
 
 
-def _left_out(found: Survey, stack: Stack) -> Iterator[str]:
-    if stack.set_aside:
-        n_copies = _counted(len(stack.set_aside), "duplicate image was", "duplicate images were")
-        yield f"{n_copies} left out (inspect lists them)"
-    others = [other for other in found.stacks if other is not stack]
-    n_rest = sum(len(other.images) for other in others if _is_of_same_series(other, stack))
-    if n_rest:
-        yield (
-            f"only {len(stack.images)} of the {len(stack.images) + n_rest} slices of this series are read: the others "
-            "differ in acquisition, kernel, size, orientation or kind"
-        )
-    reasons: Counter[str] = Counter()
-    for other in others:
-        if not _is_of_same_series(other, stack):
-            reasons[other.reason or "another usable series"] += len(other.images)
-    if reasons:
-        listed = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
-        n_others = _counted(sum(reasons.values()), "other image was", "other images were")
-        yield f"{n_others} set aside: {listed}"
-    n_not_dicom = sum(what == "not DICOM" for _, what in found.without_images)
-    if n_not_dicom:
-        n_files = _counted(n_not_dicom, "file is not DICOM and was", "files are not DICOM and were")
-        yield f"{n_files} set aside (inspect lists them)"
+def headers_of(content: DicomContent, name: str) -> tuple[ImageHeader, ...]:
+    """The headers of the images in a walked file, one per frame.
+
+    Raises:
+        CorruptInput: an indispensable value cannot be read, or the frames contradict each other.
+    """
+    found = HeaderFields(parse_dataset(content, name, _TAGS), name)
+    if content.pixel_data is None and not found.text("SOPClassUID") and not found.text("SOPInstanceUID"):
+        return ()  # a DICOMDIR or another object without an image
+    is_ct = found.text("Modality").upper() == "CT" and content.pixel_data is not None
+    pixels = _pixel_format(found) if is_ct else _NO_PIXELS  # other objects are set aside whatever their pixels are
+    declared = {one.name: one.metadata for one in fields(ImageHeader) if "read" in one.metadata}
+    image = ImageHeader(
+        file=name,
+        frame=None,
+        **{field_name: how["read"](found, how["keyword"]) for field_name, how in declared.items()},
+        transfer_syntax=content.transfer_syntax,
+        pixels=pixels,
+        has_pixel_data=content.pixel_data is not None,
+        rescale=rescale_of(found, pixels),
+        padding=padding_of(found, pixels),
+        **_place(found.floats),
+    )
+    groups = found.sequence(_FRAME_GROUPS) if is_ct else []
+    if not groups:
+        return (image,)
+    if len(groups) != pixels.n_frames:
+        fault = f"{pixels.n_frames} frames but functional groups for {len(groups)}"
+        raise CorruptInput(f"{name}: {fault}; the object is damaged; fetch it again")
+    shared = found.sequence(_SHARED_GROUPS)
+    return tuple(_frame_header(image, k, [*shared[:1], group], name) for k, group in enumerate(groups))
 
 
-def _is_of_same_series(other: Stack, stack: Stack) -> bool:
-    return other.verdict == "usable" and other.series_instance_uid == stack.series_instance_uid
+def _pixel_format(found: HeaderFields) -> PixelFormat:
+    n_frames, rows, columns = found.count("NumberOfFrames") or 1, found.needed("Rows"), found.needed("Columns")
+    if not (1 <= n_frames <= MAX_FRAMES and min(rows, columns) >= 1):
+        sides = f"{n_frames} frames of {rows} x {columns} pixels"
+        expected = f"expected 1 to {MAX_FRAMES} frames of at least one pixel"
+        raise CorruptInput(f"{found.name}: {sides}; {expected}; the header is damaged; fetch it again")
+    samples, grey = found.needed("SamplesPerPixel", 1), found.upper("PhotometricInterpretation") or "MONOCHROME2"
+    allocated = found.needed("BitsAllocated")
+    stored = found.needed("BitsStored", allocated)
+    high_bit, is_signed = found.needed("HighBit", stored - 1), found.needed("PixelRepresentation", 0) == 1
+    return PixelFormat(rows, columns, samples, grey, allocated, stored, high_bit, is_signed, n_frames)
 
 
-def _counted(n: int, one: str, many: str) -> str:
-    return f"{n} {one if n == 1 else many}"
+def _frame_header(image: ImageHeader, frame: int, groups: Sequence[Dataset], name: str) -> ImageHeader:
+    """The header of one frame; its own functional groups come after the shared ones and override them."""
+    found: dict[str, HeaderFields] = {}
+    for group in groups:
+        for keyword in (*_GROUP_OF.values(), _TRANSFORM, _FRAME_TYPE, *_KERNEL_GROUPS):
+            if items := HeaderFields(group, name).sequence(keyword):
+                found[keyword] = HeaderFields(items[0], name)
+
+    def floats(keyword: str, n: int) -> list[float] | None:
+        holder = found.get(_GROUP_OF[keyword])
+        return None if holder is None else holder.floats(keyword, n)
+
+    transform, frame_type = found.get(_TRANSFORM), found.get(_FRAME_TYPE)
+    kernels = [found[group].texts("ConvolutionKernel") for group in _KERNEL_GROUPS if group in found]
+    thickness = floats("SliceThickness", 1)
+    return replace(
+        image,
+        frame=frame,
+        rescale=image.rescale if transform is None else rescale_of(transform, image.pixels),
+        image_type=image.image_type if frame_type is None else frame_type.texts("FrameType"),
+        kernel="\\".join(next(filter(any, kernels), ())) or image.kernel,
+        slice_thickness_mm=thickness[0] if thickness else image.slice_thickness_mm,
+        **_place(floats),
+    )
 
 
-def _about(stack: Stack) -> Iterator[str]:
-    """Warnings about the stack's geometry, scaling, compression and contrast."""
-    yield from layout_of(stack).notes
-    scalings = {(image.rescale.slope, image.rescale.intercept) for image in stack.images}
-    if len(scalings) > 1:
-        yield f"{len(scalings)} pairs of slope and intercept in one series; each slice is scaled by its own"
-    if not all(image.rescale.is_stated or image.has_modality_lut for image in stack.images):
-        yield "no rescale slope or intercept in the header; stored values are taken as HU"
-    if stack.first.transfer_syntax in LOSSY:
-        yield f"compressed with {LOSSY[stack.first.transfer_syntax]}, which may have changed values"
-    hint = contrast_hint(stack)
-    if hint:
-        where = hint.split(" ", 1)[0]
-        yield f"the {where} in the headers suggests contrast (see inspect); this model is for non-contrast CT"
+def _place(floats: Callable[[str, int], list[float] | None]) -> dict[str, Any]:
+    """Position, directions and pixel spacing if all are sound, else None for each, and the fault."""
+    position, cosines = floats("ImagePositionPatient", 3), floats("ImageOrientationPatient", 6)
+    spacing = floats("PixelSpacing", 2)
+    place: dict[str, Any] = dict.fromkeys(("position_mm", "row_direction", "column_direction", "pixel_spacing_mm"))
+    if position is None or cosines is None or spacing is None:
+        wanted = {"position": position, "orientation": cosines, "pixel spacing": spacing}
+        missing = ", ".join(name for name, value in wanted.items() if value is None)
+        return place | {"geometry_fault": f"no {missing} in the header"}
+    directions = np.array(cosines).reshape(2, 3)
+    if fault := _geometry_fault(position, directions, spacing):
+        return place | {"geometry_fault": fault}
+    row, column = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    sides = spacing[0], spacing[1]
+    return dict(zip(place, (np.array(position), row, column, sides), strict=True)) | {"geometry_fault": ""}
+
+
+def _geometry_fault(position: list[float], directions: Float64[np.ndarray, "2 3"], spacing: list[float]) -> str:
+    furthest, (low, high) = max(map(abs, position)), SPACING_RANGE_MM
+    if furthest > MAX_POSITION_MM:
+        return f"a position of {furthest:.3g} mm from the origin"
+    lengths = np.linalg.norm(directions, axis=1)
+    if np.abs(lengths - 1).max() > UNIT_TOLERANCE or abs(directions[0] @ directions[1]) > UNIT_TOLERANCE:
+        return "an orientation that is not a pair of perpendicular unit vectors"
+    is_sound = all(low <= side <= high for side in spacing)
+    return "" if is_sound else f"a pixel spacing of {spacing[0]:g} x {spacing[1]:g} mm"
