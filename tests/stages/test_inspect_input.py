@@ -67,7 +67,7 @@ def test_no_patient_attribute_is_printed_or_written(
     assert "CANARY" not in printed.out + printed.err + (tmp_path / "facts.json").read_text()
 
 
-def test_a_nifti_is_told_too(
+def test_a_nifti_is_described_too(
     head_nifti: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(head_nifti()), "--output-json", str(tmp_path / "facts.json")]) == 0
@@ -77,7 +77,7 @@ def test_a_nifti_is_told_too(
 
 
 @pytest.mark.parametrize("name", ["gone", "empty", "picture.png", "cut.zip"])
-def test_what_cannot_be_looked_into_exits_with_3(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_inspected_exits_with_3(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(600))
     (tmp_path / "cut.zip").write_bytes(b"PK\x03\x04" + bytes(600))

@@ -1,4 +1,4 @@
-"""The one door for torch's pickled files."""
+"""The only module that reads and writes torch's pickled files."""
 
 from __future__ import annotations
 

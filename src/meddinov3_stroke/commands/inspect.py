@@ -90,15 +90,14 @@ def print_inspection(found: Inspection, rule: str, console: Console | None = Non
     for study, series in groupby(in_order, key=lambda one: one.study_instance_uid):
         console.print(f"Study {study or '(no UID)'}", markup=False)
         for one in series:
-            style, lines = _STYLES[one.verdict], [escape(line) for line in _lines(one)]
-            labels = [f"[{style}]{one.verdict}[/]", *[""] * (len(lines) - 1)]
-            _print_rows(console, zip(labels, [f"[{style}]{lines[0]}[/]", *lines[1:]], strict=True))
+            style, (title, *lines) = _STYLES[one.verdict], map(escape, _lines(one))
+            _print_rows(console, [f"[{style}]{title}[/]", *lines], f"[{style}]{one.verdict}[/]")
     for what, files in (("without an image", found.without_images), ("damaged", found.damaged)):
         if files:
             console.print(f"{_count(len(files), 'file')} {what}")
             lines = [reason if name in reason else f"{name}: {reason}" for name, reason in files[:MOST_FILES]]
             lines += [f"and {len(files) - MOST_FILES} more"] if len(files) > MOST_FILES else []
-            _print_rows(console, [("", escape(line)) for line in lines])
+            _print_rows(console, map(escape, lines))
     if found.damaged:
         console.print(
             "a damaged file makes the whole input unreadable; to read the rest, list the good files in a .txt"
@@ -111,12 +110,12 @@ def print_inspection(found: Inspection, rule: str, console: Console | None = Non
         console.print("several patients or studies: to read one, name its series with --series UID")
 
 
-def _print_rows(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+def _print_rows(console: Console, lines: Iterable[str], label: str = "") -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(width=max(map(len, _STYLES)))
     table.add_column(overflow="fold")
-    for row in rows:
-        table.add_row(*row)
+    for k, line in enumerate(lines):
+        table.add_row("" if k else label, line)
     console.print(table)
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _END: Any = object()
-"""What stands behind the last item."""
+"""Follows the last item."""
 
 
 def read_ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:

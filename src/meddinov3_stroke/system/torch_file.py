@@ -163,7 +163,7 @@ _REBUILDERS: dict[str, Any] = {
     "torch._utils._rebuild_parameter": lambda tensor, *rest: tensor,
     "torch.Size": tuple,
 }
-"""Dotted name in the pickle -> our own function or class in its place."""
+"""Dotted name in the pickle -> the function or class used in its place."""
 
 
 def _elements(records: dict[str, np.ndarray], name: str, dtype: str, numel: int) -> np.ndarray:
