@@ -41,8 +41,8 @@ def measure(quick: bool) -> Table:
         *judged(quick, [TIMES_AS_FAST.verdict("cached over embedded", rows[0]["stage_s"] / rows[1]["stage_s"])]),
         f"engines imported by a cached run, expected none: {', '.join(imported) or 'none'}: "
         f"{'missed' if imported else 'met'}",
-        f"{n_volumes} volumes of {n_slices} slices, {side} x {side}; the stage is open_backbone, FeatureExtractor and "
-        f"extract_series, its imports included; one run embeds, the median of {repeats} finds all; records and graph "
+        f"{n_volumes} volumes of {n_slices} slices, {side} x {side}; the stage is load_backbone, FeatureExtractor and "
+        f"extract, its imports included; one run embeds, the median of {repeats} finds all; records and graph "
         "of the weights were there before both",
     ]
     return Table("cached", "A cohort that is cached", rows, notes)
@@ -63,16 +63,15 @@ def extract_once(weights: Path, models_dir: Path, volumes: Path, store: Path) ->
     """Seconds of the stage in this process, and what it imported."""
     paths = sorted(volumes.iterdir())
     start = time.perf_counter()
+    from meddinov3_stroke.backbone import load_backbone
     from meddinov3_stroke.feature_extractor import FeatureExtractor
-    from meddinov3_stroke.features import EmbeddingStore, extract_series
-    from meddinov3_stroke.lazy_backbone import open_backbone
-    from meddinov3_stroke.models import plan_backbone
+    from meddinov3_stroke.features import EmbeddingStore, InputMemory, extract
 
-    extractor = FeatureExtractor(open_backbone(plan_backbone(weights, models_dir=models_dir)))
+    extractor = FeatureExtractor(load_backbone(weights, models_dir=models_dir))
     opened = time.perf_counter()
-    found = list(extract_series(paths, extractor, EmbeddingStore(store)))
+    found = list(extract(paths, extractor, EmbeddingStore(store), memory=InputMemory(store)))
     end = time.perf_counter()
-    assert all(one.status == "done" for one in found)
+    assert all(one.error is None for one in found)
     return {
         "stage_s": end - start,
         "opening_s": opened - start,

@@ -1,24 +1,21 @@
-"""Seconds until something happens: the command's help, the import, the backbone loaded, a volume predicted.
-
-This module imports no torch at its top: its child measures what that costs.
-"""
+"""Seconds of whole processes: the command's help, the import, a volume embedded and predicted."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.bars import Bar, judged
-from benchmarks.children import ROOT, told_by
-from benchmarks.rounds import Seconds, median, seconds_of, take_turns
+from benchmarks.children import ROOT
+from benchmarks.rounds import Seconds, median, take_turns, times_as_fast
 from benchmarks.table import Table
+from meddinov3_stroke.system.devices import bf16_flag
 
 if TYPE_CHECKING:
     from meddinov3_stroke.types import BackboneIdentity
@@ -35,7 +32,12 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
 }
 """What is started in a fresh interpreter."""
 
-FIRST, AGAIN = "load_backbone, first time", "load_backbone, graph kept"
+PLAIN, FIRST, AGAIN = "plain script", "embed, new weights", "embed, known weights"
+"""A whole process each, on the same volume and weights; the plain script is `benchmarks/plain_embed.py`."""
+
+EMBED_SLICES = 28
+
+AGAIN_OVER_PLAIN, FIRST_OVER_PLAIN = Bar(2.2 if bf16_flag() else 1.6, "x"), Bar(1.3 if bf16_flag() else 1.0, "x")
 
 PREDICT = "predict one volume"
 
@@ -47,15 +49,14 @@ def measure(quick: bool) -> Table:
     """Median wall seconds of each start, and those above a bare interpreter."""
     rounds, loads = (2, 1) if quick else (7, 3)
     seconds = take_turns({name: started(arguments) for name, arguments in COMMANDS.items()}, rounds)
-    seconds |= load_seconds(quick, loads)
+    seconds |= embed_seconds(quick, loads)
     seconds |= take_turns({PREDICT: predicting(quick)}, loads)
     rows = [row(name, seconds) for name in seconds]
     notes = [
-        *judged(quick, verdicts(seconds)),
-        f"starts: median of {rounds} rounds that take turns, files in the system's cache; loads: median of {loads}, "
-        "load_backbone and one slice in a fresh process, imports of torch and OpenVINO within; the first time tries "
-        "bf16 against fp32 and converts the graph, which is then kept",
-        f"predict: the whole command on {PREDICT_SLICES} slices of 512 x 512 with a made-up head, graph kept",
+        *judged(quick, [] if quick else verdicts(seconds)),
+        f"starts: median of {rounds} rounds that take turns, files in the system's cache; embed: whole processes on "
+        f"{EMBED_SLICES} slices of 512 x 512, median of {loads} rounds that take turns; new weights have no record yet",
+        f"predict: the whole command on {PREDICT_SLICES} slices of 512 x 512 with a made-up head",
     ]
     return Table("cold_start", "Cold start", rows, notes)
 
@@ -67,6 +68,8 @@ def verdicts(seconds: Seconds) -> list[str]:
         HELP_S.verdict("--help", median(seconds, "--help")),
         HELP_S.verdict("predict --help", median(seconds, "predict --help")),
         IMPORT_S.verdict("import, above a bare interpreter", importing),
+        AGAIN_OVER_PLAIN.verdict(f"{AGAIN}, over the {PLAIN}", times_as_fast(seconds, AGAIN, PLAIN)),
+        FIRST_OVER_PLAIN.verdict(f"{FIRST}, over the {PLAIN}", times_as_fast(seconds, FIRST, PLAIN)),
     ]
 
 
@@ -77,18 +80,25 @@ def started(arguments: tuple[str, ...], settings: Mapping[str, str] | None = Non
     return lambda: subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
 
 
-def load_seconds(quick: bool, loads: int) -> dict[str, list[float]]:
-    """Seconds of first and later loads, each in a process of its own."""
+def embed_seconds(quick: bool, rounds: int) -> dict[str, list[float]]:
+    """Seconds of `embed` on one volume, beside the plain script, in rounds that take turns."""
+    from benchmarks.heads import write_volume
     from benchmarks.workspace import workspace
 
     place = workspace(quick)
-    seconds: dict[str, list[float]] = {FIRST: [], AGAIN: []}
-    for k in range(loads):
-        models_dir = place.folder / f"cold_start_{k}"
-        for name in seconds:
-            seconds[name].append(told_by("benchmarks.cold_start", place.weights, models_dir)["seconds"])
-        shutil.rmtree(models_dir)
-    return seconds
+    volume = write_volume(place.folder / "embed.nii.gz", 4 if quick else EMBED_SLICES, 512, seed=6)
+    flags = ("--input", volume, "--backbone", place.weights, "--output-dir", place.folder / "embedded", "--quiet")
+    embed = ("-m", "meddinov3_stroke", "embed", *map(str, flags))
+    new = count()
+
+    def first() -> None:
+        started(embed, {"MODELS_DIR": str(place.folder / f"new_{next(new)}")})()
+
+    ways = {FIRST: first, AGAIN: started(embed, {"MODELS_DIR": str(place.models_dir)})}
+    if not quick:  # the quick transformer is not a ViT-B/16
+        script = ROOT / "benchmarks" / "plain_embed.py"
+        ways[PLAIN] = started((str(script), str(place.weights), str(volume), str(place.folder / "plain.npy")))
+    return take_turns(ways, rounds)
 
 
 def predicting(quick: bool) -> Callable[[], Any]:
@@ -107,42 +117,20 @@ def predicting(quick: bool) -> Callable[[], Any]:
 
 def made_up_head(identity: BackboneIdentity, folder: Path) -> Path:
     """The checkpoint of a head that learned nothing, for embeddings of this backbone."""
-    from benchmarks.head_training import default_options, made_up
+    from benchmarks.head_training import made_up
     from benchmarks.workspace import RESIZE
+    from meddinov3_stroke.config import HeadConfig
     from meddinov3_stroke.head_train import train_head
     from meddinov3_stroke.types import LABELS, HeadContext, HeadData
 
     sides = [made_up(200, seed) for seed in (1, 2)]
     train, val = (HeadData(side.embeddings[:, : identity.embed_dim], side.labels) for side in sides)
     context = HeadContext("mean", RESIZE, asdict(identity), LABELS)
-    train_head(train, val, default_options(1), context, folder, progress=False)
+    train_head(train, val, HeadConfig(epochs=1), context, folder, progress=False)
     return folder / "best.pt"
 
 
 def row(name: str, seconds: Seconds) -> dict[str, Any]:
     """A row of the table."""
     found = median(seconds, name)
-    in_process = name in (FIRST, AGAIN)  # measured within the process, so without the interpreter's own start
-    return {
-        "start": name,
-        "seconds": found,
-        "above_bare_python_s": found - (0 if in_process else median(seconds, BARE)),
-    }
-
-
-def load_once(weights: Path, models_dir: Path) -> dict[str, float]:
-    """Seconds from the first import to the first class token."""
-
-    def load() -> None:
-        import numpy as np
-
-        from meddinov3_stroke.backbone import load_backbone
-
-        backbone = load_backbone(weights, device="cpu", models_dir=models_dir)
-        backbone.class_tokens(np.zeros((1, 1, 224, 224), np.float32))
-
-    return {"seconds": seconds_of(load)}
-
-
-if __name__ == "__main__":
-    print(json.dumps(load_once(Path(sys.argv[1]), Path(sys.argv[2]))))
+    return {"start": name, "seconds": found, "above_bare_python_s": found - median(seconds, BARE)}

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float32
-from meddinov3_stroke.backbone.fidelity import cosines
 
 from benchmarks.bars import Bar, judged
 from benchmarks.rounds import Seconds, median, take_turns, times_as_fast
 from benchmarks.table import Table
 from benchmarks.weights import transformers_model
 from benchmarks.workspace import BATCH, Workspace, prepared, workspace
+from meddinov3_stroke.backbone.loading import cosines
 from meddinov3_stroke.system.devices import use_available_cpus
 
 OURS = (("torch", "fp32"), ("torch", "bf16"), ("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"))

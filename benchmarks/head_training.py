@@ -38,9 +38,9 @@ def measure(quick: bool) -> Table:
     """Seconds and held-out macro AUROC of each way to train, the ways taking turns; medians of the rounds."""
     n_rows, epochs, rounds = (2000, 3, 1) if quick else (25000, config.RSNA_EPOCHS, 3)
     train, held_out = made_up(n_rows, 1), made_up(max(n_rows // 5, 500), 2)
-    options = default_options(epochs)
+    options = HeadConfig(epochs=epochs)
     ways: dict[str, Callable[[], Scores]] = {
-        "train_epochs": lambda: ours(train, held_out, options).val_logits,
+        "train_epochs": lambda: np.asarray(ours(train, held_out, options).val_logits),
         "plain PyTorch loop": lambda: plain_loop(train, held_out, options),
         "scikit-learn LogisticRegression": lambda: logistic_regressions(train, held_out),
     }
@@ -71,11 +71,6 @@ def made_up(n_rows: int, seed: int) -> HeadData:
     evidence = SIGNAL * embeddings @ directions + rng.normal(size=(n_rows, N_SUBTYPES))
     subtypes = (evidence > 1.5 * SIGNAL).astype(np.int8)
     return HeadData(embeddings, np.concatenate([subtypes.max(axis=1, keepdims=True), subtypes], axis=1))
-
-
-def default_options(epochs: int) -> HeadConfig:
-    """The flags' defaults."""
-    return HeadConfig(epochs=epochs)
 
 
 def take_turns(ways: dict[str, Callable[[], Scores]], rounds: int) -> tuple[dict[str, list[float]], dict[str, Scores]]:
@@ -120,7 +115,7 @@ def plain_loop(train: HeadData, held_out: HeadData, options: HeadConfig) -> Scor
     held_out_rows = torch.tensor(held_out.embeddings)
     for _ in range(options.epochs):
         head.train()
-        for batch in torch.randperm(len(rows)).split(options.batch_size):
+        for batch in torch.randperm(len(rows)).split(options.batch_size):  # type: ignore[no-untyped-call]
             optimizer.zero_grad()
             loss_function(head(rows[batch]), targets[batch]).backward()
             optimizer.step()

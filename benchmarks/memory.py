@@ -36,7 +36,7 @@ def measure(quick: bool) -> Table:
         rows.append({"slices": n_slices, "stored_mib": n_slices * side * side * 2 / 2**20, **told})
     notes = [
         *judged(quick, [ADDED_MIB.verdict(f"added by {sizes[-1]} slices", rows[-1]["peak_mib_added"])]),
-        f"{side} x {side} int16 .nii.gz; read_volume and FeatureExtractor.embed in a fresh process whose engine has "
+        f"{side} x {side} int16 .nii.gz; features.extract in a fresh process whose engine has "
         "embedded 16 other slices; the peak is VmHWM, made to forget all before",
     ]
     return Table("memory", "Memory of embedding a volume", rows, notes)
@@ -45,14 +45,13 @@ def measure(quick: bool) -> Table:
 def embed_once(weights: Path, models_dir: Path, warm_up: Path, path: Path) -> dict[str, Any]:
     """Resident MiB of the warm engine, and how far embedding the volume raised the peak above it."""
     from meddinov3_stroke.backbone import load_backbone
-    from meddinov3_stroke.ct import read_volume
-    from meddinov3_stroke.feature_extractor import FeatureExtractor
+    from meddinov3_stroke.features import FeatureExtractor, extract
 
     extractor = FeatureExtractor(load_backbone(weights, device="cpu", models_dir=models_dir))
-    extractor.embed(read_volume(warm_up))
+    list(extract([warm_up], extractor))
     CLEAR_REFS.write_text(FORGET_PEAK, encoding="ascii")
     before_mib = memory_mib("VmRSS")
-    extractor.embed(read_volume(path))
+    list(extract([path], extractor))
     return {"engine_mib": before_mib, "peak_mib_added": memory_mib("VmHWM") - before_mib}
 
 

@@ -20,7 +20,7 @@ from meddinov3_stroke import config
 from meddinov3_stroke.backbone import Backbone
 from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.feature_extractor import FeatureExtractor
-from meddinov3_stroke.features import EmbeddingStore, extract_series
+from meddinov3_stroke.features import EmbeddingStore, extract
 from meddinov3_stroke.system.atomic import write_npy
 
 VOLUME_SHARE, COHORT_SHARE = Bar(95, " %"), Bar(90, " %")
@@ -49,7 +49,7 @@ def measure(quick: bool) -> Table:
         *judged(quick, verdicts(rows)),
         f"{side} x {side} int16 .nii.gz of noisy heads; passes of {config.BATCH} slices both ways; engine warm; median "
         f"of the ratios within {rounds} rounds that take turns",
-        "one volume: read_volume, FeatureExtractor.embed, .npy; several: extract_series into an empty store",
+        "one volume: extract, .npy; several: extract into an empty store",
     ]
     return Table("pipeline", "The pipeline around the engine", rows, notes)
 
@@ -62,7 +62,9 @@ def volume_turns(backbone: Backbone, path: Path, rounds: int) -> Seconds:
     backbone.class_tokens(pixels[0])
 
     def whole() -> None:
-        write_npy(outcome, extractor.embed(read_volume(path)).cls)
+        (found,) = extract([path], extractor)
+        assert found.embeddings is not None
+        write_npy(outcome, found.embeddings.cls)
 
     return take_turns({BARE: bare(backbone, pixels), WHOLE: whole}, rounds, warm_ups=0)
 
@@ -77,8 +79,8 @@ def cohort_turns(backbone: Backbone, paths: list[Path], rounds: int) -> Seconds:
 
     def whole() -> None:
         store = EmbeddingStore(paths[0].parent / f"store-{backbone.identity.precision}-{next(stores)}")
-        found = list(extract_series(paths, extractor, store))
-        assert all(one.status == "done" and not one.from_cache for one in found)
+        found = list(extract(paths, extractor, store))
+        assert all(one.error is None and not one.from_cache for one in found)
 
     return take_turns({BARE: bare(backbone, pixels), WHOLE: whole}, rounds, warm_ups=0)
 

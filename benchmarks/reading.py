@@ -21,8 +21,7 @@ from jaxtyping import Int16
 
 from benchmarks.table import Table
 from meddinov3_stroke.ct import read_volume
-from meddinov3_stroke.ct.nifti import READ_BYTES
-from meddinov3_stroke.ct.stream import PIECE_BYTES
+from meddinov3_stroke.ct.nifti import PIECE_BYTES, READ_BYTES
 from meddinov3_stroke.system.provenance import peak_resident_mib
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,7 +20,7 @@ from benchmarks.table import Table
 from benchmarks.workspace import Workspace, prepared, workspace
 from meddinov3_stroke.backbone import Backbone, load_backbone
 from meddinov3_stroke.feature_extractor import FeatureExtractor
-from meddinov3_stroke.features import EmbeddingStore, extract_series
+from meddinov3_stroke.features import EmbeddingStore, extract
 
 BATCHES = (1, 4, 8, 16, 32)
 
@@ -44,7 +44,7 @@ def measure(quick: bool) -> Table:
         *judged(quick, []),
         fit,
         f"median of {rounds} rounds that take turns; auto engine ({auto.identity.engine} {auto.identity.precision})",
-        "volumes: extract_series into an empty store, volumes of 2 slices of 256 x 256; cores: a process of its own "
+        "volumes: extract into an empty store, volumes of 2 slices of 256 x 256; cores: a process of its own "
         "bound to so many, which measures alone",
     ]
     return Table("scaling", "How time grows", rows, notes)
@@ -58,7 +58,7 @@ def volume_rows(place: Workspace, rounds: int) -> tuple[list[dict[str, Any]], st
 
     def embed(n_volumes: int) -> None:
         store = EmbeddingStore(paths[0].parent / f"store-{next(stores)}")
-        assert all(not one.from_cache for one in extract_series(paths[:n_volumes], extractor, store))
+        assert all(not one.from_cache for one in extract(paths[:n_volumes], extractor, store))
 
     seconds = take_turns({str(n): lambda n=n: embed(n) for n in sizes}, rounds)
     rows = [row("volumes", n, n * n_slices, seconds) for n in sizes]

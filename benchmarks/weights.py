@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meddinov3_stroke.backbone import VisionTransformer, load_weights
-from meddinov3_stroke.backbone.vit import vit_base
-from meddinov3_stroke.backbone.weight_file import build_module
+from meddinov3_stroke.backbone import build_module, load_weights
+from meddinov3_stroke.backbone.vit import VisionTransformer, vit_base
 
 PUBLISHED: dict[str, Any] = {
     "layerscale_init": 1e-5,

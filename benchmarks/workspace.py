@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,11 +14,9 @@ from jaxtyping import Float32
 
 from benchmarks.heads import noisy_head
 from benchmarks.weights import write_published
-from meddinov3_stroke.backbone import Backbone, load_backbone, load_planned
-from meddinov3_stroke.backbone.preprocessing import prepare_channel
-from meddinov3_stroke.int8 import quantized_graph, trial_backbone
-from meddinov3_stroke.models import BackbonePlan, WeightsFacts, plan_backbone
-from meddinov3_stroke.types import BackboneIdentity
+from meddinov3_stroke.backbone import Backbone, load_backbone, load_weights, prepare_channel
+from meddinov3_stroke.backbone.engines.openvino import OpenVINOEngine, build_graph
+from meddinov3_stroke.backbone.int8 import quantize_graph
 
 RESIZE = 224
 """Side in pixels at which the backbone sees a slice."""
@@ -43,35 +42,27 @@ class Workspace:
         self.models_dir = self.folder / "models"
         self.weights = write_published(self.folder / "model.pth", quick)
 
-    def plan(self, engine: str = "auto", precision: str = "auto") -> BackbonePlan:
-        """The plan that `load` follows."""
-        return plan_backbone(self.weights, engine, precision, "cpu", models_dir=self.models_dir)
-
     def load(self, engine: str = "auto", precision: str = "auto") -> Backbone:
         """A backbone on the CPU; int8 is the graph made in this run, whatever its fidelity."""
-        if precision == "int8":
-            return trial_backbone(self.int8_graph, self._int8_identity)
-        return load_backbone(self.weights, engine, precision, "cpu", models_dir=self.models_dir)
+        if precision != "int8":
+            return load_backbone(self.weights, engine, precision, "cpu", models_dir=self.models_dir)
+        identity = replace(self.load("openvino", "fp32").identity, precision="int8")
+        return Backbone(identity, "cpu", lambda: OpenVINOEngine(self.graph, "int8", lambda side: self.int8_graph))
 
-    @cached_property
-    def facts(self) -> WeightsFacts:
-        """What the weights decide of an identity."""
-        return WeightsFacts.of(load_planned(self.plan("openvino", "fp32")).identity)
+    def graph(self, side: int) -> Any:
+        """The plain OpenVINO graph at `side` pixels."""
+        return build_graph(load_weights(self.weights), side)
 
     @cached_property
     def int8_graph(self) -> Any:
         """The quantized graph, made once in a run on slices that are never measured."""
         pixels = prepared(self.n_calibration_slices, CALIBRATION_SEED)
-        return quantized_graph(self.plan("openvino", "fp32"), self.facts, RESIZE, pixels)
+        return quantize_graph(build_graph(load_weights(self.weights), RESIZE, class_tokens_only=True), pixels)
 
     @property
     def n_calibration_slices(self) -> int:
         """Slices that int8 is made on."""
         return QUICK_CALIBRATION_SLICES if self.quick else CALIBRATION_SLICES
-
-    @property
-    def _int8_identity(self) -> BackboneIdentity:
-        return self.facts.identity(self.weights.name, "openvino", "int8")
 
 
 @cache
@@ -82,4 +73,4 @@ def workspace(quick: bool) -> Workspace:
 
 def prepared(n_slices: int, seed: int = MEASURED_SEED, resize: int = RESIZE) -> Float32[np.ndarray, "n 1 row col"]:
     """Pixels of a head's slices as an engine takes them."""
-    return prepare_channel(noisy_head(n_slices, 512, seed).astype(np.float32), resize).numpy()
+    return prepare_channel(noisy_head(n_slices, 512, seed).astype(np.float32), resize)

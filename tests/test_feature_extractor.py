@@ -56,8 +56,7 @@ def test_the_number_of_slices_done_is_reported_with_the_number_chosen(backbone, 
 
 def test_embedding_a_volume_in_memory_is_the_same_as_extracting_its_file(backbone, head_nifti) -> None:
     path, extractor = head_nifti(), FeatureExtractor(backbone, resize=64, batch=3)
-    in_memory, from_file = extractor.embed(read_volume(path)), extract_one(path, extractor).embeddings
-    assert from_file is not None
+    in_memory, (_, from_file, _) = extractor.embed(read_volume(path)), extract_one(path, extractor)
     np.testing.assert_array_equal(in_memory.cls, from_file.cls)
     assert in_memory.source.sha256 == from_file.source.sha256
 

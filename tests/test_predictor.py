@@ -217,7 +217,7 @@ def test_another_resize_than_the_heads_is_refused(load) -> None:
 def test_a_head_that_does_not_say_its_resize_takes_the_usual_one_with_a_warning(load) -> None:
     predictor = load(head={"resize": None})
     assert predictor.extractor.resize == 224
-    assert "the head does not say at which --resize it was trained" in predictor.warnings
+    assert "the checkpoint does not state the --resize of its training" in predictor.warnings
 
 
 def test_other_weights_than_the_heads_are_refused(backbone, random_head, random_weights) -> None:

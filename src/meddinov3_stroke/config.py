@@ -126,41 +126,35 @@ DEMO_EPOCHS = 60
 DEMO_TRAIN_BATCH_SIZE = 16
 DEMO_BACKBONE = "demo"
 PHANTOM_PATIENTS = 8
-"""Patients that `phantom` makes unless told otherwise."""
+"""Default of `phantom --patients`."""
 
 MODELS_DIR = Path("modelsweights")
 WEIGHTS_NAME = "model.pth"
 DATASETS_DIR = Path("/data/datasets")
 HF_REPO = "ricklisz123/MedDINOv3-ViTB-16-CT-3M"
-"""Hugging Face repository of the published weights (FACTS: MedDINOv3 README)."""
 GDRIVE_FILE_ID = "1_MgctUnIIFcQJCVOhkcs84qq92hlqXVA"
-"""Google Drive id of the published weights."""
-
+"""Where the weights are published (FACTS: MedDINOv3 README)."""
 OLD_LAYOUT = ("meddinov3", "MedDINOv3-ViTB-16-CT-3M")
-"""Folders below MODELS_DIR where earlier scripts put the weights; MEDDINOV3_SUBDIR replaces the second."""
 OLD_WEIGHTS_NAMES = ("model.pth", "meddinov3_vitb16_ct3m.pth")
-"""Their file names; MEDDINOV3_FILENAME and MEDDINOV3_GDRIVE_FILENAME replace these."""
+"""Folders below MODELS_DIR where earlier scripts put the weights, and their file names there."""
 
 DOWNLOAD_LOCK_WAIT_S = 3600.0
 """Longest wait for another process that is downloading the same file."""
-_UNUSED_KEYS = ("download_chunk_mb",)
-"""Settings of earlier scripts that have no meaning here."""
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Paths, sources of the weights and download limits; a field is the key of the same name in upper case."""
+    """Paths, sources of the weights and download limits (s); a field is the key of the same name in upper case."""
 
     datasets_dir: Path = DATASETS_DIR
     models_dir: Path = MODELS_DIR
     ckpt_path: Path | None = None
-    """MEDDINOV3_CKPT_PATH as given; use `meddinov3_ckpt_path`."""
+    """MEDDINOV3_CKPT_PATH as given."""
     ct_model_device: str = DEVICE
-    """Default of `--device`."""
     meddinov3_url: str | None = None
-    """One or more URLs, separated by commas or spaces."""
+    """URLs, separated by commas or spaces, as are `hf_endpoint` and `hf_mirror`: the Hub or mirrors of it."""
     meddinov3_hf_repo: str | None = HF_REPO
     meddinov3_gdrive_file_id: str | None = GDRIVE_FILE_ID
     meddinov3_gdrive_url: str | None = None
@@ -169,22 +163,21 @@ class Settings:
     meddinov3_filename: str = OLD_WEIGHTS_NAMES[0]
     meddinov3_gdrive_filename: str = OLD_WEIGHTS_NAMES[1]
     hf_endpoint: str | None = None
-    """The Hub or mirrors of it, separated by commas or spaces; `hf_mirror` is the same."""
     hf_mirror: str | None = None
     huggingface_token: str | None = field(default=None, repr=False)
     download_connect_timeout: float = 10.0
     download_read_timeout: float = 30.0
     download_retries: int = 3
     download_backoff: float = 1.0
-    """Seconds before the first retry; doubles with each one."""
+    """Wait before the first retry; doubles with each one."""
     unused: tuple[str, ...] = ()
-    """Keys that were given and have no meaning here."""
+    """Keys of earlier scripts that were given and have no meaning here."""
 
     @cached_property
     def meddinov3_ckpt_path(self) -> Path:
         """The file of the weights: MEDDINOV3_CKPT_PATH, else the default, else one that an earlier script left."""
         default = self.models_dir / WEIGHTS_NAME
-        if self.ckpt_path is not None or default.exists():
+        if self.ckpt_path or default.exists():
             return self.ckpt_path or default
         folder = self.models_dir / OLD_LAYOUT[0] / self.meddinov3_subdir
         for name in (self.meddinov3_filename, self.meddinov3_gdrive_filename):
@@ -208,14 +201,11 @@ def load_settings(folder: Path | None = None) -> Settings:
     written = dotenv_values(env_file, encoding="utf-8-sig") if env_file else {}
     given = {key.lower(): (text, env_file.parent) for key, text in written.items() if text and env_file}
     given |= {key.lower(): (text, Path()) for key, text in os.environ.items() if text}
-    given.pop("ckpt_path", None)
-    if "meddinov3_ckpt_path" in given:
-        given["ckpt_path"] = given["meddinov3_ckpt_path"]
-    kinds = {"ckpt_path": Path} | {
-        f.name: type(f.default) for f in fields(Settings) if f.name not in ("ckpt_path", "unused")
-    }
-    values = {name: _parse(name, *given[name], kind) for name, kind in kinds.items() if name in given}
-    return Settings(**values, unused=tuple(key.upper() for key in _UNUSED_KEYS if key in given))
+    given["ckpt_path"] = given.pop("meddinov3_ckpt_path", ("", Path()))
+    unused = ("DOWNLOAD_CHUNK_MB",) if "download_chunk_mb" in given else ()
+    kinds = {f.name: type(f.default) for f in fields(Settings) if f.name != "unused"} | {"ckpt_path": Path}
+    values = {name: _parse(name, *given[name], kind) for name, kind in kinds.items() if given.get(name, [""])[0]}
+    return Settings(**values, unused=unused)
 
 
 def _parse(name: str, text: str, base: Path, kind: type) -> Any:

@@ -1,32 +1,4 @@
-"""The one exception tree. Each class carries its `code` (printed) and its `exit_code` (what a shell sees).
-
-MedDINOError                  70  internal error, unless a subclass says otherwise
-├── UsageError                 2  wrong arguments
-├── InputError                 3  a volume file is corrupt or unsupported
-│   ├── MissingInput
-│   ├── CorruptInput
-│   ├── UnsupportedInput
-│   └── AmbiguousInput
-├── OutOfScope                 4  readable, but outside what the model is meant for
-├── DatasetError               5  series table, labels, splits, embeddings given as data
-│   ├── SeriesTableError
-│   ├── LabelError
-│   ├── SplitError
-│   └── NonFiniteLoss
-├── WeightsError               6  weights, checkpoints, downloads
-│   ├── MissingWeights
-│   ├── UnsafeWeights
-│   ├── WeightsMismatch
-│   ├── CheckpointError
-│   ├── DownloadError
-│   └── NonFiniteEmbedding
-├── MachineError               7  device, disk, permission, lock
-│   ├── DeviceUnavailable
-│   ├── StorageError
-│   └── LockTimeout
-└── PartialFailure             8  some cases failed, the rest is kept
-    └── TooManyInvalid
-"""
+"""The one exception tree: each class has a `code` (printed) and an `exit_code` (what a shell sees)."""
 
 from __future__ import annotations
 
@@ -71,162 +43,108 @@ class MedDINOError(Exception):
     status: Status = "failed"
     """Status of a case that ends with this error."""
 
+    def __init_subclass__(cls, code: str = "", exit_code: int = 0, status: Status | None = None) -> None:
+        """Set what differs from the parent class."""
+        super().__init_subclass__()
+        cls.code, cls.exit_code = code or cls.code, exit_code or cls.exit_code
+        cls.status = status or cls.status
 
-class UsageError(MedDINOError):
+
+class UsageError(MedDINOError, code="E-USAGE", exit_code=2):
     """Arguments that cannot be honoured."""
 
-    code = "E-USAGE"
-    exit_code = 2
 
-
-class InputError(MedDINOError):
+class InputError(MedDINOError, code="E-INPUT", exit_code=3, status="rejected"):
     """A volume file that cannot be trusted or read."""
 
-    code = "E-INPUT"
-    exit_code = 3
-    status = "rejected"
 
-
-class MissingInput(InputError):
+class MissingInput(InputError, code="E-INPUT-MISSING"):
     """No such file, an empty file, or a directory where a file is needed."""
 
-    code = "E-INPUT-MISSING"
 
-
-class CorruptInput(InputError):
+class CorruptInput(InputError, code="E-INPUT-CORRUPT"):
     """The container fails its own checks (CRC, length, header against size, non-finite voxels)."""
 
-    code = "E-INPUT-CORRUPT"
 
-
-class UnsupportedInput(InputError):
+class UnsupportedInput(InputError, code="E-INPUT-UNSUPPORTED"):
     """A sound file of a kind this package does not read."""
 
-    code = "E-INPUT-UNSUPPORTED"
 
-
-class AmbiguousInput(InputError):
+class AmbiguousInput(InputError, code="E-INPUT-AMBIGUOUS"):
     """Several patients or studies where one is needed, and nothing says which."""
 
-    code = "E-INPUT-AMBIGUOUS"
 
-
-class OutOfScope(MedDINOError):
+class OutOfScope(MedDINOError, code="E-SCOPE", exit_code=4, status="refused"):
     """Readable, but outside what the model is meant for."""
 
-    code = "E-SCOPE"
-    exit_code = 4
-    status = "refused"
 
-
-class DatasetError(MedDINOError):
+class DatasetError(MedDINOError, code="E-DATASET", exit_code=5, status="rejected"):
     """A data set whose tables, labels or arrays contradict themselves or each other."""
 
-    code = "E-DATASET"
-    exit_code = 5
-    status = "rejected"
 
-
-class SeriesTableError(DatasetError):
+class SeriesTableError(DatasetError, code="E-SERIES-CSV"):
     """A series CSV that lacks columns, cannot be decoded, or holds conflicting rows."""
 
-    code = "E-SERIES-CSV"
 
-
-class LabelError(DatasetError):
+class LabelError(DatasetError, code="E-LABELS"):
     """Labels that are not 0 or 1, or that contradict each other."""
 
-    code = "E-LABELS"
 
-
-class SplitError(DatasetError):
+class SplitError(DatasetError, code="E-SPLIT"):
     """No split meets the rules: too few patients, or one patient or volume in two splits."""
 
-    code = "E-SPLIT"
 
-
-class NonFiniteLoss(DatasetError):
+class NonFiniteLoss(DatasetError, code="E-LOSS"):
     """Training met a NaN or infinite loss; the last good checkpoint stays."""
 
-    code = "E-LOSS"
 
-
-class WeightsError(MedDINOError):
+class WeightsError(MedDINOError, code="E-WEIGHTS", exit_code=6):
     """Backbone weights or a head checkpoint that cannot be used."""
 
-    code = "E-WEIGHTS"
-    exit_code = 6
 
-
-class MissingWeights(WeightsError):
+class MissingWeights(WeightsError, code="E-WEIGHTS-MISSING"):
     """No weights where they were looked for."""
 
-    code = "E-WEIGHTS-MISSING"
 
-
-class UnsafeWeights(WeightsError):
+class UnsafeWeights(WeightsError, code="E-WEIGHTS-UNSAFE"):
     """A pickle that holds more than tensors; nothing of it was run."""
 
-    code = "E-WEIGHTS-UNSAFE"
 
-
-class WeightsMismatch(WeightsError):
+class WeightsMismatch(WeightsError, code="E-WEIGHTS-MISMATCH"):
     """Tensor names, shapes, digest or preprocessing differ from what is expected."""
 
-    code = "E-WEIGHTS-MISMATCH"
 
-
-class CheckpointError(WeightsError):
+class CheckpointError(WeightsError, code="E-CHECKPOINT"):
     """A head checkpoint that is damaged or does not belong to this backbone, labels or preprocessing."""
 
-    code = "E-CHECKPOINT"
 
-
-class DownloadError(WeightsError):
+class DownloadError(WeightsError, code="E-DOWNLOAD"):
     """No source gave the bytes that were asked for; the file that was there is untouched."""
 
-    code = "E-DOWNLOAD"
 
-
-class NonFiniteEmbedding(WeightsError):
+class NonFiniteEmbedding(WeightsError, code="E-EMBEDDING"):
     """The backbone gave NaN or infinity for a case, which is named."""
 
-    code = "E-EMBEDDING"
 
-
-class MachineError(MedDINOError):
+class MachineError(MedDINOError, code="E-MACHINE", exit_code=7):
     """The machine lacks what the run needs."""
 
-    code = "E-MACHINE"
-    exit_code = 7
 
-
-class DeviceUnavailable(MachineError):
+class DeviceUnavailable(MachineError, code="E-DEVICE"):
     """A device was asked for by name and is not there."""
 
-    code = "E-DEVICE"
 
-
-class StorageError(MachineError):
+class StorageError(MachineError, code="E-STORAGE"):
     """Disk full, read-only folder or I/O error; nothing torn is left behind."""
 
-    code = "E-STORAGE"
 
-
-class LockTimeout(MachineError):
+class LockTimeout(MachineError, code="E-LOCK"):
     """Another process held a lock for too long."""
 
-    code = "E-LOCK"
 
-
-class PartialFailure(MedDINOError):
+class PartialFailure(MedDINOError, code="E-PARTIAL", exit_code=8):
     """Some cases failed; what was finished is kept."""
 
-    code = "E-PARTIAL"
-    exit_code = 8
 
-
-class TooManyInvalid(PartialFailure):
+class TooManyInvalid(PartialFailure, code="E-INVALID-CAP"):
     """More unreadable volumes than `--max-invalid` allows to skip."""
-
-    code = "E-INVALID-CAP"

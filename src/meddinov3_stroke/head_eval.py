@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from meddinov3_stroke.labels import LabelPolicy, label_names
 from meddinov3_stroke.options import DeviceName
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
-from meddinov3_stroke.types import HeadData
+from meddinov3_stroke.types import LABELS, HeadData
 
 if TYPE_CHECKING:
     from meddinov3_stroke.heads import EmbeddingOrigin, HeadCheckpoint
@@ -99,26 +99,21 @@ def evaluate_head(
         CheckpointError: the embedding size or the labels differ from the checkpoint's; lists expected and found.
         DatasetError: NaN, empty, or counts that differ.
     """
-    from meddinov3_stroke.heads import check_columns, check_head_data, predict_logits
-    from meddinov3_stroke.metrics import (
-        auroc_report,
-        binary_cross_entropy,
-        bootstrap_macro_auroc,
-        operating_points,
-        threshold_report,
-    )
+    from meddinov3_stroke import metrics as measures
+    from meddinov3_stroke.heads import check_head_data, predict_logits
 
     if not 0 <= threshold <= 1:
         raise UsageError(f"threshold {threshold:g}: expected a probability from 0 to 1")
     check_head_data(data, "test")
     names = tuple(labels) if labels is not None else _column_names(checkpoint, data.labels.shape[1])
-    check_columns(checkpoint, data.embeddings.shape[1], names)
     output = predict_logits(checkpoint, data.embeddings, names)
-    report = auroc_report(data.labels, output.probabilities, names)
-    own = {name: value.value for name, value in checkpoint.thresholds.items()}
+    truth, probabilities = data.labels, output.probabilities
+    report = measures.auroc_report(truth, probabilities, names)
+    thresholds = {name: checkpoint.thresholds[name] for name in names}  # in the order of the columns
+    own = {name: value.value for name, value in thresholds.items()}
     metrics: dict[str, Any] = {
-        "loss": binary_cross_entropy(
-            data.labels, output.logits, np.array([checkpoint.pos_weight[name] for name in names])
+        "loss": measures.binary_cross_entropy(
+            truth, output.logits, np.array([checkpoint.pos_weight[name] for name in names])
         ),
         "loss_name": "binary cross-entropy, positives weighted as in training (pos_weight)",
         "pos_weight": dict(checkpoint.pos_weight),
@@ -128,21 +123,20 @@ def evaluate_head(
         "per_class_auroc_reasons": report.reasons,
         "n_samples": len(data.labels),
         "n_positive": dict(zip(names, data.labels.sum(axis=0, dtype=int).tolist(), strict=True)),
-        "operating_points": operating_points(data.labels, output.probabilities, checkpoint.thresholds),
-        "metrics_at_threshold": threshold_report(data.labels, output.probabilities, threshold, names),
-        "metrics_at_checkpoint_thresholds": threshold_report(data.labels, output.probabilities, own, names),
+        "operating_points": measures.operating_points(truth, probabilities, thresholds),
+        "metrics_at_threshold": measures.threshold_report(truth, probabilities, threshold, names),
+        "metrics_at_checkpoint_thresholds": measures.threshold_report(truth, probabilities, own, names),
         "warnings": [f"AUROC of {name} is undefined (null): {reason}" for name, reason in report.reasons.items()],
     }
     if groups is not None:
-        interval = bootstrap_macro_auroc(data.labels, output.probabilities, groups, seed=checkpoint.seed)
-        metrics["macro_auroc_interval"] = interval.document()
-    return metrics, output.probabilities
+        interval = measures.bootstrap_macro_auroc(truth, probabilities, groups, seed=checkpoint.seed)
+        metrics["macro_auroc_interval"] = asdict(interval)
+    return metrics, probabilities
 
 
 def _column_names(checkpoint: HeadCheckpoint, n_labels: int) -> tuple[str, ...]:
-    names = label_names(n_labels)
-    is_unnamed = names[0] == "class_0" and n_labels == len(checkpoint.labels)
-    return checkpoint.labels if is_unnamed else names
+    is_unnamed = n_labels != len(LABELS) and n_labels == len(checkpoint.labels)
+    return checkpoint.labels if is_unnamed else label_names(n_labels)
 
 
 def _check_origin(checkpoint: HeadCheckpoint, origin: EmbeddingOrigin) -> list[str]:

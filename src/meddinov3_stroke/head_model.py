@@ -18,7 +18,7 @@ from meddinov3_stroke.metrics import AurocReport, auroc_report, bootstrap_macro_
 from meddinov3_stroke.types import HeadData
 
 if TYPE_CHECKING:
-    from meddinov3_stroke.heads.modules import MLPHead
+    from meddinov3_stroke.heads.training import MLPHead
 
 __all__ = [
     "AurocReport",
@@ -40,7 +40,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "MLPHead":  # the only name here that needs torch
-        from meddinov3_stroke.heads.modules import MLPHead
+        from meddinov3_stroke.heads.training import MLPHead
 
         return MLPHead
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ import tyro
 
 from meddinov3_stroke import config
 from meddinov3_stroke.config import HeadConfig
-from meddinov3_stroke.errors import UsageError
+from meddinov3_stroke.errors import NonFiniteLoss, UsageError
 from meddinov3_stroke.labels import LabelPolicy, label_names
 from meddinov3_stroke.options import DeviceName, OutputDir
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
@@ -21,7 +21,7 @@ from meddinov3_stroke.types import HeadContext, HeadData, HeadOutput, Threshold
 
 if TYPE_CHECKING:
     from meddinov3_stroke.heads import HeadCheckpoint
-    from meddinov3_stroke.heads.training import BestEpoch, EpochResult
+    from meddinov3_stroke.heads.training import EpochResult
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -76,20 +76,18 @@ def run(args: Args) -> dict[str, Any]:
     use_available_cpus()
     train, warnings = load_head_data(args.train_embeddings, args.train_labels, args.label_policy)
     origin = read_origin(args.train_embeddings, train.embeddings.shape[1])
-    warnings = [*origin.warnings, *warnings]
-    val = None
+    warnings, val = [*origin.warnings, *warnings], None
     if args.val_embeddings is not None and args.val_labels is not None:
         val, val_warnings = load_head_data(args.val_embeddings, args.val_labels, args.label_policy)
         val_origin = read_origin(args.val_embeddings, val.embeddings.shape[1])
         warnings += [*val_origin.warnings, *same_origin(origin, val_origin), *val_warnings]
     arrays = ("train_embeddings", "train_labels", "val_embeddings", "val_labels")
-    sources = {name: getattr(args, name) for name in arrays}
     context = HeadContext(
         pool_mode=origin.pool_mode,
         resize=origin.resize,
         backbone=asdict(origin.identity) if origin.identity else None,
         label_names=label_names(train.labels.shape[1]),
-        sources={name: str(path) for name, path in sources.items() if path is not None},
+        sources={name: str(path) for name in arrays if (path := getattr(args, name)) is not None},
         warnings=tuple(warnings),
     )
     summary = train_head(train, val, args.head, context, args.output_dir, args.show_progress, device)
@@ -117,12 +115,18 @@ def train_head(
         NonFiniteLoss: a NaN or infinite loss; earlier checkpoints are kept.
         KeyboardInterrupt: after SIGINT, once the epoch is finished and everything is saved.
     """
-    from meddinov3_stroke.errors import NonFiniteLoss
+    from meddinov3_stroke.heads import check_head_data, check_train_and_val
     from meddinov3_stroke.heads.training import check_config, train_epochs
     from meddinov3_stroke.system.progress import finish_on_interrupt, progress_bar
 
     check_config(head)
-    warnings = _check_data(train, val, context)
+    check_head_data(train, "training")
+    if val is not None:
+        check_head_data(val, "validation")
+    warnings = [*context.warnings, *check_train_and_val(train, val, context.label_names)]
+    warnings += [NO_VALIDATION] if val is None else []
+    for warning in warnings:
+        LOGGER.warning("%s", warning)
     training = _Training(train, val, head, context, Path(output_dir), device)
     epochs = train_epochs(train, val, head, training.pos_weight, device)
     with finish_on_interrupt("epoch") as interruption:
@@ -140,20 +144,6 @@ def train_head(
         summary = training.write(warnings, "interrupted" if interruption.requested else reason)
         interruption.check()
     return summary
-
-
-def _check_data(train: HeadData, val: HeadData | None, context: HeadContext) -> list[str]:
-    """Warnings about the data, logged."""
-    from meddinov3_stroke.heads import check_head_data, check_train_and_val
-
-    check_head_data(train, "training")
-    if val is not None:
-        check_head_data(val, "validation")
-    warnings = [*context.warnings, *check_train_and_val(train, val, context.label_names)]
-    warnings += [NO_VALIDATION] if val is None else []
-    for warning in warnings:
-        LOGGER.warning("%s", warning)
-    return warnings
 
 
 class _Training:
@@ -177,22 +167,23 @@ class _Training:
         self.pos_weight = positive_weights(train.labels, config.POS_WEIGHT_CAP)
         self.history: list[dict[str, Any]] = []
         columns = [] if val is None else list(val.labels.T)
-        self.best: BestEpoch = BestEpoch(ranked=any(undefined_reason(column) is None for column in columns))
+        ranked = any(undefined_reason(column) is None for column in columns)
+        self.best = BestEpoch("last_epoch" if val is None else "val_macro_auroc" if ranked else "val_loss")
         self.best_checkpoint: HeadCheckpoint | None = None
         self.sha256: dict[str, str] = {}
 
     def keep(self, result: EpochResult) -> None:
         """Evaluate an epoch on validation, record it, and write last.pt and, if it is the best so far, best.pt."""
         from meddinov3_stroke.heads import save_checkpoint
-        from meddinov3_stroke.metrics import auroc_report
+        from meddinov3_stroke.metrics import auroc_report, youden_thresholds
 
         names = self.context.label_names
         row: dict[str, Any] = {"epoch": result.epoch, "train_loss": result.train_loss}
         if self.val is None or result.val_logits is None or result.val_loss is None:
             row |= {"val_loss": None, "val_macro_auroc": None, "val_per_class_auroc": dict.fromkeys(names)}
             metric: float | None = None
-            is_best, thresholds = True, self._default_thresholds()
-            self.best.epoch = result.epoch
+            is_best, thresholds = True, dict.fromkeys(names, Threshold(0.5, "default 0.5: no validation data"))
+            self.best.offer(result.epoch, None, None)
         else:
             probabilities = HeadOutput(result.val_logits, names).probabilities
             report = auroc_report(self.val.labels, probabilities, names)
@@ -200,7 +191,7 @@ class _Training:
             row["val_per_class_auroc"] = report.per_class
             is_best = self.best.offer(result.epoch, report.macro, result.val_loss)
             metric = self.best.metric_of(report.macro, result.val_loss)
-            thresholds = self._youden(probabilities)
+            thresholds = youden_thresholds(self.val.labels, probabilities, names)
         self.history.append(row)
         checkpoint = self._checkpoint(result, thresholds, metric)
         self.sha256["last"] = save_checkpoint(self.output_dir / "last.pt", checkpoint)
@@ -208,24 +199,14 @@ class _Training:
             self.best_checkpoint = checkpoint
             self.sha256["best"] = save_checkpoint(self.output_dir / "best.pt", checkpoint)
 
-    def _default_thresholds(self) -> dict[str, Threshold]:
-        return {name: Threshold(0.5, "default 0.5: no validation data") for name in self.context.label_names}
-
-    def _youden(self, probabilities: Any) -> dict[str, Threshold]:
-        from meddinov3_stroke.metrics import youden_thresholds
-
-        assert self.val is not None
-        return youden_thresholds(self.val.labels, probabilities, self.context.label_names)
-
     def _checkpoint(
         self, result: EpochResult, thresholds: dict[str, Threshold], metric: float | None
     ) -> HeadCheckpoint:
         from meddinov3_stroke.heads import HeadCheckpoint
 
         names, context = self.context.label_names, self.context
-        state = {name: tensor.detach().cpu().numpy().copy() for name, tensor in result.head.state_dict().items()}
         return HeadCheckpoint(
-            state_dict=state,
+            state_dict={name: t.detach().cpu().numpy().copy() for name, t in result.head.state_dict().items()},
             labels=names,
             input_dim=self.train.embeddings.shape[1],
             arch=self.head.arch,

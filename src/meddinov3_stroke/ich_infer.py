@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meddinov3_stroke import config
+from meddinov3_stroke.config import CASE_OUTPUT_PREFIX, TOP_K
 from meddinov3_stroke.options import CaseOptions, OptionalOutputDir, case_name
 from meddinov3_stroke.system.command import run_command
 
@@ -28,7 +28,7 @@ class Args(CaseOptions):
     """Folder for summary.json, similarity_map.png and the arrays (default: outputs/ich_<case>)."""
     resize: int | None = None
     """Side in pixels of the square the backbone sees (default: the head's own; another is an error)."""
-    top_k: int = config.TOP_K
+    top_k: int = TOP_K
     """Suspicious slices to list and to draw, at least 1."""
     threshold: float | None = None
     """Probability from which every label is positive, 0 to 1 (default: the checkpoint's own thresholds)."""
@@ -69,7 +69,7 @@ def run(args: Args) -> Case:
     for warning in case.warnings:
         LOGGER.warning("%s", warning)
     name = case_name(source.path, source.series_uid)
-    print_case(case.findings, case.save(args.output_dir or Path(f"{config.CASE_OUTPUT_PREFIX}{name}")))
+    print_case(case.findings, case.save(args.output_dir or Path(f"{CASE_OUTPUT_PREFIX}{name}")))
     return case
 
 

@@ -55,11 +55,8 @@ def run(args: Args) -> dict[str, Any]:
     patch = parse_patch(args.sim_patch, (side, side))
     opened_s = watch.elapsed_s
     with slice_progress(args.show_progress) as on_slices, extractor.warming_up():
-        found = extract_one(source, extractor, on_slices)
-    embed_s = watch.elapsed_s - opened_s - found.read_s
-    volume, embeddings = found.volume, found.embeddings
-    assert volume is not None  # extract_one keeps it
-    assert embeddings is not None
+        volume, embeddings, read_s = extract_one(source, extractor, on_slices)
+    embed_s = watch.elapsed_s - opened_s - read_s
     similar = _similarity(args.sim_slice, patch, volume, extractor)
     summary = _summary(embeddings, extractor.backbone, similar, embed_s)
     summary["elapsed_s"] = round(watch.elapsed_s, 4)
@@ -110,33 +107,29 @@ def _save(folder: Path, embeddings: SliceEmbeddings, similar: SliceMap, summary:
 
 def _summary(embeddings: SliceEmbeddings, backbone: Backbone, similar: SliceMap, embed_s: float) -> dict[str, Any]:
     from meddinov3_stroke.explain import demo_warnings
-    from meddinov3_stroke.report import origin_document
+    from meddinov3_stroke.report import map_document, origin_document
     from meddinov3_stroke.system.provenance import memory_statistics
 
+    found = similar.similarity
+    about_map = {
+        **map_document("the reference patch", similar.grid),
+        "slice_index": similar.slice_index,
+        "position_mm": list(similar.position_mm),
+        "patch": similar.patch and list(similar.patch),
+        "minimum": float(found.min()),
+        "mean": float(found.mean()),
+        "maximum": float(found.max()),
+    }
     return {
         **provenance(),
         **origin_document(embeddings, backbone.device),
         "pool_mode": "slice",
-        "similarity": _about_map(similar),
+        "similarity": about_map,
         "elapsed_s": None,
         "embed_s": round(embed_s, 6),
         "slices_per_s": round(len(embeddings.slice_indices) / embed_s, 3),
         "memory": memory_statistics(backbone.device),
         "warnings": [*embeddings.warnings, *demo_warnings(embeddings.backbone), *backbone.warnings],
-    }
-
-
-def _about_map(similar: SliceMap) -> dict[str, Any]:
-    from meddinov3_stroke.report import map_document
-
-    return {
-        **map_document("the reference patch", similar.grid),
-        "slice_index": similar.slice_index,
-        "position_mm": list(similar.position_mm),
-        "patch": similar.patch and list(similar.patch),
-        "minimum": float(similar.similarity.min()),
-        "mean": float(similar.similarity.mean()),
-        "maximum": float(similar.similarity.max()),
     }
 
 

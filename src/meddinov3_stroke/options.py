@@ -32,8 +32,8 @@ OptionalPath = Annotated[Path | None, tyro.conf.arg(aliases=["-i"])]
 OptionalOutputDir = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
 DeviceName = Annotated[str, tyro.conf.arg(aliases=["-d"], metavar="auto|cpu|gpu|cuda:N|mps")]
 
-INPUT_SUFFIXES = (".nii.gz", ".nii", ".zip", ".dcm", ".txt", ".parquet")
-"""Endings left off a case's name; the longer first."""
+_ENDING = re.compile(r"\.(nii\.gz|nii|zip|dcm|txt|parquet)$", re.IGNORECASE)
+_NOT_IN_A_NAME = re.compile(r"[^0-9A-Za-z._-]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,17 +97,12 @@ class CaseOptions(SliceOptions):
     """Which head CT, and where the results go."""
 
     input: OptionalPath = None
-    """Volume: .nii, .nii.gz, or DICOM as a folder, .zip, .txt list of files or file (default: the first NIfTI in
-    input/)."""
+    """Volume: .nii, .nii.gz, or DICOM as a folder, .zip, .txt list or file (default: the first NIfTI in input/)."""
     series: str | None = None
-    """SeriesInstanceUID to read where a DICOM input holds several (default: by the rule that inspect prints)."""
+    """SeriesInstanceUID to read if a DICOM input holds several (default: by the rule that inspect prints)."""
 
     def source(self) -> VolumeInput:
-        """The input these flags name.
-
-        Raises:
-            MissingInput: no --input, and no NIfTI file in the input folder.
-        """
+        """The input these flags name; `MissingInput` if there is none."""
         return VolumeInput(input_or_first(self.input), self.series)
 
 
@@ -116,16 +111,15 @@ class CohortOptions(SliceOptions):
     """Which table of series, and how its volumes become one row of features each."""
 
     series_csv: Path
-    """CSV with nifti_path (or dicom_path, or header_index), study_uid and the six labels; patient_id and series_uid
-    where known."""
+    """CSV: nifti_path (or dicom_path, or header_index), study_uid, the six labels; patient_id, series_uid if known."""
     cache_dir: Path = config.RSNA_CACHE_DIR
     """Folder of cached embeddings and remembered input digests; runs and processes may share it."""
     verify_inputs: bool = False
     """Hash every input again instead of trusting the digest remembered for an unchanged path, size and times."""
     columns: str | None = None
-    """Names of the CSV's columns where they differ, such as nifti_path=path,patient_id=PatientID."""
+    """Names of the CSV's columns if they differ, such as nifti_path=path,patient_id=PatientID."""
     label_policy: LabelPolicy = "strict"
-    """Where any is not the OR of the five types: stop, set any to the OR, or keep the row as it is."""
+    """If any is not the OR of the five types: stop, set any to the OR, or keep the row as it is."""
     exclude_ids: Path | None = None
     """Text file of patient, study or series IDs, one a line: the patients they belong to are left out."""
     pool_mode: Literal["mean", "max", "mean_max", "meanmax"] = config.POOL_MODE
@@ -138,12 +132,7 @@ class CohortOptions(SliceOptions):
     """Largest share of volumes that may be skipped, 0 to 1; above it the run stops (exit 8)."""
 
     def read_table(self) -> SeriesTable:
-        """The checked rows of the series CSV, without those of excluded patients.
-
-        Raises:
-            UsageError: --max-invalid is not a share.
-            DatasetError: the table, its labels, or the list of IDs.
-        """
+        """The checked rows of the series CSV, without those of excluded patients."""
         from meddinov3_stroke.data import parse_column_mapping, read_series_table
 
         if not 0 <= self.max_invalid <= 1:
@@ -160,12 +149,7 @@ class CohortOptions(SliceOptions):
         return table
 
     def extract(self, tables: Mapping[str, SeriesTable]) -> Cohort:
-        """The embeddings of every row of the tables, computed or from the cache.
-
-        Raises:
-            InputError, OutOfScope, StorageError: the first unusable volume, unless --skip-invalid-nifti; with its row.
-            KeyboardInterrupt: SIGINT; what is finished is stored.
-        """
+        """The embeddings of every row, computed or from the cache; the first unusable volume raises or is skipped."""
         from meddinov3_stroke.rsna_pipeline import extract_cohort
 
         return extract_cohort(
@@ -197,14 +181,10 @@ def slice_progress(enabled: bool) -> Iterator[Callable[[int, int], None]]:
 
 
 def input_or_first(path: Path | None, folder: Path = config.INPUT_DIR) -> Path:
-    """`path`, or without one the first .nii or .nii.gz file in `folder`, in order of names.
-
-    Raises:
-        MissingInput: no path and no such file.
-    """
+    """`path`, or the first .nii or .nii.gz file in `folder` by name; `MissingInput` if there is neither."""
     if path is not None:
         return path
-    from meddinov3_stroke.ct.contents import is_nifti_name  # brings nibabel, which --help does not need
+    from meddinov3_stroke.ct.contents import is_nifti_name
 
     found = sorted(file for file in folder.glob("*") if file.is_file() and is_nifti_name(file))
     if not found:
@@ -213,16 +193,6 @@ def input_or_first(path: Path | None, folder: Path = config.INPUT_DIR) -> Path:
 
 
 def case_name(path: Path, series_uid: str | None = None) -> str:
-    """The name of a file without its ending, or of a folder; with the series, where one is named, as `<name>_<series>`.
-
-    It is one part of a path, whatever the series is called.
-    """
-    name = path.name or path.resolve().name
-    for suffix in INPUT_SUFFIXES:
-        if name.lower().endswith(suffix):
-            name = name[: -len(suffix)]
-            break
+    """The name of a file without its ending, or of a folder; with a series `<name>_<series>`, never a path."""
+    name = _ENDING.sub("", path.name or path.resolve().name)
     return name if series_uid is None else f"{name}_{_NOT_IN_A_NAME.sub('_', series_uid)}"
-
-
-_NOT_IN_A_NAME = re.compile(r"[^0-9A-Za-z._-]")

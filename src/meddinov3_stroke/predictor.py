@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from jaxtyping import Float32, Float64, Int64
 from meddinov3_stroke import config
 from meddinov3_stroke.backbone import Backbone, load_backbone
 from meddinov3_stroke.ct import Source, source_path
-from meddinov3_stroke.errors import MedDINOError, Outcome, Status, UsageError
+from meddinov3_stroke.errors import MedDINOError, Outcome, UsageError
 from meddinov3_stroke.explain import (
     REFERENCE_RULE,
     HeadInput,
@@ -45,11 +47,8 @@ class _Ended:
 
     path: Path
     outcome: Outcome
-
-    @property
-    def status(self) -> Status:
-        """done, rejected, refused or failed."""
-        return self.outcome.status
+    status = property(attrgetter("outcome.status"))
+    """done, rejected, refused or failed."""
 
     @property
     def name(self) -> str:
@@ -64,31 +63,16 @@ class Case(_Ended):
     path: Path
     findings: CaseFindings
     outcome: Outcome = field(default_factory=Outcome)
-
-    @property
-    def probabilities(self) -> Mapping[str, float]:
-        """Label -> probability of the case."""
-        return self.findings.probabilities
-
-    @property
-    def thresholds(self) -> Mapping[str, Threshold]:
-        """Label -> decision threshold and its origin."""
-        return self.findings.thresholds
-
-    @property
-    def decisions(self) -> Mapping[str, bool]:
-        """Label -> whether the probability is at or above the threshold."""
-        return self.findings.decisions
-
-    @property
-    def top_slices(self) -> tuple[TopSlice, ...]:
-        """The most suspicious slices, highest score first."""
-        return self.findings.top_slices
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Warnings about the input, the model and the findings."""
-        return self.findings.warnings
+    probabilities = property(attrgetter("findings.probabilities"))
+    """Label -> probability of the case."""
+    thresholds = property(attrgetter("findings.thresholds"))
+    """Label -> decision threshold and its origin."""
+    decisions = property(attrgetter("findings.decisions"))
+    """Label -> whether the probability is at or above the threshold."""
+    top_slices = property(attrgetter("findings.top_slices"))
+    """The most suspicious slices, highest score first."""
+    warnings = property(attrgetter("findings.warnings"))
+    """Warnings about the input, the model and the findings."""
 
     def save(self, folder: Path | str) -> dict[str, Path]:
         """Name -> path of the files written into `folder`; `summary.json` is written last."""
@@ -101,21 +85,12 @@ class FailedCase(_Ended):
 
     path: Path
     outcome: Outcome
-
-    @property
-    def code(self) -> str:
-        """Code of the error."""
-        return self.outcome.code
-
-    @property
-    def message(self) -> str:
-        """The error in one line."""
-        return self.outcome.message
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Why there are no findings."""
-        return (self.message,)
+    code = property(attrgetter("outcome.code"))
+    """Code of the error."""
+    message = property(attrgetter("outcome.message"))
+    """The error in one line."""
+    warnings = property(lambda self: (self.message,))
+    """Why there are no findings."""
 
     def save(self, folder: Path | str) -> dict[str, Path]:
         """Name -> path of the one file written into `folder`: a `summary.json` with `status`, `code`, `message`."""
@@ -170,18 +145,21 @@ class ICHPredictor:
         if isinstance(backbone, str | Path):
             backbone = load_backbone(backbone, engine=engine, precision=precision, device=device)
         side = resize if resize is not None else head.resize or config.RESIZE
-        known = (*demo_warnings(backbone.identity), *backbone.warnings)
-        warnings = (*known, *check_backbone(head, backbone.identity, side))
+        warnings = [*demo_warnings(backbone.identity), *backbone.warnings]
+        warnings += check_backbone(head, backbone.identity, side)
         if head.pool_mode == "unknown":
             kind = applied_as(head, backbone.identity.embed_dim)
-            warnings = (*warnings, f"the head is applied as if trained on {kind}-pooled volumes")
+            warnings.append(f"the head is applied as if trained on {kind}-pooled volumes")
         if threshold is not None:
-            head = _with_threshold(head, threshold)
-            warnings = (*warnings, f"--threshold {threshold:g} replaces the checkpoint's thresholds for every label")
-        extractor = FeatureExtractor(backbone, resize=side, batch=batch, selection=selection)
+            if not 0 <= threshold <= 1:
+                raise UsageError(f"--threshold {threshold:g}: expected a probability from 0 to 1")
+            given = Threshold(threshold, "given by --threshold")
+            head = replace(head, thresholds=dict.fromkeys(head.labels, given))
+            warnings.append(f"--threshold {threshold:g} replaces the checkpoint's thresholds for every label")
         if sim_patch is not None:
             parse_patch(sim_patch, (backbone.side(side), backbone.side(side)))
-        return cls(extractor, head, top_k, warnings, sim_slice, sim_patch)
+        extractor = FeatureExtractor(backbone, resize=side, batch=batch, selection=selection)
+        return cls(extractor, head, top_k, tuple(warnings), sim_slice, sim_patch)
 
     def __call__(self, source: Source, on_slices: OnSlices | None = None) -> Case:
         """The findings of the volume in `source` (all that `read_volume` takes).
@@ -194,14 +172,11 @@ class ICHPredictor:
             NonFiniteEmbedding: the backbone or the head gave NaN; the message names the file.
         """
         watch = Stopwatch()
-        found = extract_one(source, self.extractor, on_slices)
+        volume, embeddings, read_s = extract_one(source, self.extractor, on_slices)
         embedded_s = watch.elapsed_s
-        volume, embeddings = found.volume, found.embeddings
-        assert volume is not None  # extract_one keeps it
-        assert embeddings is not None
         with naming(volume.source.path):
             findings = self._findings(volume, embeddings)
-        elapsed_s, read_s = watch.elapsed_s, found.read_s
+        elapsed_s = watch.elapsed_s
         timings = {"read_s": read_s, "embed_s": embedded_s - read_s, "explain_s": elapsed_s - embedded_s}
         return Case(volume.source.path, replace(findings, elapsed_s=elapsed_s, timings=timings))
 
@@ -211,9 +186,12 @@ class ICHPredictor:
             try:
                 yield self(source)
             except Exception as error:
+                path = Path()
+                with suppress(UsageError):  # the source itself is the fault
+                    path = source_path(source)
                 if not isinstance(error, MedDINOError):
-                    LOGGER.error("%s: %s: %s", _path_of(source), type(error).__name__, error, exc_info=error)
-                yield FailedCase(_path_of(source), Outcome.of(error))
+                    LOGGER.error("%s: %s: %s", path, type(error).__name__, error, exc_info=error)
+                yield FailedCase(path, Outcome.of(error))
 
     def _findings(self, volume: Volume, embeddings: SliceEmbeddings) -> CaseFindings:
         head, kind = self.checkpoint, applied_as(self.checkpoint, self.extractor.backbone.identity.embed_dim)
@@ -221,7 +199,7 @@ class ICHPredictor:
         pooled = pool_slices(embeddings.cls, "mean" if kind == "slice" else kind)
         # RSNA's label of a series is the maximum over its slices
         case = rows.max(axis=0) if kind == "slice" else self._probabilities(pooled[None])[0]
-        probabilities = self._named(case)
+        probabilities = dict(zip(head.labels, case.tolist(), strict=True))
         decisions = {label: probabilities[label] >= head.thresholds[label].value for label in head.labels}
         order = rank(suspicion(rows, head.labels), self.top_k)
         top_slices, similarity = self._look_at(volume, embeddings.slice_indices[order], kind, rows[order])
@@ -269,15 +247,13 @@ class ICHPredictor:
                 patch = parse_patch(self.sim_patch, tokens.grid)
             x, y, z = volume.slice_positions_mm[index].tolist()
             score, image = float(suspicion(row[None], labels)[0]), volume.source.image_of(index)
-            slices.append(TopSlice(index, score, (x, y, z), self._named(row), patch, image))
+            named = dict(zip(labels, row.tolist(), strict=True))
+            slices.append(TopSlice(index, score, (x, y, z), named, patch, image))
             maps.append(patch_similarity(patches, tokens.grid, patch))
         return tuple(slices), np.stack(maps)
 
     def _probabilities(self, rows: Float32[np.ndarray, "n width"]) -> Float64[np.ndarray, "n label"]:
         return predict_logits(self.checkpoint, rows).probabilities
-
-    def _named(self, row: Float64[np.ndarray, " label"]) -> dict[str, float]:
-        return dict(zip(self.checkpoint.labels, row.tolist(), strict=True))
 
 
 def applied_as(head: HeadCheckpoint, embed_dim: int) -> HeadInput:
@@ -288,27 +264,14 @@ def applied_as(head: HeadCheckpoint, embed_dim: int) -> HeadInput:
 
 def contradictions(decisions: Mapping[str, bool]) -> tuple[str, ...]:
     """The warning where a type is positive and `any` is negative: each label has a threshold of its own."""
-    types = [label for label, decided in decisions.items() if decided and label != "any"]
+    types = [f"'{label}'" for label, decided in decisions.items() if decided and label != "any"]
     if decisions.get("any", True) or not types:
         return ()
-    named, verb = " and ".join(f"'{label}'" for label in types), "is" if len(types) == 1 else "are"
-    return (f"{named} {verb} positive but 'any' is negative (separate thresholds); review the slices",)
-
-
-def _with_threshold(head: HeadCheckpoint, threshold: float) -> HeadCheckpoint:
-    if not 0 <= threshold <= 1:
-        raise UsageError(f"--threshold {threshold:g}: expected a probability from 0 to 1")
-    return replace(head, thresholds={label: Threshold(threshold, "given by --threshold") for label in head.labels})
+    found = f"{' and '.join(types)} {'is' if len(types) == 1 else 'are'} positive"
+    return (f"{found} but 'any' is negative (separate thresholds); review the slices",)
 
 
 def _about_head(head: HeadCheckpoint, kind: HeadInput) -> dict[str, Any]:
     names = ("sha256", "pool_mode", "labels", "input_dim", "hidden_dim", "resize", "backbone", "seed", "epoch")
     about = {name: getattr(head, name) for name in (*names, "metric_name", "best_metric")}
     return {**about, "labels": list(head.labels), "applied_as": kind}
-
-
-def _path_of(source: Source) -> Path:
-    try:
-        return source_path(source)
-    except UsageError:  # the source itself is the fault
-        return Path()

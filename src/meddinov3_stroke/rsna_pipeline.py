@@ -22,7 +22,7 @@ from meddinov3_stroke.data import (
     split_statistics,
     write_splits,
 )
-from meddinov3_stroke.errors import STATUSES, MedDINOError, SplitError, TooManyInvalid, UnsupportedInput, UsageError
+from meddinov3_stroke.errors import STATUSES, SplitError, TooManyInvalid, UnsupportedInput, UsageError
 from meddinov3_stroke.features import (
     EmbeddingStore,
     Extraction,
@@ -85,7 +85,8 @@ class Cohort:
 
     def invalid_report(self) -> dict[str, Any]:
         """`invalid_nifti_report`: n_total, n_invalid, by_reason, by_split, examples (the first `EXAMPLES`)."""
-        bad = [
+        bad = [(name, row, found) for name, row, _, found in self.items() if found.error is not None]
+        examples = [
             {
                 "split": name,
                 "row": row,
@@ -95,29 +96,28 @@ class Cohort:
                 "reason": found.outcome.code,
                 "message": found.outcome.message,
             }
-            for name, row, _, found in self.items()
-            if found.error is not None
+            for name, row, found in bad[:EXAMPLES]
         ]
         return {
             "n_total": sum(map(len, self.tables.values())),
             "n_invalid": len(bad),
-            "by_reason": dict(Counter(str(one["reason"]) for one in bad).most_common()),
-            "by_split": {name: sum(one["split"] == name for one in bad) for name in self.tables},
-            "examples": bad[:EXAMPLES],
+            "by_reason": dict(Counter(found.outcome.code for *_, found in bad).most_common()),
+            "by_split": {name: sum(split == name for split, *_ in bad) for name in self.tables},
+            "examples": examples,
         }
 
     def document(self) -> dict[str, Any]:
         """Counts, time and warnings: n_total = done + rejected + refused + failed; done = n_from_cache + n_computed."""
-        found_in_order = list(self.items())
-        counts = Counter(found.outcome.status for *_, found in found_in_order)
-        n_from_cache = sum(found.from_cache for *_, found in found_in_order)
+        series = [(row, found) for _, row, _, found in self.items()]
+        counts = Counter(found.outcome.status for _, found in series)
+        n_from_cache = sum(found.from_cache for _, found in series)
         warned = [
             {"row": row, "warnings": list(found.embeddings.warnings)}
-            for _, row, _, found in found_in_order
+            for row, found in series
             if found.embeddings is not None and found.embeddings.warnings
         ]
         return {
-            "n_total": len(found_in_order),
+            "n_total": len(series),
             **{status: counts[status] for status in STATUSES},
             "n_from_cache": n_from_cache,
             "n_computed": counts["done"] - n_from_cache,
@@ -144,16 +144,22 @@ class Cohort:
         Raises:
             SplitError: none of a table could be read.
         """
-        return {name: self._pooled(name, table) for name, table in self.tables.items()}
+        features = {}
+        for name, table in self.tables.items():
+            rows = [(k, found.embeddings.cls) for k, found in enumerate(self.extractions[name]) if found.embeddings]
+            if not rows:
+                raise SplitError(f"none of the {len(table)} volumes of {name} could be read; fix them and run again")
+            left = table.take([k for k, _ in rows])
+            pooled = np.stack([pool_slices(cls, self.pool_mode) for _, cls in rows])
+            features[name] = SplitFeatures(HeadData(pooled, left.labels), left)
+        return features
 
-    def _pooled(self, name: str, table: SeriesTable) -> SplitFeatures:
-        rows = [(k, found.embeddings.cls) for k, found in enumerate(self.extractions[name]) if found.embeddings]
-        if not rows:
-            raise SplitError(f"none of the {len(table)} volumes of {name} could be read; fix them and run again")
-        left = table.take([k for k, _ in rows])
-        return SplitFeatures(
-            HeadData(np.stack([pool_slices(cls, self.pool_mode) for _, cls in rows]), left.labels), left
-        )
+    def class_balance(self, features: Mapping[str, SplitFeatures]) -> dict[str, Any]:
+        """{split: {before, after}}: patients, studies, series and positives before and after skipping volumes."""
+        return {
+            name: {"before": split_statistics(table), "after": split_statistics(features[name].table)}
+            for name, table in self.tables.items()
+        }
 
 
 def extract_cohort(
@@ -181,16 +187,13 @@ def extract_cohort(
     with bar as advance, finish_on_interrupt("volume") as stop, closing(run) as found_in_order:
         for (name, csv, row), found in zip(rows, found_in_order, strict=True):
             if found.error is not None and not skip_invalid:
-                raise _with_row(found.error, csv, row) from found.error
+                kind = UnsupportedInput if isinstance(found.error, UsageError) else type(found.error)
+                advice = "fix the row, or pass --skip-invalid-nifti to skip such volumes"
+                raise kind(f"{csv} row {row}: {found.error}; {advice}") from found.error
             done[name].append(found)
             advance()
             stop.check()
     return Cohort(tables, done, extractor, pool_mode_name(pool_mode), cache_dir, watch.elapsed_s)
-
-
-def _with_row(error: MedDINOError, table: str, row: int) -> MedDINOError:
-    kind = UnsupportedInput if isinstance(error, UsageError) else type(error)
-    return kind(f"{table} row {row}: {error}; fix the row, or pass --skip-invalid-nifti to skip such volumes")
 
 
 def require_within_cap(report: Mapping[str, Any], max_invalid: float) -> tuple[str, ...]:
@@ -238,11 +241,3 @@ def write_features(cohort: Cohort, features: Mapping[str, SplitFeatures], folder
     }
     write_json(folder / "summary.json", summary)
     return summary
-
-
-def class_balance(cohort: Cohort, features: Mapping[str, SplitFeatures]) -> dict[str, Any]:
-    """{split: {before, after}}: patients, studies, series and positives before and after skipping volumes."""
-    return {
-        name: {"before": split_statistics(table), "after": split_statistics(features[name].table)}
-        for name, table in cohort.tables.items()
-    }

@@ -46,12 +46,7 @@ class Args(ConsoleOptions):
 
 
 def run(args: Args) -> Splits:
-    """The splits, written to `args.output_dir`.
-
-    Raises:
-        UsageError: ratios or column names that cannot be used.
-        DatasetError: the table or its labels, or no split that meets the rules.
-    """
+    """The splits, written to `args.output_dir`."""
     from meddinov3_stroke import data
 
     ratios = data.check_ratios((args.train_ratio, args.val_ratio, args.test_ratio))
@@ -85,9 +80,9 @@ def print_counts(title: str, tables: Mapping[str, SeriesTable], files: Sequence[
     for column in shown.columns[1:]:
         column.justify = "right"
     for what in ("patients", "studies", "series"):
-        shown.add_row(what, *(str(of[f"n_{what}"]) for of in counts))
+        shown.add_row(what, *(str(one[f"n_{what}"]) for one in counts))
     for label in LABELS:
-        shown.add_row(f"{label} (series)", *(str(of["n_positive"][label]) for of in counts))
+        shown.add_row(f"{label} (series)", *(str(one["n_positive"][label]) for one in counts))
     Console().print(shown)
     print("\n".join([*map(str, files), DISCLAIMER]))
 

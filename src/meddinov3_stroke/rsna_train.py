@@ -85,13 +85,12 @@ def run(args: Args) -> dict[str, Any]:
     test = _test(args, features["test"])
     origin["head_sha256"] = test["head_sha256"]
     write_json(args.output_dir / "test_metrics.json", {**origin, **test})
-    balance = rsna.class_balance(cohort, features)
     summary = {
         **origin,
-        "config": _config(args),
+        "config": {**_flags(args), "train_batch_size": args.head.batch_size},
         "split": rsna.split_document(splits),
         "extraction": cohort.document(),
-        "train": {**train, "invalid_nifti_report": report, "class_balance": balance},
+        "train": {**train, "invalid_nifti_report": report, "class_balance": cohort.class_balance(features)},
         "test": test,
         "files": _files(args),
         "warnings": [*splits.warnings, *found],
@@ -103,10 +102,9 @@ def run(args: Args) -> dict[str, Any]:
     return summary
 
 
-def _config(args: Args) -> dict[str, Any]:
-    head = asdict(args.head)
-    flags = {field.name: getattr(args, field.name) for field in fields(args) if field.name != "head"}
-    return {**flags, "train_batch_size": head.pop("batch_size"), **head}
+def _flags(args: Args) -> dict[str, Any]:
+    flags = {field.name: getattr(args, field.name) for field in fields(args)} | asdict(args.head)
+    return {name: value for name, value in flags.items() if name not in ("head", "batch_size")}
 
 
 def _split(args: Args) -> Splits:
@@ -148,23 +146,20 @@ def _test(args: Args, test: SplitFeatures) -> dict[str, Any]:
 
     checkpoint = load_checkpoint(args.checkpoints_dir / "best.pt")
     metrics, probabilities = evaluate_head(checkpoint, test.data, test.table.groups, threshold=args.eval_threshold)
-    metrics["weighted_log_loss"] = weighted_log_loss(test.data.labels, probabilities, LABELS)
-    metrics["checkpoint"] = str(args.checkpoints_dir / "best.pt")
-    metrics["head_sha256"] = checkpoint.sha256
     write_npy(args.output_dir / "test_probs.npy", probabilities)
-    return metrics
+    loss = weighted_log_loss(test.data.labels, probabilities, LABELS)
+    about = {"checkpoint": str(args.checkpoints_dir / "best.pt"), "head_sha256": checkpoint.sha256}
+    return {**metrics, "weighted_log_loss": loss, **about}
 
 
 def _origin(args: Args, splits: Splits, cohort: Cohort) -> dict[str, Any]:
-    backbone = cohort.extractor.backbone
+    backbone = asdict(cohort.extractor.backbone.identity)
     return {
         "input": str(args.series_csv),
         "input_sha256": splits.train.sha256,
-        "backbone": asdict(backbone.identity),
-        "weights_sha256": backbone.identity.weights_sha256,
-        "engine": backbone.identity.engine,
-        "precision": backbone.identity.precision,
-        "device": backbone.device,
+        "backbone": backbone,
+        **{name: backbone[name] for name in ("weights_sha256", "engine", "precision")},
+        "device": cohort.extractor.backbone.device,
         "seed": args.head.seed,
         "pool_mode": cohort.pool_mode,
         "resize": args.resize,
@@ -178,14 +173,10 @@ def _warn(warnings: Sequence[str]) -> None:
 
 
 def _files(args: Args) -> dict[str, str]:
-    names = {
-        args.output_dir: (
-            *("splits", "features", "test_metrics.json", "test_probs.npy", "invalid_nifti_report.json"),
-            "pipeline_summary.json",
-        ),
-        args.checkpoints_dir: ("best.pt", "last.pt", "train_summary.json", "training_curve.png"),
-    }
-    return {Path(name).stem: str(folder / name) for folder, some in names.items() for name in some}
+    written = ("splits", "features", "test_metrics.json", "test_probs.npy", "invalid_nifti_report.json")
+    paths = [args.output_dir / name for name in (*written, "pipeline_summary.json")]
+    trained = ("best.pt", "last.pt", "train_summary.json", "training_curve.png")
+    return {path.stem: str(path) for path in (*paths, *(args.checkpoints_dir / name for name in trained))}
 
 
 def _print(args: Args, summary: Mapping[str, Any]) -> None:
@@ -197,24 +188,19 @@ def _print(args: Args, summary: Mapping[str, Any]) -> None:
     for column in shown.columns[1:]:
         column.justify = "right"
     for label in LABELS:
-        auroc = test["per_class_auroc"][label]
-        value = "undefined" if auroc is None else f"{auroc:.3f}"
-        shown.add_row(label, value, f"{balance['n_positive'][label]} / {balance['n_series']}")
+        positive = f"{balance['n_positive'][label]} / {balance['n_series']}"
+        shown.add_row(label, _auroc(test["per_class_auroc"][label]), positive)
+    interval, macro = test.get("macro_auroc_interval") or {}, _auroc(test["macro_auroc"])
+    if test["macro_auroc"] is not None and interval.get("low") is not None:
+        macro += f" ({interval['low']:.3f} to {interval['high']:.3f})"
     shown.add_section()
-    shown.add_row("macro", _macro(test), f"{balance['n_patients']} patients")
+    shown.add_row("macro", macro, f"{balance['n_patients']} patients")
     Console().print(shown)
-    print("\n".join(_files(args).values()))
-    print(DISCLAIMER)
+    print("\n".join([*_files(args).values(), DISCLAIMER]))
 
 
-def _macro(test: Mapping[str, Any]) -> str:
-    if test["macro_auroc"] is None:
-        return "undefined"
-    interval = test.get("macro_auroc_interval") or {}
-    text = f"{test['macro_auroc']:.3f}"
-    if interval.get("low") is not None:
-        text += f" ({interval['low']:.3f} to {interval['high']:.3f})"
-    return text
+def _auroc(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

@@ -1,7 +1,4 @@
-"""The frozen dataclasses that cross the walls between rooms, and the six labels.
-
-`path -> Volume -> SliceTokens -> SliceEmbeddings -> HeadOutput -> CaseFindings -> JSON / PNG`
-"""
+"""The six labels, and what modules exchange: Volume -> SliceEmbeddings -> HeadOutput -> CaseFindings."""
 
 from __future__ import annotations
 
@@ -14,21 +11,11 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int8, Int64, Real
 
-LABELS: tuple[str, ...] = (
-    "any",
-    "epidural",
-    "intraparenchymal",
-    "intraventricular",
-    "subarachnoid",
-    "subdural",
-)
+LABELS: tuple[str, ...] = ("any", "epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 """The six labels of the RSNA 2019 intracranial haemorrhage challenge, always in this order."""
 
-AIR_HU = -1000.0
-"""HU given to padding and to voxels without a finite value."""
-
-PADDING_BELOW_HU = -1024.0
-"""Values below this are scanner padding (-1500, -2000, -3024 occur), not tissue."""
+AIR_HU, PADDING_BELOW_HU = -1000.0, -1024.0
+"""HU given to padding and to non-finite voxels; values below the second are padding (-1500, -2000, -3024 occur)."""
 
 
 def scaled_hu(stored: Real[np.ndarray, "*shape"], slope: float, intercept: float) -> Float32[np.ndarray, "*shape"]:
@@ -49,7 +36,7 @@ class VolumeInput:
     path: Path
     """A NIfTI file; a DICOM file, folder, zip archive or list of files (.txt); or a header index (.parquet)."""
     series_uid: str | None = None
-    """Which series, where the path holds several; without it the rule of `ct.dicom.choice` decides."""
+    """The series to read if the path holds several; without it the rule of `ct.dicom.choice` decides."""
     format: Literal["nifti", "dicom"] | None = None
     """The only format accepted at `path`, as a column of a series table implies; None accepts both."""
 
@@ -60,7 +47,7 @@ class SliceImage:
 
     sop_instance_uid: str
     frame_number: int | None = None
-    """1-based, as DICOM counts, in a multi-frame object; None where the object is the image."""
+    """1-based, as DICOM counts, in a multi-frame object; None if the object is the image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,40 +58,35 @@ class VolumeSource:
     format: str
     """`nifti` or `dicom`."""
     sha256: str
-    """Digest of the file's bytes as stored; of DICOM, over the sorted digests of the files that were read, their frames
-    and the reader's version."""
+    """Digest of the file's bytes; of DICOM, of the digests of the files read, their frames and the reader's version."""
     pixels_sha256: str
-    """Digest of the stored voxels in canonical orientation, with dtype, shape, slope and intercept; equal pixels under
-    two names share it."""
+    """Digest of the stored voxels in canonical orientation, with dtype, shape, slope and intercept."""
     study_instance_uid: str | None = None
     series_instance_uid: str | None = None
     images: tuple[SliceImage, ...] = ()
-    """The image of each canonical slice; empty where the input knows none (NIfTI)."""
+    """The image of each canonical slice; empty for NIfTI."""
 
     def image_of(self, slice_index: int) -> SliceImage | None:
-        """The image a canonical slice was read from, where that is known."""
+        """The image a canonical slice was read from, if known."""
         return self.images[slice_index] if self.images else None
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A head CT in canonical orientation: slices inferior -> superior, rows anterior -> posterior, columns patient
-    right -> left (radiological display; FACTS: the patient's right at the image's left).
+    """A head CT: slices inferior -> superior, rows anterior -> posterior, columns patient right -> left.
 
-    Voxels stay in their stored dtype; `hu` and `hu_slices` give float32 Hounsfield units with padding as air.
-    Coordinates are RAS+ millimetres as in NIfTI.
+    Voxels stay in their stored dtype; `hu` and `hu_slices` give float32 HU with padding as air. Coordinates: RAS+ mm.
     """
 
     stored: Real[np.ndarray, "slice row col"]
     slope: float
     intercept: float
     affine: Float64[np.ndarray, "4 4"]
-    """Maps the canonical index (slice, row, col, 1) to RAS+ mm; where slices are not evenly spaced, along the straight
-    line through the first and the last."""
+    """Maps (slice, row, col, 1) to RAS+ mm; uneven slices count as even between the first and the last."""
     slice_positions_mm: Float64[np.ndarray, "slice 3"]
-    """RAS+ mm of the centre of voxel (row 0, col 0) of each slice, as acquired; never moved onto a grid."""
+    """RAS+ mm of the centre of voxel (row 0, col 0) of each slice, as acquired."""
     slice_steps_mm: Float64[np.ndarray, "slice 3 2"]
-    """RAS+ mm from a voxel to the next along the row index and along the column index, of each slice."""
+    """RAS+ mm from a voxel to the next along the row index and the column index, of each slice."""
     spacing_mm: tuple[float, float, float]
     """(slice, row, column): nominal distance between slice centres along the slice axis, then pixel spacing."""
     source: VolumeSource
@@ -132,8 +114,7 @@ class Volume:
 
 @dataclass(frozen=True, eq=False)
 class SliceTokens:
-    """What a backbone says of some slices: the class token of each and, on request, its patch tokens (both after the
-    final norm)."""
+    """The class tokens of some slices and, on request, their patch tokens; both after the final norm."""
 
     cls: Float32[np.ndarray, "n dim"]
     patches: Float32[np.ndarray, "n patch dim"] | None
@@ -143,7 +124,7 @@ class SliceTokens:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the weights expect of a slice; belongs to the weights, never to a user's configuration."""
+    """What the weights expect of a slice; never a user's choice."""
 
     hu_min: float
     hu_max: float
@@ -155,12 +136,12 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class BackboneIdentity:
-    """Everything that decides what a backbone computes; part of every cache key, checkpoint and output."""
+    """All that decides what a backbone computes; part of every cache key, checkpoint and output."""
 
     name: str
-    """`demo`, or the file's name; for people. `weights_sha256` is what counts."""
+    """`demo`, or the file's name; for display only."""
     weights_sha256: str
-    """Digest of the canonical tensors: a .pth and our safetensors of the same weights share it."""
+    """Digest of the tensors: a .pth and a .safetensors file of the same weights share it."""
     embed_dim: int
     patch_size: int
     rope_dtype: str
@@ -168,7 +149,7 @@ class BackboneIdentity:
     engine: str
     precision: str
     calibration_sha256: str | None = None
-    """Digest of the quantized graph, for int8 alone: two calibrations of one backbone compute differently."""
+    """Digest of the quantized graph, for int8 alone."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +162,7 @@ class SliceSelection:
 
 @dataclass(frozen=True, eq=False)
 class SliceEmbeddings:
-    """The class tokens of a volume's chosen slices and all that is needed to know where they came from."""
+    """The class tokens of a volume's chosen slices and where they came from."""
 
     cls: Float32[np.ndarray, "n dim"]
     slice_indices: Int64[np.ndarray, " n"]
@@ -232,12 +213,12 @@ class HeadContext:
     pool_mode: str
     """slice, mean, max, mean_max or unknown."""
     resize: int | None
-    """Side in pixels of the square the backbone saw; None is unknown."""
+    """Side in pixels of the square that the backbone saw; None is unknown."""
     backbone: Mapping[str, Any] | None
     """`dataclasses.asdict` of a `BackboneIdentity`; None is unknown."""
     label_names: tuple[str, ...]
     sources: Mapping[str, str] = field(default_factory=dict)
-    """Where the arrays were read from, for the summary."""
+    """Files the arrays were read from."""
     warnings: tuple[str, ...] = ()
 
 
@@ -255,12 +236,12 @@ class TopSlice:
     reference_patch: tuple[int, int] | None = None
     """(row, column) in the patch grid of the reference patch of its similarity map."""
     image: SliceImage | None = None
-    """The DICOM image the slice was read from, where the input is DICOM."""
+    """The DICOM image the slice was read from, if any."""
 
 
 @dataclass(frozen=True, eq=False)
 class CaseFindings:
-    """All that is said about one case."""
+    """The result of one case."""
 
     probabilities: Mapping[str, float]
     thresholds: Mapping[str, Threshold]
@@ -268,11 +249,11 @@ class CaseFindings:
     top_slices: tuple[TopSlice, ...]
     embeddings: SliceEmbeddings
     volume_embedding: Float32[np.ndarray, " width"]
-    """The pooled slice embeddings: the head's input, or their mean where the head takes slices."""
+    """The pooled slice embeddings: the head's input, or their mean if the head takes slices."""
     slice_probabilities: Float64[np.ndarray, "n label"] | None
-    """Per embedded slice; None where the head's input is no slice embedding."""
+    """Per embedded slice; None if the head takes pooled rows."""
     map_slices: tuple[TopSlice, ...]
-    """The slices of the similarity maps: `top_slices`, or the one the user asked for."""
+    """The slices of the similarity maps: `top_slices`, or the one that was asked for."""
     similarity: Float32[np.ndarray, "shown h w"]
     """Patch similarity of each of `map_slices`."""
     map_hu: Float32[np.ndarray, "shown row col"]

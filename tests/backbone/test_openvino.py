@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meddinov3_stroke.backbone import TorchEngine, VisionTransformer, Weights, load_weights
-from meddinov3_stroke.backbone.architecture import architecture_of_module
+from meddinov3_stroke.backbone.architecture import architecture_of_module, rope_periods, rope_tables, round_bf16
 from meddinov3_stroke.backbone.engines.openvino import OpenVINOEngine, build_graph, plain_precision
 from meddinov3_stroke.backbone.loading import WeightsFile, cosines
-from meddinov3_stroke.backbone.rope import rope_periods, rope_tables, round_bf16
 from meddinov3_stroke.backbone.weights import build_module, canonical_state
 
 MakeVit = Callable[..., VisionTransformer]

@@ -116,7 +116,7 @@ def test_unknown_bytes_under_a_nifti_name_are_corrupt(write) -> None:
 
 
 def test_unknown_bytes_under_another_name_are_unsupported(write) -> None:
-    with pytest.raises(UnsupportedInput, match=r"not DICOM, and no \.nii or \.nii\.gz"):
+    with pytest.raises(UnsupportedInput, match=r"not DICOM and not \.nii or \.nii\.gz"):
         read_volume(write(b"\x07" * 500, "case.raw", pack=False))
 
 

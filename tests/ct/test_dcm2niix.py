@@ -13,8 +13,8 @@ import pytest
 
 from dicom_writer import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 from meddinov3_stroke.commands.convert import main
-from meddinov3_stroke.ct import dcm2niix
-from meddinov3_stroke.ct.dcm2niix import convert_with_dcm2niix
+from meddinov3_stroke.ct import writing
+from meddinov3_stroke.ct.writing import convert_with_dcm2niix
 from meddinov3_stroke.errors import MachineError, UnsupportedInput
 
 FAKE = """#!/bin/sh
@@ -112,7 +112,7 @@ def test_a_failure_is_reported_in_the_words_of_dcm2niix(
 def test_a_dcm2niix_that_hangs_is_stopped(
     on_path, study: DicomSeriesTruth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dcm2niix, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(writing, "TIMEOUT_S", 0.2)
     on_path("#!/bin/sh\nexec sleep 60\n")
     with pytest.raises(MachineError, match=r"did not end within 0\.2 s"):
         convert_with_dcm2niix(tmp_path / "study", None, tmp_path / "case.nii.gz")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from meddinov3_stroke.ct.hounsfield import check_voxels
+from meddinov3_stroke.ct.geometry import check_voxels
 from meddinov3_stroke.ct.nifti_header import MAX_INTERCEPT, SLOPE_RANGE
 from meddinov3_stroke.types import PADDING_BELOW_HU, scaled_hu
 

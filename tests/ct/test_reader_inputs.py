@@ -210,7 +210,7 @@ def test_a_series_that_is_not_there_names_those_that_are(tmp_path: Path) -> None
 def test_a_folder_without_dicom_names_what_it_holds(tmp_path: Path, head_nifti: Callable[..., Path]) -> None:
     path = head_nifti("study/case.nii.gz")
     with pytest.raises(
-        MissingInput, match=r"holds no DICOM image \(found case.nii.gz\).*a NIfTI volume is named by its file"
+        MissingInput, match=r"holds no DICOM image \(found case.nii.gz\).*give a NIfTI volume by its own path"
     ):
         read_volume(path.parent)
 
@@ -218,7 +218,7 @@ def test_a_folder_without_dicom_names_what_it_holds(tmp_path: Path, head_nifti: 
 @pytest.mark.parametrize("content", [b"just some text\n" * 40, b"\0\0\0\1" * 40], ids=["text", "bytes"])
 def test_a_file_that_is_neither_nifti_nor_dicom_says_what_is_expected(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "case.img").write_bytes(content)
-    with pytest.raises(UnsupportedInput, match=r"case\.img is not DICOM, and no \.nii or \.nii\.gz"):
+    with pytest.raises(UnsupportedInput, match=r"case\.img is not DICOM and not \.nii or \.nii\.gz"):
         read_volume(tmp_path / "case.img")
 
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from dicom_writer import SliceGeometry, axial_geometry, sample_hu, write_dicom_series
 from meddinov3_stroke import read_volume
-from meddinov3_stroke.ct import resampling
-from meddinov3_stroke.ct.resampling import Resampled, resample
+from meddinov3_stroke.ct import writing
+from meddinov3_stroke.ct.writing import Resampled, resample
 from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.types import Volume
 
@@ -159,7 +160,7 @@ def test_slices_that_alternate_are_averaged_on_a_coarser_grid(tmp_path: Path) ->
 
 def test_without_anti_aliasing_the_checkerboard_would_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above can fail."""
-    monkeypatch.setattr(resampling.ndimage, "gaussian_filter", lambda hu, *args, **options: hu)
+    monkeypatch.setattr(ndimage, "gaussian_filter", lambda hu, *args, **options: hu)
     board = np.broadcast_to(checkerboard((40, 40)), (4, 40, 40))
     volume = volume_of(tmp_path, axial_geometry([5.0] * 3, (40, 40), pixel_spacing_mm=(1, 1)), board)
     assert np.abs(resample(volume, (5.0, 4.0, 4.0)).hu).min() > 900
@@ -172,7 +173,7 @@ def test_without_anti_aliasing_the_checkerboard_would_stay(tmp_path: Path, monke
 )
 def test_the_shares_of_slices_add_up_to_one(gaps: list[float], share: float, width_mm: float) -> None:
     distances = np.concatenate([[0.0], np.cumsum(gaps)])
-    weights = resampling._slice_weights(distances, share * distances[-1], width_mm)
+    weights = writing._slice_weights(distances, share * distances[-1], width_mm)
     assert sum(weights.values()) == pytest.approx(1)
     assert all(0 < weight <= 1 for weight in weights.values())
 

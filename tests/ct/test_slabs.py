@@ -11,7 +11,7 @@ import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from meddinov3_stroke.ct import nifti, read_volume
-from meddinov3_stroke.ct.stream import ByteStream
+from meddinov3_stroke.ct.nifti import ByteStream
 from meddinov3_stroke.errors import CorruptInput
 
 CANONICAL_AFFINE = np.array([[0, 0, -0.5, 60.0], [0, -0.5, 0, 80.0], [0.7, 0, 0, -30.0], [0, 0, 0, 1]])

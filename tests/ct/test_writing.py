@@ -13,8 +13,7 @@ import pytest
 
 from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
-from meddinov3_stroke.ct.resampling import resample
-from meddinov3_stroke.ct.writing import misplaced_mm, nifti_bytes_of, slices_document
+from meddinov3_stroke.ct.writing import misplaced_mm, nifti_bytes_of, resample, slices_document
 from meddinov3_stroke.system.nifti_bytes import nifti_bytes
 
 HU = np.random.default_rng(0).integers(-1000, 2500, (6, 9, 11))

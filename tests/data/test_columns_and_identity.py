@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
-from meddinov3_stroke.data import parse_column_mapping
-from meddinov3_stroke.data.columns import identity_from_path
-from meddinov3_stroke.errors import UsageError
+from meddinov3_stroke.data import parse_column_mapping, read_series_table
+from meddinov3_stroke.errors import SeriesTableError, UsageError
+from meddinov3_stroke.types import LABELS
 
 
 def test_a_mapping_is_read_pair_by_pair() -> None:
@@ -41,5 +44,13 @@ def test_a_mapping_of_another_form_is_a_usage_error(text: str) -> None:
         ("", None),
     ],
 )
-def test_the_path_names_patient_study_and_series(path: str, expected: tuple[str, str, str] | None) -> None:
-    assert identity_from_path(path) == expected
+def test_the_path_names_patient_study_and_series(
+    series_csv: Callable[..., Path], path: str, expected: tuple[str, str, str] | None
+) -> None:
+    csv = series_csv(f"{path},0,0,0,0,0,0", header=",".join(["nifti_path", *LABELS]))
+    if path and expected is None:
+        with pytest.raises(SeriesTableError, match="no study_uid in row 2"):
+            read_series_table(csv)
+    else:
+        row = read_series_table(csv).frame.loc[0, ["patient_id", "study_uid", "series_uid"]]
+        assert tuple(row) == (expected or ("", "row-2", ""))

@@ -79,7 +79,7 @@ def test_the_same_series_of_an_index_twice_is_taken_once(series_csv: Write) -> N
 
 def test_the_same_series_of_an_index_with_other_labels_is_an_error(series_csv: Write) -> None:
     rows = ("c.parquet,S0,7,0,0,0,0,0,0", "c.parquet,S0,7,1,1,0,0,0,0")
-    with pytest.raises(SeriesTableError, match=r"rows 2 and 3 name the same file .*c\.parquet \(series 7\)"):
+    with pytest.raises(SeriesTableError, match=r"rows 2, 3 name the same file .*c\.parquet \(series 7\)"):
         read_series_table(series_csv(*rows, header=header("header_index")))
 
 

@@ -128,7 +128,7 @@ def test_identical_rows_are_taken_once_and_reported(series_csv: Write) -> None:
 
 
 def test_the_same_file_with_other_labels_is_an_error_with_both_rows(series_csv: Write) -> None:
-    with pytest.raises(SeriesTableError, match="rows 2 and 4"):
+    with pytest.raises(SeriesTableError, match="rows 2, 4"):
         read_series_table(series_csv(*PLAIN, PLAIN[0].replace(",1,0,1,", ",1,1,1,")))
 
 

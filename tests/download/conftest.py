@@ -72,7 +72,7 @@ class Server(ThreadingHTTPServer):
         return Source("URL", self.url + path)
 
     def ranges(self) -> list[str | None]:
-        """The Range of each request that is no probe."""
+        """The Range of each request except probes."""
         return [request.range for request in self.requests if request.range != PROBE]
 
     def handle_error(self, request: Any, client_address: Any) -> None:

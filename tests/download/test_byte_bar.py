@@ -44,7 +44,7 @@ def test_bytes_of_an_earlier_run_count_neither_as_lines_nor_as_speed(caplog: pyt
     ]
 
 
-def test_an_unknown_size_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_size_is_not_an_error(caplog: pytest.LogCaptureFixture) -> None:
     with byte_bar("weights") as report:
         report(0, None)
         report(5, None)

@@ -38,6 +38,18 @@ class Killed(BaseException):
     """Stands for a SIGKILL: nothing in the package may catch it."""
 
 
+def kill_at(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Die right before or right after the file is renamed into place."""
+    rename = weights_module.commit
+
+    def commit(temporary: Path, path: Path) -> None:
+        if moment == "after the rename":
+            rename(temporary, path)
+        raise Killed
+
+    monkeypatch.setattr(weights_module, "commit", commit)
+
+
 @pytest.fixture
 def start_downloader() -> Iterator[Callable[[Path, str], subprocess.Popen[str]]]:
     """Starts a process of its own that downloads; none outlives the test."""
@@ -94,16 +106,13 @@ def test_after_a_kill_only_the_missing_bytes_are_asked_for(
     assert target.read_bytes() == weights
 
 
-@pytest.mark.parametrize("moment", ["commit", "_write_record"])
+@pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
 def test_killed_after_the_last_byte_nothing_is_asked_for_again(
     moment: str, server: Any, fetch: Fetch, target: Path, weights: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def kill(*args: Any) -> None:
-        raise Killed
-
     source = server.put(weights)
     with monkeypatch.context() as patch:
-        patch.setattr(weights_module, moment, kill)
+        kill_at(moment, patch)
         with pytest.raises(Killed):
             fetch(source)
     assert fetch(source).sha256 == hashlib.sha256(weights).hexdigest()
@@ -113,7 +122,7 @@ def test_killed_after_the_last_byte_nothing_is_asked_for_again(
     assert not target.with_name("model.pth.download").exists()
 
 
-@pytest.mark.parametrize("moment", ["commit", "_write_record"])
+@pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
 def test_killed_while_replacing_a_file_the_record_follows_the_file(
     moment: str,
     server: Any,
@@ -123,28 +132,22 @@ def test_killed_while_replacing_a_file_the_record_follows_the_file(
     weights: bytes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def kill(*args: Any) -> None:
-        raise Killed
-
     source = server.put(weights)
     with monkeypatch.context() as patch:
-        patch.setattr(weights_module, moment, kill)
+        kill_at(moment, patch)
         with pytest.raises(Killed):
             fetch(source, force=True)
     fetch(source)
-    assert target.read_bytes() == (old_file if moment == "commit" else weights)
+    assert target.read_bytes() == (old_file if moment == "before the rename" else weights)
     assert is_verified(target)
 
 
 def test_the_origin_of_the_digest_survives_a_kill(
     server: Any, fetch: Fetch, target: Path, weights: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def kill(*args: Any) -> None:
-        raise Killed
-
     source, digest = server.put(weights), hashlib.sha256(weights).hexdigest()
     with monkeypatch.context() as patch:
-        patch.setattr(weights_module, "_write_record", kill)
+        kill_at("after the rename", patch)
         with pytest.raises(Killed):
             fetch(source, pinned=digest)
     fetch(source)
@@ -152,7 +155,7 @@ def test_the_origin_of_the_digest_survives_a_kill(
 
 
 def test_two_processes_at_once_make_one_transfer(
-    server: Any, target: Path, weights: bytes, start_downloader: Callable[..., Any]
+    server: Any, fetch: Fetch, limits: Limits, target: Path, weights: bytes, start_downloader: Callable[..., Any]
 ) -> None:
     def slowly(handler: Any, file: Any) -> None:
         handler.promise(file, 0)
@@ -161,9 +164,10 @@ def test_two_processes_at_once_make_one_transfer(
         handler.send(file.body[1000:])
 
     source = server.put(weights, slowly)
-    processes = [start_downloader(target, source.url) for _ in range(2)]
-    answers = [process.communicate(timeout=240)[0].strip() for process in processes]
-    assert sorted(answers) == ["False", "True"]
+    process = start_downloader(target, source.url)
+    wait_until(lambda: bool(server.ranges()))
+    assert not fetch(source, limits=replace(limits, lock_wait_s=120.0)).fetched
+    assert process.communicate(timeout=240)[0].strip() == "True"
     assert server.ranges() == [None]
     assert target.read_bytes() == weights
 

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from meddinov3_stroke.config import Settings
-from meddinov3_stroke.download import FileSource, Limits, Source, configured_sources, record_path, remote_offers
+from meddinov3_stroke.download import Limits, Source, configured_sources, record_path, remote_offers
 from meddinov3_stroke.errors import DownloadError, UsageError
 
 Fetch = Callable[..., Any]
@@ -196,7 +196,7 @@ def test_after_an_interrupted_hub_download_the_plain_address_is_used(
     assert "interrupted" in caplog.text
 
 
-def test_a_hub_that_is_no_hub_is_asked_for_the_plain_file(
+def test_a_server_without_the_hub_protocol_is_asked_for_the_plain_file(
     server: Any, fetch: Fetch, target: Path, weights: bytes
 ) -> None:
     server.put(weights, path=HUB_PATH, etag=None)
@@ -308,7 +308,7 @@ def test_a_file_fetched_by_other_means_is_verified_recorded_and_copied(
     fetch: Fetch, target: Path, tmp_path: Path, weights: bytes
 ) -> None:
     (tmp_path / "got.pth").write_bytes(weights)
-    got = fetch(FileSource("file", str(tmp_path / "got.pth")))
+    got = fetch(Source("file", str(tmp_path / "got.pth"), "file"))
     assert (got.fetched, got.origin) == (True, "first use")
     assert target.read_bytes() == weights
     assert (tmp_path / "got.pth").read_bytes() == weights
@@ -326,7 +326,7 @@ def test_a_file_fetched_by_other_means_that_is_not_weights_leaves_the_old_file(
     if content is not None:
         (tmp_path / "got.pth").write_bytes(content)
     with pytest.raises(DownloadError, match=f"got.pth: .*{reason}"):
-        fetch(FileSource("file", str(tmp_path / "got.pth")), force=True)
+        fetch(Source("file", str(tmp_path / "got.pth"), "file"), force=True)
     assert target.read_bytes() == old_file
 
 
@@ -335,5 +335,5 @@ def test_a_file_fetched_by_other_means_is_held_to_the_pinned_digest(
 ) -> None:
     (tmp_path / "got.pth").write_bytes(weights)
     with pytest.raises(DownloadError, match=r"expected 0+ \(pinned\)"):
-        fetch(FileSource("file", str(tmp_path / "got.pth")), pinned="0" * 64)
+        fetch(Source("file", str(tmp_path / "got.pth"), "file"), pinned="0" * 64)
     assert not target.exists()

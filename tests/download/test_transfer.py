@@ -197,7 +197,7 @@ def test_a_server_that_is_not_there_is_an_error(fetch: Fetch) -> None:
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/model.pth", "/a/path", "http://[::1", "", "http://a:b:c/"])
-def test_what_is_no_web_address_is_an_error(url: str, fetch: Fetch) -> None:
+def test_what_is_not_a_web_address_is_an_error(url: str, fetch: Fetch) -> None:
     with pytest.raises(DownloadError):
         fetch(Source("URL", url))
 

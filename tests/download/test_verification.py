@@ -57,7 +57,7 @@ IMPOSTORS = {
 
 
 @pytest.mark.parametrize("name", sorted(IMPOSTORS))
-def test_what_is_no_weights_is_named_and_the_old_file_stays(
+def test_a_file_that_is_not_weights_is_named_and_the_old_file_stays(
     name: str, server: Any, fetch: Fetch, target: Path, old_file: bytes
 ) -> None:
     record = record_path(target).read_bytes()
@@ -70,11 +70,11 @@ def test_what_is_no_weights_is_named_and_the_old_file_stays(
 
 @pytest.mark.parametrize("fault", ["drop", "stall", "status", "promise_size"])
 def test_a_source_that_fails_leaves_the_old_file(
-    fault: str, server: Any, acts: Any, fetch: Fetch, target: Path, old_file: bytes, weights: bytes
+    fault: str, server: Any, acts: Any, fetch: Fetch, limits: Limits, target: Path, old_file: bytes, weights: bytes
 ) -> None:
     act = getattr(acts, fault)({"status": 500, "promise_size": len(weights) + 9}.get(fault, 0))
     with pytest.raises(DownloadError, match="was left as it was"):
-        fetch(server.put(weights, *[act] * 20), force=True)
+        fetch(server.put(weights, *[act] * 20), force=True, limits=replace(limits, retries=1))
     assert target.read_bytes() == old_file
     assert is_verified(target)
 
@@ -160,7 +160,7 @@ def test_force_replaces_the_file_and_its_record(
     assert is_verified(target)
 
 
-def test_a_file_put_there_by_hand_is_recorded_with_a_warning(
+def test_a_file_placed_manually_is_recorded_with_a_warning(
     fetch: Fetch, target: Path, weights: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     target.parent.mkdir()
@@ -171,7 +171,7 @@ def test_a_file_put_there_by_hand_is_recorded_with_a_warning(
     assert is_verified(target)
 
 
-def test_a_page_saved_by_hand_as_weights_is_refused_and_left(fetch: Fetch, target: Path) -> None:
+def test_a_page_saved_as_weights_is_refused_and_left(fetch: Fetch, target: Path) -> None:
     target.parent.mkdir()
     target.write_bytes(IMPOSTORS["HTML page"])
     with pytest.raises(WeightsMismatch, match="HTML page"):
@@ -269,7 +269,7 @@ def test_bytes_of_one_source_are_not_continued_from_another(
     assert target.read_bytes() == make_weights(2)
 
 
-def test_the_next_source_is_asked_and_the_reason_told(
+def test_the_next_source_is_tried_and_the_reason_logged(
     server: Any, other_server: Any, fetch: Fetch, target: Path, weights: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     missing = replace(server.put(weights), url=f"{server.url}/nowhere")
@@ -278,10 +278,13 @@ def test_the_next_source_is_asked_and_the_reason_told(
     assert "HTTP 404" in caplog.text
 
 
-def test_the_error_lists_every_source_with_its_reason(server: Any, fetch: Fetch, acts: Any, weights: bytes) -> None:
+def test_the_error_lists_every_source_with_its_reason(
+    server: Any, fetch: Fetch, acts: Any, weights: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     page = server.put(IMPOSTORS["HTML page"], path="/page")
     gone = server.put(weights, acts.status(404), path="/gone")
-    offline = replace(gone, name="Hugging Face", skipped="not used: HF_HUB_OFFLINE is set")
+    offline = replace(gone, name="Hugging Face", kind="hub")
     with pytest.raises(DownloadError) as caught:
         fetch(page, gone, offline)
     message = str(caught.value)
@@ -301,7 +304,7 @@ def test_no_source_at_all_says_what_to_set(fetch: Fetch) -> None:
         fetch()
 
 
-def test_secrets_in_an_address_are_neither_told_nor_stored(
+def test_secrets_in_an_address_are_neither_logged_nor_stored(
     server: Any, acts: Any, fetch: Fetch, target: Path, weights: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG", logger="meddinov3_stroke")

@@ -137,13 +137,28 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(scan, reader, 
     assert list(memory.folder.rglob("*.json")) == []
 
 
-@pytest.mark.usefixtures("later")
-def test_a_file_taken_from_a_folder_is_missed(extractor, store, memory, head_nifti, tmp_path) -> None:
+@pytest.fixture
+def dicom_folder(head_nifti: Callable[..., Path], tmp_path: Path) -> Path:
     from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
     from meddinov3_stroke.ct import read_volume
 
     folder = tmp_path / "study"
     write_dicom_series(folder, read_volume(head_nifti()).hu, axial_geometry([5.0] * 7, (64, 64)), DicomOptions())
+    return folder
+
+
+@pytest.mark.usefixtures("later")
+def test_a_digest_of_another_dicom_reader_is_not_used(extractor, store, memory, dicom_folder, monkeypatch) -> None:
+    found = [next(extract([dicom_folder], extractor, store, memory=memory)) for _ in range(2)]
+    monkeypatch.setattr("meddinov3_stroke.ct.dicom.read.READER_VERSION", 1_000_000)
+    found += [next(extract([dicom_folder], extractor, store, memory=memory)) for _ in range(2)]
+    assert [one.from_cache for one in found] == [False, True, False, True]
+    assert found[1].embeddings.source.sha256 != found[3].embeddings.source.sha256
+
+
+@pytest.mark.usefixtures("later")
+def test_a_file_taken_from_a_folder_is_missed(extractor, store, memory, dicom_folder) -> None:
+    folder = dicom_folder
     found = [next(extract([folder], extractor, store, memory=memory)) for _ in range(2)]
     assert [one.from_cache for one in found] == [False, True]
     next(path for path in folder.rglob("*") if path.is_file()).unlink()
@@ -155,7 +170,7 @@ def test_a_damaged_record_is_ignored_with_a_warning(run, reader, scan, memory, c
     path = scan("a.nii", "5")
     run(path)
     (record,) = memory.folder.rglob("*.json")
-    record.write_bytes(record.read_bytes().replace(b'"schema": 1', b'"schema": 2'))
+    record.write_bytes(record.read_bytes().replace(b'"schema": "1', b'"schema": "2'))
     assert run(path)[0].from_cache
     assert reader.hashed == [path]
     assert "damaged record" in caplog.text

@@ -50,6 +50,14 @@ def test_numpy_gives_the_logits_of_the_torch_module(hidden_dim: int) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
 
 
+def test_many_rows_give_the_logits_of_few() -> None:
+    head = build_head(8, 256, 3, 0.2)
+    state = {name: tensor.numpy() for name, tensor in head.state_dict().items()}
+    rows = 3 * torch.randn(4200, 8).numpy()  # 4200 x 256 takes scipy's erf
+    found, few = (ARCHITECTURES["mlp"].logits(state, part) for part in (rows, rows[:50]))
+    np.testing.assert_allclose(found[:50], few, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("hidden_dim", [-1, 0, 12])
 def test_declared_shapes_are_those_of_the_module(hidden_dim: int) -> None:
     params = {"hidden_dim": hidden_dim, "dropout": 0.2}

@@ -79,6 +79,11 @@ def damaged(checkpoint: HeadCheckpoint, path: Path, damage: Callable[[dict[str, 
         (lambda d: d.update(best_metric=float("nan")), "best_metric is 'nan'"),
         (lambda d: d["thresholds"]["class_0"].update(value=1.5), "thresholds is"),
         (lambda d: d["pos_weight"].update(class_0=float("inf")), "pos_weight is"),
+        (lambda d: d.update(format=torch.zeros(2)), "is not a head checkpoint"),
+        (lambda d: d.update(schema_version=torch.ones(2)), "checkpoint schema"),
+        (lambda d: d["backbone"].update(embed_dim="8"), "backbone is"),
+        (lambda d: d["thresholds"].update({3: d["thresholds"]["class_0"]}), "thresholds is"),
+        (lambda d: d["state_dict"].update({3: torch.zeros(1)}), "state_dict is"),
         (lambda d: d["state_dict"].pop("output.bias"), "tensors differ"),
         (lambda d: d["state_dict"].update(extra=torch.zeros(1)), r"found extra \[1\]"),
         (lambda d: d["state_dict"].update({"output.bias": torch.zeros(3).double()}), r"output\.bias \[3\] float64"),
@@ -172,6 +177,27 @@ def test_a_checkpoint_of_the_first_implementation_is_read(tmp_path: Path, hidden
         np.testing.assert_allclose(predict_logits(loaded, rows.numpy()).logits, head(rows).numpy(), atol=1e-6)
     assert (loaded.labels, loaded.is_foreign, loaded.pos_weight["any"]) == (LABELS, True, 3.0)
     assert {threshold.value for threshold in loaded.thresholds.values()} == {0.5}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_classes": 10**12},
+        {"num_classes": "6"},
+        {"model_state_dict": 3},
+        {"model_state_dict": {}},
+        {"dropout": "a lot"},
+        {"epoch": "last"},
+        {"pos_weight": ["x"]},
+        {"hidden_dim": None, "model_state_dict": {str(k): torch.zeros(6) for k in range(6)}},
+    ],
+    ids=str,
+)
+def test_a_damaged_checkpoint_of_the_first_implementation_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    document = {"model_state_dict": nn.Linear(8, 6).state_dict(), "input_dim": 8, "num_classes": 6} | change
+    torch.save(document, tmp_path / "best.pt")
+    with pytest.raises(CheckpointError, match="nor a readable foreign one"):
+        load_checkpoint(tmp_path / "best.pt")
 
 
 def test_loading_and_applying_a_head_needs_no_torch(checkpoint: HeadCheckpoint, tmp_path: Path) -> None:

@@ -90,6 +90,13 @@ def test_missing_keys_of_an_identity_are_named(identity: BackboneIdentity) -> No
         identity_from_document(document)
 
 
+def test_keys_of_an_identity_with_values_of_another_type_are_named(identity: BackboneIdentity) -> None:
+    with pytest.raises(ValueError, match="no usable embed_dim"):
+        identity_from_document(asdict(identity) | {"embed_dim": "8"})
+    with pytest.raises(ValueError, match="lacks hu_min"):
+        identity_from_document(asdict(identity) | {"preprocessing": {}})
+
+
 def test_a_head_of_another_implementation_is_refused_with_the_way_out(
     checkpoint: HeadCheckpoint, identity: BackboneIdentity
 ) -> None:

@@ -233,7 +233,9 @@ class TestOrigin:
         assert origin.identity is None
         assert "does not state which backbone" in origin.warnings[0]
 
-    @pytest.mark.parametrize("change", [{"pool_mode": "median"}, {"resize": "224"}, {"resize": 0}], ids=str)
+    @pytest.mark.parametrize(
+        "change", [{"pool_mode": "median"}, {"resize": "224"}, {"resize": 0}, {"resize": True}], ids=str
+    )
     def test_summary_with_a_senseless_value_is_warned_of(
         self, tmp_path: Path, identity: BackboneIdentity, change: dict[str, Any]
     ) -> None:
@@ -252,10 +254,11 @@ class TestOrigin:
             lambda o: replace(
                 o, identity=replace(o.identity, preprocessing=replace(o.identity.preprocessing, version="2"))
             ),
+            lambda o: replace(o, identity=replace(o.identity, rope_dtype="fp32")),
             lambda o: replace(o, resize=512),
             lambda o: replace(o, pool_mode="max"),
         ],
-        ids=["weights", "preprocessing", "resize", "pool_mode"],
+        ids=["weights", "preprocessing", "rope_dtype", "resize", "pool_mode"],
     )
     def test_training_and_validation_of_two_makes_are_refused(
         self, identity: BackboneIdentity, change: Callable[[EmbeddingOrigin], EmbeddingOrigin]
@@ -269,3 +272,8 @@ class TestOrigin:
         origin = EmbeddingOrigin("mean", 224, identity)
         (warning,) = same_origin(origin, replace(origin, identity=replace(identity, precision="bf16")))
         assert "bf16" in warning
+
+    def test_another_int8_calibration_for_validation_is_a_warning(self, identity: BackboneIdentity) -> None:
+        graphs = [replace(identity, precision="int8", calibration_sha256=digest) for digest in ("aa", "bb")]
+        (warning,) = same_origin(*(EmbeddingOrigin("mean", 224, graph) for graph in graphs))
+        assert "calibration_sha256: expected aa, found bb" in warning

@@ -62,6 +62,13 @@ def test_names_must_match_the_columns() -> None:
         auroc_report(np.array([[0], [1]], dtype=np.int8), np.array([[0.1], [0.2]]), ("a", "b"))
 
 
+def test_infinite_scores_tie() -> None:
+    truth = np.array([[1], [0], [1], [0]], dtype=np.int8)
+    for order in ([0, 1, 2, 3], [1, 0, 3, 2]):
+        scores = np.array([[np.inf], [np.inf], [-np.inf], [-np.inf]])
+        assert auroc_report(truth[order], scores, ("a",)).macro == 0.5
+
+
 def test_auroc_is_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 2, (500, 3)).astype(np.int8)

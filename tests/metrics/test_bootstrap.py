@@ -63,8 +63,7 @@ def test_interval_holds_the_macro_and_says_what_it_is() -> None:
     truth, scores = cohort(80, 2)
     interval = bootstrap_macro_auroc(truth, scores, one_each(80), n_resamples=200)
     assert interval.low < auroc_report(truth, scores, ("a", "b")).macro < interval.high
-    document = interval.document()
-    assert (document["level"], document["n_resamples"], document["unit"]) == (0.95, 200, "patient")
+    assert (interval.level, interval.n_resamples, interval.unit) == (0.95, 200, "patient")
 
 
 def test_same_seed_gives_the_same_interval_whatever_the_row_order() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from meddinov3_stroke.errors import StorageError, UsageError
 from meddinov3_stroke.phantom import CohortManifest, count_series, draw_cohort, write_cohort
-from meddinov3_stroke.phantom.cohort import LEAST_VOLUME_ML
+from meddinov3_stroke.phantom.spec import LEAST_COHORT_ML
 from meddinov3_stroke.types import LABELS
 
 TINY = (9, 48, 48)
@@ -63,7 +63,7 @@ def test_types_occur_alone_and_mixed(seed: int) -> None:
 def test_more_than_a_fifth_of_the_haemorrhages_are_below_2_ml(seed: int) -> None:
     volumes = [lesion.volume_ml for patient in draw_cohort(120, seed) for lesion in patient.studies[0].spec.lesions]
     assert 0.2 < np.mean(np.array(volumes) < 2) < 0.5
-    assert min(volumes) >= LEAST_VOLUME_ML
+    assert min(volumes) >= LEAST_COHORT_ML
     assert max(volumes) <= 60
 
 
@@ -76,7 +76,7 @@ def test_volumes_are_log_uniform(seed: int) -> None:
         if lesion.label in ("epidural", "intraparenchymal", "subdural")
     ]
     quartiles = np.percentile(np.log(volumes), [25, 50, 75])
-    low, high = np.log([LEAST_VOLUME_ML, 60])
+    low, high = np.log([LEAST_COHORT_ML, 60])
     np.testing.assert_allclose((quartiles - low) / (high - low), [0.25, 0.5, 0.75], atol=0.05)
 
 

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK
 
 from meddinov3_stroke.phantom import CohortManifest, draw_spec, make_phantom, write_cohort
-from meddinov3_stroke.phantom.dicom import write_series
+from meddinov3_stroke.phantom.writing import write_series
 from meddinov3_stroke.types import LABELS
 
 TINY = (7, 32, 32)

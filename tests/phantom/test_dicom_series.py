@@ -161,8 +161,10 @@ def test_truth_lists_every_file_of_the_folder(tmp_path: Path) -> None:
 def test_help_needs_no_pydicom_and_dicom_phantoms_no_highdicom() -> None:
     probe = (
         "import sys; from meddinov3_stroke.commands import phantom; assert 'pydicom' not in sys.modules;"
-        "import meddinov3_stroke.phantom; assert 'meddinov3_stroke.phantom.dicom' not in sys.modules;"
-        "import meddinov3_stroke.phantom.dicom; assert 'highdicom' not in sys.modules"
+        "import meddinov3_stroke.phantom; assert 'pydicom' not in sys.modules;"
+        "import pathlib, tempfile; from meddinov3_stroke.phantom import write_cohort; folder = tempfile.mkdtemp();"
+        "write_cohort(pathlib.Path(folder), 1, 0, shape=(2, 16, 16), volume_format='dicom');"
+        "assert 'pydicom' in sys.modules and 'highdicom' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", probe], timeout=60, check=False).returncode == 0
 

@@ -13,7 +13,6 @@ import pytest
 from scipy import ndimage
 
 from meddinov3_stroke.phantom import Phantom, PhantomSpec, draw_spec, make_phantom
-from meddinov3_stroke.phantom.head import affine_of
 from meddinov3_stroke.types import LABELS
 
 SMALL_ML = 1.6
@@ -175,9 +174,10 @@ def test_a_large_haemorrhage_pushes_the_ventricles_to_the_other_side(label: str,
 
 def _middle_of_ventricles_mm(spec: PhantomSpec) -> float:
     """RAS+ x of the middle of the deep fluid."""
-    hu = ndimage.gaussian_filter(make_phantom(spec).hu.astype(float), (0, 1, 1))
+    made = make_phantom(spec)
+    hu = ndimage.gaussian_filter(made.hu.astype(float), (0, 1, 1))
     fluid = np.argwhere((distance_to_bone_mm(spec.seed) > 35) & (hu > -50) & (hu < 18))
-    return float((fluid @ affine_of(spec)[0, :3]).mean() + affine_of(spec)[0, 3])
+    return float((fluid @ made.affine[0, :3]).mean() + made.affine[0, 3])
 
 
 def test_haemorrhages_of_all_types_fit_into_one_head() -> None:

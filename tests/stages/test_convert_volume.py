@@ -12,7 +12,7 @@ import pytest
 from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke import cli, read_volume
 from meddinov3_stroke.commands.convert import main
-from meddinov3_stroke.ct.resampling import METHOD
+from meddinov3_stroke.ct.writing import METHOD
 
 HU = np.random.default_rng(0).integers(-1000, 2500, (10, 9, 11))
 EVEN, UNEVEN = [5.0] * 9, [2.5] * 5 + [5.0] * 4

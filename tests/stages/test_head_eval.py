@@ -153,6 +153,13 @@ def test_unnamed_columns_take_the_names_of_the_head(data: HeadData) -> None:
     assert list(metrics["per_class_auroc"]) == ["bleed", "shift"]
 
 
+def test_operating_points_do_not_depend_on_the_order_of_the_thresholds(data: HeadData) -> None:
+    checkpoint = made_up_checkpoint()
+    shuffled = replace(checkpoint, thresholds=dict(reversed(checkpoint.thresholds.items())))
+    points = [head_eval.evaluate_head(one, data)[0]["operating_points"] for one in (checkpoint, shuffled)]
+    assert points[0] == points[1]
+
+
 def test_arrays_given_from_python_are_checked_too(data: HeadData) -> None:
     data.embeddings[7, 0] = np.inf
     with pytest.raises(DatasetError, match="test: NaN or infinity in row 7"):

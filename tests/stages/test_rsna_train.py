@@ -395,5 +395,5 @@ def test_under_nifti_path_only_nifti_is_read(
     truth = write_dicom_series(folder, hu, axial_geometry([5.0] * 2, (8, 8)), DicomOptions())
     named = folder if what == "a folder" else folder / truth.used[0].file
     csv = changed_csv(cohort, lambda table: table.__setitem__("nifti_path", [str(named), *table["nifti_path"][1:]]))
-    with pytest.raises(InputError, match=r"row 2: .*(is a directory|is no \.nii).*--skip-invalid-nifti"):
+    with pytest.raises(InputError, match=r"row 2: .*(is a directory|is not a \.nii).*--skip-invalid-nifti"):
         rsna_train.run(replace(args, series_csv=csv))

@@ -115,7 +115,7 @@ def test_a_malicious_pickle_is_named_and_not_run(tmp_path: Path, archive: bool) 
 def test_foreign_names_are_found_in_every_protocol(tmp_path: Path, protocol: int) -> None:
     content = [argparse.Namespace(a=1), np.dtype("float32"), argparse.Namespace(b=2)]
     torch.save({"x": content}, tmp_path / "x.pt", pickle_protocol=protocol)
-    names = unpickle_torch_file(tmp_path / "x.pt").foreign
+    _, names = unpickle_torch_file(tmp_path / "x.pt")
     assert "argparse.Namespace" in names
     assert any(name.startswith("numpy") for name in names)
 
@@ -129,12 +129,12 @@ def test_a_name_spelt_through_the_memo_is_found(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
         archive.writestr("x/data.pkl", stream)
         archive.writestr("x/version", b"3")
-    assert unpickle_torch_file(tmp_path / "x.pt").foreign == ("os.system",)
+    assert unpickle_torch_file(tmp_path / "x.pt")[1] == ("os.system",)
 
 
 def test_an_ordinary_file_has_no_foreign_names(tmp_path: Path) -> None:
     torch.save(CONTENT, tmp_path / "x.pt")
-    assert unpickle_torch_file(tmp_path / "x.pt").foreign == ()
+    assert unpickle_torch_file(tmp_path / "x.pt")[1] == ()
 
 
 @pytest.mark.parametrize("place", [0.3, 0.5, 0.7])

@@ -68,8 +68,28 @@ def load_backbone(
             without a calibration or with one that is too inaccurate.
     """
     run = resolve_execution(engine, precision, device)
-    file = WeightsFile.find(source, models_dir)
-    return _Loader(file, run, torch_compile, accept_int8).backbone()
+    load = _Loader(WeightsFile.find(source, models_dir), run, torch_compile, accept_int8)
+    record = read_record(load.file.folder, load.file.sha256) or load.learned()
+    made: Any = None
+    precision, calibration = run.precision, None
+    if load.fidelity_way is not None:
+        made, precision, record = load.faithful(record, load.fidelity_way)
+    if precision == "int8":
+        calibration = load.calibration(record.weights_sha256)
+    identity = BackboneIdentity(
+        name=load.file.name,
+        weights_sha256=record.weights_sha256,
+        embed_dim=record.embed_dim,
+        patch_size=record.patch_size,
+        rope_dtype=record.rope_dtype,
+        preprocessing=record.preprocessing,
+        engine=run.engine,
+        precision=precision,
+        calibration_sha256=calibration.graph_sha256 if calibration else None,
+    )
+    LOGGER.info("backbone %s on %s: %s, %s (%s)", identity.name, run.device, run.engine, precision, run.reason)
+    make = (lambda: made) if made is not None else partial(load.engine, precision, calibration)
+    return Backbone(identity, run.device, make, _int8_warnings(calibration))
 
 
 @dataclass
@@ -133,31 +153,7 @@ class _Loader:
     torch_compile: bool
     accept_int8: bool
 
-    def backbone(self) -> Backbone:
-        record = read_record(self.file.folder, self.file.sha256) or self._learned()
-        engine: Any = None
-        precision, calibration = self.run.precision, None
-        if self._fidelity_way is not None:
-            engine, precision, record = self._faithful(record, self._fidelity_way)
-        if precision == "int8":
-            calibration = self._calibration(record.weights_sha256)
-        identity = BackboneIdentity(
-            name=self.file.name,
-            weights_sha256=record.weights_sha256,
-            embed_dim=record.embed_dim,
-            patch_size=record.patch_size,
-            rope_dtype=record.rope_dtype,
-            preprocessing=record.preprocessing,
-            engine=self.run.engine,
-            precision=precision,
-            calibration_sha256=calibration.graph_sha256 if calibration else None,
-        )
-        run = self.run
-        LOGGER.info("backbone %s on %s: %s, %s (%s)", identity.name, run.device, run.engine, precision, run.reason)
-        make = (lambda: engine) if engine is not None else partial(self._engine, precision, calibration)
-        return Backbone(identity, run.device, make, _int8_warnings(calibration))
-
-    def _learned(self) -> WeightsRecord:
+    def learned(self) -> WeightsRecord:
         """The record of weights that are read for the first time, kept for the next."""
         weights = self.file.weights(verified=False)
         record = WeightsRecord(
@@ -171,7 +167,7 @@ class _Loader:
         return record
 
     @property
-    def _fidelity_way(self) -> str | None:
+    def fidelity_way(self) -> str | None:
         """Key of this engine and precision among the measured fidelities; None if the precision was requested."""
         run = self.run
         if not run.precision_was_auto or run.precision == "fp32":
@@ -179,12 +175,12 @@ class _Loader:
         where = bf16_flag() if run.device == "cpu" else run.device.split(":")[0]
         return f"{run.engine}-{version(run.engine)}-{run.precision}-{where}"
 
-    def _faithful(self, record: WeightsRecord, way: str) -> tuple[Any, str, WeightsRecord]:
+    def faithful(self, record: WeightsRecord, way: str) -> tuple[Any, str, WeightsRecord]:
         """The engine if one was made, the precision that `auto` takes for these weights, and the record."""
         engine, cosine = None, record.fidelity.get(way)
         if cosine is None:
-            engine = self._engine(self.run.precision)
-            reference = self._engine("fp32", device="cpu")
+            engine = self.engine(self.run.precision)
+            reference = self.engine("fp32", device="cpu")
             cosine = measure_fidelity(engine, reference, record.preprocessing)
             record = record.with_fidelity(way, cosine)
             write_record(self.file.folder, self.file.sha256, record)
@@ -195,7 +191,7 @@ class _Loader:
             return engine, self.run.precision, record
         return None, "fp32", record
 
-    def _calibration(self, digest: str) -> Calibration:
+    def calibration(self, digest: str) -> Calibration:
         name, folder = self.file.name, self.file.folder
         found = None if folder is None else read_calibration(calibration_folder(folder, digest))
         if found is None:
@@ -216,7 +212,7 @@ class _Loader:
             )
         return found
 
-    def _engine(self, precision: str, calibration: Calibration | None = None, device: str | None = None) -> Any:
+    def engine(self, precision: str, calibration: Calibration | None = None, device: str | None = None) -> Any:
         """An engine in this precision, by default on the device of the run."""
         if self.run.engine == "torch":
             from meddinov3_stroke.backbone.engines.torch import TorchEngine

@@ -16,9 +16,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from meddinov3_stroke.backbone.architecture import Architecture, architecture_of, architecture_of_module
+from meddinov3_stroke.backbone.architecture import (
+    Architecture,
+    architecture_of,
+    architecture_of_module,
+    rope_periods,
+    round_bf16,
+)
 from meddinov3_stroke.backbone.preprocessing import METADATA_KEY, PREPROCESSING, preprocessing_of
-from meddinov3_stroke.backbone.rope import rope_periods, round_bf16
 from meddinov3_stroke.errors import UsageError, WeightsError, WeightsMismatch
 from meddinov3_stroke.system.atomic import write_bytes
 from meddinov3_stroke.system.torch_file import read_torch_file, refuse_impostors, unpickle_torch_file, widen_bf16

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.options import InputPath
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.nifti_bytes import NIFTI_SUFFIX, nifti_bytes
 from meddinov3_stroke.system.provenance import DISCLAIMER
 
 if TYPE_CHECKING:
     from meddinov3_stroke.types import Volume
 
 LOGGER = logging.getLogger("meddinov3_stroke")
-
-NIFTI_SUFFIX = ".nii.gz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,26 +39,22 @@ class Args(ConsoleOptions):
 
 
 def run(args: Args) -> dict[str, Any]:
-    """The document written beside the volume.
-
-    Raises:
-        UsageError: a flag out of range.
-        InputError, OutOfScope: the input cannot be read.
-        MachineError: dcm2niix is not installed or fails, or the folder cannot be written.
-    """
+    """The document written beside the volume; or, by dcm2niix, the files it wrote."""
     _check_flags(args)
-    if args.dcm2niix:
-        from meddinov3_stroke.ct.dcm2niix import convert_with_dcm2niix
-
-        written = convert_with_dcm2niix(args.input, args.series, args.output)
-        print("\n".join([*(f"wrote {path}" for path in written), DISCLAIMER]))
-        return {"files": [str(path) for path in written]}
     from meddinov3_stroke.ct import read_volume
+    from meddinov3_stroke.ct.writing import convert_with_dcm2niix
 
-    volume = read_volume(args.input, series=args.series)
-    for warning in volume.warnings:
-        LOGGER.warning("%s", warning)
-    return _write(args, volume)
+    if args.dcm2niix:
+        written = convert_with_dcm2niix(args.input, args.series, args.output)
+        document: dict[str, Any] = {"files": [str(path) for path in written]}
+    else:
+        volume = read_volume(args.input, series=args.series)
+        for warning in volume.warnings:
+            LOGGER.warning("%s", warning)
+        document, written = _write(args, volume)
+        print(document["text"])
+    print("\n".join([*(f"wrote {path}" for path in written), DISCLAIMER]))
+    return document
 
 
 def _check_flags(args: Args) -> None:
@@ -72,19 +67,26 @@ def _check_flags(args: Args) -> None:
         raise UsageError("--dcm2niix writes its own geometry; omit --spacing and --orientation")
 
 
-def _write(args: Args, volume: Volume) -> dict[str, Any]:
-    from meddinov3_stroke.ct.writing import POSITION_TOLERANCE_MM, misplaced_mm, nifti_bytes_of, slices_document
+def _write(args: Args, volume: Volume) -> tuple[dict[str, Any], list[Path]]:
+    """The document of the volume's origin, and the files written."""
+    from meddinov3_stroke.ct import writing
     from meddinov3_stroke.report import dicom_document
     from meddinov3_stroke.system.atomic import write_bytes, write_json
     from meddinov3_stroke.system.provenance import provenance
 
     name, axes = args.output.name[: -len(NIFTI_SUFFIX)], args.orientation.upper()
     slices_path, document_path = (args.output.with_name(f"{name}{ending}.json") for ending in (".slices", ""))
+    voxels, resampled, how = volume.stored, None, f"voxels as acquired, axes {axes}"
     if args.spacing is None:
-        shape = "x".join(map(str, volume.stored.shape[::-1]))
-        content, resampled, text = nifti_bytes_of(volume, axes), None, f"{shape} voxels as acquired, axes {axes}"
+        content = writing.nifti_bytes_of(volume, axes)
     else:
-        content, resampled, text = _resampled(volume, args.spacing, axes)
+        x_mm, y_mm, z_mm = args.spacing
+        grid = writing.resample(volume, (z_mm, y_mm, x_mm))
+        if grid.n_clipped:
+            LOGGER.warning("%d voxels are beyond the range of int16 and were set to its limit", grid.n_clipped)
+        voxels, resampled = grid.hu, {"spacing_mm": list(args.spacing), "method": writing.METHOD}
+        how = f"voxels of {x_mm:g} x {y_mm:g} x {z_mm:g} mm, axes {axes}; {writing.METHOD}"
+        content = nifti_bytes(grid.hu, grid.affine, axis_codes=axes)
     document = {
         **provenance(),
         "input": str(args.input),
@@ -93,36 +95,20 @@ def _write(args: Args, volume: Volume) -> dict[str, Any]:
         "dicom": dicom_document(volume.source),
         "resampled": resampled,
         "orientation": axes,
-        "text": text,
+        "text": f"{'x'.join(map(str, voxels.shape[::-1]))} {how}",
         "warnings": list(volume.warnings),
     }
     write_bytes(args.output, content)
     if args.spacing is None:
-        if (off_mm := misplaced_mm(volume)) > POSITION_TOLERANCE_MM:
+        if (off_mm := writing.misplaced_mm(volume)) > writing.POSITION_TOLERANCE_MM:
             LOGGER.warning(
                 "slices are not evenly spaced, which NIfTI cannot represent: its affine is off by up to %.2f mm; the "
                 "true positions are in %s",
                 *(off_mm, slices_path.name),
             )
-        write_json(slices_path, {**provenance(), **slices_document(volume)})
+        write_json(slices_path, {**provenance(), **writing.slices_document(volume)})
     write_json(document_path, document)
-    written = [args.output, *([slices_path] if args.spacing is None else []), document_path]
-    print("\n".join([text, *(f"wrote {path}" for path in written), DISCLAIMER]))
-    return document
-
-
-def _resampled(volume: Volume, spacing: tuple[float, float, float], axes: str) -> tuple[bytes, dict[str, Any], str]:
-    """The bytes of the file, and what the document and the terminal say about them."""
-    from meddinov3_stroke.ct.resampling import METHOD, resample
-    from meddinov3_stroke.system.nifti_bytes import nifti_bytes
-
-    x_mm, y_mm, z_mm = spacing
-    grid = resample(volume, (z_mm, y_mm, x_mm))
-    if grid.n_clipped:
-        LOGGER.warning("%d voxels are beyond the range of int16 and were set to its limit", grid.n_clipped)
-    shape = "x".join(map(str, grid.hu.shape[::-1]))
-    text = f"{shape} voxels of {x_mm:g} x {y_mm:g} x {z_mm:g} mm, axes {axes}; {METHOD}"
-    return nifti_bytes(grid.hu, grid.affine, axis_codes=axes), {"spacing_mm": list(spacing), "method": METHOD}, text
+    return document, [args.output, *([slices_path] if args.spacing is None else []), document_path]
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -24,17 +24,13 @@ from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER, Stopwatch, provenance
 from meddinov3_stroke.types import LABELS
 
-if TYPE_CHECKING:
-    from meddinov3_stroke.head_train import HeadData
-
 LEAST_HELD_OUT_PATIENTS = 60
 """Least number of held-out patients; with fewer, the demo's AUROC would be too uncertain."""
-
 SMALL_LESION_ML = 2.0
 """Haemorrhages below this volume are counted as small."""
-
 SHUFFLES = 5
 """Times the control is trained on permuted labels; a single permutation scatters widely about 0.5."""
+TRAINING = {"epochs": config.DEMO_EPOCHS, "batch_size": config.DEMO_TRAIN_BATCH_SIZE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,63 +55,66 @@ def run(args: Args) -> dict[str, Any]:
     Raises:
         DatasetError: too few patients to hold out `LEAST_HELD_OUT_PATIENTS`.
     """
-    watch = Stopwatch()
+    watch, folder = Stopwatch(), args.output_dir
     if args.patients * config.DEMO_TEST_RATIO < LEAST_HELD_OUT_PATIENTS:
         least = int(np.ceil(LEAST_HELD_OUT_PATIENTS / config.DEMO_TEST_RATIO))
         raise DatasetError(f"--patients {args.patients}: too few to hold out {LEAST_HELD_OUT_PATIENTS}; give {least}")
-    phantom_args = phantom.Args(
-        output_dir=args.output_dir / "phantoms", patients=args.patients, seed=args.seed, **_console(args)
-    )
-    phantom.run(phantom_args)
-    pipeline = rsna_train.run(pipeline_args(args))
-    control = run_control(args)
-    held_out = held_out_series(args.output_dir)
-    case_dir = predict_one(args, held_out)
-    summary = summarize(args, pipeline, control, case_dir, held_out)
-    summary["elapsed_s"] = round(watch.elapsed_s, 1)
-    write_json(args.output_dir / "demo_summary.json", summary)
-    print_summary(args, summary)
-    return summary
-
-
-def _console(args: Args) -> dict[str, Any]:
-    return {"quiet": args.quiet, "json_log": args.json_log, "debug": args.debug}
-
-
-def pipeline_args(args: Args) -> rsna_train.Args:
-    """The flags of train-rsna on the cohort."""
-    return rsna_train.Args(
-        series_csv=args.output_dir / "phantoms" / "phantom_series_labels.csv",
-        output_dir=args.output_dir / "rsna_pipeline",
-        cache_dir=args.output_dir / "rsna_cache",
-        checkpoints_dir=args.output_dir / "checkpoints",
+    console: dict[str, Any] = {"quiet": args.quiet, "json_log": args.json_log, "debug": args.debug}
+    compute: dict[str, Any] = {"backbone": args.backbone, "device": args.device, **console}
+    cohort_args = phantom.Args(output_dir=folder / "phantoms", patients=args.patients, seed=args.seed, **console)
+    pipeline_args = rsna_train.Args(
+        series_csv=phantom.run(cohort_args).csv_path,
+        output_dir=folder / "rsna_pipeline",
+        cache_dir=folder / "rsna_cache",
+        checkpoints_dir=folder / "checkpoints",
         train_ratio=config.DEMO_TRAIN_RATIO,
         val_ratio=config.DEMO_VAL_RATIO,
         test_ratio=config.DEMO_TEST_RATIO,
-        head=rsna_train.SeriesHeadConfig(
-            epochs=config.DEMO_EPOCHS, batch_size=config.DEMO_TRAIN_BATCH_SIZE, seed=args.seed
-        ),
-        backbone=args.backbone,
-        device=args.device,
-        **_console(args),
+        head=rsna_train.SeriesHeadConfig(seed=args.seed, **TRAINING),
+        **compute,
     )
-
-
-def run_control(args: Args) -> dict[str, Any]:
-    """Test metrics of heads trained on the same features with permuted labels: near 0.5, or something leaks.
-
-    `macro_auroc` is the mean over `SHUFFLES` permutations, each listed under `shuffles`.
-    """
-    from meddinov3_stroke.heads import load_head_data
-
-    folder = args.output_dir / "control_shuffled_labels"
-    features = args.output_dir / "rsna_pipeline" / "features"
-    data = {
-        name: load_head_data(features / f"{name}_embeddings.npy", features / f"{name}_labels.npy")[0]
-        for name in ("train", "val", "test")
+    pipeline = rsna_train.run(pipeline_args)
+    control = _run_control(folder, args.seed)
+    held_out = _held_out_series(folder)
+    largest = max(held_out, key=lambda series: sum(series["lesion_volumes_ml"].values()))
+    case_dir = folder / f"case_{largest['series_uid']}"
+    volume, checkpoint = folder / "phantoms" / largest["nifti_path"], folder / "checkpoints" / "best.pt"
+    ich_infer.run(ich_infer.Args(input=volume, checkpoint=checkpoint, output_dir=case_dir, **compute))
+    summary = {
+        **provenance(),
+        "backbone": args.backbone,
+        "demonstration_only": "synthetic head CT; these figures say nothing about patients",
+        "seed": args.seed,
+        "held_out": _describe(held_out),
+        **{key: pipeline["test"][key] for key in ("macro_auroc", "macro_auroc_interval", "per_class_auroc")},
+        "shuffled_labels": {key: control[key] for key in ("macro_auroc", "macro_auroc_of_shuffles", "per_class_auroc")},
+        "pictures": [str(case_dir / "similarity_map.png"), str(folder / "checkpoints" / "training_curve.png")],
+        "elapsed_s": round(watch.elapsed_s, 1),
     }
-    rng = np.random.default_rng(args.seed)
-    shuffles = [_shuffled_run(data, rng, args.seed + k, folder / f"shuffle_{k}", args) for k in range(SHUFFLES)]
+    write_json(folder / "demo_summary.json", summary)
+    _print_summary(args, summary)
+    return summary
+
+
+def _run_control(output_dir: Path, seed: int) -> dict[str, Any]:
+    # test metrics of heads trained on the same features with permuted labels: near 0.5, unless something leaks
+    from meddinov3_stroke.head_eval import evaluate_head
+    from meddinov3_stroke.head_train import HeadConfig, HeadContext, HeadData, train_head
+    from meddinov3_stroke.heads import load_checkpoint, load_head_data
+
+    folder, features = output_dir / "control_shuffled_labels", output_dir / "rsna_pipeline" / "features"
+    train, val, test = (
+        load_head_data(features / f"{name}_embeddings.npy", features / f"{name}_labels.npy")[0]
+        for name in ("train", "val", "test")
+    )
+    rng = np.random.default_rng(seed)
+    context = HeadContext(pool_mode=config.POOL_MODE, resize=config.RESIZE, backbone=None, label_names=LABELS)
+    shuffles = []
+    for k in range(SHUFFLES):
+        shuffled = [HeadData(part.embeddings, part.labels[rng.permutation(len(part.labels))]) for part in (train, val)]
+        run_dir, head = folder / f"shuffle_{k}", HeadConfig(seed=seed + k, **TRAINING)
+        train_head(shuffled[0], shuffled[1], head, context, run_dir, progress=False)
+        shuffles.append(evaluate_head(load_checkpoint(run_dir / "best.pt"), test)[0])
     scores = [shuffle["macro_auroc"] for shuffle in shuffles]
     document = {
         **provenance(),
@@ -131,84 +130,33 @@ def run_control(args: Args) -> dict[str, Any]:
     return document
 
 
-def _shuffled_run(
-    data: dict[str, HeadData], rng: np.random.Generator, seed: int, folder: Path, args: Args
-) -> dict[str, Any]:
-    from meddinov3_stroke.head_eval import evaluate_head
-    from meddinov3_stroke.head_train import HeadConfig, HeadContext, HeadData, train_head
-    from meddinov3_stroke.heads import load_checkpoint
-
-    shuffled = {
-        name: HeadData(part.embeddings, part.labels[rng.permutation(len(part.labels))])
-        for name, part in data.items()
-        if name != "test"
-    }
-    options = HeadConfig(epochs=config.DEMO_EPOCHS, batch_size=config.DEMO_TRAIN_BATCH_SIZE, seed=seed)
-    context = HeadContext(pool_mode=config.POOL_MODE, resize=config.RESIZE, backbone=None, label_names=LABELS)
-    train_head(shuffled["train"], shuffled["val"], options, context, folder, progress=False)
-    metrics, _ = evaluate_head(load_checkpoint(folder / "best.pt"), data["test"])
-    return metrics
-
-
-def predict_one(args: Args, held_out: list[dict[str, Any]]) -> Path:
-    """The folder of the case inference of one held-out series: the one with the largest haemorrhage."""
-    series = max(held_out, key=lambda record: sum(record["lesion_volumes_ml"].values()))
-    folder = args.output_dir / f"case_{series['series_uid']}"
-    ich_infer.run(
-        ich_infer.Args(
-            input=args.output_dir / "phantoms" / series["nifti_path"],
-            checkpoint=args.output_dir / "checkpoints" / "best.pt",
-            output_dir=folder,
-            backbone=args.backbone,
-            device=args.device,
-            **_console(args),
-        )
-    )
-    return folder
-
-
-def held_out_series(folder: Path) -> list[dict[str, Any]]:
-    """The record in `phantom_cohort.json` of every series in the test split."""
+def _held_out_series(folder: Path) -> list[dict[str, Any]]:
+    # the records of `phantom_cohort.json` whose series are in the test split
     cohort = json.loads((folder / "phantoms" / "phantom_cohort.json").read_text(encoding="utf-8"))
-    with (folder / "rsna_pipeline" / "splits" / "test.csv").open(encoding="utf-8", newline="") as file:
-        test = {row["series_uid"] for row in csv.DictReader(file)}
+    with (folder / "rsna_pipeline" / "splits" / "test.csv").open(newline="", encoding="utf-8") as table:
+        test = {row["series_uid"] for row in csv.DictReader(table)}
     return [record for record in cohort["series"] if record["series_uid"] in test]
 
 
-def summarize(
-    args: Args, pipeline: dict[str, Any], control: dict[str, Any], case_dir: Path, held_out: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """The demo's figures in one document."""
+def _describe(held_out: list[dict[str, Any]]) -> dict[str, Any]:
     volumes_ml = [ml for record in held_out for ml in record["lesion_volumes_ml"].values() if ml > 0]
-    metrics, quartiles = pipeline["test"], np.percentile(volumes_ml, (0, 50, 100)).round(2).tolist()
+    quantiles = np.percentile(volumes_ml, (0, 50, 100)).round(2).tolist()
     return {
-        **provenance(),
-        "backbone": args.backbone,
-        "demonstration_only": "synthetic head CT; these figures say nothing about patients",
-        "seed": args.seed,
-        "held_out": {
-            "patients": len({record["patient_id"] for record in held_out}),
-            "series": len(held_out),
-            "lesions": len(volumes_ml),
-            "lesions_below_2_ml": sum(ml < SMALL_LESION_ML for ml in volumes_ml),
-            "lesion_volume_ml": dict(zip(("min", "median", "max"), quartiles, strict=True)),
-        },
-        **{key: metrics[key] for key in ("macro_auroc", "macro_auroc_interval", "per_class_auroc")},
-        "shuffled_labels": {key: control[key] for key in ("macro_auroc", "macro_auroc_of_shuffles", "per_class_auroc")},
-        "pictures": [str(case_dir / "similarity_map.png"), str(args.output_dir / "checkpoints" / "training_curve.png")],
+        "patients": len({record["patient_id"] for record in held_out}),
+        "series": len(held_out),
+        "lesions": len(volumes_ml),
+        "lesions_below_2_ml": sum(ml < SMALL_LESION_ML for ml in volumes_ml),
+        "lesion_volume_ml": dict(zip(("min", "median", "max"), quantiles, strict=True)),
     }
 
 
-def print_summary(args: Args, summary: dict[str, Any]) -> None:
-    """Print the AUROC table and the paths of the pictures."""
+def _print_summary(args: Args, summary: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     held_out, interval = summary["held_out"], summary["macro_auroc_interval"]
-    table = Table(title="Test AUROC on held-out phantom patients (synthetic; says nothing about patients)")
-    table.add_column("label")
-    table.add_column("AUROC", justify="right")
-    table.add_column("labels shuffled", justify="right")
+    title = "Test AUROC on held-out phantom patients (synthetic; says nothing about patients)"
+    table = Table("label", *(Column(name, justify="right") for name in ("AUROC", "labels shuffled")), title=title)
     for label, auroc in summary["per_class_auroc"].items():
         control = summary["shuffled_labels"]["per_class_auroc"][label]
         table.add_row(label, "-" if auroc is None else f"{auroc:.3f}", f"{control:.3f}")
@@ -222,8 +170,7 @@ def print_summary(args: Args, summary: dict[str, Any]) -> None:
         f"{held_out['lesion_volume_ml']['min']} to {held_out['lesion_volume_ml']['max']} mL, {small} below 2 mL; "
         f"interval {interval['level']:.0%}, patients resampled"
     )
-    for picture in summary["pictures"]:
-        console.print(f"picture: {picture}")
+    console.print("\n".join(f"picture: {picture}" for picture in summary["pictures"]))
     console.print(f"all figures: {args.output_dir / 'demo_summary.json'}   ({summary['elapsed_s']:.0f} s)")
     console.print(f"{DISCLAIMER}; backbone: {args.backbone}")
 

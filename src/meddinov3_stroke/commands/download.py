@@ -6,17 +6,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from meddinov3_stroke import config
+from meddinov3_stroke import config, download
 from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER
-
-if TYPE_CHECKING:
-    from meddinov3_stroke.download import Download, Limits, Offer
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -49,7 +46,7 @@ class Args(ConsoleOptions):
     """Seconds to wait for another process that is downloading the same file."""
 
 
-def run(args: Args) -> Download | list[Offer]:
+def run(args: Args) -> download.Download | list[download.Offer]:
     """The verified file or, with `--check-size`, what the sources offer; a summary is printed.
 
     Raises:
@@ -57,37 +54,33 @@ def run(args: Args) -> Download | list[Offer]:
         WeightsError: no source gave the weights, or the file that is there is not the expected one.
         MachineError: the disk, or another process's lock.
     """
-    from meddinov3_stroke.download import (
-        LICENCE,
-        FileSource,
-        configured_sources,
-        download_weights,
-        parse_sha256,
-        remote_offers,
-    )
-
     settings = config.load_settings()
     limits = _limits(args, settings)
     if settings.unused:
         LOGGER.info("not used: %s", ", ".join(settings.unused))
-    sources = [FileSource("file", str(args.from_file))] if args.from_file else configured_sources(settings)
     path = args.output or settings.meddinov3_ckpt_path
+    given_file = [download.Source("file", str(args.from_file), "file")] if args.from_file else []
+    sources = given_file or download.configured_sources(settings)
     if args.check_size:
-        offers = remote_offers(sources, limits)
+        offers = download.remote_offers(sources, limits)
         _print_offers(offers, path)
         return offers
     given = args.sha256 or settings.meddinov3_sha256
-    pinned = parse_sha256(given, "--sha256" if args.sha256 else "MEDDINOV3_SHA256") if given else None
-    print(f"{LICENCE}\n", flush=True)
+    pinned = download.parse_sha256(given, "--sha256" if args.sha256 else "MEDDINOV3_SHA256") if given else None
+    print(f"{download.LICENCE}\n", flush=True)
     if not args.show_progress:
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
-    download = download_weights(
+    found = download.download_weights(
         path, sources, pinned=pinned, force=args.force, limits=limits, progress=args.show_progress
     )
-    _print_download(download)
-    return download
+    how = f"fetched from {found.source}" if found.fetched else "already there, verified"
+    print(f"{path}: {how}, {_bytes(path.stat().st_size)}\nsha256 {found.sha256} ({found.origin})")
+    if download.record_path(path).is_file():
+        print(f"recorded in {download.record_path(path)}")
+    print(DISCLAIMER)
+    return found
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -95,24 +88,23 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     return run_command(Args, run, argv, prog=prog)
 
 
-def _limits(args: Args, settings: config.Settings) -> Limits:
-    from meddinov3_stroke.download import Limits
-
+def _limits(args: Args, settings: config.Settings) -> download.Limits:
     read_s = settings.download_read_timeout if args.timeout is None else args.timeout
     retries = settings.download_retries if args.retries is None else args.retries
+    connect_s, backoff_s = settings.download_connect_timeout, settings.download_backoff
     for flag, value, valid in (
         ("--timeout (DOWNLOAD_READ_TIMEOUT)", read_s, read_s > 0),
         ("--retries (DOWNLOAD_RETRIES)", retries, retries >= 0),
         ("--lock-wait", args.lock_wait, args.lock_wait >= 0),
-        ("DOWNLOAD_CONNECT_TIMEOUT", settings.download_connect_timeout, settings.download_connect_timeout > 0),
-        ("DOWNLOAD_BACKOFF", settings.download_backoff, settings.download_backoff >= 0),
+        ("DOWNLOAD_CONNECT_TIMEOUT", connect_s, connect_s > 0),
+        ("DOWNLOAD_BACKOFF", backoff_s, backoff_s >= 0),
     ):
         if not valid:
             raise UsageError(f"{flag}: found {value}, expected a number of at least 0 (a timeout: above 0)")
-    return Limits(settings.download_connect_timeout, read_s, retries, settings.download_backoff, args.lock_wait)
+    return download.Limits(connect_s, read_s, retries, backoff_s, args.lock_wait)
 
 
-def _print_offers(offers: Sequence[Offer], path: Path) -> None:
+def _print_offers(offers: Sequence[download.Offer], path: Path) -> None:
     for offer in offers:
         size = "size not stated" if offer.size is None else _bytes(offer.size)
         digest = f", sha256 {offer.stated_sha256}" if offer.stated_sha256 else ""
@@ -122,17 +114,6 @@ def _print_offers(offers: Sequence[Offer], path: Path) -> None:
         LOGGER.warning("the sources disagree about the size: %s bytes", sorted(sizes))
     print(f"{path}: {f'{path.stat().st_size} bytes' if path.is_file() else 'does not exist'}")
     print(f"nothing was downloaded\n{DISCLAIMER}")
-
-
-def _print_download(download: Download) -> None:
-    from meddinov3_stroke.download import record_path
-
-    how = f"fetched from {download.source}" if download.fetched else "already there, verified"
-    print(f"{download.path}: {how}, {_bytes(download.path.stat().st_size)}")
-    print(f"sha256 {download.sha256} ({download.origin})")
-    if record_path(download.path).is_file():
-        print(f"recorded in {record_path(download.path)}")
-    print(DISCLAIMER)
 
 
 def _bytes(size: int) -> str:

@@ -56,7 +56,7 @@ def run(args: Args) -> dict[str, Any]:
         "device": backbone.device,
         "extraction": cohort.document(),
         "invalid_nifti_report": report,
-        "class_balance": rsna.class_balance(cohort, features)[NAME],
+        "class_balance": cohort.class_balance(features)[NAME],
         "warnings": [*table.warnings, *found],
         "elapsed_s": round(watch.elapsed_s, 3),
         "memory": memory_statistics(backbone.device),
@@ -70,7 +70,7 @@ def _print(folder: Path, summary: dict[str, Any]) -> None:
     for warning in summary["warnings"]:
         LOGGER.warning("%s", warning)
     counts = summary["extraction"]
-    names = (f"{NAME}_embeddings.npy", f"{NAME}_labels.npy", f"{NAME}_source_rows.npy", "extraction_summary.json")
+    names = [f"{NAME}_{what}.npy" for what in ("embeddings", "labels", "source_rows")] + ["extraction_summary.json"]
     print(
         f"{counts['done']} of {counts['n_total']} volumes, {summary['embedding_dim']}-dimensional features "
         f"({counts['n_from_cache']} from the cache)"

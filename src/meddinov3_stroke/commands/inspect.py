@@ -1,23 +1,31 @@
-"""Stage `inspect`: the series of a DICOM input, and which of them would be read."""
+"""Verb `inspect`: the series of a DICOM input, and which of them would be read."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER
 
 if TYPE_CHECKING:
-    from meddinov3_stroke.ct.dicom.choice import Inspection
-    from meddinov3_stroke.types import Volume
+    from meddinov3_stroke.ct.dicom.choice import Inspection, SeriesFacts
 
 LOGGER = logging.getLogger("meddinov3_stroke")
+
+MOST_FILES = 5
+"""Files without an image, damaged or dropped that are named individually."""
+
+_STYLES = {"used": "bold green", "set aside": "dim", "refused": "red"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,22 +39,12 @@ class Args(ConsoleOptions):
 
 
 def run(args: Args) -> dict[str, Any]:
-    """The facts, as written to `--output-json`.
-
-    Raises:
-        InputError: not found, or not something that can be inspected.
-    """
-    from meddinov3_stroke.ct import read_volume
+    """The facts, as written to `--output-json`."""
     from meddinov3_stroke.ct.contents import is_nifti_name
     from meddinov3_stroke.system.atomic import write_json
     from meddinov3_stroke.system.provenance import provenance
 
-    if is_nifti_name(args.path):
-        facts = _volume_facts(read_volume(args.path))
-    else:
-        from meddinov3_stroke.ct.dicom.choice import inspect_dicom
-
-        facts = _series_facts(inspect_dicom(args.path))
+    facts = _volume_facts(args.path) if is_nifti_name(args.path) else _series_facts(args.path)
     document = {**provenance(), "input": str(args.path), **facts}
     if args.output_json is not None:
         write_json(args.output_json, document)
@@ -55,25 +53,13 @@ def run(args: Args) -> dict[str, Any]:
     return document
 
 
-def _series_facts(found: Inspection) -> dict[str, Any]:
-    from meddinov3_stroke.ct.dicom.choice import RULE
-    from meddinov3_stroke.report.inspection import print_inspection
+def _volume_facts(path: Path) -> dict[str, Any]:
+    from meddinov3_stroke.ct import read_volume
 
-    print_inspection(found, RULE)
-    document = asdict(found)
-    del document["path"]
-    for one in document["series"]:
-        del one["outcome"]
-    return {"format": "dicom", "rule": RULE, "n_used": found.n_used, **document}
-
-
-def _volume_facts(volume: Volume) -> dict[str, Any]:
+    volume = read_volume(path)
     n_slices, n_rows, n_columns = volume.stored.shape
-    slice_mm, row_mm, column_mm = volume.spacing_mm
-    print(
-        f"NIfTI volume of {n_slices} slices of {n_rows} x {n_columns}, {slice_mm:.3f} x {row_mm:.3f} x {column_mm:.3f} "
-        f"mm, {volume.stored.dtype}"
-    )
+    sides = " x ".join(f"{side:.3f}" for side in volume.spacing_mm)
+    print(f"NIfTI volume of {n_slices} slices of {n_rows} x {n_columns}, {sides} mm, {volume.stored.dtype}")
     for warning in volume.warnings:
         LOGGER.warning("%s", warning)
     return {
@@ -83,6 +69,79 @@ def _volume_facts(volume: Volume) -> dict[str, Any]:
         "input_sha256": volume.source.sha256,
         "warnings": list(volume.warnings),
     }
+
+
+def _series_facts(path: Path) -> dict[str, Any]:
+    from meddinov3_stroke.ct.dicom.choice import RULE, inspect_dicom
+
+    found = inspect_dicom(path)
+    print_inspection(found, RULE)
+    document = asdict(found)
+    del document["path"]
+    for one in document["series"]:
+        del one["outcome"]
+    return {"format": "dicom", "rule": RULE, "n_used": found.n_used, **document}
+
+
+def print_inspection(found: Inspection, rule: str, console: Console | None = None) -> None:
+    """Print a block for each series, in a study those used first, then the other files."""
+    console = console or Console(soft_wrap=False, highlight=False)
+    in_order = sorted(found.series, key=lambda one: (one.study_instance_uid, one.verdict != "used"))
+    for study, series in groupby(in_order, key=lambda one: one.study_instance_uid):
+        console.print(f"Study {study or '(no UID)'}", markup=False)
+        for one in series:
+            style, lines = _STYLES[one.verdict], [escape(line) for line in _lines(one)]
+            labels = [f"[{style}]{one.verdict}[/]", *[""] * (len(lines) - 1)]
+            _print_rows(console, zip(labels, [f"[{style}]{lines[0]}[/]", *lines[1:]], strict=True))
+    for what, files in (("without an image", found.without_images), ("damaged", found.damaged)):
+        if files:
+            console.print(f"{_count(len(files), 'file')} {what}")
+            lines = [reason if name in reason else f"{name}: {reason}" for name, reason in files[:MOST_FILES]]
+            lines += [f"and {len(files) - MOST_FILES} more"] if len(files) > MOST_FILES else []
+            _print_rows(console, [("", escape(line)) for line in lines])
+    if found.damaged:
+        console.print(
+            "a damaged file makes the whole input unreadable; to read the rest, list the good files in a .txt"
+        )
+    n_series = len({one.series_instance_uid for one in found.series})
+    console.print(f"{_count(found.n_files, 'file')}, {n_series} series, {found.n_used} used")
+    if found.n_used:
+        console.print(f"rule: {rule}")
+    if found.n_used > 1:
+        console.print("several patients or studies: to read one, name its series with --series UID")
+
+
+def _print_rows(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(width=max(map(len, _STYLES)))
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _lines(one: SeriesFacts) -> list[str]:
+    """The title of a series and the facts below it."""
+    named = "" if one.series_number is None else f"series {one.series_number}: "
+    what = " ".join(filter(None, (one.modality, one.description or "(no description)")))
+    size = f" of {one.rows} x {one.columns}" if one.rows else ""
+    sides = "" if one.spacing_mm is None else " x ".join(f"{side:.3f}" for side in one.spacing_mm) + " mm"
+    facts = [sides, one.kernel and f"kernel {one.kernel}", one.transfer_syntax if one.rows else ""]
+    copies = ", ".join(one.duplicates[:MOST_FILES]) + (", ..." if len(one.duplicates) > MOST_FILES else "")
+    lines = [
+        f"{named}{what}, {_count(one.n_images, 'image' if one.rows else 'object')}{size}",
+        one.reason,
+        ", ".join(filter(None, facts)),
+        *one.notes,
+        one.contrast and f"contrast: {one.contrast}",
+        copies and f"{_count(len(one.duplicates), 'duplicate')} dropped: {copies}",
+        f"UID {one.series_instance_uid}",
+    ]
+    return list(filter(None, lines))
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' if n > 1 else ''}"
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from meddinov3_stroke import config
 from meddinov3_stroke.options import OutputDir
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.devices import available_cpus
+from meddinov3_stroke.system.progress import progress_bar
 from meddinov3_stroke.system.provenance import DISCLAIMER
 
 if TYPE_CHECKING:
@@ -36,16 +38,12 @@ def run(args: Args) -> CohortManifest:
         UsageError: fewer than one patient, or a negative seed.
     """
     from meddinov3_stroke.phantom import count_series, write_cohort
-    from meddinov3_stroke.system.devices import available_cpus
-    from meddinov3_stroke.system.progress import progress_bar
 
     total = count_series(args.patients, args.seed)
     with progress_bar("phantoms", total, "volumes", args.show_progress) as advance:
+        folder, workers = args.output_dir, available_cpus()
         manifest = write_cohort(
-            *(args.output_dir, args.patients, args.seed),
-            workers=available_cpus(),
-            on_progress=advance,
-            volume_format=args.format,
+            folder, args.patients, args.seed, workers=workers, on_progress=advance, volume_format=args.format
         )
     print(f"{total} synthetic series of {args.patients} patients: {manifest.csv_path}\n{DISCLAIMER}")
     return manifest

@@ -42,14 +42,7 @@ class Args(ConsoleOptions):
 
 
 def run(args: Args) -> dict[str, Any]:
-    """The document written as `preparation_summary.json`.
-
-    Raises:
-        UsageError: a flag of another cohort, or an invalid mapping file.
-        DatasetError: a file or column is missing, labels that are not 0 or 1, or no case is usable.
-        MachineError: the machine refuses to read or write.
-        PartialFailure: volumes that could not be read this time; all else is written.
-    """
+    """The document written as `preparation_summary.json`."""
     if args.mapping is not None and args.cohort != "bhsd":
         raise UsageError(f"--mapping belongs to bhsd, not to {args.cohort}")
     if args.undecided_type != config.UNDECIDED_TYPE and args.cohort != "cq500":
@@ -89,7 +82,7 @@ def finish(
     summary = {
         **provenance(),
         "input": str(root),
-        **{name: value for name, value in config_used.items() if name == "cohort"},
+        **({"cohort": config_used["cohort"]} if "cohort" in config_used else {}),
         "config": config_used,
         "series_csv_sha256": found.table.sha256,
         "table": split_statistics(found.table),

@@ -39,16 +39,7 @@ class Args(ConsoleOptions):
 
 
 def run(args: Args) -> dict[str, Any]:
-    """The document written as `preparation_summary.json`.
-
-    Raises:
-        UsageError: a flag out of range.
-        DatasetError: labels or a list of IDs that cannot be used, or no series left.
-        InputError: no folder of images.
-        MachineError: the machine refuses to read or write.
-        PartialFailure: files that could not be read this time; all else is written, and a new run retries them.
-        KeyboardInterrupt: SIGINT; headers that were read are kept.
-    """
+    """The document written as `preparation_summary.json`."""
     if args.workers < 0:
         raise UsageError(f"--workers {args.workers}: expected 0 (one per CPU) or more")
     from meddinov3_stroke.data import prepare_rsna

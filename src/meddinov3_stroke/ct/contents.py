@@ -1,9 +1,10 @@
-"""What a file is, by its first bytes, and the error for each kind that cannot be read as a head CT."""
+"""An input on disk: what it offers once opened, and the error for each kind of file that is not a head CT."""
 
 from __future__ import annotations
 
 import errno
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,23 +12,44 @@ from typing import Literal, NamedTuple
 
 from meddinov3_stroke.errors import CorruptInput, MachineError, MissingInput, StorageError, UnsupportedInput
 from meddinov3_stroke.system.contents import describe_impostor
+from meddinov3_stroke.types import Volume
 
 HEAD_BYTES = 544
 """Bytes from the start of a file that identify every kind below; a NIfTI-2 header has 540."""
 
 
+class OpenedInput(ABC):
+    """An input whose files have been found. Each is read once, even if both digest and volume are wanted."""
+
+    path: Path
+    """The path that represents the input in messages and names."""
+
+    @property
+    @abstractmethod
+    def files(self) -> tuple[Path, ...]:
+        """The files on disk whose stat identifies the input; found without reading their contents."""
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """Hex sha256 of the content, that of `Volume.source`; known before a voxel is decoded."""
+
+    @abstractmethod
+    def volume(self) -> Volume:
+        """The volume in canonical orientation; errors as `ct.read_volume` lists them."""
+
+
 class Content(NamedTuple):
-    """What a file is, what to do if that is not what was wanted, and whether a reader accepts it."""
+    """What a file is, what to do if it was not wanted, and which reader accepts it."""
 
     name: str
     remedy: str
     kind: Literal["nifti", "gzip", "dicom", "other"] = "other"
 
 
-_EXPORT = "export the volume as .nii.gz"
+_EXPORT, _RECOMPRESS = "export the volume as .nii.gz", "unpack it and compress with gzip instead"
 _FETCH = "fetch the file itself again"
-_RECOMPRESS = "unpack it and compress with gzip instead"
-_NOT_A_PICTURE = "give the CT volume, not a picture of it"
+_CT_ITSELF = "give the CT volume, not a picture of it"
 _RENAME_DICOM = "it is not NIfTI: remove the ending .nii or .nii.gz, or give the folder of its series"
 _RENAME_ZIP = "if it holds a DICOM series, rename it to end in .zip; else unpack it"
 
@@ -41,9 +63,9 @@ _SIGNATURES: tuple[tuple[int, bytes, Content], ...] = (
     (0, b"\x93NUMPY", Content("a NumPy array", _EXPORT)),
     (0, b"ObjectType", Content("a MetaImage header", _EXPORT)),
     (0, b"NDims", Content("a MetaImage header", _EXPORT)),
-    (0, b"\x89PNG", Content("a PNG picture", _NOT_A_PICTURE)),
-    (0, b"\xff\xd8\xff", Content("a JPEG picture", _NOT_A_PICTURE)),
-    (0, b"%PDF", Content("a PDF document", "give the CT volume")),
+    (0, b"\x89PNG", Content("a PNG picture", _CT_ITSELF)),
+    (0, b"\xff\xd8\xff", Content("a JPEG picture", _CT_ITSELF)),
+    (0, b"%PDF", Content("a PDF document", _CT_ITSELF)),
     (0, b"BZh", Content("a bzip2 stream", _RECOMPRESS)),
     (0, b"\xfd7zXZ", Content("an xz stream", _RECOMPRESS)),
     (0, b"\x28\xb5\x2f\xfd", Content("a Zstandard stream", _RECOMPRESS)),
@@ -55,23 +77,19 @@ _SIGNATURES: tuple[tuple[int, bytes, Content], ...] = (
 
 def recognise(head: bytes) -> Content | None:
     """What a file that begins with `head` (up to `HEAD_BYTES` bytes) is; None if its kind is unknown."""
-    if nifti := _recognise_nifti(head):
-        return nifti
-    for offset, magic, content in _SIGNATURES:
-        if head[offset:].startswith(magic):
-            return content
-    impostor = describe_impostor(head)
-    return None if impostor is None else Content(impostor, _FETCH)
+    found = [_nifti_content(head), *(content for at, magic, content in _SIGNATURES if head[at:].startswith(magic))]
+    if impostor := describe_impostor(head):
+        found.append(Content(impostor, _FETCH))
+    return next(filter(None, found), None)
 
 
-def _recognise_nifti(head: bytes) -> Content | None:
-    """NIfTI-1, NIfTI-2 and Analyze, by `sizeof_hdr` in either byte order and the magic."""
+def _nifti_content(head: bytes) -> Content | None:
+    """NIfTI-1, NIfTI-2 or Analyze, by `sizeof_hdr` in either byte order and the magic."""
     sizes = {int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")}
     magic1, magic2 = head[344:348] if 348 in sizes else b"?", head[4:7] if 540 in sizes else b"?"
-    if magic2 == b"n+2":
-        return Content("an uncompressed NIfTI-2 file", "rename it to end in .nii", "nifti")
-    if magic1 == b"n+1\0":
-        return Content("an uncompressed NIfTI-1 file", "rename it to end in .nii", "nifti")
+    if magic2 == b"n+2" or magic1 == b"n+1\0":
+        version = 2 if magic2 == b"n+2" else 1
+        return Content(f"an uncompressed NIfTI-{version} file", "rename it to end in .nii", "nifti")
     if magic1[:3] == b"ni1" or magic2 == b"ni2":
         return Content("the header of a NIfTI .hdr/.img pair", "save the volume as one .nii.gz file")
     if magic1 in (b"\0\0\0\0", b"    "):
@@ -85,35 +103,19 @@ def is_nifti_name(path: Path) -> bool:
 
 
 def require_nifti_content(path: Path, head: bytes) -> None:
-    """Check that `head`, the first bytes of a file named .nii or .nii.gz, is NIfTI or gzip, as the name says.
-
-    Raises:
-        MissingInput: an empty file.
-        CorruptInput: the kind is unknown.
-        UnsupportedInput: another kind of file, which the message names.
-    """
+    """Raise unless `head`, the first bytes of a file named .nii or .nii.gz, is NIfTI or gzip, as the name says."""
     if not head:
         raise MissingInput(f"{path} is empty (0 bytes); expected a NIfTI volume; {_FETCH}")
-    found, is_packed = recognise(head), path.name.lower().endswith(".gz")
+    found, is_packed = recognise(head[:HEAD_BYTES]), path.name.lower().endswith(".gz")
     if found is None:
-        raise CorruptInput(
-            f"{path} begins with {head[:4].hex(' ')}, neither gzip nor a NIfTI header; it is damaged or misnamed; "
-            f"{_FETCH}"
-        )
+        raise CorruptInput(f"{path} begins with {head[:4].hex(' ')}, neither gzip nor a NIfTI header; {_FETCH}")
     if found.kind != ("gzip" if is_packed else "nifti"):
         expected = "gzip-compressed NIfTI" if is_packed else "an uncompressed NIfTI"
         raise UnsupportedInput(f"{path} is {found.name}; expected {expected}; {found.remedy}")
 
 
 def require_dicom_input(path: Path) -> None:
-    """Check that `path` is a folder or a file that may hold DICOM: a DICOM file, a zip archive or unknown bytes.
-
-    Unknown bytes may be a list of files, a header index or a data set without preamble.
-
-    Raises:
-        MissingInput: no such file, or an empty one.
-        UnsupportedInput: another kind of file, which the message names.
-    """
+    """Raise unless `path` is a folder, a DICOM file, a zip archive or of unknown bytes, such as a list of files."""
     if stat.S_ISDIR(_mode(path)):
         return
     require_regular_file(path)
@@ -127,13 +129,7 @@ def require_dicom_input(path: Path) -> None:
 
 
 def require_regular_file(path: Path) -> None:
-    """Check that `path` is a regular file, without opening it.
-
-    Raises:
-        MissingInput: a directory, or a name that cannot be a path.
-        UnsupportedInput: a pipe, a socket or a device.
-        OSError: the system has no such file, or refuses to say.
-    """
+    """Raise `MissingInput` for a directory, `UnsupportedInput` for a pipe, socket or device; nothing is opened."""
     mode = _mode(path)
     if stat.S_ISDIR(mode):
         raise MissingInput(f"{path} is a directory; expected a .nii or .nii.gz file; name the file inside it")
@@ -149,19 +145,15 @@ def _mode(path: Path) -> int:
         raise MissingInput(f"{str(path)!r} cannot be a path: {error}; check the path") from error
 
 
-_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
-
-
 @contextmanager
 def machine_errors(path: Path) -> Iterator[None]:
     """Turn operating system errors inside the block into `MissingInput` (no such file) or `MachineError`."""
     try:
         yield
     except OSError as error:
-        if error.errno in _ABSENT:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
             raise MissingInput(f"{path} does not exist ({error.strerror}); check the path") from error
-        raise StorageError(
-            f"{path} cannot be read ({error.strerror or error}); check permissions and the disk"
-        ) from error
+        reason = error.strerror or error
+        raise StorageError(f"{path} cannot be read ({reason}); check permissions and the disk") from error
     except MemoryError as error:
-        raise MachineError(f"{path} does not fit into memory; free some, or read it on a larger machine") from error
+        raise MachineError(f"{path} does not fit into memory; free some, or use a larger machine") from error

@@ -1,4 +1,4 @@
-"""The one canonical orientation of slices, rows and columns, and how far a grid is from axial."""
+"""The canonical orientation of slices, rows and columns, and the checks of grid and voxels."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Real
 
-from meddinov3_stroke.errors import OutOfScope
+from meddinov3_stroke.errors import CorruptInput, OutOfScope
+from meddinov3_stroke.types import AIR_HU, PADDING_BELOW_HU, scaled_hu
 
-SPACING_RANGE_MM = (1e-3, 1e3)
-"""A voxel side outside this range is damage, not a scan."""
-
-MAX_TILT_DEGREES = 45.0
-"""Slices whose axis or plane is further off axial are refused."""
+SPACING_RANGE_MM, MAX_TILT_DEGREES = (1e-3, 1e3), 45.0
+"""A voxel side outside this range is damage. Slices whose axis or plane is further off axial are refused."""
 
 TIE = 1e-5
 """Relative difference below which float32 header fields are equal."""
 
 MAX_SPACING_RATIO = 2.0
 """If another axis has this many times the spacing of the slice axis, the volume was acquired along that axis."""
+
+MAX_NON_FINITE_SHARE = 1e-3
+"""A volume with a larger share of NaN and infinite voxels counts as damaged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +38,8 @@ class Orientation:
         steps = tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)
         return stored[steps].transpose(np.argsort(self.axes))
 
-    def apply_to_affine(
-        self, affine: Float64[np.ndarray, "4 4"], shape: tuple[int, int, int]
-    ) -> Float64[np.ndarray, "4 4"]:
-        """The affine of the canonical index (slice, row, col, 1), given the affine and shape of the file's axes."""
+    def apply_to_affine(self, affine: Float64[np.ndarray, "4 4"], shape: tuple[int, ...]) -> Float64[np.ndarray, "4 4"]:
+        """The affine of the canonical index (slice, row, col, 1), from the affine and shape of the file's axes."""
         to_file = np.zeros((4, 4))
         to_file[3, 3] = 1.0
         for canonical, (axis, flip) in enumerate(zip(self.axes, self.flips, strict=True)):
@@ -79,25 +78,39 @@ def _row_and_column_axis(units: Float64[np.ndarray, "3 3"], first: int, second: 
 
 
 def axial_orientation(affine: Float64[np.ndarray, "4 4"], path: Path) -> Orientation:
-    """`canonical_orientation` of a grid for which only the affine says which axis the slices were acquired along.
-
-    Raises:
-        OutOfScope: slices more than 45 degrees off axial, or thicker along another axis.
-    """
+    """`canonical_orientation`; `OutOfScope` if slices are over 45 degrees off axial, or thicker along another axis."""
     orientation, sides_mm = canonical_orientation(affine), voxel_sides(affine)
     slice_axis, row_axis, col_axis = (affine[:3, axis] / sides_mm[axis] for axis in orientation.axes)
     normal = np.cross(row_axis, col_axis)
     cosine = min(abs(slice_axis[2]), abs(normal[2]) / np.linalg.norm(normal))
     angle = float(np.degrees(np.arccos(min(cosine, 1.0))))
     if angle > MAX_TILT_DEGREES * (1 - TIE):  # at 45 degrees two axes are equally near to superior
-        raise OutOfScope(
-            f"{path}: slices are {angle:.0f} degrees off axial; at most {MAX_TILT_DEGREES:g} are accepted; give the "
-            "axial series"
-        )
+        found = f"slices are {angle:.0f} degrees off axial, at most {MAX_TILT_DEGREES:g} are accepted"
+        raise OutOfScope(f"{path}: {found}; give the axial series")
     slice_mm, *in_plane_mm = (float(sides_mm[axis]) for axis in orientation.axes)
     if max(in_plane_mm) >= MAX_SPACING_RATIO * slice_mm * (1 - TIE):
-        raise OutOfScope(
-            f"{path}: spacing is {slice_mm:.3g} mm from bottom to top but {max(in_plane_mm):.3g} mm along another "
-            "axis, so the slices are not axial (sagittal or coronal?); give the axial series"
-        )
+        found = f"spacing is {slice_mm:.3g} mm from bottom to top but {max(in_plane_mm):.3g} mm along another axis"
+        raise OutOfScope(f"{path}: {found}, so the slices are not axial; give the axial series")
     return orientation
+
+
+def check_voxels(
+    stored: Real[np.ndarray, "slice row col"], slope: float, intercept: float, path: Path
+) -> tuple[int, tuple[str, ...]]:
+    """(voxels below `PADDING_BELOW_HU`, warnings); `CorruptInput` if too many are NaN or infinite in HU."""
+    n_non_finite = n_padding = 0
+    compares_as_stored = stored.dtype.kind in "iu" and slope == 1.0 and float(intercept).is_integer()
+    for one_slice in stored:
+        if compares_as_stored:  # the same answer as in float32, several times as fast
+            n_padding += int(np.count_nonzero(one_slice < int(PADDING_BELOW_HU - intercept)))
+            continue
+        hu = scaled_hu(one_slice, slope, intercept)
+        finite = np.isfinite(hu)
+        n_non_finite += hu.size - int(np.count_nonzero(finite))
+        n_padding += int(np.count_nonzero(finite & (hu < PADDING_BELOW_HU)))
+    share = n_non_finite / stored.size
+    if share > MAX_NON_FINITE_SHARE:
+        found = f"{n_non_finite} of {stored.size} voxels ({share:.1%}) are NaN or infinite"
+        raise CorruptInput(f"{path}: {found}, at most {MAX_NON_FINITE_SHARE:.1%} may be; convert it again")
+    counted = {"are NaN or infinite": n_non_finite, f"below {PADDING_BELOW_HU:g} HU are padding": n_padding}
+    return n_padding, tuple(f"{n} voxels {what} and read as {AIR_HU:g} HU" for what, n in counted.items() if n)

@@ -1,10 +1,15 @@
-"""A NIfTI file, checked to its last byte, as a canonical volume."""
+"""A NIfTI file, plain or gzip, read once from front to end, checked to its last byte, as a canonical volume.
+
+gzip is RFC 1952: each member ends in a CRC-32 and a length, several members may follow one another, zero bytes may pad
+the end, and nothing else may follow. nibabel and SimpleITK do not check the trailer.
+"""
 
 from __future__ import annotations
 
 import os
+import zlib
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from hashlib import sha256
 from itertools import chain
@@ -13,18 +18,18 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Real
 
-from meddinov3_stroke.ct.contents import HEAD_BYTES, machine_errors, require_nifti_content, require_regular_file
-from meddinov3_stroke.ct.geometry import Orientation, axial_orientation, voxel_sides
-from meddinov3_stroke.ct.hounsfield import check_voxels
+from meddinov3_stroke.ct.contents import OpenedInput, machine_errors, require_nifti_content, require_regular_file
+from meddinov3_stroke.ct.geometry import Orientation, axial_orientation, check_voxels, voxel_sides
 from meddinov3_stroke.ct.nifti_header import NiftiHeader, read_header
-from meddinov3_stroke.ct.opened import OpenedInput
-from meddinov3_stroke.ct.stream import ByteStream, inflate
 from meddinov3_stroke.errors import CorruptInput, OutOfScope
 from meddinov3_stroke.system.digest import sha256_of_array
 from meddinov3_stroke.types import Volume, VolumeSource
 
 READ_BYTES = 1 << 16
 """Stored bytes read at a time."""
+
+PIECE_BYTES = 1 << 18
+"""Most bytes inflated at a time, whatever the compression ratio."""
 
 KEPT_BYTES = 1 << 30
 """Larger files are not kept in memory between hashing and decoding, but read twice."""
@@ -34,6 +39,8 @@ SLAB_BYTES = 1 << 22
 
 MAX_DEFLATE_RATIO = 1032
 """Deflate gives at most 258 bytes for 2 bits (zlib, "Maximum Compression Factor")."""
+
+_DAMAGED = "it is truncated, its header is damaged, or something was appended; fetch it again"
 
 
 class NiftiInput(OpenedInput):
@@ -53,7 +60,7 @@ class NiftiInput(OpenedInput):
 
     @property
     def digest(self) -> str:
-        """Hex sha256 of the file's bytes as stored; if it is read before the volume, they are kept for it."""
+        """Hex sha256 of the file's bytes as stored, which are kept for a volume read later."""
         if not self._digest:
             with machine_errors(self.path):
                 keep = self.path.stat().st_size <= KEPT_BYTES
@@ -80,32 +87,25 @@ class NiftiInput(OpenedInput):
         """The volume in canonical orientation; errors as `read_volume` lists them."""
         with machine_errors(self.path), closing(self._pieces()) as pieces:
             head = next(pieces, b"")
-            require_nifti_content(self.path, head[:HEAD_BYTES])
+            require_nifti_content(self.path, head)
             is_packed, content = self.path.name.lower().endswith(".gz"), chain([head], pieces)
             stream = ByteStream(self.path, inflate(content, self.path) if is_packed else content)
-            header = read_header(stream, self._max_voxels)
-            _require_room(header, self.path, self._n_bytes, is_packed)
+            header = read_header(stream.take, self.path, self._max_voxels)
+            _check_length(header, self.path, self._n_bytes, is_packed)
             orientation = axial_orientation(header.affine, self.path)
             if header.shape[orientation.axes[0]] == 1 and not self._allow_single_slice:
-                raise OutOfScope(
-                    f"{self.path} holds a single slice; expected a head volume; allow single slices to read it"
-                )
+                raise OutOfScope(f"{self.path} holds a single slice; expected a head volume")
             stored = _read_voxels(stream, header, orientation)
         return _volume(self.path, self.digest, header, orientation, stored)
 
 
-def _require_room(header: NiftiHeader, path: Path, n_stored: int, is_packed: bool) -> None:
+def _check_length(header: NiftiHeader, path: Path, n_stored: int, is_packed: bool) -> None:
     """Refuse a header that declares more than the file can hold, before anything is allocated."""
-    if is_packed and header.n_bytes > n_stored * MAX_DEFLATE_RATIO:
-        raise CorruptInput(
-            f"{path}: the header declares {header.n_bytes} bytes; {n_stored} bytes of gzip hold at most "
-            f"{n_stored * MAX_DEFLATE_RATIO}; it is truncated or its header damaged; fetch it again"
-        )
+    declares, most = f"{path}: the header declares {header.n_bytes} bytes", n_stored * MAX_DEFLATE_RATIO
+    if is_packed and header.n_bytes > most:
+        raise CorruptInput(f"{declares}, {n_stored} bytes of gzip hold at most {most}; {_DAMAGED}")
     if not is_packed and header.n_bytes != n_stored:
-        raise CorruptInput(
-            f"{path}: the header declares {header.n_bytes} bytes, the file has {n_stored}; it is truncated, or "
-            "something was appended; fetch it again"
-        )
+        raise CorruptInput(f"{declares}, the file has {n_stored}; {_DAMAGED}")
 
 
 def _read_voxels(
@@ -113,8 +113,8 @@ def _read_voxels(
 ) -> Real[np.ndarray, "slice row col"]:
     """The voxels in canonical order and native byte order, after the stream has ended as it should.
 
-    Each slab of the file goes to its canonical place as it is read, so that the volume is held once. A slab is as many
-    whole planes, each of one third index, as `SLAB_BYTES` hold, and at least one.
+    Each slab of the file (whole planes of one third index) goes to its canonical place as it is read, so that the
+    volume is held once.
     """
     stream.take(header.voxel_offset - stream.n_read)  # extensions
     n_rows, n_cols, n_planes = header.shape
@@ -126,12 +126,9 @@ def _read_voxels(
     for first in range(0, n_planes, per_slab):
         slab = buffer[: min(per_slab, n_planes - first) * plane_bytes]
         if stream.fill(slab.data) < len(slab):
-            raise CorruptInput(
-                f"{stream.path} ends after {stream.n_read} bytes of content; its header declares {header.n_bytes}; it "
-                "is truncated; fetch it again"
-            )
-        planes = slab.view(header.dtype).reshape((n_rows, n_cols, -1), order="F")
-        voxels[:, :, first : first + per_slab] = planes
+            declares = f"its header declares {header.n_bytes}; it is truncated; fetch it again"
+            raise CorruptInput(f"{stream.path} ends after {stream.n_read} bytes of content; {declares}")
+        voxels[:, :, first : first + per_slab] = slab.view(header.dtype).reshape((n_rows, n_cols, -1), order="F")
     stream.expect_end()
     stored.flags.writeable = False
     return stored
@@ -141,9 +138,9 @@ def _volume(
     path: Path, sha256: str, header: NiftiHeader, orientation: Orientation, stored: Real[np.ndarray, "slice row col"]
 ) -> Volume:
     n_padding, voxel_warnings = check_voxels(stored, header.slope, header.intercept, path)
-    affine = orientation.apply_to_affine(header.affine, header.shape)
+    affine, n_slices = orientation.apply_to_affine(header.affine, header.shape), len(stored)
     slice_mm, row_mm, col_mm = (float(side) for side in voxel_sides(affine))
-    pixels_sha256, n_slices = sha256_of_array(stored, slope=header.slope, intercept=header.intercept), len(stored)
+    pixels_sha256 = sha256_of_array(stored, slope=header.slope, intercept=header.intercept)
     return Volume(
         stored=stored,
         slope=header.slope,
@@ -156,3 +153,59 @@ def _volume(
         n_padding_voxels=n_padding,
         warnings=(*header.warnings, *voxel_warnings),
     )
+
+
+class ByteStream:
+    """Content taken from `pieces` in the amounts asked for; `n_read` bytes so far."""
+
+    def __init__(self, path: Path, pieces: Iterator[bytes]) -> None:
+        self.path, self.n_read = path, 0
+        self._pieces, self._rest = pieces, memoryview(b"")
+
+    def fill(self, target: memoryview) -> int:
+        """Fill `target` and return the number of bytes written, which is smaller only if the content has ended."""
+        filled = 0
+        while filled < len(target):
+            if not self._rest:
+                piece = next(self._pieces, None)
+                if piece is None:
+                    break
+                self._rest = memoryview(piece)
+            n = min(len(target) - filled, len(self._rest))
+            target[filled : filled + n] = self._rest[:n]
+            self._rest = self._rest[n:]
+            filled += n
+        self.n_read += filled
+        return filled
+
+    def take(self, n_bytes: int) -> bytes:
+        """The next `n_bytes` bytes, or fewer if the content ends before."""
+        taken = bytearray(n_bytes)
+        return bytes(taken[: self.fill(memoryview(taken))])
+
+    def expect_end(self) -> None:
+        """Read on to the last stored byte, which checks the gzip trailer; `CorruptInput` if more content follows."""
+        if self.take(1):
+            raise CorruptInput(f"{self.path} goes on after the last voxel that its header declares; {_DAMAGED}")
+
+
+def inflate(stored: Iterator[bytes], path: Path) -> Iterator[bytes]:
+    """The content of all members of a gzip stream; `CorruptInput` if it is cut, changed, or followed by other bytes."""
+    wbits = 31  # zlib then decodes gzip, and checks CRC-32 and length
+    decoder, n_members, begun = zlib.decompressobj(wbits), 0, False
+    for rest in stored:
+        while rest := (rest if begun or n_members == 0 else rest.lstrip(b"\0")):
+            begun = True
+            try:
+                yield decoder.decompress(rest, PIECE_BYTES)
+            except zlib.error as error:
+                where = f" after {n_members} sound gzip member(s)" if n_members else ""
+                reason = str(error).split(": ")[-1]
+                raise CorruptInput(f"{path} fails its gzip check{where} ({reason}); fetch it again") from error
+            if decoder.eof:
+                rest, n_members, begun = decoder.unused_data, n_members + 1, False
+                decoder = zlib.decompressobj(wbits)
+            else:
+                rest = decoder.unconsumed_tail
+    if begun or n_members == 0:
+        raise CorruptInput(f"{path} ends inside its gzip stream (no trailer); it is truncated; fetch it again")

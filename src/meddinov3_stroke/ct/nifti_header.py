@@ -1,13 +1,12 @@
-"""The header of a NIfTI file: shape, type, scaling and affine, checked before a voxel is allocated.
-
-Fields and codes: nifti1.h and nifti2.h (NIfTI-1.1 and NIfTI-2 data format).
-"""
+"""The header of a NIfTI file (nifti1.h, nifti2.h), checked before a voxel is allocated."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,7 +14,6 @@ from jaxtyping import Float64
 
 from meddinov3_stroke.ct.contents import recognise
 from meddinov3_stroke.ct.geometry import SPACING_RANGE_MM, voxel_sides
-from meddinov3_stroke.ct.stream import ByteStream
 from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, UnsupportedInput
 
 ByteOrder = Literal["<", ">"]
@@ -40,8 +38,7 @@ FIELDS: dict[str, tuple[str, int, str, int]] = {
     "qoffset": ("3f4", 268, "3f8", 376),
     "srow": ("(3,4)f4", 280, "(3,4)f8", 400),
 }
-"""Type and offset of the fields that are used, in NIfTI-1 and in NIfTI-2; `_b`, `_c`, `_d` and `_x`, `_y`, `_z` of a
-name are one field."""
+"""Type and offset of the fields that are used, in NIfTI-1 and in NIfTI-2; parts such as `_x`, `_y`, `_z` are one."""
 
 SCALAR_DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 """NIfTI `datatype` codes of one real number per voxel."""
@@ -53,30 +50,27 @@ OTHER_DATATYPES = {1: "1-bit", 32: "complex64", 128: "RGB24", 1536: "float128", 
 MAX_EXTENSION_BYTES = 1 << 26
 """Most bytes of header extensions, which hold notes of the writer."""
 
-SLOPE_RANGE = (float(np.float32(1e-6)), 1e6)
-"""A slope outside this range is damage, not a scale. NIfTI-1 stores it in float32."""
-
-MAX_INTERCEPT = 1e6
-"""An intercept of a larger size is damage."""
+SLOPE_RANGE, MAX_INTERCEPT = (float(np.float32(1e-6)), 1e6), 1e6
+"""Larger sizes, and smaller slopes, are damage. NIfTI-1 stores them in float32."""
 
 MAX_OFFSET_MM = 1e6
 """A volume further from the scanner's origin than a kilometre is damage."""
 
 MIN_DETERMINANT = 1e-2
-"""Least volume spanned by the unit axes (1 if orthogonal, cos(tilt) for a sheared gantry tilt); a smaller one means
-axes within about half a degree of one plane."""
+"""Least volume spanned by the unit axes: 1 if orthogonal, cos(tilt) for a sheared gantry tilt, 0 in one plane."""
 
 AGREEMENT_VOXELS = 0.5
-"""sform and qform agree if no corner moves by more than this share of the smallest voxel side; float32 quaternions
-near 180 degrees are good to about 0.3 of it."""
+"""Share of the smallest voxel side by which sform and qform may differ; float32 quaternions alone reach 0.3."""
 
 SPACING_AGREEMENT = 0.01
 """Relative difference between `pixdim` and the affine's voxel sides that is worth a warning."""
 
+_AGAIN = "the header is damaged; fetch the file or convert it again"
+
 
 @dataclass(frozen=True, eq=False)
 class NiftiHeader:
-    """What the header declares; no field contradicts another or the format."""
+    """What the header declares, free of contradictions."""
 
     shape: tuple[int, int, int]
     """Voxels along the file's first (fastest), second and third axis."""
@@ -96,26 +90,25 @@ class NiftiHeader:
         return self.voxel_offset + math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_header(stream: ByteStream, max_voxels: int) -> NiftiHeader:
-    """The checked header at the front of `stream`, which is left at the end of the header.
+def read_header(take: Callable[[int], bytes], path: Path, max_voxels: int) -> NiftiHeader:
+    """The checked header at the front of a file; `take(n)` gives its next `n` bytes, or fewer at the end.
 
     Raises:
-        MissingInput: the stream is empty.
+        MissingInput: there are no bytes.
         CorruptInput: a field contradicts the format or another field.
         UnsupportedInput: another format, not a 3-D scalar volume in mm, or more than `max_voxels`.
     """
     try:
-        block, order = _header_block(stream)
+        block, order = _header_block(take)
         with np.errstate(over="ignore", invalid="ignore"):  # odd values are refused below, not warned about
             fields = np.frombuffer(block, header_dtype(len(block), order)).astype(header_dtype(len(block), "="))[0]
-            dtype = _dtype(int(fields["datatype"])).newbyteorder(order)
+            dtype = _dtype(int(fields["datatype"]), int(fields["xyzt_units"])).newbyteorder(order)
             shape = _shape([int(dim) for dim in fields["dim"]], max_voxels)
-            _require_mm(int(fields["xyzt_units"]))
             slope, intercept, warnings = _scaling(float(fields["scl_slope"]), float(fields["scl_inter"]))
             offset = _voxel_offset(float(fields["vox_offset"]), len(block) + 4)  # 4 bytes say if extensions follow
             affine, affine_warnings = _affine(fields, shape)
     except InputError as error:
-        raise type(error)(f"{stream.path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from None
     return NiftiHeader(shape, dtype, offset, slope, intercept, affine, (*warnings, *affine_warnings))
 
 
@@ -127,76 +120,61 @@ def header_dtype(n_bytes: int, order: ByteOrder | Literal["="]) -> np.dtype[np.v
     return np.dtype(spec).newbyteorder(order)  # type: ignore[call-overload, no-any-return]
 
 
-def _header_block(stream: ByteStream) -> tuple[bytes, ByteOrder]:
+def _header_block(take: Callable[[int], bytes]) -> tuple[bytes, ByteOrder]:
     """The bytes of the header and their order."""
-    block = stream.take(NIFTI1_BYTES)
+    block = take(NIFTI1_BYTES)
     if not block:
         raise MissingInput("the file is empty once inflated; expected a NIfTI volume; fetch it again")
-    order: ByteOrder = "<"
-    n_bytes = int.from_bytes(block[:4], "little")
-    if n_bytes not in (NIFTI1_BYTES, NIFTI2_BYTES):
-        order, n_bytes = ">", int.from_bytes(block[:4], "big")
-    has_size = n_bytes in (NIFTI1_BYTES, NIFTI2_BYTES)
+    sizes: dict[ByteOrder, int] = {"<": int.from_bytes(block[:4], "little"), ">": int.from_bytes(block[:4], "big")}
+    order: ByteOrder = "<" if sizes["<"] in (NIFTI1_BYTES, NIFTI2_BYTES) else ">"
+    n_bytes, has_size = sizes[order], sizes[order] in (NIFTI1_BYTES, NIFTI2_BYTES)
     if len(block) == NIFTI1_BYTES or not has_size:
         _require_single_file(block, has_size)
-    block += stream.take(n_bytes - len(block))
+    block += take(n_bytes - len(block))
     if len(block) < n_bytes:
         raise CorruptInput(f"ends after {len(block)} bytes, in a header of {n_bytes}; it is truncated; fetch it again")
     if n_bytes == NIFTI2_BYTES and block[4:12] != NIFTI2_MAGIC:
-        raise CorruptInput(
-            f"NIfTI-2 magic is {block[4:12]!r}, expected {NIFTI2_MAGIC!r}; the file was changed, perhaps copied as "
-            "text; fetch it again"
-        )
+        raise CorruptInput(f"NIfTI-2 magic is {block[4:12]!r}, expected {NIFTI2_MAGIC!r}: copied as text? {_AGAIN}")
     return block, order
 
 
 def _require_single_file(block: bytes, has_size: bool) -> None:
     """Refuse content that is not NIfTI in one file; `has_size`: its `sizeof_hdr` is that of NIfTI."""
     found = recognise(block)
-    if found is not None and found.kind == "nifti" and has_size:
-        return
-    if found is not None:
+    if found is None:
+        size = f"no NIfTI header; sizeof_hdr is {block[:4].hex(' ')}, expected 348 or 540"
+        raise CorruptInput(f"{'the NIfTI magic is neither n+1 nor n+2' if has_size else size}; {_AGAIN}")
+    if found.kind != "nifti" or not has_size:
         where = "holds" if has_size else "is gzip around"
         raise UnsupportedInput(f"{where} {found.name}; expected a NIfTI volume in one file; {found.remedy}")
-    problem = "the NIfTI magic is neither n+1 nor n+2"
-    if not has_size:
-        problem = f"no NIfTI header; sizeof_hdr is {block[:4].hex(' ')}, expected 348 or 540"
-    raise CorruptInput(f"{problem}; it is damaged or not NIfTI; fetch it again")
 
 
-def _dtype(code: int) -> np.dtype[np.generic]:
+def _dtype(code: int, xyzt_units: int) -> np.dtype[np.generic]:
     if code in OTHER_DATATYPES:
         raise UnsupportedInput(f"voxels are {OTHER_DATATYPES[code]}; expected one real number each; save the CT itself")
     if code not in SCALAR_DTYPES:
-        raise CorruptInput(f"datatype code {code} is not one of NIfTI's; the header is damaged; fetch it again")
+        raise CorruptInput(f"datatype code {code} is not one of NIfTI's; {_AGAIN}")
+    unit = xyzt_units & 7  # the spatial part; 0 is unknown and read as mm, as every reader does
+    if unit not in (0, 2):
+        name = {1: "metre", 3: "micrometre"}.get(unit, f"code {unit}")
+        raise UnsupportedInput(f"the header's spatial unit is {name}; expected mm; save the volume in mm")
     return np.dtype(SCALAR_DTYPES[code])
 
 
 def _shape(dims: list[int], max_voxels: int) -> tuple[int, int, int]:
     n_dims, sizes = dims[0], dims[1 : 1 + max(dims[0], 0)]
     if not 1 <= n_dims <= 7 or any(size < 1 for size in sizes):
-        raise CorruptInput(f"dim is {dims}; expected 1 to 7 dimensions of at least one voxel; fetch the file again")
+        raise CorruptInput(f"dim is {dims}; expected 1 to 7 dimensions of at least one voxel; {_AGAIN}")
     if n_dims == 1:
         raise UnsupportedInput(f"a one-dimensional NIfTI of {sizes[0]} values; expected a 3-D volume")
     if any(size > 1 for size in sizes[3:]):
-        raise UnsupportedInput(
-            f"{n_dims}-D data of {'x'.join(map(str, sizes))}; expected a 3-D volume (a fourth dimension of 1 is "
-            "accepted); save one volume per file"
-        )
+        found = f"{n_dims}-D data of {'x'.join(map(str, sizes))}"
+        raise UnsupportedInput(f"{found}; expected a 3-D volume; save one volume per file")
     shape = (sizes[0], sizes[1], sizes[2] if n_dims > 2 else 1)
-    if math.prod(shape) > max_voxels:
-        raise UnsupportedInput(
-            f"the header declares {'x'.join(map(str, shape))} = {math.prod(shape)} voxels; at most {max_voxels} are "
-            "read; the header is damaged, or raise max_voxels"
-        )
+    if (n_voxels := math.prod(shape)) > max_voxels:
+        found = f"the header declares {'x'.join(map(str, shape))} = {n_voxels} voxels"
+        raise UnsupportedInput(f"{found}; at most {max_voxels} are read; the header is damaged, or raise max_voxels")
     return shape
-
-
-def _require_mm(xyzt_units: int) -> None:
-    unit = xyzt_units & 7  # the spatial part; 0 is unknown and read as mm, as every reader does
-    if unit not in (0, 2):
-        name = {1: "metre", 3: "micrometre"}.get(unit, f"code {unit}")
-        raise UnsupportedInput(f"the header's spatial unit is {name}; expected mm; save the volume in mm")
 
 
 def _scaling(slope: float, intercept: float) -> tuple[float, float, tuple[str, ...]]:
@@ -214,12 +192,10 @@ def _scaling(slope: float, intercept: float) -> tuple[float, float, tuple[str, .
 
 def _voxel_offset(offset: float, first: int) -> int:
     if not (offset >= first and offset.is_integer()):
-        raise CorruptInput(f"vox_offset is {offset:g}; expected a whole number of at least {first}; fetch it again")
+        raise CorruptInput(f"vox_offset is {offset:g}; expected a whole number of at least {first}; {_AGAIN}")
     if offset > first + MAX_EXTENSION_BYTES:
-        raise UnsupportedInput(
-            f"vox_offset is {offset:g}, which leaves more than {MAX_EXTENSION_BYTES} bytes for header extensions; the "
-            "header is damaged, or save the volume without them"
-        )
+        most = f"at most {MAX_EXTENSION_BYTES} bytes of header extensions are read"
+        raise UnsupportedInput(f"vox_offset is {offset:g}; {most}; the header is damaged, or save it without them")
     return int(offset)
 
 
@@ -228,12 +204,10 @@ def _affine(fields: np.void, shape: tuple[int, int, int]) -> tuple[Float64[np.nd
     n_dims, pixdim = int(fields["dim"][0]), fields["pixdim"].astype(np.float64)
     _require_spacing(pixdim[1 : 1 + min(n_dims, 3)])
     sform_code, qform_code = int(fields["sform_code"]), int(fields["qform_code"])
-    if sform_code <= 0 and qform_code <= 0:
-        raise UnsupportedInput(
-            f"sform_code and qform_code are {sform_code} and {qform_code}, so left, right, top and bottom are unknown; "
-            "expected one above 0; convert again from DICOM with dcm2niix"
-        )
     qform = qform_affine(fields) if qform_code > 0 else None
+    if sform_code <= 0 and qform_code <= 0:
+        codes = f"sform_code and qform_code are {sform_code} and {qform_code}; expected one above 0"
+        raise UnsupportedInput(f"{codes}: left and right are unknown; convert again from DICOM with dcm2niix")
     if sform_code <= 0:
         if qform is None:
             raise CorruptInput("the qform quaternion is not a rotation, and there is no sform; fetch it again")
@@ -257,8 +231,7 @@ def _affine(fields: np.void, shape: tuple[int, int, int]) -> tuple[Float64[np.nd
 def qform_affine(fields: np.void) -> Float64[np.ndarray, "4 4"] | None:
     """The affine of the qform (nifti1.h, METHOD 2), or None if its quaternion, offset or voxel sides are impossible.
 
-    A qfac that is not negative counts as 1. Computed in extended precision, since the quaternion's first component is
-    a small difference near 180 degrees.
+    In extended precision, since the quaternion's first component is a small difference near 180 degrees.
     """
     vector, sides_mm = fields["quatern"].astype(np.longdouble), fields["pixdim"][1:4].astype(np.longdouble)
     if not np.isfinite([*vector, *fields["qoffset"]]).all() or (sides_mm < 0).any():
@@ -277,15 +250,12 @@ def qform_affine(fields: np.void) -> Float64[np.ndarray, "4 4"] | None:
 
 def _require_affine(affine: Float64[np.ndarray, "4 4"], name: str) -> Float64[np.ndarray, "4 4"]:
     if not (np.isfinite(affine).all() and np.abs(affine[:3, 3]).max() <= MAX_OFFSET_MM):
-        raise CorruptInput(f"the {name} holds NaN, infinity or an absurd offset; convert it again")
-    sides_mm = voxel_sides(affine)
-    _require_spacing(sides_mm)
+        raise CorruptInput(f"the {name} holds NaN, infinity or an absurd offset; {_AGAIN}")
+    _require_spacing(sides_mm := voxel_sides(affine))
     determinant = abs(float(np.linalg.det(affine[:3, :3] / sides_mm)))
     if determinant < MIN_DETERMINANT:
-        raise CorruptInput(
-            f"the axes of the {name} span no volume (determinant {determinant:.2g} of unit axes, at least "
-            f"{MIN_DETERMINANT:g} needed); the header is damaged; convert it again"
-        )
+        found = f"determinant {determinant:.2g} of unit axes, at least {MIN_DETERMINANT:g} needed"
+        raise CorruptInput(f"the axes of the {name} span no volume ({found}); {_AGAIN}")
     return affine
 
 
@@ -293,4 +263,4 @@ def _require_spacing(spacing_mm: Float64[np.ndarray, " axis"]) -> None:
     low, high = SPACING_RANGE_MM
     if not np.all((spacing_mm >= low) & (spacing_mm <= high)):
         shown = " x ".join(f"{side:g}" for side in spacing_mm)
-        raise CorruptInput(f"voxel sides are {shown} mm; expected {low:g} to {high:g}; convert it again")
+        raise CorruptInput(f"voxel sides are {shown} mm; expected {low:g} to {high:g}; {_AGAIN}")

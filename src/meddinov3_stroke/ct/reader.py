@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from meddinov3_stroke.ct.contents import is_nifti_name, machine_errors
+from meddinov3_stroke.ct.contents import OpenedInput, is_nifti_name, machine_errors
 from meddinov3_stroke.ct.nifti import NiftiInput
-from meddinov3_stroke.ct.opened import OpenedInput
 from meddinov3_stroke.errors import MissingInput, UnsupportedInput, UsageError
 from meddinov3_stroke.types import Volume, VolumeInput
 
@@ -23,15 +22,16 @@ def open_input(
 ) -> OpenedInput:
     """The input at `source`, for its digest, its volume, or both; arguments and errors as for `read_volume`."""
     wanted = as_input(source, series)
-    if isinstance(wanted, VolumeInput) and wanted.format == "nifti":
-        _require_nifti_path(wanted.path)
-    if isinstance(wanted, VolumeInput) and wanted.format != "dicom" and is_nifti_name(wanted.path):
-        if wanted.series_uid is not None:
-            raise UsageError(f"{wanted.path} is NIfTI and has no series {wanted.series_uid}; omit --series")
-        return NiftiInput(wanted.path, max_voxels=max_voxels, allow_single_slice=allow_single_slice)
+    files, uid = (wanted.path, wanted.series_uid) if isinstance(wanted, VolumeInput) else (wanted, None)
+    if isinstance(wanted, VolumeInput):
+        if wanted.format == "nifti":
+            _require_nifti_path(wanted.path)
+        if wanted.format != "dicom" and is_nifti_name(wanted.path):
+            if uid is not None:
+                raise UsageError(f"{wanted.path} is NIfTI and has no series {uid}; omit --series")
+            return NiftiInput(wanted.path, max_voxels=max_voxels, allow_single_slice=allow_single_slice)
     from meddinov3_stroke.ct.dicom.read import open_dicom  # pydicom is loaded for DICOM alone
 
-    files, uid = (wanted.path, wanted.series_uid) if isinstance(wanted, VolumeInput) else (wanted, None)
     return open_dicom(files, uid, max_voxels=max_voxels, allow_single_slice=allow_single_slice)
 
 
@@ -44,16 +44,14 @@ def read_volume(
 
     Args:
         source: a .nii or .nii.gz file (NIfTI-1 or NIfTI-2), or any DICOM input of `Source`.
-        series: SeriesInstanceUID of the series to read if the input holds several; without it the rule of
-            `ct.dicom.choice` decides.
+        series: SeriesInstanceUID to read if the input holds several; without it the rule of `ct.dicom.choice` decides.
         max_voxels: refuse a header that declares more, before anything is allocated.
         allow_single_slice: accept a 2-D NIfTI image, or a volume or series of one slice.
 
     Raises:
         MissingInput: no such file, an empty one, a folder without DICOM, or no such series.
         CorruptInput: truncated, changed, or contradicting itself; too many voxels that are not finite.
-        UnsupportedInput: a sound file of another kind (named), a NIfTI that is not a 3-D scalar volume in mm, a
-            transfer syntax that is not decoded, or no series that can be read.
+        UnsupportedInput: another kind of file, not a 3-D scalar volume in mm, or a transfer syntax not decoded.
         AmbiguousInput: several patients or studies, and no series named.
         OutOfScope: a single slice, or slices more than 45 degrees off axial.
         MachineError: the system cannot open or read the input.
@@ -63,11 +61,7 @@ def read_volume(
 
 
 def as_input(source: Source, series: str | None = None) -> VolumeInput | tuple[Path, ...]:
-    """`source` as an input with the series it names, or as DICOM files.
-
-    Raises:
-        UsageError: no files, a series named beside single files, or another series than the input's own.
-    """
+    """`source` as an input with the series it names, or as DICOM files; `UsageError` if they contradict each other."""
     if isinstance(source, VolumeInput):
         if series is not None and source.series_uid not in (None, series):
             raise UsageError(f"series {series} asked of an input that names series {source.series_uid}; name one")
@@ -88,18 +82,11 @@ def source_path(source: Source) -> Path:
 
 
 def _require_nifti_path(path: Path) -> None:
-    """Refuse what does not belong in the `nifti_path` column of a series table."""
+    expected = "expected a .nii or .nii.gz file"
     with machine_errors(path):
         if path.is_dir():
-            raise MissingInput(
-                f"{path} is a directory; expected a .nii or .nii.gz file; a DICOM folder belongs under dicom_path"
-            )
+            raise MissingInput(f"{path} is a directory; {expected}; a DICOM folder belongs under dicom_path")
         if not path.exists():
-            raise MissingInput(f"{path}: no such file; expected a .nii or .nii.gz file")
+            raise MissingInput(f"{path}: no such file; {expected}")
     if not is_nifti_name(path):
         raise UnsupportedInput(f"{path} is not a .nii or .nii.gz file; DICOM belongs under dicom_path")
-
-
-def input_digest(source: Source, *, series: str | None = None) -> str:
-    """Deprecated: `open_input(source, series).digest`."""
-    return open_input(source, series).digest

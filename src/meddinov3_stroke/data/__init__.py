@@ -1,29 +1,26 @@
 """Series tables, labels, splits, and public cohorts as series tables."""
 
-from meddinov3_stroke.data.audit import SeriesDigests, audit_pixels, require_disjoint
 from meddinov3_stroke.data.bhsd import prepare_bhsd
 from meddinov3_stroke.data.cohort import Prepared
-from meddinov3_stroke.data.columns import parse_column_mapping
 from meddinov3_stroke.data.cq500 import prepare_cq500
-from meddinov3_stroke.data.exclusion import read_id_list
-from meddinov3_stroke.data.header_index import INDEX_SCHEMA
+from meddinov3_stroke.data.csv_file import read_id_list
 from meddinov3_stroke.data.physionet import prepare_physionet
 from meddinov3_stroke.data.rsna import prepare_rsna
-from meddinov3_stroke.data.slice_labels import SLICE_LABEL_SCHEMA
 from meddinov3_stroke.data.splits import (
     SPLITS,
+    SeriesDigests,
     Splits,
+    audit_pixels,
     check_ratios,
+    require_disjoint,
     split_by_patient,
     split_document,
     split_statistics,
     write_splits,
 )
-from meddinov3_stroke.data.table import SeriesTable, read_series_table
+from meddinov3_stroke.data.table import SeriesTable, parse_column_mapping, read_series_table
 
 __all__ = [
-    "INDEX_SCHEMA",
-    "SLICE_LABEL_SCHEMA",
     "SPLITS",
     "Prepared",
     "SeriesDigests",

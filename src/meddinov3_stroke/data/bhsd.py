@@ -16,8 +16,7 @@ from pydantic import BaseModel, PositiveInt, ValidationError, model_validator
 
 from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.ct.contents import machine_errors
-from meddinov3_stroke.data.cohort import CohortCase, Prepared, write_cohort
-from meddinov3_stroke.data.slice_labels import mask_values
+from meddinov3_stroke.data.cohort import CohortCase, Prepared, mask_values, write_cohort
 from meddinov3_stroke.errors import InputError, LabelError, MachineError, OutOfScope, SeriesTableError, UsageError
 from meddinov3_stroke.labels import name_some
 from meddinov3_stroke.system.atomic import write_text
@@ -52,8 +51,6 @@ subdural = 5
 
 
 class _Mapping(BaseModel, strict=True):
-    """The content of the mapping file."""
-
     confirmed: bool
     images: str
     masks: str
@@ -73,7 +70,6 @@ class _Mapping(BaseModel, strict=True):
         return self
 
     def rsna_ids(self, name: str) -> list[str]:
-        """The RSNA IDs in a file's name."""
         return [found[0] for found in re.finditer(self.rsna_id, name) if found[0]]
 
 
@@ -87,8 +83,7 @@ def prepare_bhsd(
 
     Raises:
         UsageError: the mapping file is invalid.
-        SeriesTableError: a folder is missing or empty, or no case is usable.
-        LabelError: a mask value that the mapping does not name.
+        DatasetError: a folder is missing or empty, no case is usable, or a mask value that the mapping does not name.
         MachineError: the folder cannot be read, or the tables cannot be written.
     """
     mapping_path = mapping_path or output_dir / MAPPING_NAME
@@ -112,22 +107,16 @@ def prepare_bhsd(
         "mapping_is_confirmed": mapping.confirmed,
         "n_rsna_ids": len(ids),
     }
-    warnings = []
-    if is_new:
-        warnings.append(f"{mapping_path} did not exist and was written with assumed names and values; check it")
-    if not mapping.confirmed:
-        warnings.append(
-            f"names and label values of BHSD are not confirmed (confirmed = false in {mapping_path.name}); compare the "
-            "mapping with your copy before you rely on figures from this table"
-        )
     without_id = sorted(name for name in images if not mapping.rsna_ids(name))
-    if without_id:
-        warnings.append(
-            f"{len(without_id)} names hold no RSNA ID ({name_some(without_id)}): these patients cannot be excluded "
-            "from RSNA training by --exclude-ids"
-        )
-    else:
-        warnings.append(f"BHSD is drawn from RSNA: train with --exclude-ids {EXCLUDE_IDS} before testing on it")
+    about = {
+        f"{mapping_path} did not exist and was written with assumed names and values; check it": is_new,
+        f"names and label values of BHSD are not confirmed (confirmed = false in {mapping_path.name}); compare them "
+        "with your copy before you rely on figures from this table": not mapping.confirmed,
+        f"{len(without_id)} names hold no RSNA ID ({name_some(without_id)}): these patients cannot be excluded from "
+        "RSNA training by --exclude-ids": bool(without_id),
+        f"BHSD is drawn from RSNA: train with --exclude-ids {EXCLUDE_IDS} before testing on it": not without_id,
+    }
+    warnings = [text for text, applies in about.items() if applies]
     prepared = write_cohort("bhsd", cases, output_dir, facts=facts, warnings=warnings)
     if ids:
         prepared.files["exclude_ids"] = output_dir / EXCLUDE_IDS
@@ -143,10 +132,8 @@ def _read_mapping(path: Path) -> _Mapping:
         place = ".".join(map(str, first["loc"]))
         fault = f"{place}: {first['msg']}; found {first['input']!r:.60}" if place else first["msg"]
         raise UsageError(f"{path}: {fault}; correct it, or delete the file to get a new one") from error
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise UsageError(f"{path} is not TOML ({error}); correct it, or delete the file to get a new one") from error
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}); expected a mapping file in TOML") from error
 
 
 def _files(folder: Path, suffix: str, what: str, mapping_path: Path) -> dict[str, Path]:
@@ -156,8 +143,7 @@ def _files(folder: Path, suffix: str, what: str, mapping_path: Path) -> dict[str
     found = {path.name.removesuffix(suffix): path for path in files if path.name.endswith(suffix)}
     if not found:
         raise SeriesTableError(
-            f"no {what} named *{suffix} in {folder}; correct `{what}` or its ending in {mapping_path} to match your "
-            "copy of BHSD"
+            f"no {what} named *{suffix} in {folder}; correct `{what}` or its ending in {mapping_path}"
         )
     return found
 
@@ -175,16 +161,11 @@ def _case(name: str, image: Path | None, mask: Path | None, mapping: _Mapping, p
 
 
 def _labels(values: list[frozenset[int]], mask: Path, mapping: _Mapping, path: Path) -> Int8[np.ndarray, "slice 6"]:
-    """The six labels of each slice: the types whose values its mask holds."""
     unknown = sorted(frozenset().union(*values) - set(mapping.values.values()))
     if unknown:
-        known = ", ".join(
-            f"{value} {label}" for label, value in sorted(mapping.values.items(), key=lambda pair: pair[1])
-        )
+        known = ", ".join(f"{value} {label}" for value, label in sorted((v, k) for k, v in mapping.values.items()))
         raise LabelError(
             f"{mask} holds the value(s) {', '.join(map(str, unknown))}; expected {known}; correct [values] in {path}"
         )
-    found = np.array(
-        [[mapping.values[label] in of_slice for label in LABELS[1:]] for of_slice in values], dtype=np.int8
-    )
+    found = np.array([[mapping.values[label] in some for label in LABELS[1:]] for some in values], dtype=np.int8)
     return np.column_stack([found.max(axis=1), found])

@@ -13,39 +13,53 @@ import pandas as pd
 import pyarrow as pa
 from jaxtyping import Int8
 
+from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.data.slice_labels import SLICE_LABELS, slice_label_table, write_slice_labels
 from meddinov3_stroke.data.table import SeriesTable, read_series_table
-from meddinov3_stroke.errors import STATUSES, MedDINOError, Outcome, SeriesTableError
+from meddinov3_stroke.errors import (
+    STATUSES,
+    CorruptInput,
+    MedDINOError,
+    Outcome,
+    SeriesTableError,
+    UnsupportedInput,
+)
 from meddinov3_stroke.labels import LabelPolicy, name_some
 from meddinov3_stroke.system.atomic import write_text
 from meddinov3_stroke.types import LABELS, Volume
 
+_MASK_TOLERANCE_VOXELS = 0.5
+"""How far a corner of a mask may be from its volume's, in shares of the smallest voxel side."""
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What was written of a cohort."""
+    """What was written of a cohort.
+
+    `facts` go into the summary, with the `ledger` of every case, image and series; `n_failed` counts those that could
+    not be read this time, for the machine's reasons.
+    """
 
     table: SeriesTable
     facts: dict[str, Any]
-    """Content of the summary, with the `ledger` of every case, image and series."""
     files: dict[str, Path]
     warnings: tuple[str, ...]
     n_failed: int
-    """Cases, images or series that could not be read this time, for the machine's reasons."""
 
 
 @dataclass(frozen=True, eq=False)
 class CohortCase:
-    """One case of a cohort and its outcome; a case that is done is a row of the table."""
+    """One case of a cohort and its outcome; a case that is done is a row of the table.
+
+    `kind` is `usable`, `missing`, `unlabelled` or `undecided`, else the outcome's status. `columns` is the row of the
+    table: identities, volume, what else the cohort knows, and the six labels. `slices` has its slice labels.
+    """
 
     name: str
     outcome: Outcome = field(default_factory=Outcome)
     kind: str = "usable"
-    """`usable`; `missing`, `unlabelled` or `undecided`; else the outcome's status."""
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """The row of the table: identities, volume, what else the cohort knows (mask, batch), and the six labels."""
     slices: pa.Table | None = None
-    """Rows for `slice_labels.parquet`."""
 
     @classmethod
     def failed(cls, name: str, error: MedDINOError) -> CohortCase:
@@ -86,13 +100,7 @@ def write_cohort(
     warnings: Sequence[str],
     label_policy: LabelPolicy = "strict",
 ) -> Prepared:
-    """The tables of a cohort, written to `<name>_series_labels.csv` and, where slices have labels, beside it.
-
-    Raises:
-        SeriesTableError: no case is usable, or `read_series_table` refuses the table.
-        LabelError: `any` is not the OR of the types, and `label_policy` is strict.
-        StorageError: a file cannot be written.
-    """
+    """The tables of a cohort, written to `<name>_series_labels.csv` and, where slices have labels, beside it."""
     cases = sorted(cases, key=lambda case: case.name)
     usable = [case for case in cases if case.outcome.status == "done"]
     if not usable:
@@ -107,13 +115,32 @@ def write_cohort(
         write_slice_labels(files["slice_labels"], pa.concat_tables(slices))
     table = read_series_table(files["series_csv"], label_policy=label_policy)
     ledger, left_out = _ledger(cases)
-    return Prepared(
-        table,
-        {"ledger": ledger, **facts},
-        files,
-        (*warnings, *left_out, *table.warnings),
-        n_failed=ledger["by_outcome"]["failed"],
-    )
+    warnings = (*warnings, *left_out, *table.warnings)
+    return Prepared(table, {"ledger": ledger, **facts}, files, warnings, ledger["by_outcome"]["failed"])
+
+
+def mask_values(path: Path, volume: Volume) -> list[frozenset[int]]:
+    """The values other than 0 in each canonical slice of the mask of `volume` at `path`.
+
+    Raises:
+        InputError: the mask has another shape or place than the volume, or values that are not whole numbers; or as
+            `read_volume`.
+    """
+    mask = read_volume(path)
+    if mask.stored.shape != volume.stored.shape:
+        found, expected = (" x ".join(map(str, one.stored.shape)) for one in (mask, volume))
+        raise UnsupportedInput(f"{path} has {found} voxels; expected its volume's {expected}")
+    corners = np.array(np.meshgrid(*[(0, side - 1) for side in mask.stored.shape])).reshape(3, -1)
+    moved = (mask.affine - volume.affine)[:3] @ np.vstack([corners, np.ones(corners.shape[1])])
+    furthest_mm = float(np.linalg.norm(moved, axis=0).max())
+    if furthest_mm > _MASK_TOLERANCE_VOXELS * min(volume.spacing_mm):
+        raise UnsupportedInput(f"{path} lies up to {furthest_mm:.1f} mm off its volume; expected the same affine")
+    values = [np.unique(of_slice).astype(np.float64) * mask.slope + mask.intercept for of_slice in mask.stored]
+    voxels = np.concatenate(values)
+    fractions = voxels[~np.isclose(voxels, np.rint(voxels), atol=1e-3)]
+    if fractions.size:
+        raise CorruptInput(f"{path} contains {fractions[0]:g}; expected whole numbers")
+    return [frozenset(int(value) for value in np.rint(of_slice) if value != 0) for of_slice in values]
 
 
 def _ledger(cases: Sequence[CohortCase]) -> tuple[dict[str, Any], list[str]]:

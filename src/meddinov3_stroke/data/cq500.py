@@ -6,7 +6,6 @@ found by its number at any depth, and all of it is the row's input. `ct.dicom.ch
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -19,7 +18,7 @@ from meddinov3_stroke.ct.contents import machine_errors
 from meddinov3_stroke.data.cohort import CohortCase, Prepared, write_cohort
 from meddinov3_stroke.data.csv_file import CsvFile, read_csv_file
 from meddinov3_stroke.errors import SeriesTableError
-from meddinov3_stroke.labels import name_some
+from meddinov3_stroke.labels import LabelPolicy, name_some
 from meddinov3_stroke.types import LABELS
 
 READS_CSV = "reads.csv"
@@ -31,8 +30,7 @@ LEAST_VOTES = 2
 """Votes that make a label positive: the majority of three, as in the paper."""
 
 UndecidedPolicy = Literal["leave-out", "keep"]
-"""What to do with a case in which most readers see a haemorrhage and no type has a majority: leave it out of the table,
-or keep it as `any` without a type, which readers of the table must then allow (--label-policy ignore)."""
+"""A case with a majority for ICH and for no type: leave it out, or keep it as `any` without a type."""
 
 _NUMBER = re.compile(r"CQ500[-_ ]*CT[-_ ]*([0-9]{1,9})(?![0-9])", re.IGNORECASE)
 
@@ -41,8 +39,7 @@ def prepare_cq500(root: Path, output_dir: Path, undecided: UndecidedPolicy = "le
     """The series table of a CQ500 download.
 
     Raises:
-        SeriesTableError: no `reads.csv`, missing columns, a repeated or unknown name, or no case left.
-        LabelError: a vote that is not 0 or 1.
+        DatasetError: no `reads.csv`, missing columns, a repeated or unknown name, a bad vote, or no case left.
         MachineError: the folder cannot be read, or the tables cannot be written.
     """
     csv = read_csv_file(_find_reads(root), "readers' votes")
@@ -71,16 +68,11 @@ def prepare_cq500(root: Path, output_dir: Path, undecided: UndecidedPolicy = "le
         "cases are in more than one place ({}); a folder is preferred to an archive, else the first by name": several,
         "cases have no reads and are not in the table: {}": extra,
     }
+    counted = (f"{len(names)} {text.format(name_some(sorted(names)))}" for text, names in warnings.items() if names)
+    cases = [_case(row, undecided) for row in votes.to_dict("records")]
+    policy: LabelPolicy = "ignore" if undecided == "keep" else "strict"
     return write_cohort(
-        "cq500",
-        [_case(row, undecided) for row in votes.to_dict("records")],
-        output_dir,
-        facts=facts,
-        warnings=[
-            *csv.warnings,
-            *(f"{len(n)} {text.format(name_some(sorted(n)))}" for text, n in warnings.items() if n),
-        ],
-        label_policy="ignore" if undecided == "keep" else "strict",
+        "cq500", cases, output_dir, facts=facts, warnings=[*csv.warnings, *counted], label_policy=policy
     )
 
 
@@ -91,20 +83,17 @@ def _number(name: str) -> int | None:
 
 def _find_cases(root: Path) -> dict[int, list[Path]]:
     """{case number: its folders and zip archives}; the folders of a case are not searched for more of them."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
     found: dict[int, list[Path]] = defaultdict(list)
+    waiting = [root]
     with machine_errors(root):
-        for parent, folders, files in os.walk(root, onerror=fail):
-            archives = [name for name in files if name.lower().endswith(".zip")]
-            for name in (*sorted(folders), *sorted(archives)):
-                number = _number(name)
-                if number is not None:
-                    found[number].append(Path(parent, name))
-            folders[:] = sorted(name for name in folders if _number(name) is None)
-    return dict(found)
+        for folder in waiting:
+            for path in sorted(folder.iterdir(), key=lambda path: (not path.is_dir(), path.name)):
+                number = _number(path.name)
+                if number is not None and (path.is_dir() or path.suffix.lower() == ".zip"):
+                    found[number].append(path)
+                elif path.is_dir() and not path.is_symlink():
+                    waiting.append(path)
+    return found
 
 
 def _find_reads(root: Path) -> Path:
@@ -141,8 +130,7 @@ def _case(row: dict[Any, Any], undecided: UndecidedPolicy) -> CohortCase:
     if not row["places"]:
         return CohortCase.left_out(name, "missing", "no folder and no zip archive of that name")
     if row["is_undecided"] and undecided == "leave-out":
-        reason = "most readers see a haemorrhage, and no type has a majority"
-        return CohortCase.left_out(name, "undecided", reason)
+        return CohortCase.left_out(name, "undecided", "most readers see a haemorrhage, and no type has a majority")
     # an archive beside a folder of the same case is what the folder was unpacked from
     preferred = min(row["places"], key=lambda path: (path.is_file(), path.as_posix()))
     columns = {"patient_id": name, "study_uid": name, "series_uid": "", "dicom_path": preferred.resolve().as_posix()}

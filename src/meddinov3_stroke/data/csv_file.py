@@ -1,4 +1,4 @@
-"""CSV files as tables of strings: no cell is turned into a number, a date or a missing value."""
+"""Text files of cohorts, CSV and lists of IDs: no cell is turned into a number, a date or a missing value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ ZERO_OR_ONE = r"[01](\.0*)?"
 """Spellings of a label that are read: `0`, `1`, `0.0`, `1.0`. No other number is rounded."""
 
 _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +32,10 @@ class CsvFile:
     warnings: tuple[str, ...]
 
     def column(self, name: str) -> pd.Series:
-        """The column called `name`, in any case.
-
-        Raises:
-            SeriesTableError: no column or several columns have that name.
-        """
-        found = [column for column in self.cells.columns if str(column).casefold() == name.casefold()]
+        """The one column called `name`, in any case."""
+        header = [str(column) for column in self.cells.columns]
+        found = [column for column in header if column.casefold() == name.casefold()]
         if len(found) != 1:
-            header = [str(column) for column in self.cells.columns]
             listed = ", ".join(header[:12]) + (", ..." if len(header) > 12 else "")
             raise SeriesTableError(
                 f"{self.path.name}: {len(found)} columns are called {name}; expected one; found {listed}"
@@ -48,11 +43,7 @@ class CsvFile:
         return self.cells[found[0]]
 
     def matching(self, name: str, pattern: str, expected: str) -> pd.Series:
-        """The column called `name`, whose every cell matches `pattern`.
-
-        Raises:
-            LabelError: a cell that does not; with its row.
-        """
+        """The column called `name`, whose every cell matches `pattern`."""
         column = self.column(name)
         bad = column[~column.str.fullmatch(pattern)]
         if len(bad):
@@ -60,33 +51,64 @@ class CsvFile:
         return column
 
     def binary(self, name: str) -> Int8[np.ndarray, " row"]:
-        """The labels in the column called `name`.
-
-        Raises:
-            LabelError: a cell that is not 0 or 1; with its row.
-        """
+        """The labels in the column called `name`."""
         return self.matching(name, ZERO_OR_ONE, "expected 0 or 1").str[0].to_numpy().astype(np.int8)
+
+
+@dataclass(frozen=True)
+class IdList:
+    """The IDs of a text file, in its order, each once."""
+
+    ids: tuple[str, ...]
+    name: str
+    sha256: str
 
 
 def read_csv_file(path: Path, what: str = "series CSV") -> CsvFile:
     """The cells of `path` in UTF-8 (with or without BOM) or, with a warning, GBK. Blank lines are skipped.
 
-    `what` is what messages call the file.
-
     Raises:
         SeriesTableError: no such file, another encoding or separator, ragged rows, repeated or no column names.
     """
-    path = Path(path)
-    if not path.is_file():
-        found = "a directory" if path.is_dir() else "nothing"
-        raise SeriesTableError(f"no {what} at {path}; found {found}, expected a comma-separated text file")
-    content = path.read_bytes()
+    content = _content(path, f"no {what} at {path}", "a comma-separated text file")
     text, warnings = _decode(path, content)
-    return CsvFile(path, _with_header(path, _parse(path, text)), sha256_of_bytes(content), warnings)
+    cells = _parse(path, text)
+    header = cells.iloc[0]
+    repeated = sorted(set(header[header.duplicated() & (header != "")]))
+    if repeated:
+        raise SeriesTableError(f"{path} has columns of the same name: {', '.join(repeated)}; keep one of each")
+    body = cells.iloc[1:].set_axis([str(name) or f"unnamed_{k}" for k, name in enumerate(header)], axis=1)
+    if body.empty:
+        raise SeriesTableError(f"{path} has a header and no rows; expected one row per series")
+    return CsvFile(path, body, sha256_of_bytes(content), warnings)
+
+
+def read_id_list(path: Path) -> IdList:
+    """The IDs of a text file, one a line; `#` begins a comment. The list may be empty.
+
+    Raises:
+        SeriesTableError: no such file, not UTF-8, or a line with a comma or tab.
+    """
+    content = _content(path, f"no list of IDs at {path}", "a text file with one ID a line")
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise SeriesTableError(f"{path} is not UTF-8 (byte {error.start}); save it as text in UTF-8") from error
+    texts = [line.split("#", 1)[0].strip() for line in lines]
+    for number, text in enumerate(texts, start=1):
+        if "," in text or "\t" in text:
+            raise SeriesTableError(f"{path} line {number}: found {text!r}; expected one ID a line and nothing else")
+    return IdList(tuple(dict.fromkeys(filter(None, texts))), path.name, sha256_of_bytes(content))
+
+
+def _content(path: Path, fault: str, expected: str) -> bytes:
+    if not path.is_file():
+        raise SeriesTableError(f"{fault}; found {'a directory' if path.is_dir() else 'nothing'}, expected {expected}")
+    return path.read_bytes()
 
 
 def _decode(path: Path, content: bytes) -> tuple[str, tuple[str, ...]]:
-    if content.startswith(_UTF16_MARKS):
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise SeriesTableError(f"{path} is encoded in UTF-16; expected UTF-8; save it as CSV UTF-8")
     if b"\x00" in content:
         raise SeriesTableError(f"{path} contains NUL bytes, so it is not text (a spreadsheet?); expected CSV in UTF-8")
@@ -107,28 +129,15 @@ def _parse(path: Path, text: str) -> pd.DataFrame:
     first_line = text.lstrip().partition("\n")[0]
     if not first_line:
         raise SeriesTableError(f"{path} is empty; expected a header row and one row per series")
-    if "," not in first_line:
-        for separator, name in _OTHER_SEPARATORS.items():
-            if separator in first_line:
-                raise SeriesTableError(f"{path} is separated by {name}; expected commas; save it as comma-separated")
+    other = next((name for sign, name in _OTHER_SEPARATORS.items() if sign in first_line), None)
+    if other and "," not in first_line:
+        raise SeriesTableError(f"{path} is separated by {other}; expected commas; save it as comma-separated")
     try:
         cells = pd.read_csv(io.StringIO(text), header=None, dtype=str, na_filter=False, skip_blank_lines=False)
     except pd.errors.ParserError as error:
         raise SeriesTableError(
             f"{path} has rows of different lengths: {str(error).strip()}; quote cells that contain a comma"
         ) from error
-    cells = cells.apply(lambda column: column.str.strip())
-    cells.index = pd.RangeIndex(1, len(cells) + 1)
+    cells = cells.apply(lambda column: column.str.strip()).set_axis(pd.RangeIndex(1, len(cells) + 1))
     filled: pd.DataFrame = cells[(cells != "").any(axis=1)]
     return filled
-
-
-def _with_header(path: Path, cells: pd.DataFrame) -> pd.DataFrame:
-    header = [str(name) for name in cells.iloc[0]]
-    repeated = sorted({name for name in header if name and header.count(name) > 1})
-    if repeated:
-        raise SeriesTableError(f"{path} has columns of the same name: {', '.join(repeated)}; keep one of each")
-    body = cells.iloc[1:].set_axis([name or f"unnamed_{k}" for k, name in enumerate(header)], axis=1)
-    if body.empty:
-        raise SeriesTableError(f"{path} has a header and no rows; expected one row per series")
-    return body

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -42,18 +42,7 @@ _ARROW = {
 """Column types of header fields; vectors of coordinates are float64."""
 
 
-@dataclass(frozen=True)
-class FileFacts:
-    """A file as listed in the folder."""
-
-    file: str
-    """Name in the folder."""
-    n_bytes: int
-    mtime_ns: int
-
-
 def _columns(kind: type[Any]) -> Iterator[tuple[str, pa.DataType]]:
-    """(name, type) of the columns of a header class."""
     hints = get_type_hints(kind)
     for one in fields(kind):
         if is_dataclass(hints[one.name]):
@@ -81,27 +70,30 @@ DICTIONARY_COLUMNS = [
 """Columns with few different values, held as codes in memory."""
 
 
-def read_files(folder: Path, files: Sequence[FileFacts]) -> pa.RecordBatch:
-    """The rows of these files of `folder` as `SCHEMA`: one per image, and one with the reason for a file without."""
-    rows = [row for facts in files for row in _rows_of_file(folder, facts)]
+def read_files(folder: Path, listed: Sequence[dict[str, Any]]) -> pa.RecordBatch:
+    """The rows of these files as `SCHEMA`: one per image, and one with the reason for a file without.
+
+    `listed` has the `file` (its name in `folder`), `n_bytes` and `mtime_ns` of each.
+    """
+    rows = [
+        one | {"status": status, "reason": reason} | cells
+        for one in listed
+        for status, reason, cells in _read_file(InputFile(one["file"], folder / one["file"], one["n_bytes"]))
+    ]
     return pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
 
 
-def _rows_of_file(folder: Path, facts: FileFacts) -> list[dict[str, Any]]:
-    file = InputFile(facts.file, folder / facts.file, facts.n_bytes)
+def _read_file(file: InputFile) -> list[tuple[str, str, dict[str, Any]]]:
+    """(status, reason, cells) of each image."""
     try:
         headers = read_file_headers(file)
     except InputError as error:
-        return [_row(facts, REJECTED, f"{error.code}: {error}", _identity(file))]
+        return [(REJECTED, f"{error.code}: {error}", _identity(file))]
     except MachineError as error:
-        return [_row(facts, FAILED, f"{error.code}: {error}")]
+        return [(FAILED, f"{error.code}: {error}", {})]
     if not headers:
-        return [_row(facts, SET_ASIDE, "not DICOM" if headers is None else "DICOM without an image")]
-    return [_row(facts, READ, "", header_cells(header)) for header in headers]
-
-
-def _row(facts: FileFacts, status: str, reason: str, cells: dict[str, Any] | None = None) -> dict[str, Any]:
-    return vars(facts) | {"status": status, "reason": reason} | (cells or {})
+        return [(SET_ASIDE, "not DICOM" if headers is None else "DICOM without an image", {})]
+    return [(READ, "", header_cells(header)) for header in headers]
 
 
 def header_cells(header: Any) -> dict[str, Any]:
@@ -129,24 +121,20 @@ def _identity(file: InputFile) -> dict[str, str]:
     return {name: text for name, keyword in declared.items() if (text := found.text(keyword))}
 
 
-def headers_of_rows(table: pa.Table) -> list[ImageHeader]:
-    """The headers of a table's rows, all of status `READ`, in their order."""
-    return _instances(ImageHeader, table)
+def headers_of_rows(table: pa.Table, kind: type[Any] = ImageHeader) -> list[Any]:
+    """The headers of a table's rows, all of status `READ`, in their order.
 
-
-def _instances(kind: Any, table: pa.Table) -> list[Any]:
-    """An instance of a header class for each row; built column by column, which is ten times as fast as by row."""
+    Built column by column, which is ten times as fast as by row. `kind` is the header class of nested calls.
+    """
     hints, values = get_type_hints(kind), []
     for one in fields(kind):
         hint = hints[one.name]
-        names = one.metadata.get("columns", (one.name,))
-        # dictionaries are decoded at once
-        columns = (
-            [] if is_dataclass(hint) else [table[name].cast(SCHEMA.field(name).type).to_pylist() for name in names]
-        )
         if is_dataclass(hint):
-            values.append(_instances(hint, table))
-        elif len(columns) > 1:
+            values.append(headers_of_rows(table, hint))  # type: ignore[arg-type]
+            continue
+        names = one.metadata.get("columns", (one.name,))
+        columns = [table[name].cast(SCHEMA.field(name).type).to_pylist() for name in names]  # no dictionaries
+        if len(columns) > 1:
             make = np.array if len(columns) == 3 else tuple
             values.append([None if None in cells else make(cells) for cells in zip(*columns, strict=True)])
         elif hint == tuple[str, ...]:

@@ -17,9 +17,8 @@ from jaxtyping import Int8
 
 from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.ct.contents import machine_errors
-from meddinov3_stroke.data.cohort import CohortCase, Prepared, write_cohort
+from meddinov3_stroke.data.cohort import CohortCase, Prepared, mask_values, write_cohort
 from meddinov3_stroke.data.csv_file import CsvFile, read_csv_file
-from meddinov3_stroke.data.slice_labels import mask_values
 from meddinov3_stroke.errors import DatasetError, InputError, LabelError, MachineError, OutOfScope, SeriesTableError
 from meddinov3_stroke.labels import name_some
 from meddinov3_stroke.system.progress import progress_bar
@@ -38,8 +37,7 @@ def prepare_physionet(root: Path, output_dir: Path, *, show_progress: bool = Fal
     """The series table and slice labels of a PhysioNet CT-ICH download.
 
     Raises:
-        SeriesTableError: a file or column is missing, or no case is left.
-        LabelError: a label that is not 0 or 1, or two different rows of one slice.
+        DatasetError: a file or column is missing, a bad label, two different rows of one slice, or no case is left.
         MachineError: the folder cannot be read, or the tables cannot be written.
     """
     csv = read_csv_file(root / DIAGNOSES_CSV, "slice diagnoses")
@@ -62,17 +60,14 @@ def prepare_physionet(root: Path, output_dir: Path, *, show_progress: bool = Fal
         "mask_agreement_slices": {name: agreement[name] for name in _MASK_CLASSES},
         "unusable_masks": bad_masks,
     }
-    counted = [
-        (
-            len(contradictions),
-            f"slices have a No_Hemorrhage that disagrees with the types ({name_some(sorted(contradictions))}); `any` "
-            "is the OR of the types",
-        ),
-        (n_repeated, "rows repeat an earlier one and were ignored"),
-        (len(bad_masks), f"masks cannot be used and are not in the table; the first: {name_some(bad_masks[:1])}"),
-        (len(strange), f"files of {SCANS_FOLDER} are not named <number>.nii and were ignored: {name_some(strange)}"),
-    ]
-    warnings = [*csv.warnings, *(f"{count} {text}" for count, text in counted if count)]
+    counted = {
+        f"slices have a No_Hemorrhage that disagrees with the types ({name_some(sorted(contradictions))}); `any` is "
+        "the OR of the types": len(contradictions),
+        "rows repeat an earlier one and were ignored": n_repeated,
+        f"masks cannot be used and are not in the table; the first: {name_some(bad_masks[:1])}": len(bad_masks),
+        f"files of {SCANS_FOLDER} are not named <number>.nii and were ignored: {name_some(strange)}": len(strange),
+    }
+    warnings = [*csv.warnings, *(f"{count} {text}" for text, count in counted.items() if count)]
     return write_cohort("physionet", cases, output_dir, facts=facts, warnings=warnings)
 
 
@@ -139,12 +134,7 @@ def _case(
 
 
 def _slice_labels(name: str, volume: Volume, rows: pd.DataFrame) -> Int8[np.ndarray, "slice 6"]:
-    """The six labels of each canonical slice of a NIfTI volume, from rows indexed by slice number.
-
-    Raises:
-        LabelError: a slice without a row, or a row without a slice.
-        OutOfScope: the file's third axis is not its slice axis.
-    """
+    """The six labels of each canonical slice of a NIfTI volume, from rows indexed by slice number."""
     path = volume.source.path
     with machine_errors(path):
         file_affine: Any = nib.load(path).affine  # type: ignore[attr-defined]

@@ -1,27 +1,33 @@
-"""RSNA 2019 as Kaggle distributes it -> header index, series table and slice labels."""
+"""RSNA 2019 as Kaggle distributes it -> header index, series table, slice labels and, if asked for, NIfTI copies."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from meddinov3_stroke.ct import open_input
+from meddinov3_stroke.ct.writing import POSITION_TOLERANCE_MM, misplaced_mm, nifti_bytes_of, slices_document
 from meddinov3_stroke.data.cohort import Prepared
-from meddinov3_stroke.data.exclusion import read_id_list
-from meddinov3_stroke.data.header_index import index_order, write_header_index
-from meddinov3_stroke.data.header_pass import HeaderPass, read_headers_of_folder
-from meddinov3_stroke.data.nifti_copies import NiftiCopy, copies_document, copies_warnings, write_nifti_copies
-from meddinov3_stroke.data.rsna_labels import ConflictPolicy, read_slice_labels
-from meddinov3_stroke.data.rsna_series import assemble_rows
+from meddinov3_stroke.data.csv_file import read_id_list
+from meddinov3_stroke.data.header_pass import HeaderPass, in_processes, read_headers_of_folder
+from meddinov3_stroke.data.rsna_series import assemble_rows, index_order, write_header_index
 from meddinov3_stroke.data.rsna_tables import LabelledSeries, label_series, ledger_document, ledger_warnings
-from meddinov3_stroke.data.slice_labels import SLICE_LABELS, write_slice_labels
-from meddinov3_stroke.data.table import SeriesTable, read_series_table
-from meddinov3_stroke.errors import SeriesTableError
+from meddinov3_stroke.data.slice_labels import SLICE_LABELS, ConflictPolicy, read_slice_labels, write_slice_labels
+from meddinov3_stroke.data.table import IDENTITY_COLUMNS, read_series_table
+from meddinov3_stroke.errors import InputError, MachineError, Outcome, OutOfScope, SeriesTableError
 from meddinov3_stroke.labels import LabelPolicy
-from meddinov3_stroke.system.atomic import write_text
-from meddinov3_stroke.system.provenance import Stopwatch
+from meddinov3_stroke.system.atomic import write_bytes, write_json, write_text
+from meddinov3_stroke.system.digest import sha256_of_file
+from meddinov3_stroke.system.progress import finish_on_interrupt, progress_bar
+from meddinov3_stroke.system.provenance import Stopwatch, provenance
+from meddinov3_stroke.types import VolumeInput
 
 LABELS_CSV, IMAGES_FOLDER = "stage_2_train.csv", "stage_2_train"
 """Contents of Kaggle's folder (the competition's data page)."""
@@ -31,10 +37,27 @@ FILES = {
     "header_index": "header_index.parquet",
     "slice_labels": SLICE_LABELS,
 }
-"""Files that are written."""
 
 PARTS_FOLDER = "header_parts"
 """Folder of every header that was read. It may be deleted afterwards; a later run then reads the headers again."""
+
+NIFTI_FOLDER = "nifti"
+UNKNOWN_PATIENT = "unknown"
+"""Folder of patients without an ID."""
+
+_SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+"""An ID that may be part of a path; `../../x` may not."""
+
+
+@dataclass(frozen=True)
+class _NiftiCopy:
+    """One series as NIfTI, or why it could not be written."""
+
+    series_uid: str
+    path: Path | None = None
+    outcome: Outcome = field(default_factory=Outcome)
+    was_there: bool = False  # written by an earlier run from the same bytes
+    misplaced_mm: float = 0.0  # how far NIfTI's one affine puts the furthest slice from where it was acquired
 
 
 def prepare_rsna(
@@ -53,11 +76,9 @@ def prepare_rsna(
     `workers` processes read headers. With `write_nifti` each series is written as NIfTI too, and the table names these.
 
     Raises:
-        LabelError: as `read_slice_labels`.
-        SeriesTableError: no series is left, or `read_series_table` refuses the table.
-        MissingInput: no folder of images, or an empty one.
+        DatasetError: as `read_slice_labels`; no series is left, or `read_series_table` refuses the table.
+        InputError: no folder of images, or an empty one.
         MachineError: the machine refuses to read or write.
-        KeyboardInterrupt: SIGINT; headers that were read are kept.
     """
     watch, marks = Stopwatch(), [("", 0.0)]
     images_folder, files = root / IMAGES_FOLDER, {name: output_dir / file for name, file in FILES.items()}
@@ -74,63 +95,61 @@ def prepare_rsna(
     marks.append(("series", watch.elapsed_s))
     write_header_index(files["header_index"], images, order, images_folder)
     marks.append(("index", watch.elapsed_s))
-    copies: list[NiftiCopy] = []
+    copies: list[_NiftiCopy] = []
     if write_nifti:
-        copies = write_nifti_copies(
-            found.usable, files["header_index"], output_dir, workers=workers, show_progress=show_progress
-        )
-        found = found.ending({copy.series_uid: (copy.outcome.status, copy.outcome) for copy in copies if not copy.path})
+        copies = _write_copies(found, files["header_index"], output_dir, workers, show_progress)
         _require_series(found, root)
         marks.append(("nifti", watch.elapsed_s))
     write_slice_labels(files["slice_labels"], found.slice_labels)
-    table = _write_table(found, files, copies, label_policy)
+    _write_table(found, files, copies)
+    table = read_series_table(files["series_csv"], label_policy=label_policy)  # as the pipeline will read it
     marks.append(("writing", watch.elapsed_s))
     seconds = {name: round(end - start, 3) for (_, start), (name, end) in pairwise(marks)}
-    facts = _facts(found, headers, workers, copies, seconds)
-    about = (*labels.warnings, *(found.exclusion.warnings if found.exclusion else ()), *table.warnings)
-    return Prepared(
-        replace(table, exclusion=found.exclusion),
-        facts,
-        files,
-        (*about, *ledger_warnings(facts["ledger"]), *copies_warnings(copies)),
-        n_failed=facts["ledger"]["images"]["failed"] + facts["ledger"]["series"]["by_outcome"]["failed"],
-    )
-
-
-def _facts(
-    found: LabelledSeries,
-    headers: HeaderPass,
-    workers: int,
-    copies: Sequence[NiftiCopy],
-    seconds: dict[str, float],
-) -> dict[str, Any]:
-    n_read, reading_s = headers.n_read_now, seconds["headers"]
-    return {
-        "ledger": ledger_document(found),
-        "exclusion": None if found.exclusion is None else found.exclusion.document,
-        "headers": {
-            "n_files": headers.n_files,
-            "n_read_now": n_read,
-            "n_known_before": headers.n_files - n_read,
-            "workers": workers,
-            "files_per_s": round(n_read / reading_s, 1) if reading_s and n_read else None,
-        },
-        "nifti": copies_document(copies) if copies else None,
+    exclusion, ledger = found.exclusion, ledger_document(found)
+    facts = {
+        "ledger": ledger,
+        "exclusion": None if exclusion is None else exclusion.document,
+        "headers": _headers_document(headers, workers, seconds["headers"]),
+        "nifti": _copies_document(copies) if copies else None,
         "seconds": seconds,
     }
+    about = (*labels.warnings, *(exclusion.warnings if exclusion else ()), *table.warnings)
+    warnings = (*about, *ledger_warnings(ledger), *_copies_warnings(copies))
+    n_failed = ledger["images"]["failed"] + ledger["series"]["by_outcome"]["failed"]
+    return Prepared(replace(table, exclusion=exclusion), facts, files, warnings, n_failed)
+
+
+def _write_copies(
+    found: LabelledSeries, index: Path, output_dir: Path, workers: int, show_progress: bool
+) -> list[_NiftiCopy]:
+    """A copy of each series, or why there is none; finished files remain and are not written again."""
+    series = list(found.frame[list(IDENTITY_COLUMNS)].itertuples(index=False, name=None))
+    write = partial(_write_copy, index=index, folder=output_dir / NIFTI_FOLDER)
+    copies = []
+    with (
+        progress_bar("NIfTI", len(series), "series", show_progress) as advance,
+        finish_on_interrupt("series") as stop,
+        closing(in_processes(write, series, workers if len(series) > workers else 1)) as written,
+    ):
+        for copy in written:
+            copies.append(copy)
+            advance()
+            stop.check()
+    for copy in copies:
+        if copy.path is None:
+            found.end([copy.series_uid], copy.outcome.status, copy.outcome.status, copy.outcome.reason)
+    return copies
 
 
 def _require_series(found: LabelledSeries, root: Path) -> None:
-    if not found.usable:
-        first = found.series[0] if found.series else None
-        why = f", the first {first.kind}: {first.outcome.reason}" if first else ""
-        raise SeriesTableError(f"{root}: no series is left for the table; found {len(found.series)} series{why}")
+    if found.usable.empty:
+        first = (
+            f", the first {found.series['kind'].iloc[0]}: {found.series['reason'].iloc[0]}" if len(found.series) else ""
+        )
+        raise SeriesTableError(f"{root}: no series is left for the table; found {len(found.series)} series{first}")
 
 
-def _write_table(
-    found: LabelledSeries, files: dict[str, Path], copies: Sequence[NiftiCopy], policy: LabelPolicy
-) -> SeriesTable:
-    """The table as the pipeline reads it back, so that one that it would refuse is reported here."""
+def _write_table(found: LabelledSeries, files: dict[str, Path], copies: Sequence[_NiftiCopy]) -> None:
     frame = found.frame
     if copies:
         paths = {copy.series_uid: copy.path.resolve().as_posix() for copy in copies if copy.path is not None}
@@ -138,4 +157,70 @@ def _write_table(
     else:
         frame.insert(3, "header_index", files["header_index"].resolve().as_posix())
     write_text(files["series_csv"], frame.to_csv(index=False, lineterminator="\n"))
-    return read_series_table(files["series_csv"], label_policy=policy)
+
+
+def _headers_document(headers: HeaderPass, workers: int, reading_s: float) -> dict[str, Any]:
+    n_read = headers.n_read_now
+    return {
+        "n_files": headers.n_files,
+        "n_read_now": n_read,
+        "n_known_before": headers.n_files - n_read,
+        "workers": workers,
+        "files_per_s": round(n_read / reading_s, 1) if reading_s and n_read else None,
+    }
+
+
+def _copies_document(copies: Sequence[_NiftiCopy]) -> dict[str, Any]:
+    """Counts for JSON: n_series = n_written + n_from_before + n_without."""
+    there = [copy for copy in copies if copy.path is not None]
+    return {
+        "n_series": len(copies),
+        "n_written": sum(not copy.was_there for copy in there),
+        "n_from_before": sum(copy.was_there for copy in there),
+        "n_without": len(copies) - len(there),
+        "n_misplaced": sum(copy.misplaced_mm > POSITION_TOLERANCE_MM for copy in there),
+        "most_misplaced_mm": round(max((copy.misplaced_mm for copy in there), default=0.0), 3),
+    }
+
+
+def _copies_warnings(copies: Sequence[_NiftiCopy]) -> tuple[str, ...]:
+    """One if slices are not where NIfTI puts them."""
+    counts = _copies_document(copies)
+    if not counts["n_misplaced"]:
+        return ()
+    return (
+        f"NIfTI cannot hold the positions of {counts['n_misplaced']} series whose slices are not evenly spaced (off by "
+        f"up to {counts['most_misplaced_mm']:g} mm); the true ones are in the .slices.json beside each",
+    )
+
+
+def _write_copy(identity: tuple[str, str, str], *, index: Path, folder: Path) -> _NiftiCopy:
+    names = (identity[0] or UNKNOWN_PATIENT, *identity[1:])
+    if not all(_SAFE.fullmatch(name) for name in names):
+        unsafe = Outcome("refused", message="an ID that cannot be part of a file name")
+        return _NiftiCopy(names[2], outcome=unsafe)
+    path = folder / names[0] / names[1] / f"_{names[2]}.nii.gz"
+    beside = path.with_name(f"_{names[2]}.slices.json")
+    try:
+        opened = open_input(VolumeInput(index, names[2]))
+        known = _known(path, beside)
+        if known and known["input_sha256"] == opened.digest:
+            misplaced = float(known["nifti_misplaces_slices_by_mm"])
+            return _NiftiCopy(names[2], path, was_there=True, misplaced_mm=misplaced)
+        volume = opened.volume()
+    except (InputError, OutOfScope, MachineError) as error:
+        return _NiftiCopy(names[2], outcome=Outcome.of(error))
+    write_bytes(path, nifti_bytes_of(volume))
+    facts = {"input_sha256": volume.source.sha256, "nifti_sha256": sha256_of_file(path)}
+    write_json(beside, {**provenance(), **facts, "warnings": list(volume.warnings), **slices_document(volume)})
+    return _NiftiCopy(names[2], path, misplaced_mm=misplaced_mm(volume))
+
+
+def _known(path: Path, beside: Path) -> Mapping[str, Any] | None:
+    """The facts that an earlier run recorded of a file, None if it is absent or has changed."""
+    try:
+        facts = json.loads(beside.read_text(encoding="utf-8"))
+        is_same = facts["nifti_sha256"] == sha256_of_file(path) and "input_sha256" in facts
+        return facts if is_same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,4 +1,8 @@
-"""Images of a large folder assembled into series, each with its outcome; headers of a few series are held at a time."""
+"""Images of a large folder assembled into series, each with its outcome, and the header index of them.
+
+The index says which file is which slice of which series. Its rows are sorted by series and then by slice, in small row
+groups with statistics, so that `pyarrow.parquet.read_table(path, filters=[("series_uid", "=", uid)])` reads one or two.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float64, Int32, Int64, Shaped
+import pyarrow.parquet as pq
+from jaxtyping import Float64, Int32, Int64, Shaped
 
 from meddinov3_stroke.ct.dicom.choice import rank
 from meddinov3_stroke.ct.dicom.files import InputFile
@@ -19,62 +25,56 @@ from meddinov3_stroke.ct.dicom.header import ImageHeader
 from meddinov3_stroke.ct.dicom.layout import canonical_positions_mm
 from meddinov3_stroke.ct.dicom.series import LPS_TO_RAS, Stack, assemble, distance_mm, scaling_fault
 from meddinov3_stroke.ct.dicom.survey import same_pixels
-from meddinov3_stroke.data.header_rows import READ, headers_of_rows
-from meddinov3_stroke.errors import InputError, Outcome
+from meddinov3_stroke.data.header_rows import READ, SCHEMA, headers_of_rows
+from meddinov3_stroke.errors import InputError
+from meddinov3_stroke.system.atomic import atomic_file
 
 ROWS_AT_ONCE = 1 << 13
-"""Headers held at a time, in addition to those of one series."""
+"""Headers held at a time, in addition to those of one series; rows of a row group of the index (about 235 series)."""
 
-End = tuple[str, str]
-"""(status, reason): what an image or series is, and why it is not read."""
+_COLUMN_OF = {
+    "series_uid": "series_instance_uid",
+    "study_uid": "study_instance_uid",
+    "patient_id": "patient_id",
+    "sop_uid": "sop_instance_uid",
+    "file": "file",  # absolute path
+    "frame": "frame",  # 0-based in a multi-frame file, else null
+    "slice_index": None,  # canonical, 0-based, inferior to superior; -1 if not a slice of the series' volume
+    "position_x_mm": None,  # RAS+, centre of the first voxel as stored (Image Position), of any image
+    "position_y_mm": None,
+    "position_z_mm": None,
+    **{name: name for name in ("rows", "columns", "slope", "intercept", "is_wrapped", "status", "reason")},
+}
+"""Columns of the index in their order, and the column of the header pass that each is, or has its type from."""
 
+_COMPUTED = {"slice_index": pa.int32(), **{f"position_{axis}_mm": pa.float64() for axis in "xyz"}}
 
-@dataclass(frozen=True)
-class PreparedSeries:
-    """One series of the folder and its outcome; a series that is done is a row of the table."""
-
-    series_uid: str
-    study_uid: str
-    patient_id: str
-    n_slices: int = 0
-    """Of its volume; 0 if it has none."""
-    kind: str = "usable"
-    """`usable`; `set aside`, `unlabelled` or `excluded`; else the outcome's status."""
-    outcome: Outcome = field(default_factory=Outcome)
+INDEX_SCHEMA = pa.schema(
+    [(name, SCHEMA.field(source).type if source else _COMPUTED[name]) for name, source in _COLUMN_OF.items()],
+    metadata={b"header_index": b"1"},  # raised when a column changes its meaning
+)
 
 
 @dataclass(eq=False)
 class AssembledImages:
-    """What each row of the header pass is."""
+    """What each row of the header pass is, and the series by UID.
 
-    rows: pa.Table
-    """Of `header_rows.SCHEMA`."""
-    slice_index: Int32[np.ndarray, " row"]
-    """0-based in the canonical volume of its series, inferior to superior; -1 if it is not a slice of it."""
-    positions_mm: Float64[np.ndarray, "row 3"]
-    """RAS+ mm of the centre of the first stored voxel (Image Position); NaN where the header has none."""
-    slice_positions_mm: Float64[np.ndarray, "row 3"]
-    """RAS+ mm of the centre of the first canonical voxel of each slice, as `Volume.slice_positions_mm`; else NaN."""
-    copy_of: Int32[np.ndarray, " row"]
-    """Row of the slice that the image duplicates (same position, same pixels); -1 if it is not a duplicate."""
-    status: Shaped[np.ndarray, " row"]
-    """`slice`, `set aside`, `refused`, `rejected` or `failed`."""
-    reason: Shaped[np.ndarray, " row"]
-    """Why it is not a slice."""
-    series: list[PreparedSeries] = field(default_factory=list)
-    """By UID."""
+    `series` has series_uid, study_uid, patient_id, n_slices (0 without a volume), kind (`usable`, `set aside` or
+    `refused`), and status and reason as of `Outcome`.
+    """
 
-    def has_status(self, status: str) -> Bool[np.ndarray, " row"]:
-        """Which rows have this status."""
-        return np.asarray(self.status == status, dtype=bool)
+    rows: pa.Table  # of `header_rows.SCHEMA`
+    slice_index: Int32[np.ndarray, " row"]  # 0-based in the series' canonical volume, inferior to superior; else -1
+    positions_mm: Float64[np.ndarray, "row 3"]  # RAS+ of the first stored voxel (Image Position); NaN where unknown
+    slice_positions_mm: Float64[np.ndarray, "row 3"]  # of slices, as `Volume.slice_positions_mm`; else NaN
+    copy_of: Int32[np.ndarray, " row"]  # row of the slice that the image duplicates; -1 if it is not a duplicate
+    status: Shaped[np.ndarray, " row"]  # `slice`, `set aside`, `refused`, `rejected` or `failed`
+    reason: Shaped[np.ndarray, " row"]  # why it is not a slice
+    series: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def assemble_rows(rows: pa.Table, folder: Path) -> AssembledImages:
-    """What every image of a header pass over `folder` is: series are assembled by the rules that volumes are read by.
-
-    Raises:
-        MachineError: of two images at one position, one cannot be read for the machine's own reasons.
-    """
+    """What every image of a header pass over `folder` is, by the rules by which volumes are read."""
     lps = [rows[f"position_{axis}"].to_numpy().astype(np.float64) for axis in "xyz"]
     images = AssembledImages(
         rows,
@@ -86,10 +86,34 @@ def assemble_rows(rows: pa.Table, folder: Path) -> AssembledImages:
         reason=_texts(rows, "reason"),
     )
     damaged = _damaged(rows)
-    for places, headers in _headers_of_series(rows):
-        damage = damaged.get(headers[0].series_instance_uid, "")
-        images.series.append(_place_series(headers, places, folder, images, damage))
+    names = ("series_uid", "study_uid", "patient_id", "n_slices", "kind", "status", "reason")
+    placed = [_place_series(headers, places, folder, images, damaged) for places, headers in _headers_of_series(rows)]
+    images.series = pd.DataFrame(placed, columns=list(names))
     return images
+
+
+def index_order(images: AssembledImages) -> Int64[np.ndarray, " row"]:
+    """The rows by series, then slices in order, then the other images by file; files without an image first."""
+    series = pd.factorize(_texts(images.rows, "series_instance_uid"), sort=True)[0]
+    series[np.asarray(images.rows["series_instance_uid"].is_null())] = -1
+    slice_place = np.where(images.slice_index < 0, np.iinfo(np.int32).max, images.slice_index)
+    return np.lexsort((np.arange(len(series)), slice_place, series)).astype(np.int64)
+
+
+def write_header_index(path: Path, images: AssembledImages, order: Int64[np.ndarray, " row"], folder: Path) -> None:
+    """Write the index of a header pass over `folder`, one row group at a time."""
+    with atomic_file(path) as handle, pq.ParquetWriter(handle, INDEX_SCHEMA, compression="zstd") as writer:
+        for start in range(0, max(len(order), 1), ROWS_AT_ONCE):
+            places = order[start : start + ROWS_AT_ONCE]
+            rows = images.rows.take(pa.array(places))
+            columns = {name: rows[source] for name, source in _COLUMN_OF.items() if source}
+            columns["file"] = pc.binary_join_element_wise(folder.resolve().as_posix(), rows["file"], "/")
+            columns["slice_index"] = pa.array(images.slice_index[places])
+            for k, axis in enumerate("xyz"):
+                columns[f"position_{axis}_mm"] = pa.array(images.positions_mm[places, k], from_pandas=True)
+            columns["status"] = pa.array(images.status[places], pa.string())
+            columns["reason"] = pa.array(images.reason[places], pa.string())
+            writer.write_table(pa.table({name: columns[name] for name in INDEX_SCHEMA.names}).cast(INDEX_SCHEMA))
 
 
 def _texts(rows: pa.Table, name: str) -> Shaped[np.ndarray, " row"]:
@@ -100,10 +124,9 @@ def _texts(rows: pa.Table, name: str) -> Shaped[np.ndarray, " row"]:
 def _damaged(rows: pa.Table) -> dict[str, str]:
     """Why a series is incomplete, of each series that a damaged file names."""
     some = rows.filter(pc.and_kleene(pc.equal(rows["status"], "rejected"), pc.is_valid(rows["series_instance_uid"])))
-    faults: dict[str, list[str]] = {}
-    for uid, reason in zip(some["series_instance_uid"].to_pylist(), some["reason"].to_pylist(), strict=True):
-        faults.setdefault(uid, []).append(reason)
-    return {uid: f"{len(reasons)} of its files cannot be read: {min(reasons)}" for uid, reasons in faults.items()}
+    reasons = some.select(["series_instance_uid", "reason"]).to_pandas().astype(object)
+    by_series = reasons.groupby("series_instance_uid")["reason"]
+    return {str(uid): f"{len(of)} of its files cannot be read: {min(of)}" for uid, of in by_series}
 
 
 def _headers_of_series(rows: pa.Table) -> Iterator[tuple[Int64[np.ndarray, " image"], list[ImageHeader]]]:
@@ -129,31 +152,33 @@ def _place_series(
     places: Int64[np.ndarray, " image"],
     folder: Path,
     images: AssembledImages,
-    damage: str,
-) -> PreparedSeries:
-    """The series of these headers; what its images are is written to `images`."""
+    damaged: dict[str, str],
+) -> tuple[Any, ...]:
+    """The row of `AssembledImages.series` of these headers; what its images are is written to `images`."""
     place_of = {id(header): int(place) for header, place in zip(headers, places, strict=True)}
-    sizes = images.rows["n_bytes"].take(pa.array(places)).to_pylist()
-    stacks = _stacks(headers, sizes, folder)
+    stacks = _stacks(headers, images.rows["n_bytes"].take(pa.array(places)).to_pylist(), folder)
+    names = (headers[0].series_instance_uid, headers[0].study_instance_uid, headers[0].patient_id)
     usable = [stack for stack in stacks if stack.verdict == "usable"]
     chosen = min(usable, key=rank) if usable else None
-    fault = _fault_of(headers, chosen, stacks, damage)
+    fault = _fault_of(headers, chosen, stacks, damaged.get(names[0], ""))
     for stack in stacks:
-        ends = [(header, _end_of(stack, chosen, fault)) for header in stack.images]
-        for header, (status, reason) in ends + [(header, ("set aside", why)) for header, why in stack.set_aside]:
+        end = _end_of(stack, chosen, fault)
+        for header, (status, reason) in [
+            *((header, end) for header in stack.images),
+            *((header, ("set aside", why)) for header, why in stack.set_aside),
+        ]:
             place = place_of[id(header)]
             images.status[place], images.reason[place] = status, reason
-    names = (headers[0].series_instance_uid, headers[0].study_instance_uid, headers[0].patient_id)
     if fault is not None or chosen is None:
         kind, reason = fault or ("set aside", "")
-        return PreparedSeries(*names, kind=kind, outcome=Outcome("refused", message=reason))
+        return *names, 0, kind, "refused", reason
     of_slices = [place_of[id(header)] for header in chosen.images]
     images.slice_index[of_slices] = np.arange(len(of_slices))
     images.slice_positions_mm[of_slices] = canonical_positions_mm(chosen)
     for header, _ in chosen.set_aside:
         nearest = int(np.abs(chosen.distances_mm - distance_mm(header, chosen.first.normal)).argmin())
         images.copy_of[place_of[id(header)]] = of_slices[nearest]
-    return PreparedSeries(*names, n_slices=len(of_slices))
+    return *names, len(of_slices), "usable", "done", ""
 
 
 def _stacks(headers: list[ImageHeader], sizes: list[int], folder: Path) -> tuple[Stack, ...]:
@@ -165,8 +190,10 @@ def _stacks(headers: list[ImageHeader], sizes: list[int], folder: Path) -> tuple
         return (Stack(tuple(headers), verdict="refused", reason=f"{error.code}: {error}"),)
 
 
-def _fault_of(headers: list[ImageHeader], chosen: Stack | None, stacks: tuple[Stack, ...], damage: str) -> End | None:
-    """Why a series has no usable volume, None if it has one."""
+def _fault_of(
+    headers: list[ImageHeader], chosen: Stack | None, stacks: tuple[Stack, ...], damage: str
+) -> tuple[str, str] | None:
+    """(kind, reason) of a series without a usable volume, None if it has one."""
     if not headers[0].series_instance_uid:
         return "refused", "no Series Instance UID in the header"
     n_owners = len({(header.study_instance_uid, header.patient_id) for header in headers})
@@ -180,8 +207,8 @@ def _fault_of(headers: list[ImageHeader], chosen: Stack | None, stacks: tuple[St
     return ("refused", fault) if fault else None
 
 
-def _end_of(stack: Stack, chosen: Stack | None, fault: End | None) -> End:
-    """What the images of a stack are."""
+def _end_of(stack: Stack, chosen: Stack | None, fault: tuple[str, str] | None) -> tuple[str, str]:
+    """(status, reason) of the images of a stack."""
     if stack.verdict != "usable":
         return stack.verdict, stack.reason
     if fault is not None:

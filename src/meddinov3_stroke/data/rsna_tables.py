@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int8, Int64
 
-from meddinov3_stroke.data.exclusion import Exclusion, IdList, exclude
-from meddinov3_stroke.data.rsna_labels import SliceLabels
-from meddinov3_stroke.data.rsna_series import AssembledImages, PreparedSeries
-from meddinov3_stroke.data.slice_labels import slice_label_table
-from meddinov3_stroke.errors import STATUSES, Outcome
+from meddinov3_stroke.data.csv_file import IdList
+from meddinov3_stroke.data.rsna_series import AssembledImages
+from meddinov3_stroke.data.slice_labels import SliceLabels, slice_label_table
+from meddinov3_stroke.data.table import IDENTITY_COLUMNS, Exclusion, exclude
+from meddinov3_stroke.errors import STATUSES
 from meddinov3_stroke.types import LABELS
 
 EXAMPLES = 20
@@ -27,88 +27,86 @@ IMAGE_KINDS = ("slice", "set aside", "refused", "rejected", "failed")
 SERIES_KINDS = ("usable", "set aside", "refused", "unlabelled", "excluded", "rejected", "failed")
 """What an image or a series is, in the order in which the ledger counts them."""
 
+_IN_NO_SERIES = """images with a positive label are in no series: their files are missing, or too damaged to name one; \
+a series that lacks one may be labelled negative by mistake"""
+_BESIDE_THE_SLICES = (
+    """images with a positive label are of series in the table but not among the slices that are read"""
+)
+_OTHER_LABELS = "slices have duplicates with other labels; each is positive for every label that one of them has"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(eq=False)
 class LabelledSeries:
-    """Every series of the folder with its outcome, and the labels of its images."""
+    """Every series of the folder with its outcome, and the labels of its images (rows of the header pass).
+
+    `series` is as `AssembledImages.series`; the kind may also be `unlabelled` or `excluded`, or another outcome's
+    status. The label of a slice is the maximum over it and its duplicates, whose pixels are the same.
+    """
 
     images: AssembledImages
-    series: tuple[PreparedSeries, ...]
-    """By UID."""
-    slices: Int64[np.ndarray, " slice"]
-    """Rows of the header pass that are slices of a volume: series by series, inferior to superior."""
+    series: pd.DataFrame
+    slices: Int64[np.ndarray, " slice"]  # rows that are slices of a volume: series by series, inferior to superior
     labels: SliceLabels
-    label_places: Int64[np.ndarray, " row"]
-    """Row of `labels` of each row of the header pass, -1 where it has none."""
-    image_labels: Int8[np.ndarray, "row 6"]
-    """Labels of each row of the header pass, -1 where unknown; of a slice the maximum over it and its duplicates, whose
-    pixels are the same."""
+    label_places: Int64[np.ndarray, " row"]  # place in `labels`, -1 where it has none
+    image_labels: Int8[np.ndarray, "row 6"]  # -1 where unknown
     exclusion: Exclusion | None = None
 
     @property
-    def usable(self) -> list[PreparedSeries]:
+    def usable(self) -> pd.DataFrame:
         """The series in the table."""
-        return [one for one in self.series if one.outcome.status == "done"]
+        return self.series[self.series["status"] == "done"]
 
     @property
     def table_rows(self) -> Int64[np.ndarray, " slice"]:
         """The rows of `slices` whose series is in the table."""
-        with_volume = [one for one in self.series if one.n_slices]
-        is_usable = np.array([one.outcome.status == "done" for one in with_volume], dtype=bool)
-        return np.asarray(self.slices[np.repeat(is_usable, [one.n_slices for one in with_volume])])
+        is_usable = np.repeat(np.asarray(self.series["status"] == "done"), self.series["n_slices"].to_numpy(dtype=int))
+        return np.asarray(self.slices[is_usable])
 
     @property
     def frame(self) -> pd.DataFrame:
         """Identities, n_slices and the six labels (maximum over its slices) of each series in the table."""
-        names = ("patient_id", "study_uid", "series_uid", "n_slices")
-        frame = pd.DataFrame({name: [getattr(one, name) for one in self.usable] for name in names})
+        frame = self.usable[[*IDENTITY_COLUMNS, "n_slices"]].reset_index(drop=True)
         labels = pd.DataFrame(self.image_labels[self.table_rows], columns=list(LABELS))
         return frame.join(labels.groupby(np.repeat(frame.index, frame["n_slices"])).max())
 
-    def ending(self, outcomes: Mapping[str, tuple[str, Outcome]]) -> LabelledSeries:
-        """The same with another kind and outcome for the series named by UID."""
-        changed = (
-            replace(one, kind=outcomes[one.series_uid][0], outcome=outcomes[one.series_uid][1])
-            if one.outcome.status == "done" and one.series_uid in outcomes
-            else one
-            for one in self.series
-        )
-        return replace(self, series=tuple(changed))
+    def end(self, uids: Sequence[str], kind: str, status: str, reasons: str | Sequence[str]) -> None:
+        """Give these series another kind and outcome."""
+        is_meant = self.series["series_uid"].isin(uids) & (self.series["status"] == "done")
+        self.series.loc[is_meant, ["kind", "status"]] = kind, status
+        self.series.loc[is_meant, "reason"] = reasons
 
     @property
     def slice_labels(self) -> pa.Table:
         """The content of `slice_labels.parquet`."""
         places = self.table_rows
-        rows = self.images.rows.select(["series_instance_uid", "sop_instance_uid"]).take(pa.array(places))
-        uids, indices = rows.columns, self.images.slice_index[places]
+        uids = self.images.rows.select(["series_instance_uid", "sop_instance_uid"]).take(pa.array(places)).columns
         positions_mm = self.images.slice_positions_mm[places]
-        return slice_label_table(uids[0], indices, uids[1], positions_mm, self.image_labels[places])
+        return slice_label_table(
+            uids[0], self.images.slice_index[places], uids[1], positions_mm, self.image_labels[places]
+        )
 
 
 def label_series(
     images: AssembledImages, order: Int64[np.ndarray, " row"], labels: SliceLabels, exclude_ids: IdList | None
 ) -> LabelledSeries:
-    """The series with their labels; those with an unlabelled slice or an excluded patient are not usable.
-
-    `order` is that of the header index: rows by series, then by slice.
-    """
+    """The series with their labels; those with an unlabelled slice or an excluded patient are not usable."""
     places = labels.places_of(images.rows["sop_instance_uid"].combine_chunks())
     image_labels = _labels_at(labels, places)
     copies = np.flatnonzero(images.copy_of >= 0)
     np.maximum.at(image_labels, images.copy_of[copies], image_labels[copies])
     slices = order[images.slice_index[order] >= 0]
-    found = LabelledSeries(images, tuple(images.series), slices, labels, places, image_labels)
+    found = LabelledSeries(images, images.series, slices, labels, places, image_labels)
+    frame = found.frame
     is_unlabelled = pd.Series(image_labels[slices, 0] < 0)
-    n_unlabelled = is_unlabelled.groupby(np.repeat(np.arange(len(found.usable)), found.frame["n_slices"])).sum()
-    stays, exclusion = _exclusion(found, exclude_ids)
-    outcomes: dict[str, tuple[str, Outcome]] = {}
-    for one, n, stay in zip(found.usable, n_unlabelled, stays, strict=True):
-        if not stay:
-            outcomes[one.series_uid] = "excluded", Outcome("refused", message="excluded by --exclude-ids")
-        elif n:
-            reason = f"{n} of {one.n_slices} slices have no label"
-            outcomes[one.series_uid] = "unlabelled", Outcome("rejected", message=reason)
-    return replace(found.ending(outcomes), exclusion=exclusion)
+    n_unlabelled = is_unlabelled.groupby(np.repeat(frame.index, frame["n_slices"])).sum()
+    remains = np.ones(len(frame), dtype=bool)
+    if exclude_ids is not None:
+        remains, found.exclusion = exclude(frame, exclude_ids, _owners(images.rows, exclude_ids))
+    lacking = frame[remains & (n_unlabelled > 0)]
+    reasons = [f"{n_unlabelled[k]} of {lacking.loc[k, 'n_slices']} slices have no label" for k in lacking.index]
+    found.end(lacking["series_uid"].tolist(), "unlabelled", "rejected", reasons)
+    found.end(frame["series_uid"][~remains].tolist(), "excluded", "refused", "excluded by --exclude-ids")
+    return found
 
 
 def _labels_at(labels: SliceLabels, places: Int64[np.ndarray, " some"]) -> Int8[np.ndarray, "some 6"]:
@@ -116,35 +114,31 @@ def _labels_at(labels: SliceLabels, places: Int64[np.ndarray, " some"]) -> Int8[
     return np.where((places >= 0)[:, None], labels.labels[places], np.int8(-1))
 
 
-def _exclusion(found: LabelledSeries, ids: IdList | None) -> tuple[Bool[np.ndarray, " series"], Exclusion | None]:
-    if ids is None:
-        return np.ones(len(found.usable), dtype=bool), None
-    # an ID may also be an image's: it names the image's patient, or its study if the patient is unknown
-    rows = found.images.rows
-    wanted = pa.array([one.lower() for one in ids.ids], pa.string())
+def _owners(rows: pa.Table, ids: IdList) -> dict[str, str]:
+    """The patient, or the study if the patient is unknown, of each image that is named by its SOP UID."""
     sop_uids = pc.utf8_lower(rows["sop_instance_uid"].combine_chunks())
+    wanted = pa.array([one.lower() for one in ids.ids], pa.string())
     some = rows.append_column("sop", sop_uids).filter(pc.is_in(sop_uids, value_set=wanted))
     columns = (some[name].to_pylist() for name in ("sop", "patient_id", "study_instance_uid"))
-    owners = {sop: patient or study for sop, patient, study in zip(*columns, strict=True) if patient or study}
-    return exclude(found.frame, ids, owners)
+    return {sop: patient or study for sop, patient, study in zip(*columns, strict=True) if patient or study}
 
 
 def ledger_document(found: LabelledSeries) -> dict[str, Any]:
     """Counts of images, series and labels, each of which adds up, and the first faults of each kind."""
     images, series, files = found.images, found.series, found.images.rows["file"]
     of_images = list(zip(images.status.tolist(), images.reason.tolist(), strict=True))
-    of_series = [(one.kind, one.outcome.reason) for one in series]
-    outcomes = Counter(one.outcome.status for one in series)
+    of_series = list(zip(series["kind"], series["reason"], strict=True))
+    outcomes, uids = Counter(series["status"]), series["series_uid"]
     return {
-        "images": _counts_document("images", IMAGE_KINDS, of_images, lambda k: {"file": files[k].as_py()}),
-        "series": _counts_document("series", SERIES_KINDS, of_series, lambda k: {"series_uid": series[k].series_uid})
+        "images": _counts("images", IMAGE_KINDS, of_images, lambda k: {"file": files[k].as_py()}),
+        "series": _counts("series", SERIES_KINDS, of_series, lambda k: {"series_uid": uids[k]})
         | {"by_outcome": {status: outcomes[status] for status in STATUSES}},
         "labels": found.labels.document | _labels_document(found),
         "hu": _hu_document(found),
     }
 
 
-def _counts_document(
+def _counts(
     what: str, kinds: Sequence[str], found: Sequence[tuple[str, str]], examples: Callable[[int], dict[str, str]]
 ) -> dict[str, Any]:
     """Counts by kind and reason of (kind, reason) pairs, and the first pairs that are faults."""
@@ -164,7 +158,6 @@ def _labels_document(found: LabelledSeries) -> dict[str, dict[str, int]]:
     images, places = found.images, found.label_places
 
     def reached(is_chosen: Bool[np.ndarray, " row"]) -> Bool[np.ndarray, " image"]:
-        """Which labelled images the chosen rows of the header pass are."""
         reached = np.zeros(len(found.labels.labels), dtype=bool)
         reached[places[is_chosen & (places >= 0)]] = True
         return reached
@@ -174,11 +167,11 @@ def _labels_document(found: LabelledSeries) -> dict[str, dict[str, int]]:
     row_is_copy = (images.copy_of >= 0) & row_in_table[images.copy_of]
     in_table, is_slice = reached(row_in_table), reached(images.slice_index >= 0)
     is_copy = reached(row_is_copy) & ~in_table
-    has_file = reached(~(images.has_status("rejected") | images.has_status("failed")))
+    has_file = reached(~np.isin(images.status.astype(str), ("rejected", "failed")))
     # a damaged file counts for the series that it names
     uids = images.rows["series_instance_uid"].to_pandas()
-    of_series = reached(uids.isin([one.series_uid for one in found.series]).to_numpy())
-    of_table = reached(uids.isin([one.series_uid for one in found.usable]).to_numpy())
+    of_series = reached(uids.isin(found.series["series_uid"]).to_numpy())
+    of_table = reached(uids.isin(found.usable["series_uid"]).to_numpy())
     is_lost = (found.labels.labels[:, 0] > 0) & ~in_table & ~is_copy
     ends = {
         "of_slices_in_the_table": in_table,
@@ -226,25 +219,13 @@ def ledger_warnings(ledger: Mapping[str, Any]) -> list[str]:
     counted = [
         (n_out, f"of {n_images} images are not slices of a volume: {_reasons(images)}"),
         (n_left, f"of {n_series} series are not in the table: {_reasons(series)}"),
-        (
-            ends["positive_any_in_no_series"],
-            "images with a positive label are in no series: their files are missing, or too damaged to name one; a "
-            "series that lacks one may be labelled negative by mistake",
-        ),
-        (
-            ends["positive_any_beside_the_slices_read"],
-            "images with a positive label are of series in the table but not among the slices that are read; a "
-            "series has the maximum of the labels of the slices that are read",
-        ),
-        (
-            ledger["labels"]["copies"]["n_slices_with_other_labels"],
-            "slices have duplicates with other labels; each is positive for every label that one of them has",
-        ),
+        (ends["positive_any_in_no_series"], _IN_NO_SERIES),
+        (ends["positive_any_beside_the_slices_read"], _BESIDE_THE_SLICES),
+        (ledger["labels"]["copies"]["n_slices_with_other_labels"], _OTHER_LABELS),
         (ends["without_a_readable_file"], "labelled images have no file that can be read"),
         (
             hu["n_slices_repaired"],
-            f"slices of {hu['n_series_repaired']} series have values that wrapped at 4096 and a wrong intercept; they "
-            "are repaired when they are read",
+            f"slices of {hu['n_series_repaired']} series have values that wrapped; reading repairs them",
         ),
     ]
     return [f"{count} {text}" for count, text in counted if count]

@@ -1,24 +1,30 @@
-"""Labels of single slices: read from masks beside volumes, and written beside a series table."""
+"""Labels of single slices: as Kaggle's `stage_2_train.csv` has them, and as written beside a series table.
+
+Kaggle's rows are `ID,Label`, the ID `ID_<sop>_<label>`, six rows for each slice, some of them twice.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
-from jaxtyping import Float64, Int8, Integer
+from jaxtyping import Float64, Int8, Int64, Integer
 
-from meddinov3_stroke.ct import read_volume
-from meddinov3_stroke.errors import CorruptInput, UnsupportedInput
+from meddinov3_stroke.ct.contents import machine_errors
+from meddinov3_stroke.errors import LabelError
+from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, contradicts_any, name_some
 from meddinov3_stroke.system.atomic import atomic_file
-from meddinov3_stroke.types import LABELS, Volume
+from meddinov3_stroke.system.digest import sha256_of_file
+from meddinov3_stroke.types import LABELS
 
 SLICE_LABELS = "slice_labels.parquet"
 """File name, beside every series table that has slice labels."""
-
-ROW_GROUP_ROWS = 8192
-"""Rows of a row group: one series is in one or two of them."""
 
 SLICE_LABEL_SCHEMA = pa.schema(
     [
@@ -33,8 +39,28 @@ SLICE_LABEL_SCHEMA = pa.schema(
 )
 """One row a slice; a series is one range of rows, in the order of its slices. An unknown label is null."""
 
-MASK_TOLERANCE_VOXELS = 0.5
-"""How far a corner of a mask may be from its volume's, in shares of the smallest voxel side."""
+ConflictPolicy = Literal["stop", "positive"]
+"""Where an ID occurs twice with different labels: stop and name the IDs, or read it as positive."""
+
+_ID = rf"^(?P<sop>.+)_(?P<label>{'|'.join(LABELS)})$"
+
+
+@dataclass(frozen=True, eq=False)
+class SliceLabels:
+    """The six labels of every image in the CSV, in its order.
+
+    `document` has counts for JSON; n_rows = 6 * n_images + n_repeated + n_conflicting_rows.
+    """
+
+    sop_uids: pa.Array
+    labels: Int8[np.ndarray, "image 6"]
+    document: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+    def places_of(self, sop_uids: pa.Array) -> Int64[np.ndarray, " asked"]:
+        """Row of `labels` of each SOP UID, -1 where the CSV does not list it."""
+        places = pc.fill_null(pc.index_in(sop_uids, value_set=self.sop_uids), -1)
+        return np.asarray(places).astype(np.int64)
 
 
 def slice_label_table(
@@ -56,40 +82,92 @@ def slice_label_table(
 
 
 def write_slice_labels(path: Path, rows: pa.Table) -> None:
-    """Write a table of `SLICE_LABEL_SCHEMA`.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
+    """Write a table of `SLICE_LABEL_SCHEMA`; a series is in one or two row groups."""
     with atomic_file(path) as handle:
-        pq.write_table(rows, handle, row_group_size=ROW_GROUP_ROWS, compression="zstd")
+        pq.write_table(rows, handle, row_group_size=8192, compression="zstd")
 
 
-def mask_values(path: Path, volume: Volume) -> list[frozenset[int]]:
-    """The values other than 0 in each canonical slice of the mask of `volume` at `path`.
+def read_slice_labels(path: Path, *, conflicts: ConflictPolicy, policy: LabelPolicy) -> SliceLabels:
+    """The labels of every image in Kaggle's CSV at `path`.
 
     Raises:
-        InputError: the mask cannot be read, has another shape or place than the volume, or values that are not whole
-            numbers.
-        MachineError: as `read_volume`.
+        LabelError: no such file or columns, an ID or label of another form, an image without all six, an ID with two
+            labels (if `conflicts` is "stop"), or `any` that is not the OR of the types (if `policy` is "strict").
     """
-    mask = read_volume(path)
-    if mask.stored.shape != volume.stored.shape:
-        raise UnsupportedInput(
-            f"{path} has {' x '.join(map(str, mask.stored.shape))} voxels, its volume "
-            f"{' x '.join(map(str, volume.stored.shape))}; does it belong to another case?"
+    sop_uids, keys, values = _rows(path)
+    n_keys = len(sop_uids) * len(LABELS)
+    counts, ones = (np.bincount(some, minlength=n_keys) for some in (keys, keys[values == 1]))
+    _require_all_six(counts.reshape(-1, len(LABELS)), sop_uids, path)
+    conflicting = np.flatnonzero((ones > 0) & (ones < counts))
+    n_conflicting = len(conflicting)
+    if n_conflicting and conflicts == "stop":
+        ids = [f"{sop_uids[key // len(LABELS)].as_py()}_{LABELS[key % len(LABELS)]}" for key in conflicting.tolist()]
+        raise LabelError(
+            f"{path}: {n_conflicting} ID(s) have both 0 and 1: {name_some(ids)}; correct them, or pass "
+            "--conflicting-labels positive"
         )
-    corners = np.array(np.meshgrid(*[(0, side - 1) for side in mask.stored.shape])).reshape(3, -1)
-    moved = (mask.affine - volume.affine)[:3] @ np.vstack([corners, np.ones(corners.shape[1])])
-    furthest_mm = float(np.linalg.norm(moved, axis=0).max())
-    if furthest_mm > MASK_TOLERANCE_VOXELS * min(volume.spacing_mm):
-        raise UnsupportedInput(
-            f"{path} lies up to {furthest_mm:.1f} mm off its volume; expected the same affine; does it belong to "
-            "another case?"
+    labels = (ones > 0).astype(np.int8).reshape(-1, len(LABELS))
+    wrong = np.flatnonzero(contradicts_any(labels, LABELS))
+    names = sop_uids.take(pa.array(wrong)).to_pylist()
+    labels[wrong], warnings = apply_label_policy(labels[wrong], LABELS, policy, path.name, names)
+    if n_conflicting:
+        warnings.append(f"{path.name}: {n_conflicting} IDs have both labels and were read as positive")
+    with machine_errors(path):
+        sha256 = sha256_of_file(path)
+    n_conflicting_rows = int((counts[conflicting] - 1).sum())
+    document = {
+        "sha256": sha256,
+        "n_rows": len(values),
+        "n_images": len(labels),
+        "n_repeated": len(values) - n_keys - n_conflicting_rows,
+        "n_conflicting_ids": n_conflicting,
+        "n_conflicting_rows": n_conflicting_rows,
+        "n_positive": {label: int(labels[:, k].sum()) for k, label in enumerate(LABELS)},
+    }
+    return SliceLabels(sop_uids, labels, document, tuple(warnings))
+
+
+def _rows(path: Path) -> tuple[pa.Array, Int64[np.ndarray, " row"], Int8[np.ndarray, " row"]]:
+    """(SOP UIDs; of each row of the CSV 6 * (place of its SOP UID) + (place of its label), and its value)."""
+    if not path.is_file():
+        found = "a directory" if path.is_dir() else "nothing"
+        raise LabelError(
+            f"no labels at {path}; found {found}, expected Kaggle's stage_2_train.csv; --root is its folder"
         )
-    values = [np.unique(of_slice).astype(np.float64) * mask.slope + mask.intercept for of_slice in mask.stored]
-    found = np.concatenate(values)
-    fractions = found[~np.isclose(found, np.rint(found), atol=1e-3)]
-    if fractions.size:
-        raise CorruptInput(f"{path} contains {fractions[0]:g}; expected whole numbers")
-    return [frozenset(int(value) for value in np.rint(of_slice) if value != 0) for of_slice in values]
+    wanted = {"ID": pa.string(), "Label": pa.int8()}
+    convert = pcsv.ConvertOptions(column_types=wanted, include_columns=list(wanted), strings_can_be_null=False)
+    try:
+        with machine_errors(path):
+            table = pcsv.read_csv(path, convert_options=convert)
+    except (pa.ArrowException, KeyError) as error:
+        fault = " ".join(str(error).split())
+        raise LabelError(f"{path} cannot be read as labels: {fault}; expected columns ID and Label (0 or 1)") from error
+    if not len(table):
+        raise LabelError(f"{path} has no rows; expected six for each image")
+    ids, values = (table[name].combine_chunks() for name in ("ID", "Label"))
+    parts = pc.extract_regex(ids, pattern=_ID)
+    strange = ids.filter(pc.is_null(parts))
+    if len(strange):
+        raise LabelError(
+            f"{path}: found the ID {strange[0].as_py()!r}; expected ID_<sop>_<label>, the label one of "
+            f"{', '.join(LABELS)}; is this stage_2_train.csv?"
+        )
+    is_bad = pc.invert(pc.is_in(values, value_set=pa.array([0, 1], pa.int8())))
+    if pc.any(is_bad).as_py():
+        first, label = (column.filter(is_bad)[0].as_py() for column in (ids, values))
+        raise LabelError(f"{path}: {first} has the label {label}; expected 0 or 1; download the file again")
+    codes = pc.index_in(pc.struct_field(parts, "label"), value_set=pa.array(LABELS))
+    sops = pc.struct_field(parts, "sop").dictionary_encode()
+    keys = np.asarray(sops.indices).astype(np.int64) * len(LABELS) + np.asarray(codes)
+    return sops.dictionary, keys, np.asarray(values)
+
+
+def _require_all_six(counts: Int64[np.ndarray, "image 6"], sop_uids: pa.Array, path: Path) -> None:
+    lacking = np.flatnonzero((counts == 0).any(axis=1))
+    if lacking.size:
+        first = int(lacking[0])
+        absent = ", ".join(label for label, count in zip(LABELS, counts[first], strict=True) if count == 0)
+        raise LabelError(
+            f"{path}: {lacking.size} image(s) lack some of their six rows, first {sop_uids[first].as_py()} (no "
+            f"{absent}); the file is truncated; download it again"
+        )

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Int64
 
-from meddinov3_stroke.data.audit import require_disjoint
-from meddinov3_stroke.data.columns import IDENTITY_COLUMNS
-from meddinov3_stroke.data.table import SeriesTable
+from meddinov3_stroke.data.table import IDENTITY_COLUMNS, SeriesTable
 from meddinov3_stroke.errors import SplitError, UsageError
 from meddinov3_stroke.system.atomic import write_json, write_text
 from meddinov3_stroke.system.provenance import provenance
@@ -31,8 +30,7 @@ SPLITS = ("train", "val", "test")
 ATTEMPTS = 20
 """Splits drawn before giving up on one in which training has every label."""
 
-RATIO_TOLERANCE = 1e-6
-"""How far the ratios' sum may be from 1."""
+_SHOWN = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +49,54 @@ class Splits:
         return tuple(zip(SPLITS, (self.train, self.val, self.test), strict=True))
 
 
+@dataclass(frozen=True)
+class SeriesDigests:
+    """What the audit of pixels needs of one series: its row in the CSV and its group in `SeriesTable.groups`."""
+
+    row: int
+    group: str
+    split: str
+    file_sha256: str
+    pixels_sha256: str
+
+
+def require_disjoint(splits: Mapping[str, SeriesTable]) -> None:
+    """Raise SplitError, with the first one and its rows, if a patient or study is in two of the tables."""
+    rows = pd.concat([table.frame.assign(split=name) for name, table in splits.items()])
+    for what in ("patient_id", "study_uid"):
+        first = rows[rows[what] != ""].drop_duplicates([what, "split"])
+        crossing = first[first[what].duplicated(keep=False)]
+        if len(crossing):
+            same = crossing[crossing[what] == crossing[what].iloc[0]]
+            places = "; ".join(f"{one.split} row {one.source_row}" for one in same.itertuples())
+            raise SplitError(
+                f"{crossing[what].nunique()} {what} in more than one split, first {same[what].iloc[0]} ({places}); "
+                "split by patient again"
+            )
+
+
+def audit_pixels(series: Iterable[SeriesDigests]) -> tuple[str, ...]:
+    """Warnings about series of one patient and split with the same pixels.
+
+    Raises SplitError, with rows, if the same file or pixels belong to two patients or two splits.
+    """
+    rows = pd.DataFrame([asdict(one) for one in series], columns=list(SeriesDigests.__dataclass_fields__))
+    leaks: dict[str, None] = {}
+    repeats: dict[str, None] = {}
+    for digest in ("pixels_sha256", "file_sha256"):
+        for _, same in rows[rows[digest].duplicated(keep=False)].groupby(digest, sort=False):
+            named = " and ".join(f"{one.row} ({one.split})" for one in same.head(_SHOWN).itertuples())
+            (leaks if len(same[["group", "split"]].drop_duplicates()) > 1 else repeats)[named] = None
+    if leaks:
+        listed, n_more = "; ".join(list(leaks)[:_SHOWN]), len(leaks) - _SHOWN
+        raise SplitError(
+            f"the same pixels appear under two patients or in two splits, in rows {listed}"
+            f"{f'; and {n_more} more' if n_more > 0 else ''}; a copy in another split makes test figures too good; "
+            "remove the copies or give them one patient_id"
+        )
+    return tuple(f"the same pixels appear in rows {named} of one patient" for named in list(repeats)[:_SHOWN])
+
+
 def split_by_patient(table: SeriesTable, ratios: Sequence[float], seed: int) -> Splits:
     """Three splits of shares `ratios` of the patients (of the studies where the patient is unknown).
 
@@ -58,35 +104,31 @@ def split_by_patient(table: SeriesTable, ratios: Sequence[float], seed: int) -> 
     numbers. A patient counts as positive for a label if any of the patient's series is.
 
     Raises:
-        UsageError: ratios that are not positive or do not sum to 1.
-        SplitError: fewer than three patients, or no split gives training positives and negatives of every label; with
-            counts.
+        UsageError: as `check_ratios`.
+        SplitError: fewer than three patients, or no split gives training positives and negatives of every label.
     """
     shares = check_ratios(ratios)
     groups, group_of_row = np.unique(np.asarray(table.groups, dtype=object), return_inverse=True)
     if len(groups) < len(SPLITS):
         raise SplitError(
-            f"{table.name}: {len(groups)} patient(s) cannot make train, validation and test; expected 3 or more "
-            "(is patient_id, or the folder the patient is read from, the same in every row?)"
+            f"{table.name}: {len(groups)} patient(s) cannot make train, validation and test; expected 3 or more; check "
+            "that patient_id, or the folder it is read from, differs between patients"
         )
     positive = np.zeros((len(groups), len(LABELS)), dtype=bool)
     np.logical_or.at(positive, group_of_row, table.labels.astype(bool))
     split_of_group = _best_of_attempts([str(group) for group in groups], positive, shares, seed)
     train, val, test = (table.take(np.flatnonzero(split_of_group[group_of_row] == k)) for k in range(3))
     _require_both_classes(train, table)
-    require_disjoint({"train": train, "val": val, "test": test})
-    return Splits(train, val, test, ratios=shares, seed=seed, warnings=_warnings(table, (train, val, test)))
+    splits = Splits(train, val, test, ratios=shares, seed=seed, warnings=_warnings(table, (train, val, test)))
+    require_disjoint(dict(splits.items()))
+    return splits
 
 
 def check_ratios(ratios: Sequence[float]) -> tuple[float, float, float]:
-    """The three ratios as floats.
-
-    Raises:
-        UsageError: not three positive numbers whose sum is 1.
-    """
+    """The three ratios as floats; UsageError if they are not three positive numbers whose sum is 1."""
     shares = tuple(float(ratio) for ratio in ratios)
     sound = len(shares) == 3 and all(math.isfinite(share) and share > 0 for share in shares)
-    if not sound or abs(sum(shares) - 1) > RATIO_TOLERANCE:
+    if not sound or abs(sum(shares) - 1) > 1e-6:
         listed = " + ".join(f"{share:g}" for share in shares)
         raise UsageError(
             f"--train-ratio, --val-ratio, --test-ratio: found {listed} = {sum(shares):g}; expected three positive "
@@ -149,9 +191,7 @@ def _best_of_attempts(
 def _require_both_classes(train: SeriesTable, table: SeriesTable) -> None:
     """Checked here, because the head is trained only after hours of extraction."""
     for what, absent in _absent_classes(train):
-        positive = split_statistics(table)["n_positive"]
-        of_all = {label: positive[label] if what == "positive" else len(table) - positive[label] for label in absent}
-        counts = ", ".join(f"{label} {count}" for label, count in of_all.items())
+        counts = ", ".join(f"{label} {int((table.frame[label] == (what == 'positive')).sum())}" for label in absent)
         raise SplitError(
             f"{table.name}: after {ATTEMPTS} attempts training has no {what} series for: {counts} ({what} of all "
             f"{len(table)} series); add series of these types or raise --train-ratio"
@@ -160,17 +200,17 @@ def _require_both_classes(train: SeriesTable, table: SeriesTable) -> None:
 
 def _absent_classes(table: SeriesTable) -> list[tuple[str, list[str]]]:
     """("positive" or "negative", labels of which the table has no such series), if there are any."""
-    counts = split_statistics(table)["n_positive"].items()
-    absent = [(what, [k for k, n in counts if n == full]) for what, full in (("positive", 0), ("negative", len(table)))]
+    classes = (("positive", 1), ("negative", 0))
+    absent = [(what, [label for label in LABELS if not (table.frame[label] == one).any()]) for what, one in classes]
     return [(what, labels) for what, labels in absent if labels]
 
 
 def _warnings(table: SeriesTable, parts: Sequence[SeriesTable]) -> tuple[str, ...]:
     warnings = list(table.warnings)
-    if table.n_without_patient:
+    if n := table.n_without_patient:
         warnings.append(
-            f"the patient is unknown for {table.n_without_patient} of {len(table)} series, which are split by study: "
-            "a patient with several studies may be in more than one split, and test figures may then be too good"
+            f"the patient is unknown for {n} of {len(table)} series, which are split by study: a patient with several "
+            "studies may be in more than one split, and test figures may then be too good"
         )
     warnings += [
         f"{name} has no {what} series for {', '.join(absent)}: their AUROC there is undefined"
@@ -212,10 +252,8 @@ def write_splits(splits: Splits, folder: Path) -> dict[str, Path]:
     Each CSV keeps the columns of the original as they were and adds patient_id, study_uid and series_uid as resolved,
     `source_row`, the row in the original, and `split`, the name of the split.
 
-    Raises:
-        StorageError: the folder cannot be written.
+    Raises StorageError if the folder cannot be written.
     """
-    folder = Path(folder)
     written = {}
     for name, table in splits.items():
         added = {column: table.frame[column].to_numpy() for column in (*IDENTITY_COLUMNS, "source_row")}

@@ -1,6 +1,6 @@
 """Fetching published weights: sources in order, resumed, verified, one process at a time."""
 
-from meddinov3_stroke.download.sources import FileSource, Limits, Offer, Source, configured_sources
+from meddinov3_stroke.download.sources import Limits, Offer, Source, configured_sources
 from meddinov3_stroke.download.weights import (
     LICENCE,
     Download,
@@ -13,7 +13,6 @@ from meddinov3_stroke.download.weights import (
 __all__ = [
     "LICENCE",
     "Download",
-    "FileSource",
     "Limits",
     "Offer",
     "Source",

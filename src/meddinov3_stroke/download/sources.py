@@ -1,4 +1,4 @@
-"""The sources of the weights: plain URLs, Hugging Face, Google Drive, and a file fetched by other means.
+"""The sources of the weights: plain URLs, Hugging Face, Google Drive and local files.
 
 `huggingface_hub` and `gdown` do the transfers. `hf_hub_download` deletes a partial file when it is interrupted; a file
 on the Hub is then fetched from its plain address, where transfers resume across runs.
@@ -14,9 +14,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from meddinov3_stroke.errors import DownloadError, MedDINOError, StorageError, UsageError
@@ -41,14 +41,12 @@ Report = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class Limits:
-    """Times in seconds."""
+    """Times in seconds, as in `config.Settings` and `--lock-wait`."""
 
     connect_s: float = 10.0
     read_s: float = 30.0
-    """Silence after which a connection is dropped and the transfer resumed."""
     retries: int = 3
     backoff_s: float = 1.0
-    """Wait before the first retry; doubles with each one."""
     lock_wait_s: float = 3600.0
     least_bytes: int = 80_000_000
     """ViT-B/16 has 85.64 M parameters (FACTS): a smaller file has less than one byte for each."""
@@ -63,6 +61,19 @@ class SourceFailed(DownloadError):
 
 
 @dataclass(frozen=True)
+class Source:
+    """A file at a URL or, of the kind `file`, a path. URL and token may be secret: only `str(source)` is shown."""
+
+    name: str
+    url: str = field(repr=False)
+    kind: Literal["url", "hub", "drive", "file"] = "url"
+    token: str | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return f"file {self.url}" if self.kind == "file" else f"{self.name} ({_without_secrets(self.url)})"
+
+
+@dataclass(frozen=True)
 class Offer:
     """What a source states of its file, or why it has none."""
 
@@ -73,172 +84,6 @@ class Offer:
     """Strong ETag, else date of the last change (RFC 9110, 13.1.5)."""
     problem: str | None = None
 
-    def check(self, folder: Path, sha256: str | None) -> None:
-        """Refuse a file that is too large for us or the disk, or whose stated digest is not `sha256`."""
-        if self.size is not None and self.size > MOST_BYTES:
-            raise SourceFailed(f"too large: {self.size} bytes, expected at most {MOST_BYTES}")
-        if sha256 and self.stated_sha256 not in (None, sha256):
-            raise SourceFailed(f"it offers sha256 {self.stated_sha256}, expected {sha256}")
-        free = shutil.disk_usage(folder).free + sum(file.stat().st_size for file in folder.glob("file*"))
-        if self.size is not None and self.size > free:
-            raise StorageError(
-                f"cannot write to {folder.parent}: found {free} bytes free, expected {self.size}; free space, or "
-                "choose another place with --output"
-            )
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file at a URL. URL and token may hold secrets: only `str(source)` is shown and stored."""
-
-    name: str
-    url: str = field(repr=False)
-    token: str | None = field(default=None, repr=False)
-    skipped: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.name} ({_without_secrets(self.url)})"
-
-    def offer(self, limits: Limits) -> Offer:
-        """What the server states of the file; only its first bytes are read, to refuse what is not weights."""
-        import requests
-
-        if not re.match(r"https?://[^/\s]", self.url):
-            raise SourceFailed("not an http or https URL")
-        headers = {"Range": f"bytes=0-{HEAD_BYTES - 1}", "Accept-Encoding": "identity"}
-        timeout = (limits.connect_s, limits.read_s)
-        with _library_failures(), requests.get(self.url, headers=headers, timeout=timeout, stream=True) as answer:
-            answer.raise_for_status()
-            if self.url.startswith("https:") and "http:" in {hop.url[:5] for hop in (*answer.history, answer)}:
-                raise SourceFailed("it redirects from https to http, where the file could be altered on the way")
-            refuse_impostor(next(answer.iter_content(HEAD_BYTES), b""))
-            length, etag = answer.headers.get("Content-Length", ""), answer.headers.get("ETag", "")
-            size = answer.headers.get("Content-Range", length).rpartition("/")[2]
-            version = etag if etag.startswith('"') else answer.headers.get("Last-Modified")
-            return Offer(self, int(size) if size.isdecimal() else None, version=version)
-
-    def fetch(self, folder: Path, limits: Limits, sha256: str | None, report: Report) -> tuple[Path, str | None]:
-        """The complete file, not verified yet, and the sha256 that the source states of it.
-
-        Raises:
-            SourceFailed: the source refuses, sends something else, or keeps failing.
-            StorageError: the disk is too small.
-        """
-        for attempt in range(limits.retries):
-            try:
-                return self._attempt(folder, limits, sha256, report), None
-            except SourceFailed as failure:
-                if not failure.retry:
-                    raise
-                wait_s = max(failure.wait_s, limits.backoff_s * 2**attempt)
-                LOGGER.info("%s: %s; retrying in %.1f s", self.name, failure, wait_s)
-                time.sleep(wait_s)
-        return self._attempt(folder, limits, sha256, report), None
-
-    def _attempt(self, folder: Path, limits: Limits, sha256: str | None, report: Report) -> Path:
-        """The file; bytes of an earlier attempt or run are built upon if the server still has the same version."""
-        offer = self.offer(limits)
-        offer.check(folder, sha256)
-        document = {"source": self.url, "version": offer.version, "size": offer.size}
-        version, note = sha256_of_document(document), folder / "version"
-        if not offer.version or not note.exists() or note.read_bytes() != version.encode() or len(_held(folder)) > 1:
-            _discard(folder)
-        write_text(note, version)
-        resumed = bool(_held(folder))
-        try:  # without a version gdown must not retry, as it would resume all the same
-            _gdown(self.url, str(folder / "file"), limits, report, limits.retries if offer.version else 0)
-        except SourceFailed as failure:
-            if resumed and "byte range" in str(failure):  # the server cannot resume
-                _discard(folder)
-            raise
-        if offer.version and self.offer(limits).version != offer.version:  # gdown does not check what If-Range returned
-            _discard(folder)
-            raise SourceFailed("the file changed during the transfer", retry=True)
-        return folder / "file"
-
-
-@dataclass(frozen=True)
-class HubSource(Source):
-    """A file on the Hugging Face Hub or a mirror of it, fetched by `hf_hub_download`."""
-
-    repo: str = ""
-    endpoint: str = HUB
-
-    def offer(self, limits: Limits) -> Offer:
-        """Size and digest from the Hub's metadata."""
-        from huggingface_hub import get_hf_file_metadata
-
-        with _library_failures():
-            found = get_hf_file_metadata(self.url, token=self.token, timeout=limits.connect_s, endpoint=self.endpoint)
-        etag = found.etag or ""
-        return Offer(self, found.size, etag if re.fullmatch("[0-9a-f]{64}", etag) else None)
-
-    def fetch(self, folder: Path, limits: Limits, sha256: str | None, report: Report) -> tuple[Path, str | None]:
-        """The file as `hf_hub_download` leaves it; after an interrupted transfer, the plain address is used."""
-        from huggingface_hub import hf_hub_download
-
-        staging = folder / "hub"
-        if staging.exists():
-            shutil.rmtree(staging)
-            raise SourceFailed("an earlier transfer was interrupted; using the plain address, where it can resume")
-        offer = self.offer(limits)
-        offer.check(folder, sha256)
-        options: dict[str, Any] = {"endpoint": self.endpoint, "token": self.token, "etag_timeout": limits.connect_s}
-        try:
-            with _library_failures():
-                path = hf_hub_download(self.repo, HUB_FILE, local_dir=staging, **options)
-        except (SourceFailed, OSError):
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-        return Path(path), offer.stated_sha256
-
-
-@dataclass(frozen=True)
-class DriveSource(Source):
-    """A file on Google Drive, fetched by `gdown`, which passes the confirmation page."""
-
-    def offer(self, limits: Limits) -> Offer:
-        """The size; the transfer is stopped after its first chunk."""
-        buffer, sizes = io.BytesIO(), []
-
-        def stop(done: int, total: int | None) -> None:
-            sizes.append(total)
-            raise SourceFailed("stopped")
-
-        try:
-            _gdown(self.url, buffer, limits, stop)
-        except SourceFailed:
-            if not sizes:
-                raise
-        refuse_impostor(buffer.getvalue()[:HEAD_BYTES])
-        return Offer(self, sizes[0])
-
-    def _attempt(self, folder: Path, limits: Limits, sha256: str | None, report: Report) -> Path:
-        """The file; bytes of an earlier run are built upon only if the sha256 is known, as Drive states no version."""
-        (folder / "version").unlink(missing_ok=True)  # what is held is no longer that of a URL
-        if not sha256 or len(_held(folder)) > 1:
-            _discard(folder)
-        _gdown(self.url, str(folder / "file"), limits, report, limits.retries)
-        return folder / "file"
-
-
-@dataclass(frozen=True)
-class FileSource(Source):
-    """A file fetched by other means; `url` is its path."""
-
-    def __str__(self) -> str:
-        return f"file {self.url}"
-
-    def offer(self, limits: Limits) -> Offer:
-        """The size of the file."""
-        if not Path(self.url).is_file():
-            raise SourceFailed("not a file")
-        return Offer(self, Path(self.url).stat().st_size)
-
-    def _attempt(self, folder: Path, limits: Limits, sha256: str | None, report: Report) -> Path:
-        self.offer(limits).check(folder, sha256)
-        return Path(shutil.copyfile(self.url, folder / "copy"))
-
 
 def configured_sources(settings: Settings) -> list[Source]:
     """The sources in the order they are tried: MEDDINOV3_URL, Hugging Face or its mirrors, Google Drive.
@@ -246,55 +91,171 @@ def configured_sources(settings: Settings) -> list[Source]:
     Raises:
         UsageError: MEDDINOV3_HF_REPO is not owner/name.
     """
+    from huggingface_hub import constants
+
     given = re.split(r"[,\s]+", f"{settings.hf_endpoint or ''} {settings.hf_mirror or ''}")
-    mirrors = [(url if "://" in url else f"https://{url}").rstrip("/") for url in dict.fromkeys(given) if url]
+    mirrors = [(url if "://" in url else f"https://{url}").rstrip("/") for url in given if url] or [HUB]
     sources: list[Source] = []
-    for url in re.split(r"[,\s]+(?=\w+://)", (settings.meddinov3_url or "").strip()):
-        if re.match(r"https://(drive|docs)\.google\.com/", url):
-            sources.append(_drive_source(url))
-        elif url.startswith(f"{HUB}/"):
-            sources += [Source("URL", mirror + url.removeprefix(HUB)) for mirror in mirrors or [HUB]]
-        elif url:
-            sources.append(Source("URL", url))
-    if settings.meddinov3_hf_repo:
-        for mirror in mirrors or [HUB]:
-            sources += _hub_sources(settings.meddinov3_hf_repo, mirror, settings.huggingface_token)
+    for url in filter(None, re.split(r"[,\s]+(?=\w+://)", (settings.meddinov3_url or "").strip())):
+        if url.startswith(f"{HUB}/"):
+            sources += [Source("URL", mirror + url.removeprefix(HUB)) for mirror in mirrors]
+        else:
+            on_drive = re.match(r"https://(drive|docs)\.google\.com/", url)
+            sources.append(_drive_source(url) if on_drive else Source("URL", url))
+    repo = settings.meddinov3_hf_repo
+    if repo and not re.fullmatch("[^/]+/[^/]+", repo):
+        raise UsageError(f"MEDDINOV3_HF_REPO: found {repo!r}, expected owner/name; correct it in .env")
+    for mirror in mirrors if repo else []:
+        url = f"{mirror}/{repo}/resolve/main/{HUB_FILE}"
+        sources.append(Source("Hugging Face", url, "hub", settings.huggingface_token))
+        if not constants.HF_HUB_OFFLINE:
+            sources.append(Source("Hugging Face, plain address", url))
     links = (settings.meddinov3_gdrive_url, settings.meddinov3_gdrive_file_id)
     return list(dict.fromkeys([*sources, *map(_drive_source, filter(None, links))]))
 
 
-def _hub_sources(repo: str, endpoint: str, token: str | None) -> list[Source]:
-    from huggingface_hub import constants, hf_hub_url
+def _drive_source(link: str) -> Source:
+    return Source("Google Drive", link if "/" in link else f"https://drive.google.com/uc?id={link}", "drive")
+
+
+def remote_offer(source: Source, limits: Limits) -> Offer:
+    """What `source` states of its file; at most the first bytes are read, to refuse what is not weights.
+
+    Raises:
+        SourceFailed: it has no such file.
+    """
+    with _library_failures():
+        if source.kind == "file":
+            if not Path(source.url).is_file():
+                raise SourceFailed("not a file")
+            return Offer(source, Path(source.url).stat().st_size)
+        return {"url": _url_offer, "hub": _hub_offer, "drive": _drive_offer}[source.kind](source, limits)
+
+
+def _url_offer(source: Source, limits: Limits) -> Offer:
+    import requests
+
+    if not re.match(r"https?://[^/\s]", source.url):
+        raise SourceFailed("not an http or https URL")
+    headers = {"Range": f"bytes=0-{HEAD_BYTES - 1}", "Accept-Encoding": "identity"}
+    with requests.get(source.url, headers=headers, timeout=(limits.connect_s, limits.read_s), stream=True) as answer:
+        answer.raise_for_status()
+        if source.url.startswith("https:") and "http:" in {hop.url[:5] for hop in (*answer.history, answer)}:
+            raise SourceFailed("it redirects from https to http, where the file could be altered on the way")
+        refuse_impostor(next(answer.iter_content(HEAD_BYTES), b""))
+        length, etag = answer.headers.get("Content-Length", ""), answer.headers.get("ETag", "")
+        size = answer.headers.get("Content-Range", length).rpartition("/")[2]
+        version = etag if etag.startswith('"') else answer.headers.get("Last-Modified")
+        return Offer(source, int(size) if size.isdecimal() else None, version=version)
+
+
+def _hub_offer(source: Source, limits: Limits) -> Offer:
+    from huggingface_hub import constants, get_hf_file_metadata
     from huggingface_hub.utils import logging
 
-    if repo.count("/") != 1 or not all(repo.split("/")):
-        raise UsageError(f"MEDDINOV3_HF_REPO: found {repo!r}, expected owner/name; correct it in .env")
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its warnings print URLs with their secrets
-    url = hf_hub_url(repo, HUB_FILE, endpoint=endpoint)
-    hub = HubSource("Hugging Face", url, token, repo=repo, endpoint=endpoint)
     if constants.HF_HUB_OFFLINE:
-        return [replace(hub, skipped="not used: HF_HUB_OFFLINE is set")]
-    return [hub, Source("Hugging Face, plain address", url)]
+        raise SourceFailed("not used: HF_HUB_OFFLINE is set")
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its warnings print URLs with their secrets
+    endpoint = source.url.rsplit("/", 5)[0]
+    found = get_hf_file_metadata(source.url, token=source.token, timeout=limits.connect_s, endpoint=endpoint)
+    return Offer(source, found.size, found.etag if re.fullmatch("[0-9a-f]{64}", found.etag or "") else None)
 
 
-def _drive_source(link: str) -> DriveSource:
-    return DriveSource("Google Drive", link if "/" in link else f"https://drive.google.com/uc?id={link}")
+def _drive_offer(source: Source, limits: Limits) -> Offer:
+    buffer, sizes = io.BytesIO(), []
+
+    def stop(done: int, total: int | None) -> None:
+        sizes.append(total)
+        raise SourceFailed("stopped")
+
+    try:
+        _gdown(source.url, buffer, limits, stop)
+    except SourceFailed:
+        if not sizes:
+            raise
+    refuse_impostor(buffer.getvalue()[:HEAD_BYTES])
+    return Offer(source, sizes[0])
 
 
-def refuse_impostor(head: bytes) -> None:
-    """Raise `SourceFailed`, saying what it is, for a file that cannot be weights by its first `HEAD_BYTES` bytes."""
-    if found := describe_impostor(head):
-        raise SourceFailed(f"it is {found}")
-    if not (head.startswith((b"PK\x03\x04", b"\x80")) or head[8:9] == b"{"):
-        raise SourceFailed(f"not a weights file: it begins with {head[:16]!r}")
+def fetch(source: Source, folder: Path, limits: Limits, sha256: str | None, report: Report) -> tuple[Path, str | None]:
+    """The complete file, not verified yet, and the sha256 that the source states of it.
+
+    Raises:
+        SourceFailed: the source refuses, sends something else, or keeps failing.
+        StorageError: the disk is too small.
+    """
+    for attempt in range(limits.retries if source.kind in ("url", "drive") else 0):
+        try:
+            return _attempt(source, folder, limits, sha256, report)
+        except SourceFailed as failure:
+            if not failure.retry:
+                raise
+            wait_s = max(failure.wait_s, limits.backoff_s * 2**attempt)
+            LOGGER.info("%s: %s; retrying in %.1f s", source.name, failure, wait_s)
+            time.sleep(wait_s)
+    return _attempt(source, folder, limits, sha256, report)
+
+
+def _attempt(
+    source: Source, folder: Path, limits: Limits, sha256: str | None, report: Report
+) -> tuple[Path, str | None]:
+    offer = Offer(source) if source.kind == "drive" else remote_offer(source, limits)
+    size, free = offer.size or 0, shutil.disk_usage(folder).free + sum(file.stat().st_size for file in _held(folder))
+    if size > MOST_BYTES:
+        raise SourceFailed(f"too large: {size} bytes, expected at most {MOST_BYTES}")
+    if sha256 and offer.stated_sha256 not in (None, sha256):
+        raise SourceFailed(f"it offers sha256 {offer.stated_sha256}, expected {sha256}")
+    if size > free:
+        where = f"cannot write to {folder.parent}: found {free} bytes free, expected {size}"
+        raise StorageError(f"{where}; free space, or choose another place with --output")
+    with _library_failures():
+        if source.kind == "hub":
+            return _fetch_from_hub(source, folder / "hub", limits), offer.stated_sha256
+        if source.kind == "file":
+            return Path(shutil.copyfile(source.url, folder / "copy")), None
+        _fetch_resumably(offer, folder, limits, sha256, report)
+        return folder / "file", None
+
+
+def _fetch_from_hub(source: Source, staging: Path, limits: Limits) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    if staging.exists():
+        shutil.rmtree(staging)
+        raise SourceFailed("an earlier transfer was interrupted; using the plain address, where it can resume")
+    endpoint, owner, name, *_ = source.url.rsplit("/", 5)
+    options: dict[str, Any] = {"endpoint": endpoint, "token": source.token, "etag_timeout": limits.connect_s}
+    return Path(hf_hub_download(f"{owner}/{name}", HUB_FILE, local_dir=staging, **options))
+
+
+def _fetch_resumably(offer: Offer, folder: Path, limits: Limits, sha256: str | None, report: Report) -> None:
+    """Write `folder`/file; bytes of an earlier attempt or run are used only if the source still has that version.
+
+    Google Drive states no version: there, those bytes are used only if the sha256 of the file is known.
+    """
+    source, on_drive = offer.source, offer.source.kind == "drive"
+    version = sha256 if on_drive else offer.version
+    stamp, note = sha256_of_document([source.url, version, offer.size]), folder / "version"
+    if not version or not note.exists() or note.read_bytes() != stamp.encode() or len(_held(folder)) > 1:
+        _discard(folder)
+    write_text(note, stamp)
+    resumed = bool(_held(folder))
+    retries = limits.retries if version or on_drive else 0  # gdown resumes when it retries, version or none
+    try:
+        if not (folder / "file").exists():  # renamed by gdown once it was complete
+            _gdown(source.url, str(folder / "file"), limits, report, retries)
+    except SourceFailed as failure:
+        if resumed and "byte range" in str(failure):  # the server cannot resume
+            _discard(folder)
+        raise
+    if not on_drive and version and remote_offer(source, limits).version != version:  # gdown trusts If-Range
+        _discard(folder)
+        raise SourceFailed("the file changed during the transfer", retry=True)
 
 
 def _gdown(url: str, output: str | io.BytesIO, limits: Limits, report: Report, retries: int = 0) -> None:
     """Let `gdown` write the file `output`, or complete what an earlier attempt left of it in `<output>*.part`."""
     import gdown
-
-    if isinstance(output, str) and Path(output).exists():  # renamed by gdown once it was complete
-        return
 
     def progress(done: int, total: int | None) -> None:
         if max(done, total or 0) > MOST_BYTES:
@@ -313,6 +274,14 @@ def _held(folder: Path) -> list[Path]:
 def _discard(folder: Path) -> None:
     for file in _held(folder):
         file.unlink()
+
+
+def refuse_impostor(head: bytes) -> None:
+    """Raise `SourceFailed`, saying what it is, for a file that cannot be weights by its first `HEAD_BYTES` bytes."""
+    if found := describe_impostor(head):
+        raise SourceFailed(f"it is {found}")
+    if not (head.startswith((b"PK\x03\x04", b"\x80")) or head[8:9] == b"{"):
+        raise SourceFailed(f"not a weights file: it begins with {head[:16]!r}")
 
 
 @contextmanager
@@ -335,7 +304,7 @@ def _library_failures() -> Iterator[None]:
 
 
 def _without_secrets(url: str) -> str:
-    """Scheme, host and path of a URL; user, password, query and fragment may hold secrets."""
+    # user, password, query and fragment may hold secrets
     try:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port else ""
@@ -345,6 +314,6 @@ def _without_secrets(url: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Text of a server or library on one line, without markup, control characters and secrets in URLs."""
+    # on one line, without markup, control characters and secrets in URLs
     text = re.sub(r"https?://\S+", lambda url: _without_secrets(url[0]), re.sub(r"<[^>]*>", "", text))
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]

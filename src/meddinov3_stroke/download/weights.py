@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from meddinov3_stroke.download.sources import Limits, Offer, Source, SourceFailed, refuse_impostor
+from meddinov3_stroke.download.sources import Limits, Offer, Source, SourceFailed, fetch, refuse_impostor, remote_offer
 from meddinov3_stroke.errors import DownloadError, LockTimeout, UsageError, WeightsMismatch
 from meddinov3_stroke.system.atomic import commit, storage_error, write_json
 from meddinov3_stroke.system.contents import HEAD_BYTES
@@ -32,7 +32,6 @@ LICENCE = (
     "them you accept their terms (https://github.com/ricklisz/MedDINOv3, "
     "https://ai.meta.com/resources/models-and-libraries/dinov3-license)."
 )
-_JOURNAL = "verified.json"
 _REPLACE = "the file was left as it was; move it away, or replace it with meddinov3-stroke download --force"
 
 
@@ -42,18 +41,15 @@ class Download:
 
     path: Path
     sha256: str
-    source: str
-    """Name of the source, or `already there`."""
     origin: str
     """What the digest was compared with: pinned, recorded, stated by Hugging Face, first use or found on disk."""
-    fetched: bool
-    """Whether this call fetched it."""
+    source: str = "already there"
+    """Name of the source, or `already there`."""
 
-
-@dataclass(frozen=True)
-class _Expected:
-    sha256: str
-    origin: str
+    @property
+    def fetched(self) -> bool:
+        """Whether this call fetched it."""
+        return self.source != "already there"
 
 
 def download_weights(
@@ -80,16 +76,25 @@ def download_weights(
         raise UsageError(f"--output {path}: found a folder, expected a file's path; name the file in it")
     limits = limits or Limits()
     try:
-        expected = _expected_digest(path, pinned, force)
-        if expected and not force and path.is_file() and sha256_of_file(path) == expected.sha256:
-            return Download(path, expected.sha256, "already there", expected.origin, fetched=False)
+        sha256, origin = _expected_digest(path, pinned, force)
+        if sha256 and not force and path.is_file() and sha256_of_file(path) == sha256:
+            return Download(path, sha256, origin)
         path.parent.mkdir(parents=True, exist_ok=True)
         with _lock(path, limits):
             _finish_interrupted(path)
-            expected = _expected_digest(path, pinned, force)
+            sha256, origin = _expected_digest(path, pinned, force)
             if path.exists() and not force:
-                return _accept(path, expected, limits)
-            return _first_that_works(path, sources, expected, limits, progress)
+                return _accept(path, sha256, origin, limits)
+            reasons = []
+            for source in sources:
+                try:
+                    return _from_source(path, source, sha256, origin, limits, progress)
+                except SourceFailed as failure:
+                    reasons.append(f"{source}: {failure}")
+                    LOGGER.warning("%s: %s", source, failure)
+            if not any(_staging(path).glob("file*")):  # no bytes to resume from
+                shutil.rmtree(_staging(path), ignore_errors=True)
+            raise _no_source_left(reasons, f"{path} was left as it was; " if path.exists() else "")
     except OSError as error:
         raise storage_error(path, error) from error
 
@@ -103,9 +108,7 @@ def remote_offers(sources: Sequence[Source], limits: Limits | None = None) -> li
     offers = []
     for source in sources:
         try:
-            if source.skipped:
-                raise SourceFailed(source.skipped)
-            offers.append(source.offer(limits or Limits()))
+            offers.append(remote_offer(source, limits or Limits()))
         except SourceFailed as failure:
             offers.append(Offer(source, problem=str(failure)))
     if all(offer.problem for offer in offers):
@@ -130,43 +133,39 @@ def parse_sha256(text: str, where: str) -> str:
     return digest
 
 
-def _expected_digest(path: Path, pinned: str | None, force: bool) -> _Expected | None:
+def _expected_digest(path: Path, pinned: str | None, force: bool) -> tuple[str | None, str]:
     if pinned or force:
-        return _Expected(pinned, "pinned") if pinned else None
+        return (pinned, "pinned") if pinned else (None, "first use")
     record = record_path(path)
     try:
-        sha256 = parse_sha256(json.loads(record.read_bytes())["sha256"], str(record))
-        return _Expected(sha256, f"recorded in {record.name}")
+        return parse_sha256(json.loads(record.read_bytes())["sha256"], str(record)), f"recorded in {record.name}"
     except FileNotFoundError:
-        return None
+        return None, "first use"
     except (ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
         raise WeightsMismatch(
             f"{record} cannot be read; expected the sha256 of {path.name}; delete it to trust {path.name} again"
         ) from error
 
 
-def _accept(path: Path, expected: _Expected | None, limits: Limits) -> Download:
+def _accept(path: Path, sha256: str | None, origin: str, limits: Limits) -> Download:
     """The file that is there, if it has the expected digest; on first use its digest is recorded."""
     digest = sha256_of_file(path)
-    if expected is None:
+    if sha256 is None:
         try:
             _check_weights(path, limits)
         except SourceFailed as failure:
             raise WeightsMismatch(f"{path}: {failure}, expected weights; {_REPLACE}") from failure
-        expected = _Expected(digest, "found on disk")
+        origin = "found on disk"
         LOGGER.warning("%s: no digest to compare it with; its sha256 %s is recorded and required now", path, digest)
-        _write_record(path, digest, "already there", expected.origin)
-    if digest != expected.sha256:
-        raise WeightsMismatch(
-            f"{path}: found sha256 {digest}, expected {expected.sha256} ({expected.origin}); {_REPLACE}"
-        )
-    return Download(path, digest, "already there", expected.origin, fetched=False)
+        write_json(record_path(path), _record(path, path, digest, "already there", origin))
+    elif digest != sha256:
+        raise WeightsMismatch(f"{path}: found sha256 {digest}, expected {sha256} ({origin}); {_REPLACE}")
+    return Download(path, digest, origin)
 
 
-def _write_record(path: Path, sha256: str, source: str, origin: str) -> None:
-    document = {"file": path.name, "sha256": sha256, "size": path.stat().st_size, "source": source, "origin": origin}
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(record_path(path), provenance() | document | {"date": date})
+def _record(path: Path, file: Path, sha256: str, source: str, origin: str) -> dict[str, Any]:
+    document = {"file": path.name, "sha256": sha256, "size": file.stat().st_size, "source": source, "origin": origin}
+    return provenance() | document | {"date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def _lock(path: Path, limits: Limits) -> filelock.AcquireReturnProxy[filelock.FileLock]:
@@ -176,75 +175,54 @@ def _lock(path: Path, limits: Limits) -> filelock.AcquireReturnProxy[filelock.Fi
     try:
         return lock.acquire()
     except filelock.Timeout as error:
-        raise LockTimeout(
-            f"{lock.lock_file}: held by another process for more than {limits.lock_wait_s:g} s; wait for its download, "
-            "or stop it, and run again"
-        ) from error
+        waited = f"held by another process for more than {limits.lock_wait_s:g} s"
+        raise LockTimeout(f"{lock.lock_file}: {waited}; wait for its download, or stop it, and run again") from error
 
 
 def _staging(path: Path) -> Path:
-    """Folder of an unfinished download of `path`."""
     return path.with_name(f"{path.name}.download")
 
 
-def _first_that_works(
-    path: Path, sources: Sequence[Source], expected: _Expected | None, limits: Limits, progress: bool
+def _from_source(
+    path: Path, source: Source, sha256: str | None, origin: str, limits: Limits, progress: bool
 ) -> Download:
-    reasons = []
-    for source in sources:
-        try:
-            if source.skipped:
-                raise SourceFailed(source.skipped)
-            return _from_source(path, source, expected, limits, progress)
-        except SourceFailed as failure:
-            reasons.append(f"{source}: {failure}")
-            LOGGER.warning("%s: %s", source, failure)
-    if not any(_staging(path).glob("file*")):  # no bytes to resume from
-        shutil.rmtree(_staging(path), ignore_errors=True)
-    raise _no_source_left(reasons, path)
-
-
-def _from_source(path: Path, source: Source, expected: _Expected | None, limits: Limits, progress: bool) -> Download:
-    """The new file: fetched, verified, named in a journal, renamed, recorded; a kill at any point loses nothing."""
+    """The new file: fetched, verified, renamed, recorded; a kill at any point loses nothing."""
     folder = _staging(path)
     resumed = folder.exists()
     folder.mkdir(exist_ok=True)
     with byte_bar(f"weights from {source.name}", progress) as report:
-        found, stated = source.fetch(folder, limits, expected.sha256 if expected else None, report)
-    wanted = expected or (_Expected(stated, "stated by Hugging Face") if stated else None)
+        found, stated = fetch(source, folder, limits, sha256, report)
+    wanted, basis = (stated, "stated by Hugging Face") if stated and not sha256 else (sha256, origin)
     try:
-        if not (expected and expected.origin == "pinned"):
+        if basis != "pinned":
             _check_weights(found, limits)
         digest = sha256_of_file(found)
-        if wanted and digest != wanted.sha256:
-            raise SourceFailed(f"it gave sha256 {digest}, expected {wanted.sha256} ({wanted.origin})")
+        if wanted and digest != wanted:
+            raise SourceFailed(f"it gave sha256 {digest}, expected {wanted} ({basis})")
     except SourceFailed as failure:
         shutil.rmtree(folder)
         if not resumed:
             raise
         LOGGER.warning("%s: %s; starting over without the bytes of an earlier run", source, failure)
-        return _from_source(path, source, expected, limits, progress)
-    origin = wanted.origin if wanted else "first use"
-    write_json(folder / _JOURNAL, {"sha256": digest, "source": str(source), "origin": origin})
+        return _from_source(path, source, sha256, origin, limits, progress)
+    write_json(folder / "record.json", _record(path, found, digest, str(source), basis))
     with found.open("rb+") as handle:
         os.fsync(handle.fileno())
     commit(found, path)
     _finish_interrupted(path)
-    return Download(path, digest, source.name, origin, fetched=True)
+    return Download(path, digest, basis, source.name)
 
 
 def _finish_interrupted(path: Path) -> None:
-    """Record the digest of a file that was just renamed into place, also by a process that was killed right after."""
-    folder = _staging(path)
-    try:
-        journal = json.loads((folder / _JOURNAL).read_bytes())
-    except (FileNotFoundError, ValueError):
+    """Put the record of a file that was just renamed in place, also for a process that was killed right after."""
+    record = _staging(path) / "record.json"
+    if not record.exists():
         return
-    if path.is_file() and sha256_of_file(path) == journal["sha256"]:
-        _write_record(path, journal["sha256"], journal["source"], journal["origin"])
-        shutil.rmtree(folder)
+    if path.is_file() and sha256_of_file(path) == json.loads(record.read_bytes())["sha256"]:
+        commit(record, record_path(path))
+        shutil.rmtree(_staging(path))
     else:  # killed before the rename: the next run verifies what was fetched
-        (folder / _JOURNAL).unlink()
+        record.unlink()
 
 
 def _check_weights(path: Path, limits: Limits) -> None:
@@ -266,14 +244,9 @@ def _check_weights(path: Path, limits: Limits) -> None:
         raise SourceFailed(f"truncated or damaged: {error}") from error
 
 
-def _no_source_left(reasons: Sequence[str], path: Path | None = None) -> DownloadError:
-    if not reasons:
-        return DownloadError(
-            "no source of weights is configured; expected at least one of MEDDINOV3_URL, MEDDINOV3_HF_REPO, "
-            "MEDDINOV3_GDRIVE_FILE_ID; set it in .env"
-        )
-    kept = f"{path} was left as it was; " if path and path.exists() else ""
+def _no_source_left(reasons: Sequence[str], kept: str = "") -> DownloadError:
+    tried = "; ".join(reasons) or "none: set one of MEDDINOV3_URL, MEDDINOV3_HF_REPO, MEDDINOV3_GDRIVE_FILE_ID"
     return DownloadError(
-        f"no source gave the weights; tried {'; '.join(reasons)}; {kept}check the network and the sources in .env and "
+        f"no source gave the weights; tried {tried}; {kept}check the network and the sources in .env and "
         "run again, or fetch the file by other means and pass it with --from-file"
     )

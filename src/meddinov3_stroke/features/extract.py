@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +55,6 @@ class Extraction:
     """The voxels, where they were asked for."""
     from_cache: bool = False
     error: MedDINOError | None = None
-    """As it was raised."""
     read_s: float = 0.0
     """Seconds spent opening and decoding the input."""
 
@@ -83,7 +84,7 @@ def extract(
         StorageError: the store cannot be read or written.
         UsageError: the extractor's slices, batch or size cannot be honoured.
     """
-    run = _Run(extractor, store, keep_volume, memory, verify_inputs, on_slices)
+    run = _Run(extractor, store, keep_volume, memory, verify_inputs, on_slices or (lambda n_done, n_chosen: None))
     with closing(read_ahead(run.read(inputs), WINDOWS_AHEAD)) as items:
         for case, pixels in items:
             run.take(case, pixels)
@@ -93,17 +94,16 @@ def extract(
     yield from run.finished()
 
 
-def extract_one(source: Source, extractor: FeatureExtractor, on_slices: OnSlices | None = None) -> Extraction:
-    """The extraction of one input, with its voxels.
-
-    Raises:
-        InputError, OutOfScope, MachineError, UsageError: the input cannot be used.
-        NonFiniteEmbedding: the backbone gave NaN or infinity.
-    """
+def extract_one(
+    source: Source, extractor: FeatureExtractor, on_slices: OnSlices | None = None
+) -> tuple[Volume, SliceEmbeddings, float]:
+    """(volume, embeddings, seconds of reading) of one input; raises the error of an input that cannot be used."""
     (found,) = extract([source], extractor, keep_volume=True, on_slices=on_slices)
     if found.error is not None:
         raise found.error
-    return found
+    assert found.volume is not None
+    assert found.embeddings is not None
+    return found.volume, found.embeddings, found.read_s
 
 
 @dataclass(eq=False)
@@ -113,21 +113,17 @@ class _Case:
     input: Source | None
     key: str = ""
     n_chosen: int = 0
+    """0 where the engine has nothing to do."""
     finish: Callable[[Float32[np.ndarray, "chosen dim"]], SliceEmbeddings] | None = None
-    """Makes the embeddings of its tokens; None where the engine has nothing to do."""
     volume: Volume | None = None
     read_s: float = 0.0
-    tokens: list[Float32[np.ndarray, "n dim"]] = field(default_factory=list)
+    tokens: list[Float32[np.ndarray, " dim"]] = field(default_factory=list)
     """Class tokens so far, in order."""
     result: Extraction | None = None
 
 
 class _UnusableInputError(Exception):
-    """Ends one input, not the run."""
-
-    def __init__(self, error: MedDINOError) -> None:
-        super().__init__(str(error))
-        self.error = error
+    """Ends one input, not the run; its cause is the error."""
 
 
 @contextmanager
@@ -135,13 +131,15 @@ def _ends_one_input() -> Iterator[None]:
     try:
         yield
     except (InputError, OutOfScope, MachineError, UsageError) as error:
-        raise _UnusableInputError(error) from error
+        raise _UnusableInputError from error
 
 
-def _outcome(error: MedDINOError) -> Outcome:
+def _unusable(source: Source | None, error: BaseException | None) -> Extraction:
+    assert isinstance(error, MedDINOError)
+    outcome = Outcome.of(error)
     if isinstance(error, UsageError):  # a header index without a series, say: the other inputs may be sound
-        return Outcome(UnsupportedInput.status, UnsupportedInput.code, str(error))
-    return Outcome.of(error)
+        outcome = Outcome(UnsupportedInput.status, UnsupportedInput.code, str(error))
+    return Extraction(source, outcome, error=error)
 
 
 _Window = tuple[_Case, Float32[np.ndarray, "n 1 r r"] | None]
@@ -157,13 +155,13 @@ class _Run:
     keep_volume: bool
     memory: InputMemory | None
     verify_inputs: bool
-    on_slices: OnSlices | None
+    on_slices: OnSlices
     begun: set[str] = field(default_factory=set)
     """Keys of the inputs being embedded or stored in this run."""
     rows: deque[_Case] = field(default_factory=deque)
     """Cases not yet yielded, in order."""
     waiting: deque[tuple[_Case, np.ndarray]] = field(default_factory=deque)
-    """Windows that wait for a full pass."""
+    """Slices that wait for a full pass."""
 
     def read(self, inputs: Iterable[Source | None]) -> Iterator[_Window]:
         """Each case, then its windows; holds one volume and one window of float slices at a time."""
@@ -171,7 +169,7 @@ class _Run:
             try:
                 yield from self._read_one(source)
             except _UnusableInputError as fault:
-                yield _Case(source, result=Extraction(source, _outcome(fault.error), error=fault.error)), None
+                yield _Case(source, result=_unusable(source, fault.__cause__)), None
 
     def _read_one(self, source: Source | None) -> Iterator[_Window]:
         watch = Stopwatch()
@@ -228,11 +226,12 @@ class _Run:
 
     def take(self, case: _Case, pixels: Float32[np.ndarray, "n 1 r r"] | None) -> None:
         """Line up a case, or a window of it for the engine."""
-        if pixels is None:
-            self.rows.append(case)
-            self._report(case, 0)
-        else:
-            self.waiting.append((case, pixels))
+        if pixels is not None:
+            self.waiting.extend((case, one) for one in pixels)
+            return
+        self.rows.append(case)
+        if case.n_chosen:
+            self.on_slices(0, case.n_chosen)
 
     def embed(self, to_the_end: bool = False) -> None:
         """Run the engine on as many full passes as wait, or on all that waits.
@@ -242,29 +241,29 @@ class _Run:
         """
         backbone, batch = self.extractor.backbone, self.extractor.batch
         to_the_end = to_the_end or (backbone.device == "cpu" and not backbone.independent_rows)
-        while (n_waiting := sum(len(pixels) for _, pixels in self.waiting)) >= (1 if to_the_end else batch):
-            windows = self._next_pass(min(batch, n_waiting))
-            together = windows[0][1] if len(windows) == 1 else np.concatenate([pixels for _, pixels in windows])
-            cls = backbone.class_tokens(together)
-            for case, pixels in windows:
-                self._take_tokens(case, cls[: len(pixels)])
-                cls = cls[len(pixels) :]
+        while len(self.waiting) >= (1 if to_the_end else batch):
+            cases, slices = zip(*(self.waiting.popleft() for _ in range(min(batch, len(self.waiting)))), strict=True)
+            cls = backbone.class_tokens(np.stack(slices))
+            for case, rows in groupby(zip(cases, cls, strict=True), itemgetter(0)):
+                self._take_tokens(case, [row for _, row in rows])
 
-    def _next_pass(self, n_slices: int) -> list[tuple[_Case, np.ndarray]]:
-        """The first `n_slices` that wait; the last window of them may be cut in two."""
-        windows: list[tuple[_Case, np.ndarray]] = []
-        while n_slices:
-            case, pixels = self.waiting.popleft()
-            if len(pixels) > n_slices:
-                self.waiting.appendleft((case, pixels[n_slices:]))
-                pixels = pixels[:n_slices]
-            windows.append((case, pixels))
-            n_slices -= len(pixels)
-        return windows
+    def _take_tokens(self, case: _Case, rows: list[Float32[np.ndarray, " dim"]]) -> None:
+        """Check the tokens a case has just got; store its embeddings once all are there."""
+        assert case.finish is not None
+        assert case.input is not None
+        with naming(source_path(case.input)):
+            self.extractor.backbone.refuse_non_finite(np.stack(rows), first=len(case.tokens))
+        case.tokens.extend(rows)
+        self.on_slices(len(rows), case.n_chosen)
+        if len(case.tokens) == case.n_chosen:
+            embeddings = case.finish(np.stack(case.tokens))
+            if self.store is not None:
+                self.store.put(case.key, Entry.of(embeddings))
+            case.result = Extraction(case.input, embeddings=embeddings, volume=case.volume, read_s=case.read_s)
 
     def finished(self) -> Iterator[Extraction]:
         """The extractions of the cases at the front that are complete."""
-        while self.rows and (self.rows[0].result is not None or self.rows[0].finish is None):
+        while self.rows and (self.rows[0].result is not None or not self.rows[0].n_chosen):
             case = self.rows.popleft()
             result = case.result
             if result is None and case.input is not None:  # the same input as an earlier one, which is stored by now
@@ -272,21 +271,3 @@ class _Run:
             if result is None:
                 raise StorageError(f"the entry {case.key[:12]} was stored in this run and is gone; run again")
             yield result
-
-    def _take_tokens(self, case: _Case, cls: Float32[np.ndarray, "n dim"]) -> None:
-        """Check the tokens a case has just got; store its embeddings once all are there."""
-        assert case.finish is not None
-        assert case.input is not None
-        with naming(source_path(case.input)):
-            self.extractor.backbone.refuse_non_finite(cls, first=sum(map(len, case.tokens)))
-        case.tokens.append(cls)
-        self._report(case, len(cls))
-        if sum(map(len, case.tokens)) == case.n_chosen:
-            embeddings = case.finish(np.concatenate(case.tokens))
-            if self.store is not None:
-                self.store.put(case.key, Entry.of(embeddings))
-            case.result = Extraction(case.input, embeddings=embeddings, volume=case.volume, read_s=case.read_s)
-
-    def _report(self, case: _Case, n_slices: int) -> None:
-        if self.on_slices is not None and case.finish is not None:
-            self.on_slices(n_slices, case.n_chosen)

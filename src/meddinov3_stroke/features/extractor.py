@@ -53,12 +53,7 @@ class FeatureExtractor:
         return self.finisher(volume, chosen)(cls)
 
     def tokens(self, volume: Volume, slice_indices: Sequence[int] | Int64[np.ndarray, " n"]) -> SliceTokens:
-        """Class and patch tokens of the given slices, whatever the selection is.
-
-        Raises:
-            UsageError: `resize` or `batch` cannot be honoured.
-            NonFiniteEmbedding: the backbone gave NaN or infinity.
-        """
+        """Class and patch tokens of the given slices, whatever the selection is; errors as for `embed`."""
         side = self.backbone.side(self.resize)
         windows = self.windows(volume, np.asarray(slice_indices, dtype=np.int64))
         parts = [self.backbone.tokens(pixels) for pixels in windows]
@@ -75,21 +70,13 @@ class FeatureExtractor:
             yield
 
     def chosen(self, volume: Volume) -> Int64[np.ndarray, " chosen"]:
-        """The slices of a volume that are embedded, in ascending order.
-
-        Raises:
-            UsageError: none is left.
-        """
+        """The slices of a volume that are embedded, in ascending order."""
         return select_slices(volume.n_slices, self.selection)
 
     def windows(
         self, volume: Volume, chosen: Int64[np.ndarray, " chosen"]
     ) -> Iterator[Float32[np.ndarray, "n 1 resize resize"]]:
-        """The chosen slices as the backbone takes them, `batch` at a time; only those are in float at a time.
-
-        Raises:
-            UsageError: `resize` or `batch` cannot be honoured.
-        """
+        """The chosen slices as the backbone takes them, `batch` at a time; only those are in float at a time."""
         if self.batch < 1:
             raise UsageError(f"--batch {self.batch}: expected at least 1")
         self.backbone.side(self.resize)
@@ -101,6 +88,8 @@ class FeatureExtractor:
         self, volume: Volume, chosen: Int64[np.ndarray, " chosen"]
     ) -> Callable[[Float32[np.ndarray, "chosen dim"]], SliceEmbeddings]:
         """Makes embeddings of the class tokens of the chosen slices; keeps the volume's origin, not its voxels."""
+        n_rows, n_columns = volume.stored.shape[1:]
+        squashed = f"slices of {n_rows} x {n_columns} pixels are squashed to {self.resize} x {self.resize}"
         return partial(
             SliceEmbeddings,
             slice_indices=chosen,
@@ -109,7 +98,7 @@ class FeatureExtractor:
             selection=self.selection,
             backbone=self.backbone.identity,
             source=volume.source,
-            warnings=(*volume.warnings, *squash_warnings(volume, self.resize)),
+            warnings=(*volume.warnings, *([squashed] if n_rows != n_columns else [])),
         )
 
 
@@ -122,20 +111,8 @@ def naming(path: Path) -> Iterator[None]:
         raise NonFiniteEmbedding(f"{path}: {error}") from error
 
 
-def squash_warnings(volume: Volume, resize: int) -> tuple[str, ...]:
-    """The warning for a volume whose slices are not square."""
-    n_rows, n_columns = volume.stored.shape[1:]
-    if n_rows == n_columns:
-        return ()
-    return (f"slices of {n_rows} x {n_columns} pixels are squashed to {resize} x {resize}",)
-
-
 def pool_mode_name(mode: str) -> PoolMode:
-    """The pool mode by its own name; `meanmax` is another spelling of `mean_max`.
-
-    Raises:
-        UsageError: an unknown mode.
-    """
+    """The pool mode by its own name; `meanmax` is another spelling of `mean_max`. Raises `UsageError` for others."""
     name = "mean_max" if mode == "meanmax" else mode
     if name not in POOL_MODES:
         raise UsageError(f"--pool-mode {mode!r}: expected one of {', '.join(POOL_MODES)}")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("meddinov3_stroke")
 
 MEMORY_SCHEMA = 1
-"""Raised when a record changes its meaning, or when a reader's digest of the same files changes."""
+"""Raised when a record changes its meaning. The version of the DICOM reader is recorded beside it."""
 
 SETTLED_S = 2.0
 """Least age in seconds of a file's mtime and ctime when it is hashed; FAT stores times in steps of 2 s."""
@@ -38,15 +38,13 @@ class InputMemory:
         self._writable = True
 
     def digest(self, opened: OpenedInput, series_uid: str | None) -> str:
-        """The input's digest, hashed now and remembered.
-
-        Raises:
-            InputError, OutOfScope, MachineError, UsageError: as `opened.digest`.
-        """
+        """The input's digest, hashed now and remembered; errors as for `opened.digest`."""
         before = _state(opened.files)
         sha256 = opened.digest
         if before is not None and before == _state(opened.files) and self.recall(opened, series_uid) != sha256:
-            self._remember(self._record(opened, series_uid), before, sha256)
+            record = {"schema": _schema(opened), "files_sha256": before[0], "input_sha256": sha256}
+            if time.time() - before[1] >= SETTLED_S and self._writable:
+                self._write(self._record(opened, series_uid), record)
         return sha256
 
     def recall(self, opened: OpenedInput, series_uid: str | None) -> str | None:
@@ -62,23 +60,25 @@ class InputMemory:
             return None
         record = json.loads(body)
         state = _state(opened.files)
-        known = state is not None and record["schema"] == MEMORY_SCHEMA and record["files_sha256"] == state[0]
+        known = state is not None and (record["schema"], record["files_sha256"]) == (_schema(opened), state[0])
         return str(record["input_sha256"]) if known else None
 
     def _record(self, opened: OpenedInput, series_uid: str | None) -> Path:
         name = sha256_of_document([str(opened.path.absolute()), series_uid])
         return self.folder / name[:2] / f"{name}.json"
 
-    def _remember(self, path: Path, state: tuple[str, float], sha256: str) -> None:
-        if time.time() - state[1] < SETTLED_S or not self._writable:
-            return
-        record = {"schema": MEMORY_SCHEMA, "files_sha256": state[0], "input_sha256": sha256}
+    def _write(self, path: Path, record: dict[str, str]) -> None:
         body = json.dumps(record, sort_keys=True).encode("ascii")
         try:
             write_bytes(path, sha256_of_bytes(body).encode("ascii") + b"\n" + body)
         except StorageError as error:  # a shared cache may be read-only; embeddings need it, digests do not
             self._writable = False
             LOGGER.warning("input digests are not remembered: %s", error)
+
+
+def _schema(opened: OpenedInput) -> str:
+    """Versions of the record and of the reader whose digest it holds (DICOM; the digest of NIfTI is of its bytes)."""
+    return f"{MEMORY_SCHEMA}.{getattr(opened, 'reader_version', 0)}"
 
 
 def _state(files: Iterable[Path]) -> tuple[str, float] | None:

@@ -31,10 +31,9 @@ MAGIC = b"MDSEMB1\n"
 """First bytes of an entry; the digit is the version of this layout."""
 
 SUFFIX = ".emb"
-"""Ending of an entry's file."""
 
 CORRUPT_SUFFIX = ".corrupt"
-"""Appended to an entry whose digest fails; the entry is not read again and is kept for inspection."""
+"""Appended to the name of an entry whose digest fails, which is kept for inspection."""
 
 KEY_SCHEMA = 2
 """Raised when the same inputs would be stored as something else; old entries then miss and are never reused."""
@@ -125,21 +124,13 @@ class EmbeddingStore:
         self.folder = Path(folder)
 
     def path(self, key: str) -> Path:
-        """The file of the entry of `key`, whether or not it exists.
-
-        Raises:
-            UsageError: `key` is not a hex sha256, so that no key can lead out of the folder.
-        """
+        """The file of the entry of `key`, whether or not it exists; `UsageError` unless the key is a hex sha256."""
         if not re.fullmatch(r"[0-9a-f]{64}", key):
             raise UsageError(f"embedding key {key!r}: expected 64 hexadecimal digits")
         return self.folder / key[:2] / f"{key}{SUFFIX}"
 
     def get(self, key: str) -> Entry | None:
-        """The entry, its digest checked, or None. A damaged entry is set aside with a warning and counts as None.
-
-        Raises:
-            StorageError: the file exists and cannot be read.
-        """
+        """The entry, its digest checked, or None. A damaged entry is set aside with a warning and counts as None."""
         path = self.path(key)
         try:
             content = path.read_bytes()

@@ -1,8 +1,8 @@
 """Light heads on frozen embeddings: data, training, checkpoints, application."""
 
-from meddinov3_stroke.heads.applying import check_backbone, check_columns, identity_from_document, predict_logits
+from meddinov3_stroke.heads.applying import check_backbone, check_columns, predict_logits
 from meddinov3_stroke.heads.architectures import ARCHITECTURES, build_head
-from meddinov3_stroke.heads.checkpoint import HeadCheckpoint, load_checkpoint, save_checkpoint
+from meddinov3_stroke.heads.checkpoint import HeadCheckpoint, identity_from_document, load_checkpoint, save_checkpoint
 from meddinov3_stroke.heads.data import (
     EmbeddingOrigin,
     check_head_data,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,10 @@ from jaxtyping import Float32
 from meddinov3_stroke.errors import CheckpointError, NonFiniteEmbedding
 from meddinov3_stroke.heads.architectures import ARCHITECTURES
 from meddinov3_stroke.heads.checkpoint import INPUTS_PER_DIM, HeadCheckpoint
-from meddinov3_stroke.types import BackboneIdentity, HeadOutput, Preprocessing
+from meddinov3_stroke.types import BackboneIdentity, HeadOutput
 
 ROWS_PER_BATCH = 16384
 """Rows sent through the head at a time; bounds memory."""
-
-_MUST_MATCH = ("weights_sha256", "preprocessing", "patch_size", "rope_dtype")
-"""Identity fields whose difference makes a head unusable."""
-
-_SHOULD_MATCH = ("engine", "precision")
-"""Identity fields whose difference changes the embeddings slightly: a warning."""
 
 
 def predict_logits(
@@ -79,37 +73,35 @@ def check_backbone(checkpoint: HeadCheckpoint, identity: BackboneIdentity, resiz
     faults = _input_dim_faults(checkpoint, identity.embed_dim)
     if None not in (checkpoint.resize, resize) and checkpoint.resize != resize:
         faults.append(f"resize: expected {checkpoint.resize}, found {resize}")
-    found = asdict(identity)
+    warnings = ["the checkpoint does not name the backbone it was trained on; check that this one is right"]
     if checkpoint.backbone is not None:
-        faults += _differences(checkpoint.backbone, found, _MUST_MATCH)
+        unusable, slight = backbone_differences(checkpoint.backbone, asdict(identity))
+        faults += unusable
+        warnings = [f"the head was trained on embeddings of another {text}" for text in slight]
     if faults:
         raise CheckpointError(
             f"the head was not trained on embeddings of backbone {identity.name}: {'; '.join(faults)}; "
             "use the backbone and --resize of its training, or train a head on this backbone"
         )
-    unknown = ["the --resize of these embeddings is unknown"] if resize is None else []
-    return [*_warnings(checkpoint, found), *unknown]
+    if checkpoint.resize is None:
+        warnings.append("the checkpoint does not state the --resize of its training")
+    if checkpoint.pool_mode == "unknown":
+        warnings.append("the checkpoint does not state how its training embeddings were pooled")
+    return [*warnings, "the --resize of these embeddings is unknown"] if resize is None else warnings
 
 
-def identity_from_document(document: Mapping[str, Any]) -> BackboneIdentity:
-    """The `BackboneIdentity` whose `asdict` this is.
-
-    Raises:
-        ValueError: keys are missing; names them.
-    """
-    preprocessing = document.get("preprocessing")
-    if not isinstance(preprocessing, Mapping):
-        raise ValueError("the backbone identity lacks preprocessing")
-    own = _pick(document, BackboneIdentity)
-    own["preprocessing"] = Preprocessing(**_pick(preprocessing, Preprocessing))
-    return BackboneIdentity(**own)
-
-
-def _pick(document: Mapping[str, Any], kind: type[BackboneIdentity] | type[Preprocessing]) -> dict[str, Any]:
-    missing = [field.name for field in fields(kind) if field.default is MISSING and field.name not in document]
-    if missing:
-        raise ValueError(f"the backbone identity lacks {', '.join(missing)}")
-    return {field.name: document[field.name] for field in fields(kind) if field.name in document}
+def backbone_differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Differences between two backbone identities: those that make embeddings incomparable, and slight ones."""
+    both_int8 = expected["precision"] == found["precision"] == "int8"
+    groups = (
+        ("weights_sha256", "preprocessing", "patch_size", "rope_dtype"),
+        ("engine", "precision", "calibration_sha256") if both_int8 else ("engine", "precision"),
+    )
+    unusable, slight = (
+        [f"{k}: expected {expected.get(k)}, found {found.get(k)}" for k in names if expected.get(k) != found.get(k)]
+        for names in groups
+    )
+    return unusable, slight
 
 
 def _input_dim_faults(checkpoint: HeadCheckpoint, embed_dim: int) -> list[str]:
@@ -119,27 +111,3 @@ def _input_dim_faults(checkpoint: HeadCheckpoint, embed_dim: int) -> list[str]:
         return []
     found = " or ".join(str(factor * embed_dim) for factor in factors)
     return [f"input_dim: expected {checkpoint.input_dim}, found {found} (pool mode {checkpoint.pool_mode})"]
-
-
-def _differences(expected: Mapping[str, Any], found: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
-    return [
-        f"{name}: expected {expected.get(name)}, found {found.get(name)}"
-        for name in names
-        if expected.get(name) != found.get(name)
-    ]
-
-
-def _warnings(checkpoint: HeadCheckpoint, found: Mapping[str, Any]) -> list[str]:
-    warnings = []
-    if checkpoint.backbone is None:
-        warnings.append("the checkpoint does not name the backbone it was trained on; check that this one is right")
-    else:
-        both_int8 = checkpoint.backbone["precision"] == found["precision"] == "int8"
-        names = (*_SHOULD_MATCH, "calibration_sha256") if both_int8 else _SHOULD_MATCH
-        different = _differences(checkpoint.backbone, found, names)
-        warnings += [f"the head was trained on embeddings of another {text}" for text in different]
-    if checkpoint.resize is None:
-        warnings.append("the checkpoint does not state the --resize of its training")
-    if checkpoint.pool_mode == "unknown":
-        warnings.append("the checkpoint does not state how its training embeddings were pooled")
-    return warnings

@@ -19,20 +19,20 @@ Params = Mapping[str, Any]
 State = Mapping[str, np.ndarray]
 """Tensor name -> float32 array."""
 
-LAYER_NORM_EPS = 1e-5
+_LAYER_NORM_EPS = np.float32(1e-5)
 """Default of `torch.nn.LayerNorm`."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One kind of head."""
+    """One kind of head; `shapes` and `module` take (params, input_dim, n_labels)."""
 
     shapes: Callable[[Params, int, int], dict[str, tuple[int, ...]]]
-    """(params, input_dim, n_labels) -> shape of every tensor."""
+    """Shape of every tensor."""
     logits: Callable[[State, Float32[np.ndarray, "n dim"]], Float32[np.ndarray, "n label"]]
     """Forward pass in numpy, without dropout."""
     module: Callable[[Params, int, int], nn.Module]
-    """(params, input_dim, n_labels) -> a freshly initialised torch module with tensors of the same names."""
+    """A freshly initialised torch module with tensors of the same names."""
     has_valid: Callable[[Params], bool]
     """Whether the parameters are complete and in range."""
 
@@ -45,7 +45,7 @@ def build_head(input_dim: int, hidden_dim: int, n_labels: int, dropout: float) -
 def _mlp_module(params: Params, input_dim: int, n_labels: int) -> nn.Module:
     from torch import nn
 
-    from meddinov3_stroke.heads.modules import MLPHead
+    from meddinov3_stroke.heads.training import MLPHead
 
     if params["hidden_dim"] <= 0:
         return nn.Linear(input_dim, n_labels)
@@ -71,17 +71,18 @@ def _mlp_logits(state: State, rows: Float32[np.ndarray, "n dim"]) -> Float32[np.
         return np.asarray(rows @ state["weight"].T + state["bias"])
     centred = rows - rows.mean(axis=1, keepdims=True)
     variance = np.square(centred).mean(axis=1, keepdims=True)
-    normed = centred / np.sqrt(variance + np.float32(LAYER_NORM_EPS)) * state["norm.weight"] + state["norm.bias"]
+    normed = centred / np.sqrt(variance + _LAYER_NORM_EPS) * state["norm.weight"] + state["norm.bias"]
     hidden = normed @ state["hidden.weight"].T + state["hidden.bias"]
     return np.asarray(_gelu(hidden) @ state["output.weight"].T + state["output.bias"])
 
 
-_erf = np.vectorize(math.erf, otypes=[np.float32])  # scipy.special takes half a second to import
-
-
 def _gelu(x: Float32[np.ndarray, "n hidden"]) -> Float32[np.ndarray, "n hidden"]:
-    half = np.float32(0.5)
-    return np.asarray(x * half * (1 + _erf(x * np.float32(math.sqrt(0.5))))) if x.size else x
+    erf: Any = np.vectorize(math.erf, otypes=[np.float32])
+    if x.size > 1 << 20:  # scipy takes half a second to import and a tenth of the time of math.erf
+        import scipy.special
+
+        erf = scipy.special.erf
+    return np.asarray(x * np.float32(0.5) * (1 + erf(x * np.float32(math.sqrt(0.5)))))
 
 
 def _has_valid_mlp_params(params: Params) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 
 from meddinov3_stroke.errors import CheckpointError
 from meddinov3_stroke.heads.architectures import ARCHITECTURES
+from meddinov3_stroke.labels import label_names
 from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.system.torch_file import read_torch_file, save_torch_file
-from meddinov3_stroke.types import BackboneIdentity, Threshold
+from meddinov3_stroke.types import BackboneIdentity, Preprocessing, Threshold
 
 FORMAT = "meddinov3_stroke.head"
 """Value of `format` in every head checkpoint."""
@@ -71,13 +72,10 @@ def save_checkpoint(path: Path, checkpoint: HeadCheckpoint) -> str:
     import torch
 
     document: dict[str, Any] = {"format": FORMAT, "schema_version": CHECKPOINT_SCHEMA}
-    document |= {name: getattr(checkpoint, name) for name in _field_names()}
+    document |= {name: getattr(checkpoint, name) for name in _EXPECTED}
     document["state_dict"] = {name: torch.from_numpy(array.copy()) for name, array in checkpoint.state_dict.items()}
     document["params"], document["labels"] = dict(checkpoint.params), list(checkpoint.labels)
-    document["thresholds"] = {
-        label: {"value": threshold.value, "origin": threshold.origin}
-        for label, threshold in checkpoint.thresholds.items()
-    }
+    document["thresholds"] = {label: asdict(threshold) for label, threshold in checkpoint.thresholds.items()}
     save_torch_file(path, document)
     return sha256_of_file(path)
 
@@ -91,39 +89,70 @@ def load_checkpoint(path: Path) -> HeadCheckpoint:
     """
     path = Path(path)
     document = read_torch_file(path)
-    if isinstance(document, dict) and all(key in document for key in FOREIGN_KEYS):
-        document = _from_foreign(document, path)
-    _check_format(document, path)
-    if document["schema_version"] == 1:
-        document |= {"arch": "mlp", "params": {name: document.get(name) for name in ("hidden_dim", "dropout")}}
+    is_foreign = isinstance(document, dict) and all(key in document for key in FOREIGN_KEYS)
+    document = _from_foreign(document, path) if is_foreign else _checked_format(document, path)
     _check_fields(document, path)
-    values = {name: document[name] for name in _field_names()}
+    values = {name: document[name] for name in _EXPECTED}
     values["labels"] = tuple(document["labels"])
     values["thresholds"] = {k: Threshold(float(v["value"]), v["origin"]) for k, v in document["thresholds"].items()}
-    checkpoint = HeadCheckpoint(**values, sha256=sha256_of_file(path), is_foreign="is_foreign" in document)
+    checkpoint = HeadCheckpoint(**values, sha256=sha256_of_file(path), is_foreign=is_foreign)
     _check_tensors(checkpoint, path)
     return checkpoint
 
 
-def _field_names() -> list[str]:
-    return [field.name for field in fields(HeadCheckpoint) if field.name not in ("sha256", "is_foreign")]
+def identity_from_document(document: Any) -> BackboneIdentity:
+    """The `BackboneIdentity` whose `asdict` this is; unknown keys are ignored.
+
+    Raises:
+        ValueError: keys are missing or have values of another type; names them.
+    """
+    values = _pick(document, BackboneIdentity)
+    return BackboneIdentity(
+        **values | {"preprocessing": Preprocessing(**_pick(values["preprocessing"], Preprocessing))}
+    )
+
+
+_TYPES: Mapping[str, Any] = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "str | None": (str, type(None)),
+    "Preprocessing": Mapping,
+}
+
+
+def _pick(document: Any, kind: type[BackboneIdentity] | type[Preprocessing]) -> dict[str, Any]:
+    found = document if isinstance(document, Mapping) else {}
+    missing = [field.name for field in fields(kind) if field.default is MISSING and field.name not in found]
+    if missing:
+        raise ValueError(f"the backbone identity lacks {', '.join(missing)}")
+    values = {field.name: (found[field.name], _TYPES[str(field.type)]) for field in fields(kind) if field.name in found}
+    wrong = [name for name, (value, expected) in values.items() if not isinstance(value, expected)]
+    if wrong:
+        raise ValueError(f"the backbone identity has no usable {', '.join(wrong)}")
+    return {name: value for name, (value, _) in values.items()}
 
 
 def _from_foreign(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The document of a foreign checkpoint in our layout; tensors are matched by their order."""
-    state, n_labels = found["model_state_dict"], found["num_classes"]
-    hidden_dim = 0 if len(state) == 2 else found.get("hidden_dim")
-    params = {"hidden_dim": hidden_dim, "dropout": float(found.get("dropout") or 0.0)}
-    if not isinstance(n_labels, int) or not isinstance(state, dict) or not ARCHITECTURES["mlp"].has_valid(params):
-        raise CheckpointError(f"{path}: neither this package's head checkpoint nor a readable foreign one; retrain it")
-    names = ARCHITECTURES["mlp"].shapes(params, found["input_dim"], n_labels)
-    labels = list(_default_labels(n_labels))
-    weights = np.ravel(np.ones(n_labels) if found.get("pos_weight") is None else found["pos_weight"])
-    score = found.get("score")
+    """The document of a foreign checkpoint in this package's layout; tensors are matched by their order."""
+    try:
+        state, n_labels = dict(found["model_state_dict"]), found["num_classes"]
+        if list(state.values())[-1].shape != (n_labels,):
+            raise ValueError(n_labels)
+        params = {"hidden_dim": 0 if len(state) == 2 else found["hidden_dim"]}
+        params["dropout"] = float(found.get("dropout") or 0.0)
+        names = ARCHITECTURES["mlp"].shapes(params, found["input_dim"], n_labels)
+        weights = np.ones(n_labels) if found.get("pos_weight") is None else np.ravel(found["pos_weight"])
+        weights, epoch, score = weights.astype(float).tolist(), int(found.get("epoch") or 0), found.get("score")
+        score = float(score) if isinstance(score, int | float) and math.isfinite(score) else None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: neither this package's head checkpoint nor a readable foreign one; retrain it"
+        ) from error
+    labels = list(label_names(n_labels))
+    threshold = {"value": 0.5, "origin": "default 0.5: the checkpoint has no thresholds"}
     return {
-        "format": FORMAT,
-        "schema_version": CHECKPOINT_SCHEMA,
-        "state_dict": dict(zip(names, state.values(), strict=False)) if len(state) == len(names) else dict(state),
+        "state_dict": dict(zip(names, state.values(), strict=True)) if len(state) == len(names) else state,
         "labels": labels,
         "input_dim": found["input_dim"],
         "arch": "mlp",
@@ -131,123 +160,106 @@ def _from_foreign(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "pool_mode": "unknown",
         "resize": None,
         "backbone": None,
-        "thresholds": {
-            label: {"value": 0.5, "origin": "default 0.5: the checkpoint has no thresholds"} for label in labels
-        },
-        "pos_weight": dict(zip(labels, map(float, weights), strict=False)),
+        "thresholds": dict.fromkeys(labels, threshold),
+        "pos_weight": dict(zip(labels, weights, strict=False)),
         "seed": 0,
-        "epoch": int(found.get("epoch") or 0),
+        "epoch": epoch,
         "metric_name": "score of another implementation",
-        "best_metric": float(score) if isinstance(score, int | float) and math.isfinite(score) else None,
-        "is_foreign": True,
+        "best_metric": score,
     }
 
 
-def _default_labels(n_labels: int) -> Sequence[str]:
-    from meddinov3_stroke.labels import label_names
-
-    return label_names(n_labels)
-
-
-def _check_format(document: Any, path: Path) -> None:
+def _checked_format(document: Any, path: Path) -> dict[str, Any]:
     found = document.get("format") if isinstance(document, dict) else type(document).__name__
-    if not isinstance(document, dict) or found != FORMAT:
+    if not isinstance(document, dict) or str(found) != FORMAT:
         raise CheckpointError(
             f"{path} is not a head checkpoint; found format {found!r}, expected {FORMAT!r}; "
             "pass the best.pt or last.pt written by head training (backbone weights go to --backbone)"
         )
     version = document.get("schema_version")
-    if version not in range(1, CHECKPOINT_SCHEMA + 1):
+    if not isinstance(version, int) or not 1 <= version <= CHECKPOINT_SCHEMA:
         raise CheckpointError(
             f"{path}: checkpoint schema {version!r}, expected at most {CHECKPOINT_SCHEMA}; "
             "retrain the head with this version, or use the version that wrote it"
         )
+    params = {name: document.get(name) for name in ("hidden_dim", "dropout")}
+    return document | {"arch": "mlp", "params": params} if version == 1 else document
 
 
 def _check_fields(document: dict[str, Any], path: Path) -> None:
-    missing = [name for name in _field_names() if name not in document]
+    missing = [name for name in _EXPECTED if name not in document]
     if missing:
         raise CheckpointError(f"{path}: the checkpoint lacks {', '.join(missing)}; retrain the head")
     for name, (is_valid, expected) in _EXPECTED.items():
         if not is_valid(document[name]):
             raise CheckpointError(f"{path}: {name} is {str(document[name])[:80]!r}, expected {expected}")
-    if not ARCHITECTURES[document["arch"]].has_valid(document["params"]):
-        raise CheckpointError(
-            f"{path}: params is {str(document['params'])[:80]!r}; out of range for {document['arch']}"
-        )
-    labels = set(document["labels"])
+    params, labels = document["params"], sorted(document["labels"])
+    if not ARCHITECTURES[document["arch"]].has_valid(params):
+        raise CheckpointError(f"{path}: params is {str(params)[:80]!r}; out of range for {document['arch']}")
     for name in ("thresholds", "pos_weight"):
-        if set(document[name]) != labels:
-            raise CheckpointError(
-                f"{path}: {name} for {sorted(document[name])}, expected one for each label: {sorted(labels)}"
-            )
+        if (found := sorted(document[name])) != labels:
+            raise CheckpointError(f"{path}: {name} for {found}, expected one for each label: {labels}")
 
 
 def _check_tensors(checkpoint: HeadCheckpoint, path: Path) -> None:
     shapes = ARCHITECTURES[checkpoint.arch].shapes(checkpoint.params, checkpoint.input_dim, len(checkpoint.labels))
-    expected = {name: (shape, "float32") for name, shape in shapes.items()}
-    found = {name: (tensor.shape, str(tensor.dtype)) for name, tensor in checkpoint.state_dict.items()}
+    expected = {name: f"{list(shape)} float32" for name, shape in shapes.items()}
+    found = {name: f"{list(tensor.shape)} {tensor.dtype}" for name, tensor in checkpoint.state_dict.items()}
     if found != expected:
-        raise CheckpointError(f"{path}: tensors differ; expected {_shapes(expected)}; found {_shapes(found)}")
+        texts = [", ".join(f"{name} {form}" for name, form in sorted(side.items())) for side in (expected, found)]
+        raise CheckpointError(f"{path}: tensors differ; expected {texts[0]}; found {texts[1]}")
     broken = [name for name, tensor in checkpoint.state_dict.items() if not np.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(f"{path}: NaN or infinity in {', '.join(broken)}; retrain the head")
 
 
-def _shapes(tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> str:
-    return ", ".join(f"{name} {list(shape)} {dtype}" for name, (shape, dtype) in sorted(tensors.items()))
+def _is_int(value: Any, low: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
-def _is_int(low: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
+def _is_float(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    return isinstance(value, float) and math.isfinite(value) and low <= value <= high
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _are_labels(value: Any) -> bool:
-    return isinstance(value, list) and 0 < len(value) == len(set(map(str, value))) and all(map(_is_text, value))
-
-
-def _is_dict_of(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, dict) and all(map(is_valid, value.values()))
+def _is_dict(value: Any, is_valid: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(_is_text(key) and is_valid(item) for key, item in value.items())
 
 
 def _is_threshold(item: Any) -> bool:
-    return isinstance(item, dict) and _is_share(item.get("value")) and _is_text(item.get("origin"))
-
-
-def _is_share(value: Any) -> bool:
-    return _is_finite(value) and 0 <= value <= 1
+    return isinstance(item, dict) and _is_float(item.get("value"), 0.0, 1.0) and _is_text(item.get("origin"))
 
 
 def _is_identity(value: Any) -> bool:
-    keys = {field.name for field in fields(BackboneIdentity) if field.name != "calibration_sha256"}
-    return isinstance(value, dict) and keys <= set(value) and isinstance(value["preprocessing"], dict)
+    try:
+        return bool(identity_from_document(value))
+    except ValueError:
+        return False
 
 
 _EXPECTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "state_dict": (_is_dict_of(lambda tensor: isinstance(tensor, np.ndarray)), "a dictionary of tensors"),
-    "labels": (_are_labels, "a list of distinct names"),
-    "input_dim": (_is_int(1), "a positive integer"),
-    "arch": (lambda value: isinstance(value, str) and value in ARCHITECTURES, f"one of {', '.join(ARCHITECTURES)}"),
-    "params": (lambda value: isinstance(value, dict), "a dictionary"),
+    "state_dict": (lambda v: _is_dict(v, lambda item: isinstance(item, np.ndarray)), "a dictionary of tensors"),
+    "labels": (
+        lambda v: isinstance(v, list) and all(map(_is_text, v)) and 0 < len(v) == len(set(v)),
+        "a list of distinct names",
+    ),
+    "input_dim": (lambda v: _is_int(v, 1), "a positive integer"),
+    "arch": (lambda v: _is_text(v) and v in ARCHITECTURES, f"one of {', '.join(ARCHITECTURES)}"),
+    "params": (lambda v: isinstance(v, dict), "a dictionary"),
     "pool_mode": (
-        lambda value: isinstance(value, str) and value in (*INPUTS_PER_DIM, "unknown"),
+        lambda v: _is_text(v) and v in (*INPUTS_PER_DIM, "unknown"),
         f"one of {', '.join(INPUTS_PER_DIM)}, unknown",
     ),
-    "resize": (lambda value: value is None or _is_int(1)(value), "a positive integer or nothing"),
-    "backbone": (lambda value: value is None or _is_identity(value), "a backbone identity or nothing"),
-    "thresholds": (_is_dict_of(_is_threshold), "a value in [0, 1] and an origin for each label"),
-    "pos_weight": (_is_dict_of(lambda value: _is_finite(value) and value >= 0), "a finite weight for each label"),
-    "seed": (_is_int(0), "an integer from 0"),
-    "epoch": (_is_int(0), "an integer from 0"),
+    "resize": (lambda v: v is None or _is_int(v, 1), "a positive integer or nothing"),
+    "backbone": (lambda v: v is None or _is_identity(v), "a backbone identity or nothing"),
+    "thresholds": (lambda v: _is_dict(v, _is_threshold), "a value in [0, 1] and an origin for each label"),
+    "pos_weight": (lambda v: _is_dict(v, lambda item: _is_float(item, 0.0)), "a finite weight for each label"),
+    "seed": (_is_int, "an integer from 0"),
+    "epoch": (_is_int, "an integer from 0"),
     "metric_name": (_is_text, "a name"),
-    "best_metric": (lambda value: value is None or _is_finite(value), "a finite number or nothing"),
+    "best_metric": (lambda v: v is None or _is_float(v), "a finite number or nothing"),
 }
-"""Field -> (validity check, expected value in words)."""
+"""Every stored field -> (validity check, expected value in words)."""

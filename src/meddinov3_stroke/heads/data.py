@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from meddinov3_stroke.errors import DatasetError, LabelError
-from meddinov3_stroke.heads.applying import identity_from_document
-from meddinov3_stroke.heads.checkpoint import INPUTS_PER_DIM
+from meddinov3_stroke.heads.applying import backbone_differences
+from meddinov3_stroke.heads.checkpoint import INPUTS_PER_DIM, identity_from_document
 from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, label_matrix, label_names, name_rows
 from meddinov3_stroke.types import BackboneIdentity, HeadData
 
@@ -28,7 +27,7 @@ class EmbeddingOrigin:
     pool_mode: str = "unknown"
     resize: int | None = None
     identity: BackboneIdentity | None = None
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
 
 def load_head_data(
@@ -44,12 +43,16 @@ def load_head_data(
     labels = label_matrix(read_array(labels_path), str(labels_path))
     names = label_names(labels.shape[1])
     labels, warnings = apply_label_policy(labels, names, label_policy, str(labels_path))
+    _require_equal_rows(embeddings, labels, str(embeddings_path), str(labels_path))
+    return HeadData(embeddings, labels), warnings
+
+
+def _require_equal_rows(embeddings: np.ndarray, labels: np.ndarray, embeddings_name: str, labels_name: str) -> None:
     if len(embeddings) != len(labels):
         raise DatasetError(
-            f"{embeddings_path} has {len(embeddings)} rows and {labels_path} has {len(labels)}; "
+            f"{embeddings_name} has {len(embeddings)} rows and {labels_name} has {len(labels)}; "
             "expected as many labels as embeddings, in the same order"
         )
-    return HeadData(embeddings, labels), warnings
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -104,10 +107,7 @@ def check_head_data(data: HeadData, where: str) -> None:
     """
     embedding_matrix(data.embeddings, where)
     label_matrix(data.labels, where)
-    if len(data.embeddings) != len(data.labels):
-        raise DatasetError(
-            f"{where}: {len(data.embeddings)} embeddings and {len(data.labels)} labels; expected as many of each"
-        )
+    _require_equal_rows(data.embeddings, data.labels, f"{where}: the embeddings", "the labels")
 
 
 def check_train_and_val(train: HeadData, val: HeadData | None, names: tuple[str, ...]) -> list[str]:
@@ -123,28 +123,21 @@ def check_train_and_val(train: HeadData, val: HeadData | None, names: tuple[str,
             raise DatasetError(
                 f"{what} have {n_train} columns in training and {n_val} in validation; expected the same"
             )
-    if len(names) != train.labels.shape[1]:
-        raise DatasetError(
-            f"{len(names)} label names for {train.labels.shape[1]} columns of labels: {', '.join(names)}"
+    n, n_positive = len(train.labels), train.labels.sum(axis=0, dtype=np.int64)
+    if len(names) != len(n_positive):
+        raise DatasetError(f"{len(names)} label names for {len(n_positive)} columns of labels: {', '.join(names)}")
+    if not ((n_positive > 0) & (n_positive < n)).all():
+        counts = ", ".join(f"{name} {count}" for name, count in zip(names, n_positive, strict=True))
+        raise LabelError(
+            f"training: a label without positives or without negatives cannot be learned; positives of {n} rows: "
+            f"{counts}; expected at least one positive and one negative of each; add rows or drop the label"
         )
-    _require_both_classes(train, names)
     return [
         f"label {name} has {int(column.sum())} positive of {len(column)} rows in validation: its AUROC is undefined "
         "(null) and its threshold is 0.5"
         for name, column in zip(names, [] if val is None else val.labels.T, strict=val is not None)
         if column.min() == column.max()
     ]
-
-
-def _require_both_classes(train: HeadData, names: tuple[str, ...]) -> None:
-    n, n_positive = len(train.labels), train.labels.sum(axis=0, dtype=np.int64)
-    if ((n_positive > 0) & (n_positive < n)).all():
-        return
-    counts = ", ".join(f"{name} {count}" for name, count in zip(names, n_positive, strict=True))
-    raise LabelError(
-        f"training: a label without positives or without negatives cannot be learned; positives of {n} rows: {counts}; "
-        "expected at least one positive and one negative of each; add rows or drop the label"
-    )
 
 
 def read_origin(embeddings_path: Path, n_columns: int) -> EmbeddingOrigin:
@@ -154,64 +147,48 @@ def read_origin(embeddings_path: Path, n_columns: int) -> EmbeddingOrigin:
         DatasetError: the summary describes embeddings of another size.
     """
     path = Path(embeddings_path).with_name(SUMMARY_NAME)
-    if not path.is_file():
-        return _unknown_origin(f"no {SUMMARY_NAME} next to {embeddings_path}")
-    try:
-        origin = _origin_of(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, OSError) as error:
-        return _unknown_origin(f"{path} does not state which backbone made the embeddings ({error})")
-    _check_size(origin, n_columns, embeddings_path, path)
-    return origin
+    problem = f"no {SUMMARY_NAME} next to {embeddings_path}"
+    if path.is_file():
+        try:
+            origin = _origin_of(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, OSError, RecursionError) as error:
+            problem = f"{path} does not state which backbone made the embeddings ({error})"
+        else:
+            _check_size(origin, n_columns, embeddings_path, path)
+            return origin
+    return EmbeddingOrigin(warnings=(f"{problem}: backbone, pooling and resize of the embeddings are unknown",))
 
 
 def same_origin(train: EmbeddingOrigin, val: EmbeddingOrigin) -> list[str]:
-    """Warnings if training and validation embeddings come from different engines or precisions.
+    """Warnings if training and validation embeddings come from different engines, precisions or calibrations.
 
     Raises:
-        DatasetError: they come from other weights, preprocessing, resize or pooling; lists both.
+        DatasetError: they come from another backbone, resize or pooling; lists both.
     """
     if train.identity is None or val.identity is None:
         return []
-    pairs: Mapping[str, tuple[Any, Any]] = {
-        "weights_sha256": (train.identity.weights_sha256, val.identity.weights_sha256),
-        "preprocessing": (train.identity.preprocessing, val.identity.preprocessing),
-        "resize": (train.resize, val.resize),
-        "pool_mode": (train.pool_mode, val.pool_mode),
-    }
-    different = [f"{name}: training {a}, validation {b}" for name, (a, b) in pairs.items() if a != b]
+    different, slight = backbone_differences(asdict(train.identity), asdict(val.identity))
+    for name in ("resize", "pool_mode"):
+        if getattr(train, name) != getattr(val, name):
+            different.append(f"{name}: expected {getattr(train, name)}, found {getattr(val, name)}")
     if different:
         raise DatasetError(
-            f"training and validation embeddings were made differently: {'; '.join(different)}; "
-            "extract both with the same backbone and flags"
+            "training (expected) and validation (found) embeddings were made differently: "
+            f"{'; '.join(different)}; extract both with the same backbone and flags"
         )
-    engines = [(side.engine, side.precision) for side in (train.identity, val.identity)]
-    return [] if engines[0] == engines[1] else [f"training embeddings by {engines[0]}, validation by {engines[1]}"]
+    return [f"validation embeddings were made with another {text}" for text in slight]
 
 
 def _origin_of(document: Any) -> EmbeddingOrigin:
     backbone = document.get("backbone") if isinstance(document, dict) else None
     if not isinstance(backbone, dict):
         raise ValueError("it has no backbone")
-    return EmbeddingOrigin(
-        _pool_mode(document), _whole_number(document.get("resize")), identity_from_document(backbone)
-    )
-
-
-def _unknown_origin(reason: str) -> EmbeddingOrigin:
-    return EmbeddingOrigin(warnings=(f"{reason}: backbone, pooling and resize of the embeddings are unknown",))
-
-
-def _pool_mode(document: Mapping[str, Any]) -> str:
-    mode = document.get("pool_mode", "unknown")
+    mode, resize = document.get("pool_mode", "unknown"), document.get("resize")
     if mode not in (*INPUTS_PER_DIM, "unknown"):
         raise ValueError(f"pool_mode {mode!r}")
-    return str(mode)
-
-
-def _whole_number(value: Any) -> int | None:
-    if value is None or (isinstance(value, int) and value >= 1):
-        return value
-    raise ValueError(f"resize {value!r}")
+    if resize is not None and (type(resize) is not int or resize < 1):
+        raise ValueError(f"resize {resize!r}")
+    return EmbeddingOrigin(mode, resize, identity_from_document(backbone))
 
 
 def _check_size(origin: EmbeddingOrigin, n_columns: int, embeddings_path: Path, summary_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +22,23 @@ from meddinov3_stroke.heads.architectures import ARCHITECTURES
 from meddinov3_stroke.system.provenance import seed_everything
 from meddinov3_stroke.types import HeadData
 
-LARGEST_LR = 1e3
+_LARGEST_LR = 1e3
 """Adam moves each weight by about this much per step; a larger value is a typing error."""
+
+
+class MLPHead(nn.Sequential):
+    """LayerNorm(D) -> Linear(D, hidden) -> GELU -> Dropout -> Linear(hidden, C); float32 [n, D] -> logits [n, C]."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, n_labels: int, dropout: float) -> None:
+        super().__init__(
+            OrderedDict(
+                norm=nn.LayerNorm(input_dim),
+                hidden=nn.Linear(input_dim, hidden_dim),
+                activation=nn.GELU(),
+                dropout=nn.Dropout(dropout),
+                output=nn.Linear(hidden_dim, n_labels),
+            )
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,33 +56,29 @@ class EpochResult:
 
 
 class BestEpoch:
-    """The best epoch so far: highest macro AUROC, then lowest loss; the lowest loss if no AUROC is defined.
+    """The best epoch so far by `metric_name`: `val_macro_auroc` (the highest, then the lowest loss), `val_loss` (the
+    lowest) or `last_epoch`, which takes every epoch and never becomes stale.
 
     Patience counts epochs since the metric improved; a lower loss at equal AUROC does not reset it.
     """
 
-    def __init__(self, ranked: bool) -> None:
-        self.ranked = ranked
-        """Whether validation has an AUROC for any label."""
-        self.epoch = 0
-        self._best: tuple[float, float] | None = None
-        self._waited = 0
-
-    @property
-    def metric_name(self) -> str:
-        """`val_macro_auroc`, or `val_loss` if no label has an AUROC on validation."""
-        return "val_macro_auroc" if self.ranked else "val_loss"
+    def __init__(self, metric_name: str) -> None:
+        self.metric_name, self.epoch = metric_name, 0
+        self._best, self._waited = (-math.inf, -math.inf), 0
 
     def metric_of(self, macro_auroc: float | None, val_loss: float) -> float:
         """The deciding figure of an epoch."""
         return val_loss if macro_auroc is None else macro_auroc
 
-    def offer(self, epoch: int, macro_auroc: float | None, val_loss: float) -> bool:
+    def offer(self, epoch: int, macro_auroc: float | None, val_loss: float | None) -> bool:
         """Whether this epoch is the best so far."""
+        if val_loss is None:
+            self.epoch = epoch
+            return True
         metric = self.metric_of(macro_auroc, val_loss)
-        candidate = (metric if self.ranked else -metric, -val_loss)
-        self._waited = 0 if self._best is None or candidate[0] > self._best[0] else self._waited + 1
-        if self._best is not None and candidate <= self._best:
+        candidate = (metric if self.metric_name == "val_macro_auroc" else -metric, -val_loss)
+        self._waited = 0 if candidate[0] > self._best[0] else self._waited + 1
+        if candidate <= self._best:
             return False
         self._best, self.epoch = candidate, epoch
         return True
@@ -81,13 +94,18 @@ def check_config(config: HeadConfig) -> None:
     Raises:
         UsageError: a value out of range; names the flag.
     """
-    _require(config.epochs >= 1, f"--epochs {config.epochs}", "at least 1")
-    _require(config.batch_size >= 1, f"--batch-size {config.batch_size}", "at least 1")
-    _require(0 < config.lr <= LARGEST_LR, f"--lr {config.lr}", f"a positive number, at most {LARGEST_LR:g}")
-    _require(0 <= config.weight_decay < math.inf, f"--weight-decay {config.weight_decay}", "0 or more")
-    _require(0 <= config.dropout < 1, f"--dropout {config.dropout}", "a number in [0, 1)")
-    _require(config.patience >= 0, f"--patience {config.patience}", "0 (off) or more")
-    _require(0 <= config.seed < 2**63, f"--seed {config.seed}", "an integer from 0")
+    ranges = {
+        "epochs": (config.epochs >= 1, "at least 1"),
+        "batch_size": (config.batch_size >= 1, "at least 1"),
+        "lr": (0 < config.lr <= _LARGEST_LR, f"a positive number, at most {_LARGEST_LR:g}"),
+        "weight_decay": (0 <= config.weight_decay < math.inf, "0 or more"),
+        "dropout": (0 <= config.dropout < 1, "a number in [0, 1)"),
+        "patience": (config.patience >= 0, "0 (off) or more"),
+        "seed": (0 <= config.seed < 2**63, "an integer from 0"),
+    }
+    for name, (holds, expected) in ranges.items():
+        if not holds:
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(config, name)}: expected {expected}")
 
 
 def positive_weights(labels: Int8[np.ndarray, "n label"], cap: float) -> Float64[np.ndarray, " label"]:
@@ -113,50 +131,39 @@ def train_epochs(
     head = ARCHITECTURES[config.arch].module(config.params, dim, n_labels).to(device)
     loss_function = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(pos_weight, dtype=torch.float32, device=device))
     order = torch.Generator().manual_seed(config.seed)
-    rows = torch.tensor(train.embeddings, device=device)
-    targets = torch.tensor(train.labels, dtype=torch.float32, device=device)
+    rows, targets = _tensors(train, device)
+    held_out = None if val is None else _tensors(val, device)
     optimizer = _AdamW(head.parameters(), config)
     for epoch in range(1, config.epochs + 1):
         batches = torch.randperm(len(targets), generator=order).to(device).split(config.batch_size)  # type: ignore[no-untyped-call]
         with _one_thread():
             head.train()
-            train_loss = _train_once(head, loss_function, optimizer, rows, targets, batches, epoch)
+            total = 0.0
+            for number, batch in enumerate(batches, start=1):
+                loss = loss_function(head(rows.index_select(0, batch)), targets.index_select(0, batch))
+                value = float(loss.detach())
+                _require_finite(value, f"epoch {epoch}, batch {number} of {len(batches)}", config.lr)
+                optimizer.step(torch.autograd.grad(loss, optimizer.parameters))
+                total += value * len(batch)
             head.eval()
-            val_loss, logits = _validate(head, loss_function, val)
+            val_loss, logits = (None, None) if held_out is None else _validate(head, loss_function, *held_out)
+        total_weight = sum(float(tensor.detach().sum()) for tensor in optimizer.parameters)
+        _require_finite(total_weight, f"epoch {epoch}, after its last batch", config.lr, "sum of the weights")
         if val_loss is not None:
             _require_finite(val_loss, f"validation of epoch {epoch}", config.lr)
-        yield EpochResult(epoch, train_loss, val_loss, logits, head)
+        yield EpochResult(epoch, total / len(targets), val_loss, logits, head)
 
 
-def _train_once(
-    head: nn.Module,
-    loss_function: nn.BCEWithLogitsLoss,
-    optimizer: _AdamW,
-    rows: Tensor,
-    targets: Tensor,
-    batches: Sequence[Tensor],
-    epoch: int,
-) -> float:
-    total = 0.0
-    for number, batch in enumerate(batches, start=1):
-        loss = loss_function(head(rows.index_select(0, batch)), targets.index_select(0, batch))
-        value = float(loss.detach())
-        _require_finite(value, f"epoch {epoch}, batch {number} of {len(batches)}", optimizer.config.lr)
-        optimizer.step(torch.autograd.grad(loss, optimizer.parameters))
-        total += value * len(batch)
-    return total / len(targets)
+def _tensors(data: HeadData, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    return torch.tensor(data.embeddings, device=device), torch.tensor(data.labels, dtype=torch.float32, device=device)
 
 
 def _validate(
-    head: nn.Module, loss_function: nn.BCEWithLogitsLoss, val: HeadData | None
-) -> tuple[float | None, Float32[np.ndarray, "n label"] | None]:
-    if val is None:
-        return None, None
-    device = next(head.parameters()).device
+    head: nn.Module, loss_function: nn.BCEWithLogitsLoss, rows: Tensor, targets: Tensor
+) -> tuple[float, Float32[np.ndarray, "n label"]]:
     with torch.no_grad():
-        logits = torch.cat([head(part.to(device)) for part in torch.tensor(val.embeddings).split(ROWS_PER_BATCH)])  # type: ignore[no-untyped-call]
-        loss = loss_function(logits, torch.tensor(val.labels, dtype=torch.float32, device=device))
-    return float(loss), logits.cpu().numpy()
+        logits = torch.cat([head(part) for part in rows.split(ROWS_PER_BATCH)])  # type: ignore[no-untyped-call]
+        return float(loss_function(logits, targets)), logits.cpu().numpy()
 
 
 @contextmanager
@@ -176,39 +183,22 @@ class _AdamW:
     which takes seconds."""
 
     def __init__(self, parameters: Iterable[Tensor], config: HeadConfig) -> None:
-        self.parameters, self.config = list(parameters), config
+        self.parameters = list(parameters)
         self.means, self.squares = ([torch.zeros_like(p) for p in self.parameters] for _ in range(2))
         self.n_steps = [torch.zeros((), device=p.device) for p in self.parameters]
+        self.settings: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "eps": 1e-8}
+        self.settings |= {"beta1": 0.9, "beta2": 0.999, "amsgrad": False, "fused": True}
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Update the parameters in place, with the defaults of `torch.optim.AdamW`."""
-        adamw(
-            self.parameters,
-            list(gradients),
-            self.means,
-            self.squares,
-            [],
-            self.n_steps,
-            fused=True,
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=self.config.lr,
-            weight_decay=self.config.weight_decay,
-            eps=1e-8,
-            maximize=False,
-        )
+        gradients, options = list(gradients), self.settings
+        adamw(self.parameters, gradients, self.means, self.squares, [], self.n_steps, maximize=False, **options)
 
 
-def _require_finite(loss: float, where: str, lr: float) -> None:
-    if not math.isfinite(loss):
+def _require_finite(value: float, where: str, lr: float, name: str = "loss") -> None:
+    if not math.isfinite(value):
         raise NonFiniteLoss(
-            f"loss is {loss} in {where}; training stopped and the last good checkpoint is kept; "
+            f"{name} is {value} in {where}; training stopped and the last good checkpoint is kept; "
             f"found --lr {lr:g}: try a smaller one, and check the embeddings for extreme values"
         )
-
-
-def _require(holds: bool, found: str, expected: str) -> None:
-    if not holds:
-        raise UsageError(f"{found}: expected {expected}")

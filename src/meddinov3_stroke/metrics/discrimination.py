@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float64, Int8, Int64
 
 from meddinov3_stroke.errors import DatasetError, UsageError
 
-LEVEL = 0.95
-"""Confidence level of an interval."""
-
-LEAST_USABLE_SHARE = 0.5
+_LEVEL = 0.95
+_LEAST_USABLE_SHARE = 0.5
 """If fewer resamples than this hold both classes of every label, there is no interval."""
-
 _RESAMPLES_AT_ONCE = 64
-
-CHALLENGE_WEIGHTS = {"any": 2.0}
-"""RSNA 2019: `any` counts twice, each subtype once."""
-
-CHALLENGE_CLIP = 1e-15
+_CHALLENGE_CLIP = 1e-15
 """RSNA 2019: probabilities are clipped to [1e-15, 1 - 1e-15] before the logarithm."""
 
 
@@ -48,14 +40,13 @@ def auroc_report(
         DatasetError: the shapes differ, or a score is NaN.
     """
     check_scores(labels, probabilities, names)
-    per_class: dict[str, float | None] = {}
-    reasons: dict[str, str] = {}
-    for name, truth, scores in zip(names, labels.T, probabilities.T, strict=True):
-        reason = undefined_reason(truth)
-        once = np.ones((1, len(truth)), dtype=np.int64)
-        per_class[name] = None if reason else float(weighted_auroc(truth, scores, once)[0])
-        if reason:
-            reasons[name] = reason
+    found = {name: undefined_reason(truth) for name, truth in zip(names, labels.T, strict=True)}
+    reasons = {name: reason for name, reason in found.items() if reason}
+    once = np.ones((1, len(labels)), dtype=np.int64)
+    per_class = {
+        name: None if name in reasons else float(weighted_auroc(truth, scores, once)[0])
+        for name, truth, scores in zip(names, labels.T, probabilities.T, strict=True)
+    }
     defined = [value for value in per_class.values() if value is not None]
     return AurocReport(float(np.mean(defined)) if defined else None, per_class, reasons, len(defined))
 
@@ -102,10 +93,6 @@ class Interval:
     """Unit of resampling."""
     reason: str | None = None
 
-    def document(self) -> dict[str, Any]:
-        """The interval as JSON."""
-        return asdict(self)
-
 
 def bootstrap_macro_auroc(
     labels: Int8[np.ndarray, "n label"],
@@ -132,11 +119,15 @@ def bootstrap_macro_auroc(
     _, patient = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     n_patients = int(patient.max()) + 1 if len(patient) else 0
     if not columns or n_patients < 2:
-        return Interval(None, None, LEVEL, 0, reason=f"{len(columns)} labels with an AUROC, {n_patients} patients")
+        return Interval(None, None, _LEVEL, 0, reason=f"{len(columns)} labels with an AUROC, {n_patients} patients")
     generator = np.random.default_rng(seed)
     draws = generator.multinomial(n_patients, np.full(n_patients, 1 / n_patients), size=n_resamples)
-    macros = _macro_of_draws(labels[:, columns], probabilities[:, columns], patient, draws)
-    return _percentile_interval(macros)
+    parts = []
+    for start in range(0, n_resamples, _RESAMPLES_AT_ONCE):
+        weights = draws[start : start + _RESAMPLES_AT_ONCE, patient]
+        aurocs = [weighted_auroc(labels[:, k], probabilities[:, k], weights) for k in columns]
+        parts.append(np.mean(aurocs, axis=0))
+    return _percentile_interval(np.concatenate(parts))
 
 
 def weighted_auroc(
@@ -147,7 +138,8 @@ def weighted_auroc(
     The share of (positive, negative) pairs in the right order (Mann and Whitney 1947), one sort for all draws.
     """
     order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
+    ranked = scores[order]
+    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
     positive = np.add.reduceat(weights[:, order] * truth[order], starts, axis=1)
     negative = np.add.reduceat(weights[:, order] * (1 - truth[order]), starts, axis=1)
     below = np.cumsum(negative, axis=1) - negative
@@ -156,30 +148,14 @@ def weighted_auroc(
     return np.where(pairs > 0, wins / np.maximum(pairs, 1), np.nan)
 
 
-def _macro_of_draws(
-    labels: Int8[np.ndarray, "n label"],
-    probabilities: Float[np.ndarray, "n label"],
-    patient: Int64[np.ndarray, " n"],
-    draws: Int64[np.ndarray, "draw patient"],
-) -> Float64[np.ndarray, " draw"]:
-    parts = []
-    for start in range(0, len(draws), _RESAMPLES_AT_ONCE):
-        weights = draws[start : start + _RESAMPLES_AT_ONCE, patient]
-        columns = [
-            weighted_auroc(truth, scores, weights) for truth, scores in zip(labels.T, probabilities.T, strict=True)
-        ]
-        parts.append(np.mean(columns, axis=0))
-    return np.concatenate(parts)
-
-
 def _percentile_interval(macros: Float64[np.ndarray, " draw"]) -> Interval:
     usable = macros[~np.isnan(macros)]
     n_left_out = len(macros) - len(usable)
-    if len(usable) < LEAST_USABLE_SHARE * len(macros):
+    if len(usable) < _LEAST_USABLE_SHARE * len(macros):
         reason = f"{n_left_out} of {len(macros)} resamples lack a positive or a negative of some label"
-        return Interval(None, None, LEVEL, len(usable), n_left_out, reason=reason)
-    low, high = np.quantile(usable, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(low), float(high), LEVEL, len(usable), n_left_out)
+        return Interval(None, None, _LEVEL, len(usable), n_left_out, reason=reason)
+    low, high = np.quantile(usable, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return Interval(float(low), float(high), _LEVEL, len(usable), n_left_out)
 
 
 def binary_cross_entropy(
@@ -188,8 +164,7 @@ def binary_cross_entropy(
     pos_weight: Float[np.ndarray, " label"],
 ) -> float:
     """Mean over rows and labels of -(w y log p + (1 - y) log(1 - p)), as `torch.nn.BCEWithLogitsLoss(pos_weight=w)`."""
-    scores = logits.astype(np.float64)
-    truth = labels.astype(np.float64)
+    scores, truth = logits.astype(np.float64), labels.astype(np.float64)
     return float(np.mean(pos_weight * truth * np.logaddexp(0, -scores) + (1 - truth) * np.logaddexp(0, scores)))
 
 
@@ -200,7 +175,7 @@ def weighted_log_loss(
 
     The challenge scored slices of its own test set; figures on other data are not comparable with its leaderboard.
     """
-    weights = np.array([CHALLENGE_WEIGHTS.get(name, 1.0) for name in names])
-    clipped = np.clip(probabilities.astype(np.float64), CHALLENGE_CLIP, 1 - CHALLENGE_CLIP)
+    weights = [2.0 if name == "any" else 1.0 for name in names]
+    clipped = np.clip(probabilities.astype(np.float64), _CHALLENGE_CLIP, 1 - _CHALLENGE_CLIP)
     losses = -np.where(labels == 1, np.log(clipped), np.log1p(-clipped))
     return float(np.average(losses.mean(axis=0), weights=weights))

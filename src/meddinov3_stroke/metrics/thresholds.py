@@ -35,16 +35,19 @@ def operating_points(
     probabilities: Float[np.ndarray, "n label"],
     thresholds: Mapping[str, Threshold],
 ) -> dict[str, dict[str, Any]]:
-    """{label: {threshold, origin, sensitivity, specificity}}; a rate without rows is None."""
+    """{label: {threshold, origin, sensitivity, specificity}}; a rate without rows is None.
+
+    `thresholds` are in the order of the columns.
+    """
     check_scores(labels, probabilities, list(thresholds))
     points = {}
     for (name, threshold), truth, scores in zip(thresholds.items(), labels.T, probabilities.T, strict=True):
-        decided = scores >= threshold.value
+        counts = _confusion(truth == 1, scores >= threshold.value)
         points[name] = {
             "threshold": threshold.value,
             "origin": threshold.origin,
-            "sensitivity": _share(decided[truth == 1]),
-            "specificity": _share(~decided[truth == 0]),
+            "sensitivity": counts["sensitivity"],
+            "specificity": _share(counts["tn"], counts["tn"] + counts["fp"]),
         }
     return points
 
@@ -56,34 +59,46 @@ def threshold_report(
     names: Sequence[str],
 ) -> dict[str, Any]:
     """{threshold, per_class: {label: metrics}, macro: metrics}: accuracy, precision, f1, sensitivity and, per class,
-    tp, tn, fp, fn. An undefined rate (0/0) is None; the macro averages the defined ones.
+    threshold, tp, tn, fp, fn. An undefined rate (0/0) is None, has its counts
+    under `reasons`, and is left out of the macro.
 
     Raises:
         DatasetError: the shapes differ, or a score is NaN.
     """
     check_scores(labels, probabilities, names)
     values = thresholds if isinstance(thresholds, Mapping) else dict.fromkeys(names, thresholds)
-    per_class = {
-        name: _confusion(truth == 1, scores >= values[name])
+    per_class: dict[str, dict[str, Any]] = {
+        name: {"threshold": values[name], **_confusion(truth == 1, scores >= values[name])}
         for name, truth, scores in zip(names, labels.T, probabilities.T, strict=True)
     }
     macro = {}
-    for rate in _RATES:
+    for rate in ("accuracy", "precision", "f1", "sensitivity"):
+        for row in per_class.values():
+            if row[rate] is None:
+                row.setdefault("reasons", {})[rate] = f"0/0: tp {row['tp']}, fp {row['fp']}, fn {row['fn']}"
         defined = [counts[rate] for counts in per_class.values() if counts[rate] is not None]
         macro[rate] = float(np.mean(defined)) if defined else None
     stated = dict(values) if isinstance(thresholds, Mapping) else thresholds
     return {"threshold": stated, "per_class": per_class, "macro": macro}
 
 
-_RATES = ("accuracy", "precision", "f1", "sensitivity")
-
-
 def _confusion(truth: np.ndarray, decided: np.ndarray) -> dict[str, Any]:
     tp, tn = int((truth & decided).sum()), int((~truth & ~decided).sum())
     fp, fn = int((~truth & decided).sum()), int((truth & ~decided).sum())
-    parts = ((tp + tn, tp + tn + fp + fn), (tp, tp + fp), (2 * tp, 2 * tp + fp + fn), (tp, tp + fn))
-    rates = {name: part / whole if whole else None for name, (part, whole) in zip(_RATES, parts, strict=True)}
-    return {**rates, "tp": tp, "tn": tn, "fp": fp, "fn": fn}
+    return {
+        "accuracy": _share(tp + tn, len(truth)),
+        "precision": _share(tp, tp + fp),
+        "f1": _share(2 * tp, 2 * tp + fp + fn),
+        "sensitivity": _share(tp, tp + fn),
+        "tp": tp,
+        "tn": tn,
+        "fp": fp,
+        "fn": fn,
+    }
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
 
 
 def _youden(truth: Int8[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> Threshold:
@@ -91,10 +106,11 @@ def _youden(truth: Int8[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> T
     if reason:
         return Threshold(DEFAULT_THRESHOLD, f"default {DEFAULT_THRESHOLD}: validation has {reason}")
     n_positive, n_negative = int(truth.sum()), int((truth == 0).sum())
-    levels, positives, negatives = _counts_by_level(truth, scores)
+    levels, index = np.unique(scores, return_inverse=True)
+    true_positives, false_positives = (
+        np.bincount(index[truth == value], minlength=len(levels))[::-1].cumsum()[::-1] for value in (1, 0)
+    )
     # Youden's J at each level times n_positive * n_negative: integers, so that ties are exact
-    true_positives = positives[::-1].cumsum()[::-1]
-    false_positives = negatives[::-1].cumsum()[::-1]
     gain = true_positives * n_negative - false_positives * n_positive
     best = int(gain.argmax())
     counts = f"{n_positive} positive of {len(truth)}"
@@ -105,18 +121,6 @@ def _youden(truth: Int8[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> T
     return Threshold(_halfway(levels[best - 1], levels[best]), f"validation Youden ({counts})")
 
 
-def _counts_by_level(
-    truth: Int8[np.ndarray, " n"], scores: Float[np.ndarray, " n"]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    levels, index = np.unique(scores, return_inverse=True)
-    positives = np.bincount(index, weights=truth, minlength=len(levels)).astype(np.int64)
-    return levels, positives, np.bincount(index, minlength=len(levels)).astype(np.int64) - positives
-
-
 def _halfway(below: float, above: float) -> float:
     middle = (float(below) + float(above)) / 2
     return middle if below < middle else float(above)  # adjacent floats have no midpoint
-
-
-def _share(decided: np.ndarray) -> float | None:
-    return float(decided.mean()) if decided.size else None

@@ -1,8 +1,8 @@
 """Seeded synthetic non-contrast head CT with haemorrhages and masks. Invented anatomy: no patient's data is in it."""
 
-from meddinov3_stroke.phantom.cohort import CohortManifest, count_series, draw_cohort, write_cohort
 from meddinov3_stroke.phantom.head import Phantom, make_phantom
-from meddinov3_stroke.phantom.spec import HeadSpec, PhantomSpec, draw_spec
+from meddinov3_stroke.phantom.spec import HeadSpec, PhantomSpec, count_series, draw_cohort, draw_spec
+from meddinov3_stroke.phantom.writing import CohortManifest, write_cohort
 
 __all__ = [
     "CohortManifest",

@@ -98,11 +98,10 @@ def _top_slice(rank: int, one: TopSlice) -> dict[str, Any]:
 
 
 def _about_slice_probs(findings: CaseFindings) -> Mapping[str, Any]:
-    rows = findings.embeddings.slice_indices.tolist()
+    about: dict[str, Any] = {"file": SLICE_PROBS, "labels": list(findings.probabilities)}
     if findings.slice_probabilities is None:
-        reason = "the head's input is not a slice embedding (mean_max-pooled volumes)"
-        return {"file": None, "reason": reason, "slice_indices": rows}
-    return {"file": SLICE_PROBS, "labels": list(findings.probabilities), "slice_indices": rows}
+        about = {"file": None, "reason": "the head's input is not a slice embedding (mean_max-pooled volumes)"}
+    return about | {"slice_indices": findings.embeddings.slice_indices.tolist()}
 
 
 def map_document(reference: str, grid: tuple[int, ...]) -> dict[str, Any]:
@@ -118,24 +117,21 @@ def map_document(reference: str, grid: tuple[int, ...]) -> dict[str, Any]:
 
 def origin_document(embeddings: SliceEmbeddings, device: str) -> dict[str, Any]:
     """Input, slices, backbone, preprocessing, engine, precision and device."""
-    backbone = embeddings.backbone
+    backbone, source = asdict(embeddings.backbone), embeddings.source
     return {
-        "input": str(embeddings.source.path),
-        "input_format": embeddings.source.format,
-        "input_sha256": embeddings.source.sha256,
-        "pixels_sha256": embeddings.source.pixels_sha256,
-        "dicom": dicom_document(embeddings.source),
+        "input": str(source.path),
+        "input_format": source.format,
+        "input_sha256": source.sha256,
+        "pixels_sha256": source.pixels_sha256,
+        "dicom": dicom_document(source),
         "n_slices": embeddings.n_slices,
         "n_slices_embedded": len(embeddings.slice_indices),
         "embedding_dim": int(embeddings.cls.shape[1]),
         "selection": asdict(embeddings.selection),
         "resize": embeddings.resize,
-        "backbone": asdict(backbone),
-        "weights_sha256": backbone.weights_sha256,
-        "preprocessing": asdict(backbone.preprocessing),
-        "preprocessing_version": backbone.preprocessing.version,
-        "engine": backbone.engine,
-        "precision": backbone.precision,
+        "backbone": backbone,
+        "preprocessing_version": embeddings.backbone.preprocessing.version,
+        **{name: backbone[name] for name in ("weights_sha256", "preprocessing", "engine", "precision")},
         "device": device,
     }
 
@@ -159,35 +155,31 @@ def dicom_document(source: VolumeSource) -> dict[str, Any] | None:
 def print_case(findings: CaseFindings, files: Mapping[str, Path], console: Console | None = None) -> None:
     """Print a case on standard output, or on `console`."""
     console = console or Console(soft_wrap=True)
-    console.print(_probabilities(findings))
-    console.print(_top_slices(findings))
-    console.print(escape(findings.ranking))
-    console.print(AID_NOTE)
+    for part in (_probabilities(findings), _top_slices(findings), escape(findings.ranking), AID_NOTE):
+        console.print(part)
     for path in files.values():
         console.print(f"wrote {path}", markup=False, highlight=False)
     console.print(DISCLAIMER)
 
 
-def _probabilities(findings: CaseFindings) -> Table:
-    table = Table("label", "probability", "threshold", "decision", title="Haemorrhage", title_justify="left")
-    for column in table.columns[1:3]:
+def _table(title: str, *names: str, numbers: slice) -> Table:
+    table = Table(*names, title=title, title_justify="left")
+    for column in table.columns[numbers]:
         column.justify = "right"
+    return table
+
+
+def _probabilities(findings: CaseFindings) -> Table:
+    table = _table("Haemorrhage", "label", "probability", "threshold", "decision", numbers=slice(1, 3))
     for label, probability in findings.probabilities.items():
-        decided = findings.decisions[label]
-        table.add_row(
-            escape(label),
-            f"{probability:.4f}",
-            f"{findings.thresholds[label].value:.4f}",
-            "positive" if decided else "negative",
-            style="bold" if decided else None,
-        )
+        threshold, decided = findings.thresholds[label].value, findings.decisions[label]
+        words = (escape(label), f"{probability:.4f}", f"{threshold:.4f}", "positive" if decided else "negative")
+        table.add_row(*words, style="bold" if decided else None)
     return table
 
 
 def _top_slices(findings: CaseFindings) -> Table:
-    table = Table("slice", "score", "z in mm", "highest type", title="Suspicious slices", title_justify="left")
-    for column in table.columns[:3]:
-        column.justify = "right"
+    table = _table("Suspicious slices", "slice", "score", "z in mm", "highest type", numbers=slice(3))
     for one in findings.top_slices:
         types = {label: value for label, value in one.probabilities.items() if label != "any"}
         highest = max(types, key=types.__getitem__) if types else "-"

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Shaped
 
-GZIP_LEVEL = 1
-"""Fast; noise hardly compresses better at higher levels."""
+NIFTI_SUFFIX = ".nii.gz"
 
 
 def nifti_bytes(
@@ -36,4 +35,4 @@ def nifti_bytes(
     stored.header.set_xyzt_units("mm")
     stored.set_sform(stored.affine, code=1)
     stored.set_qform(stored.affine, code=1)
-    return gzip.compress(stored.to_bytes(), compresslevel=GZIP_LEVEL, mtime=0)
+    return gzip.compress(stored.to_bytes(), compresslevel=1, mtime=0)  # noise hardly compresses better at higher levels

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,54 +21,21 @@ from meddinov3_stroke.errors import MissingWeights, UnsafeWeights, WeightsError
 from meddinov3_stroke.system.atomic import atomic_file
 from meddinov3_stroke.system.contents import HEAD_BYTES, describe_impostor
 
-PICKLE_ERRORS = (
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-    OverflowError,
-    MemoryError,
+_ERRORS = (
+    *(RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError),
+    *(MemoryError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error),
 )
-"""What a damaged pickle makes an unpickler raise."""
+"""What a damaged file makes an unpickler raise."""
 
-_STORAGES: dict[str, str] = {
-    "Double": "<f8",
-    "Float": "<f4",
-    "Half": "<f2",
-    "BFloat16": "bf16",
-    "Long": "<i8",
-    "Int": "<i4",
-    "Short": "<i2",
-    "Char": "i1",
-    "Byte": "u1",
-    "Bool": "?",
-}
-"""torch's storage classes, without their ending, and what their bytes are."""
+_STORAGES = {"Double": "<f8", "Float": "<f4", "Half": "<f2", "BFloat16": "<u2", "Long": "<i8", "Int": "<i4",
+             "Short": "<i2", "Char": "i1", "Byte": "u1", "Bool": "?"}  # fmt: skip
+"""torch's storage classes, without their ending, and what their bytes are; bf16 is read as uint16, then widened."""
 
 _TENSOR_GLOBALS = re.compile(
     r"collections\.OrderedDict|torch\.(Size|device|dtype|Tensor|\w+Storage|(b?float|complex|q?u?int)\w*"
     r"|half|double|long|short|bool)|torch\.(_utils\._rebuild_|nn\.parameter\.Parameter|_tensor\._rebuild_)\w*"
 )
 """Names a pickle needs for tensors and plain containers."""
-
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-"""First of the pickles in a file of torch < 1.6."""
-
-_LOCAL_HEADER = 30
-"""Bytes of a zip record's header before its name."""
-
-
-class TorchFile(NamedTuple):
-    """The content of a torch file and what else its pickle names."""
-
-    content: Any
-    """Containers, numbers and text; tensors are numpy arrays (bf16 as float32), foreign objects are inert stand-ins."""
-    foreign: tuple[str, ...]
-    """Classes and functions named beside tensors; none was imported or run."""
 
 
 def read_torch_file(path: Path, verified: bool = False) -> Any:
@@ -81,14 +48,14 @@ def read_torch_file(path: Path, verified: bool = False) -> Any:
         UnsafeWeights: the pickle asks for more than tensors; the message names what.
         WeightsError: not a torch file (a directory, an HTML page, a Git-LFS pointer, a truncated archive).
     """
-    found = unpickle_torch_file(path, verified)
-    if found.foreign:
-        raise _unsafe(Path(path), found.foreign)
-    return found.content
+    content, foreign = unpickle_torch_file(path, verified)
+    if foreign:
+        raise _unsafe(Path(path), foreign)
+    return content
 
 
-def unpickle_torch_file(path: Path, verified: bool = False) -> TorchFile:
-    """As `read_torch_file`, with inert stand-ins for foreign objects instead of an error."""
+def unpickle_torch_file(path: Path, verified: bool = False) -> tuple[Any, tuple[str, ...]]:
+    """As `read_torch_file`, with inert stand-ins for foreign classes and functions, and the names of those."""
     path, found = Path(path), set[str]()
     refuse_impostors(path)
     try:
@@ -96,19 +63,15 @@ def unpickle_torch_file(path: Path, verified: bool = False) -> TorchFile:
             raw = np.frombuffer(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
         is_archive = raw[:4].tobytes() == b"PK\x03\x04" or zipfile.is_zipfile(path)
         content = _read_archive(path, raw, verified, found) if is_archive else _read_legacy(raw, found)
-    except (RuntimeError, OSError, zipfile.BadZipFile, struct.error, *PICKLE_ERRORS) as error:
+    except _ERRORS as error:
         if foreign := _foreign(found):
             raise _unsafe(path, foreign) from error
         raise _damaged(path, error) from error
-    return TorchFile(content, _foreign(found))
+    return content, _foreign(found)
 
 
 def load_torch_file(path: Path) -> Any:
-    """The content of a `torch.save` file by torch itself (`weights_only=True`, no fallback), tensors on the CPU.
-
-    Raises:
-        MissingWeights, UnsafeWeights, WeightsError: as `read_torch_file`.
-    """
+    """The same content by torch itself (`weights_only=True`, no fallback), tensors on the CPU."""
     import torch
 
     read_torch_file(path)
@@ -116,7 +79,7 @@ def load_torch_file(path: Path) -> Any:
         warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, *PICKLE_ERRORS) as error:
+        except _ERRORS as error:
             raise _damaged(Path(path), error) from error
 
 
@@ -129,12 +92,7 @@ def save_torch_file(path: Path, content: Any) -> None:
 
 
 def refuse_impostors(path: Path) -> None:
-    """Return if `path` is a file with bytes that could be weights.
-
-    Raises:
-        MissingWeights: no such file.
-        WeightsError: a directory, an empty file, an HTML page or a Git-LFS pointer, named for what it is.
-    """
+    """Raise `MissingWeights` if `path` is absent, `WeightsError` if it is a directory or cannot be weights."""
     if path.is_dir():
         raise WeightsError(f"{path} is a directory, not a weights file; name the file in it")
     if not path.is_file():
@@ -153,35 +111,25 @@ def widen_bf16(bits: np.ndarray) -> np.ndarray:
 class Inert:
     """Stands for a class or function that a pickle names; takes any arguments and does nothing with them."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
-        """A stand-in, whatever it is called with."""
-        return object.__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def _ignore(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Inert:
+    __init__ = __setstate__ = __setitem__ = append = extend = add = _ignore
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Another stand-in: pickles may call what they built."""
         return Inert()
 
-    def _ignore(self, *args: Any) -> None:
-        pass
-
-    __setstate__ = __setitem__ = append = extend = add = _ignore
-
 
 class InertUnpickler(pickle.Unpickler):
-    """Unpickles containers, numbers, text and tensors; every other class or function becomes an `Inert`.
-
-    `found` collects the dotted names that the pickle asks for; `storage(dtype, key, numel)` gives a storage's elements.
-    """
+    """Unpickles plain values and tensors; `found` collects every name, `storage(dtype, key, n)` gives elements."""
 
     def __init__(self, handle: Any, found: set[str], storage: Callable[[str, str, int], Any] | None = None) -> None:
         super().__init__(handle)
         self._found, self._storage = found, storage
 
     def find_class(self, module: str, name: str) -> Any:
-        """Our stand-in for `module.name`; nothing is imported."""
+        """A stand-in for `module.name`; nothing is imported."""
         dotted = f"{module}.{name}"
         self._found.add(dotted)
         return _REBUILDERS.get(dotted) or type("Inert", (Inert,), {"stands_for": dotted})
@@ -194,15 +142,7 @@ class InertUnpickler(pickle.Unpickler):
 
 
 def _foreign(found: set[str]) -> tuple[str, ...]:
-    """The names that are neither tensors nor plain containers."""
     return tuple(sorted(name for name in found if not _TENSOR_GLOBALS.fullmatch(name)))
-
-
-class _Container(dict[Any, Any]):
-    """Stands for `OrderedDict`; takes no attributes from the pickle."""
-
-    def __setstate__(self, state: Any) -> None:
-        pass
 
 
 def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: Any) -> Any:
@@ -212,13 +152,12 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
     reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if prod(size) else 0
     if min(offset, *size, *stride, 0) < 0 or reach > len(storage) or prod(size) > len(storage):
         raise ValueError(f"a tensor of shape {size} does not fit in its storage, expected {len(storage)} elements")
-    steps = tuple(step * storage.itemsize for step in stride)
-    view = np.lib.stride_tricks.as_strided(storage[offset:], tuple(size), steps)
+    view = np.lib.stride_tricks.as_strided(storage[offset:], tuple(size), [n * storage.itemsize for n in stride])
     return widen_bf16(view) if storage.dtype == np.uint16 else view
 
 
 _REBUILDERS: dict[str, Any] = {
-    "collections.OrderedDict": _Container,
+    "collections.OrderedDict": type("Container", (dict,), {"__setstate__": lambda self, state: None}),
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_parameter": lambda tensor, *rest: tensor,
@@ -227,24 +166,22 @@ _REBUILDERS: dict[str, Any] = {
 """Dotted name in the pickle -> our own function or class in its place."""
 
 
-def _elements(raw: np.ndarray, dtype: str, numel: int, name: str) -> np.ndarray:
-    kind = np.dtype("<u2" if dtype == "bf16" else dtype)
-    if len(raw) != numel * kind.itemsize:
-        raise ValueError(f"record {name} holds {len(raw)} bytes, expected {numel} elements of {kind.itemsize}")
-    return raw.view(kind)
+def _elements(records: dict[str, np.ndarray], name: str, dtype: str, numel: int) -> np.ndarray:
+    if len(records[name]) != numel * np.dtype(dtype).itemsize:
+        raise ValueError(f"record {name} holds {len(records[name])} bytes, expected {numel} elements of {dtype}")
+    return records[name].view(dtype)
 
 
 def _read_archive(path: Path, raw: np.ndarray, verified: bool, found: set[str]) -> Any:
     """Content of the zip archive that torch writes since 1.6; the tensors are views of `raw`."""
     with zipfile.ZipFile(path) as archive:
         records = {info.filename: info for info in archive.infolist()}
-    packed = [name for name, info in records.items() if info.compress_type != zipfile.ZIP_STORED]
-    if packed:
+    if packed := [name for name, info in records.items() if info.compress_type != zipfile.ZIP_STORED]:
         raise WeightsError(f"{path} holds compressed records ({packed[0]}), which torch never writes; fetch it again")
-    checked = any(info.CRC for info in records.values())  # torch can be told to write none
+    checked = not verified and any(info.CRC for info in records.values())  # torch may be set to write none
     bodies = {name: _record(raw, info) for name, info in records.items()}
     for name, body in bodies.items():
-        if checked and not verified and zlib.crc32(body.data) != records[name].CRC:
+        if checked and zlib.crc32(body.data) != records[name].CRC:
             raise WeightsError(f"{path} is damaged: record {name} fails its CRC-32; fetch it again")
     pickles = [name for name in bodies if name.endswith("data.pkl")]
     if len(pickles) != 1:
@@ -252,52 +189,42 @@ def _read_archive(path: Path, raw: np.ndarray, verified: bool, found: set[str]) 
     root = pickles[0].removesuffix("data.pkl")
     if bodies.get(f"{root}byteorder", raw[:0]).tobytes().strip() not in (b"", b"little"):
         raise WeightsError(f"{path} was written on a big-endian machine; save it again on a little-endian one")
-
-    def storage(dtype: str, key: str, numel: int) -> np.ndarray:
-        return _elements(bodies[f"{root}data/{key}"], dtype, numel, f"{root}data/{key}")
-
-    return InertUnpickler(io.BytesIO(bodies[pickles[0]].tobytes()), found, storage).load()
+    stream = io.BytesIO(bodies[pickles[0]].tobytes())
+    return InertUnpickler(stream, found, lambda dtype, key, n: _elements(bodies, f"{root}data/{key}", dtype, n)).load()
 
 
 def _record(raw: np.ndarray, info: zipfile.ZipInfo) -> np.ndarray:
-    """The bytes of a stored record."""
-    start = info.header_offset
-    header = raw[start : start + _LOCAL_HEADER].tobytes()
-    name_length, extra_length = struct.unpack("<HH", header[26:30])
-    body = raw[start + _LOCAL_HEADER + name_length + extra_length :][: info.file_size]
+    """The bytes of a stored record, which follow its header of 30 bytes, its name and its extra field."""
+    header = raw[info.header_offset :][:30].tobytes()
+    body = raw[info.header_offset + 30 + sum(struct.unpack("<HH", header[26:])) :][: info.file_size]
     if not header.startswith(b"PK\x03\x04") or len(body) != info.file_size:
         raise zipfile.BadZipFile(f"record {info.filename} is cut short")
     return body
 
 
 def _read_legacy(raw: np.ndarray, found: set[str]) -> Any:
-    """Content of a file of torch < 1.6: magic number, protocol, system, content, storage keys, then the storages.
-
-    The content comes before the storages, so it is read twice: first for their types, then with their elements.
-    """
+    """Content of a file of torch < 1.6: magic number, protocol, system, content, storage keys, then the storages."""
     stream, kinds = io.BytesIO(raw.tobytes()), dict[str, str]()
     header = [InertUnpickler(stream, found).load() for _ in range(3)]
-    content_at = stream.tell()
+    content_at = stream.tell()  # the content is read twice: for the types of the storages, then with their elements
     InertUnpickler(stream, found, lambda dtype, key, numel: kinds.update({key: dtype})).load()
     keys, storages = InertUnpickler(stream, found).load(), dict[str, np.ndarray]()
-    if header[0] != _LEGACY_MAGIC:
+    if header[0] != 0x1950A86A20F9469CFC6C:
         raise ValueError("it does not begin like a torch file")
     for key in map(str, keys):
         (numel,) = struct.unpack("<q", stream.read(8))
-        kind = np.dtype("<u2" if kinds[key] == "bf16" else kinds[key])
-        storages[key] = _elements(np.frombuffer(stream.read(numel * kind.itemsize), np.uint8), kinds[key], numel, key)
+        body = np.frombuffer(stream.read(numel * np.dtype(kinds[key]).itemsize), np.uint8)
+        storages[key] = _elements({key: body}, key, kinds[key], numel)
     stream.seek(content_at)
     return InertUnpickler(stream, found, lambda dtype, key, numel: storages[key]).load()
 
 
 def _unsafe(path: Path, foreign: tuple[str, ...]) -> UnsafeWeights:
-    return UnsafeWeights(
-        f"{path} holds more than tensors: {', '.join(foreign[:8])}; nothing of it was run; if you trust it, "
-        f"convert it once in isolation: meddinov3-stroke convert-weights --input {path.name} --output "
-        f"{path.with_suffix('.safetensors').name}"
-    )
+    command = f"meddinov3-stroke convert-weights --input {path.name} --output {path.with_suffix('.safetensors').name}"
+    found = f"{path} holds more than tensors: {', '.join(foreign[:8])}; nothing of it was run"
+    return UnsafeWeights(f"{found}; if you trust it, convert it once in isolation: {command}")
 
 
 def _damaged(path: Path, error: BaseException) -> WeightsError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return WeightsError(f"{path} is not a readable torch file (truncated or damaged?): {reason[:160]}; fetch it again")

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from dicom_writer import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
+from meddinov3_stroke.commands.inspect import print_inspection
 from meddinov3_stroke.ct.dicom.choice import Inspection, SeriesFacts, inspect_dicom
 from meddinov3_stroke.errors import InputError, MedDINOError, MissingInput
-from meddinov3_stroke.report.inspection import print_inspection
 
 GEOMETRY = axial_geometry([5.0] * 9, (9, 11), tilt_degrees=12)
 HU = np.random.default_rng(0).integers(-1000, 2500, (10, 9, 11))

@@ -24,7 +24,7 @@ from meddinov3_stroke.ct.dicom.header import ImageHeader
 from meddinov3_stroke.ct.dicom.survey import read_file_headers, read_headers
 from meddinov3_stroke.data import header_pass
 from meddinov3_stroke.data.header_pass import read_headers_of_folder
-from meddinov3_stroke.data.header_rows import SCHEMA, FileFacts, header_cells, headers_of_rows, read_files
+from meddinov3_stroke.data.header_rows import SCHEMA, header_cells, headers_of_rows, read_files
 from meddinov3_stroke.errors import CorruptInput, LockTimeout, StorageError, UnsupportedInput
 
 Kaggle = Callable[..., Any]
@@ -162,7 +162,6 @@ def read(folder: Path, parts: Path, workers: int = 1) -> header_pass.HeaderPass:
 
 def saved(parts: Path) -> Path:
     """The one file of a finished pass."""
-    assert not (parts / header_pass.STREAM).exists()
     (path,) = parts.glob(header_pass.TABLES)
     return path
 
@@ -186,7 +185,7 @@ def stopped(folder: Path, parts: Path, monkeypatch: pytest.MonkeyPatch, after: i
     """A pass that ends after some chunks."""
     asked: list[int] = []
 
-    def dies(folder: Path, files: list[FileFacts]) -> Any:
+    def dies(folder: Path, files: list[dict[str, Any]]) -> Any:
         asked.append(len(files))
         if len(asked) > after:
             raise KeyboardInterrupt
@@ -214,28 +213,48 @@ def test_a_pass_may_stop_many_times(folder: Path, tmp_path: Path, monkeypatch: p
     assert read(folder, tmp_path / "parts").n_read_now == 30 - 3 * 8
 
 
-@pytest.mark.parametrize("share", [0.05, 0.4, 0.7, 0.95, 0.999])
-def test_a_stream_is_read_up_to_its_last_whole_batch(
+@pytest.fixture
+def saves_each_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(header_pass, "SAVE_CHUNKS", 1)
+
+
+@pytest.mark.usefixtures("saves_each_chunk")
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.4, 0.7, 0.95, 0.999])
+def test_a_truncated_part_costs_only_its_own_files(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     stopped(folder, tmp_path / "parts", monkeypatch, after=6)
-    stream = tmp_path / "parts" / header_pass.STREAM
-    content = stream.read_bytes()
-    stream.write_bytes(content[: int(share * len(content))])
+    part = min((tmp_path / "parts").glob(header_pass.TABLES))
+    content = part.read_bytes()
+    part.write_bytes(content[: int(share * len(content))])
     resumed = read(folder, tmp_path / "parts")
-    assert resumed.n_read_now % 4 == 30 % 4
-    assert 6 <= resumed.n_read_now <= 30
-    assert resumed.n_read_now < 30 or share < 0.5
+    assert resumed.n_read_now == 30 - 6 * 4 + 4
     assert resumed.rows.to_pylist() == read(folder, tmp_path / "whole").rows.to_pylist()
 
 
+@pytest.mark.usefixtures("saves_each_chunk")
 @pytest.mark.parametrize("seed", range(20))
-def test_a_stream_with_a_flipped_bit_gives_no_wrong_row(
+def test_a_part_with_a_flipped_bit_gives_no_wrong_row(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     stopped(folder, tmp_path / "parts", monkeypatch)
-    flip_a_bit(tmp_path / "parts" / header_pass.STREAM, seed)
-    assert read(folder, tmp_path / "parts").rows.to_pylist() == read(folder, tmp_path / "whole").rows.to_pylist()
+    flip_a_bit(min((tmp_path / "parts").glob(header_pass.TABLES)), seed)
+    resumed = read(folder, tmp_path / "parts")
+    assert resumed.n_read_now == 30 - 3 * 4 + 4
+    assert resumed.rows.to_pylist() == read(folder, tmp_path / "whole").rows.to_pylist()
+
+
+def test_a_part_beside_the_finished_pass_gives_each_row_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill between the last save and the removal of the parts."""
+    stopped(folder, tmp_path / "parts", monkeypatch)
+    part = saved(tmp_path / "parts")
+    content = part.read_bytes()
+    whole = read(folder, tmp_path / "parts")
+    part.write_bytes(content)
+    again = read(folder, tmp_path / "parts")
+    assert (again.n_read_now, again.rows.to_pylist()) == (0, whole.rows.to_pylist())
 
 
 def test_only_a_changed_file_is_read_again(folder: Path, tmp_path: Path) -> None:
@@ -316,8 +335,8 @@ def test_two_passes_into_one_folder_do_not_mix(folder: Path, tmp_path: Path) -> 
         read(folder, tmp_path / "parts")
 
 
-def test_a_stream_that_cannot_be_written_is_the_machines_fault(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "parts" / header_pass.STREAM).mkdir(parents=True)
+def test_a_folder_that_cannot_be_written_is_the_machines_fault(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "parts").write_bytes(b"")
     with pytest.raises(StorageError, match="cannot write"):
         read(folder, tmp_path / "parts")
 
@@ -336,7 +355,7 @@ from meddinov3_stroke.data.header_rows import read_files
 def slow(folder, files):
     time.sleep(0.05)
     return read_files(folder, files)
-header_pass.CHUNK_FILES, header_pass.read_files = 2, slow
+header_pass.CHUNK_FILES, header_pass.SAVE_CHUNKS, header_pass.read_files = 2, 1, slow
 header_pass.read_headers_of_folder(Path(sys.argv[1]), Path(sys.argv[2]), workers=1, show_progress=False)
 """
 
@@ -345,11 +364,11 @@ def test_a_killed_pass_goes_on_where_it_was(folder: Path, tmp_path: Path) -> Non
     parts = tmp_path / "parts"
     process = subprocess.Popen([sys.executable, "-c", KILLED, folder, parts])
     deadline = time.monotonic() + 60
-    while sum(map(len, header_pass._streamed(parts / header_pass.STREAM))) < 8 and time.monotonic() < deadline:
+    while len(list(parts.glob(header_pass.TABLES))) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    n_kept = sum(map(len, header_pass._streamed(parts / header_pass.STREAM)))
+    n_kept = sum(pq.read_table(path).num_rows for path in parts.glob(header_pass.TABLES))
     assert 8 <= n_kept < 30
     resumed = read(folder, parts)
     assert resumed.n_read_now == 30 - n_kept

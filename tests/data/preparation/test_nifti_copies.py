@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from meddinov3_stroke.ct import OpenedInput, open_input, read_volume
-from meddinov3_stroke.data import Prepared, nifti_copies, prepare_rsna, read_series_table
+from meddinov3_stroke.data import Prepared, prepare_rsna, read_series_table, rsna
 from meddinov3_stroke.types import VolumeInput
 
 Kaggle = Callable[..., Any]
@@ -84,7 +84,7 @@ def test_copies_that_are_there_are_not_written_again(
         monkeypatch.setattr(opened, "volume", lambda: decoded.append(source) or volume())
         return opened
 
-    monkeypatch.setattr(nifti_copies, "open_input", counting)
+    monkeypatch.setattr(rsna, "open_input", counting)
     found = prepare(cohort.root, out, write_nifti=True)
     assert [source.series_uid for source in decoded] == [second.name[1:-7]]
     assert found.facts["nifti"] == {

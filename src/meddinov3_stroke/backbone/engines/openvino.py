@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
-from meddinov3_stroke.backbone.architecture import NORM_EPS
-from meddinov3_stroke.backbone.rope import rope_tables
+from meddinov3_stroke.backbone.architecture import NORM_EPS, rope_tables
 from meddinov3_stroke.backbone.weights import PERIODS, Weights, fold
 from meddinov3_stroke.system.devices import bf16_flag, cpu_threads
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Real
 
-from meddinov3_stroke.ct.contents import machine_errors, require_dicom_input
+from meddinov3_stroke.ct.contents import OpenedInput, machine_errors, require_dicom_input
 from meddinov3_stroke.ct.dicom.choice import choose, contrast_hint
 from meddinov3_stroke.ct.dicom.container import DicomContent
 from meddinov3_stroke.ct.dicom.files import InputFile, files_of_series, is_header_index, open_files
@@ -23,9 +23,7 @@ from meddinov3_stroke.ct.dicom.layout import file_shape, layout_of, slice_geomet
 from meddinov3_stroke.ct.dicom.pixels import MAX_PIXELS, decode_frame, image_hu
 from meddinov3_stroke.ct.dicom.series import Stack, scaling_fault
 from meddinov3_stroke.ct.dicom.survey import KeptFiles, Survey, survey, walked
-from meddinov3_stroke.ct.geometry import canonical_orientation
-from meddinov3_stroke.ct.hounsfield import check_voxels
-from meddinov3_stroke.ct.opened import OpenedInput
+from meddinov3_stroke.ct.geometry import canonical_orientation, check_voxels
 from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, UnsupportedInput
 from meddinov3_stroke.system.digest import sha256_of_array, sha256_of_document
 from meddinov3_stroke.types import SliceImage, Volume, VolumeSource
@@ -66,6 +64,11 @@ class OpenedDicom(OpenedInput):
         self._source, self._series_uid = source, series_uid
         self._max_voxels, self._allow_single_slice = max_voxels, allow_single_slice
         self._kept = KeptFiles()
+
+    @property
+    def reader_version(self) -> int:
+        """Decides the digest besides the files, so a remembered digest of another version is not used."""
+        return READER_VERSION
 
     @cached_property
     def files(self) -> tuple[Path, ...]:

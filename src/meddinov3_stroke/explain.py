@@ -35,10 +35,7 @@ REFERENCE_RULE = (
 
 
 def head_rows(tokens: Float32[np.ndarray, "n dim"], kind: HeadInput) -> Float32[np.ndarray, "n width"]:
-    """Rows a head can take, each from one token alone: the token, or for `mean_max` the token twice.
-
-    Mean and maximum of one token are the token itself.
-    """
+    """Rows a head can take, each from one token: the token, or for `mean_max` twice (its mean and its maximum)."""
     return np.concatenate([tokens, tokens], axis=1) if kind == "mean_max" else tokens
 
 
@@ -72,10 +69,7 @@ def soft_tissue_patches(hu: Float32[np.ndarray, "row col"], grid: tuple[int, int
 
 
 def patch_means(values: Float32[np.ndarray, "row col"], grid: tuple[int, int]) -> Float64[np.ndarray, "h w"]:
-    """Mean of the pixels of each patch; the grid is stretched over the slice.
-
-    Pixels on the border of two patches count for each by its share of their area.
-    """
+    """Mean of each patch of a grid stretched over the slice; pixels on a border count for both by their share."""
     rows, columns = _parts(values.shape[0], grid[0]), _parts(values.shape[1], grid[1])
     return np.asarray(rows @ values.astype(np.float64) @ columns.T)
 
