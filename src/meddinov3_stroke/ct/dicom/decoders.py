@@ -240,8 +240,9 @@ class Codec:
             child = self._started()
             try:
                 values = child.pool.submit(_answer, self._decode, frame).result(self._frame_deadline_s)
-                if (values.dtype, values.shape) == (frame.pixels.dtype, (frame.pixels.rows, frame.pixels.columns)):
-                    return np.asarray(values)
+                expected = frame.pixels.dtype, (frame.pixels.rows, frame.pixels.columns)
+                if isinstance(values, np.ndarray) and (values.dtype, values.shape) == expected:
+                    return values
                 fault = "returned another shape or type than the header declares"
             except UnsupportedFrame as error:
                 raise UnsupportedInput(
