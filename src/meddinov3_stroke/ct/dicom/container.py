@@ -51,11 +51,10 @@ _DELIMITER_GROUP, _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFE, (0xFFFE, 0xE000), (0
 _PIXEL_DATA, _META_GROUP, _TRANSFER_SYNTAX = (0x7FE0, 0x0010), 0x0002, 0x0010
 _ITEM_BYTES, _MARKS = b"\xfe\xff\x00\xe0", (b"\xfe\xff", b"\xff\xfe")
 
-_MAX_FIRST_LENGTH = 1024
-"""Longest plausible first element of a file without preamble; files of other kinds nearly always exceed it."""
+_MAX_FIRST_LENGTH = 1024  # of the first element without a preamble; files of other kinds nearly always exceed it
 
-_INFLATED_AT_A_TIME, _RAW_DEFLATE = 1 << 18, -15
-"""Bytes, and zlib's window bits for a stream without header and checksum (PS3.5 annex A.5)."""
+_INFLATED_AT_A_TIME = 1 << 18
+_RAW_DEFLATE = -15  # zlib's window bits for a stream without header and checksum (PS3.5 annex A.5)
 
 _pydicom_settings = threading.RLock()
 """pydicom's settings and Python's warning filters are global: one thread at a time changes and restores them."""
@@ -63,12 +62,10 @@ _pydicom_settings = threading.RLock()
 
 @dataclass(frozen=True, eq=False)
 class PixelElement:
-    """Location of the pixel data."""
+    """Location of the pixel data: offset in `DicomContent.content`, and bytes, None if encapsulated."""
 
     offset: int
-    """Of the value within `DicomContent.content`."""
     length: int | None
-    """Bytes of the value; None: undefined length, encapsulated."""
     vr: str
     fragments: tuple[tuple[int, int], ...] = ()
     """(offset in `content`, offset after it) of each encapsulated item; the first is the offset table."""
@@ -79,7 +76,7 @@ class DicomContent:
     """A DICOM file whose elements were walked to the end."""
 
     transfer_syntax: str
-    """UID stated in the file; without file meta, that of the encoding found."""
+    """As stated in the file; without file meta, that of the encoding found."""
     content: bytes
     """The file; for a deflated one the preamble, meta and inflated data set, as explicit little endian."""
     pixel_data: PixelElement | None
@@ -157,8 +154,7 @@ def _inflate(content: bytes, start: int, name: str) -> bytearray:
 
 
 class _Level(NamedTuple):
-    """A data set or sequence whose end has not been reached. An open one, of undefined length, ends with a delimiter;
-    its `end` is the largest possible offset."""
+    """A data set or sequence on the way; an open one ends with a delimiter, at `end` at the latest."""
 
     start: int
     tag: tuple[int, int]
@@ -177,12 +173,10 @@ class _Walk:
         self._read_explicit = struct.Struct(f"{order}HH2sH").unpack_from
         self._read_implicit = struct.Struct(f"{order}HHI").unpack_from
         self._read_length = struct.Struct(f"{order}I").unpack_from
-        self._levels: list[_Level] = []
-        """Open data sets and sequences alternately, the outermost data set first."""
+        self._levels: list[_Level] = []  # data sets and sequences alternately, the outermost data set first
         self._pixel_data: PixelElement | None = None
 
     def to_end(self, start: int, is_explicit: bool) -> PixelElement | None:
-        """The pixel data of the data set that starts at byte `start` and must end at the end of the file."""
         self._levels.append(_Level(start, (0, 0), len(self._content), False, is_explicit, False))
         while self._levels:
             level = self._levels[-1]
@@ -208,14 +202,12 @@ class _Walk:
             ) from error
 
     def after(self, position: int, tag: tuple[int, int], value: int, length: int, end: int) -> int:
-        """The offset after a value, which must not lie beyond `end`."""
         if value + length > end:
             fault = f"declares {length} bytes and extends {value + length - end} bytes beyond its parent"
             raise self.fault(position, tag, fault)
         return value + length
 
     def fault(self, position: int, tag: tuple[int, int], fault: str) -> CorruptInput:
-        """The error of an element."""
         element = f"({tag[0]:04x},{tag[1]:04x})"
         return CorruptInput(
             f"{self._name}: element {element} at byte {position} {fault}; truncated or damaged; fetch it again"

@@ -88,12 +88,7 @@ Decode = Callable[[EncodedFrame], Any]
 
 
 def decode(frame: EncodedFrame) -> Any:
-    """The array of a frame, by the first decoder that accepts it; runs in the child.
-
-    Raises:
-        UnsupportedFrame: no decoder is installed.
-        RefusedFrame: all installed decoders refuse the frame.
-    """
+    """The array of a frame, by the first decoder that accepts it; runs in the child."""
     from pydicom.encaps import encapsulate
     from pydicom.pixels.decoders.base import get_decoder
 
@@ -237,10 +232,7 @@ class Codec:
     def decode(self, frame: EncodedFrame, name: str) -> Integer[np.ndarray, "row col"]:
         """The stored values of `frame` in this machine's byte order; `name` is for messages.
 
-        Raises:
-            CorruptInput: the decoder refuses the frame, dies or hangs, or returns another shape.
-            UnsupportedInput: the decoder is not installed.
-            MachineError: the child cannot be started.
+        Raises `MachineError` if the child cannot be started, other errors as `pixels.decode_frame`.
         """
         remedy = "fetch it again, or export the series uncompressed (Explicit VR Little Endian)"
         where = f"transfer syntax {frame.transfer_syntax}"
@@ -248,8 +240,9 @@ class Codec:
             child = self._started()
             try:
                 values = child.pool.submit(_answer, self._decode, frame).result(self._frame_deadline_s)
-                if (values.dtype, values.shape) == (frame.pixels.dtype, (frame.pixels.rows, frame.pixels.columns)):
-                    return np.asarray(values)
+                expected = frame.pixels.dtype, (frame.pixels.rows, frame.pixels.columns)
+                if isinstance(values, np.ndarray) and (values.dtype, values.shape) == expected:
+                    return values
                 fault = "returned another shape or type than the header declares"
             except UnsupportedFrame as error:
                 raise UnsupportedInput(

@@ -52,7 +52,6 @@ class InputFile:
     n_bytes: int
     archive: zipfile.ZipFile | None = None
     member: str = ""
-    """Its unique name in the archive."""
 
     def read(self) -> bytes:
         """All its bytes.
@@ -166,7 +165,6 @@ def _on_disk(path: Path, name: str) -> InputFile:
 
 
 def _in_folder(folder: Path) -> Iterator[InputFile]:
-    """Its files and those of its subfolders, following links; each folder once."""
     n_files, walked = 0, {folder.resolve()}
     for parent, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         resolved = {name: Path(parent, name).resolve() for name in sorted(folders)}
@@ -244,14 +242,7 @@ def is_header_index(path: Path) -> bool:
 
 
 def files_of_series(path: Path, series_uid: str | None) -> list[Path]:
-    """The files of a series in the header index at `path`; relative ones are resolved against the index's folder.
-
-    Raises:
-        UsageError: no series named.
-        MissingInput: no such series in the index.
-        CorruptInput: not a header index.
-        UnsupportedInput: more than `MAX_FILES` images in the series.
-    """
+    """The files of a series in the header index at `path`; relative ones are resolved against the index's folder."""
     import pyarrow as pa
 
     if series_uid is None:
@@ -268,7 +259,6 @@ def files_of_series(path: Path, series_uid: str | None) -> list[Path]:
 
 
 def _indexed_names(path: Path, series_uid: str) -> list[str]:
-    """The files of the series, each once; row groups without it are not read, and no row beyond `MAX_FILES`."""
     import pyarrow as pa
     from pyarrow import dataset
 

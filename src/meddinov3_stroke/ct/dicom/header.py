@@ -133,7 +133,7 @@ class Rescale:
     is_wrapped: bool = False
     """The RSNA 2019 fault: 12-bit values that wrapped around at 4096, with a wrong intercept."""
     is_stated: bool = True
-    """Whether the header has slope and intercept; without them stored values are taken as HU, with a warning."""
+    """Without slope and intercept in the header, stored values are taken as HU, with a warning."""
 
     @property
     def is_sane(self) -> bool:
@@ -169,7 +169,7 @@ class ImageHeader:
     """One image: a file, or one frame of a multi-frame file."""
 
     file: str
-    """Name of the file within its input, for messages and lists."""
+    """Name within its input."""
     frame: int | None
     """0-based in a multi-frame object; None if the file is the image."""
     sop_instance_uid: str = field(metadata=_as(HeaderFields.text, "SOPInstanceUID"))

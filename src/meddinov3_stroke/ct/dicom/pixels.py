@@ -39,11 +39,8 @@ NATIVE_SYNTAXES = frozenset((IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEF
 JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 """12-bit lossy JPEG; its only complete decoder is under the GPL."""
 
-MAX_FRAME_PIXELS = 2**26
-"""Pixels of the largest frame, 8192 x 8192; no CT has more."""
-
-MAX_PIXELS = 2**28
-"""Most pixels in all frames of one file; the same cap as for NIfTI volumes."""
+MAX_FRAME_PIXELS, MAX_PIXELS = 2**26, 2**28
+"""Pixels of the largest frame, 8192 x 8192, and of all frames of one file; the same cap as for NIfTI volumes."""
 
 _BITS_ALLOCATED = (8, 16, 32)
 """Supported sizes of a stored value; others (1, 12, 24, 64) do not occur in CT."""
@@ -102,7 +99,6 @@ def _refuse(name: str, fault: str) -> NoReturn:
 
 
 def _named(uid: str) -> str:
-    """A transfer syntax with its standard name, if it has one."""
     from pydicom.config import IGNORE
     from pydicom.uid import UID
 
@@ -111,7 +107,6 @@ def _named(uid: str) -> str:
 
 
 def _require_readable(pixels: PixelFormat, name: str) -> None:
-    """Check that a pixel is one value, that its bits are consistent, and that the pixels are few enough to allocate."""
     if pixels.samples_per_pixel != 1:
         found = f"{pixels.samples_per_pixel} samples a pixel ({pixels.photometric_interpretation})"
         raise UnsupportedInput(f"{name} has {found}; expected 1; give the CT images, not a colour picture of them")
@@ -138,7 +133,6 @@ def _require_readable(pixels: PixelFormat, name: str) -> None:
 def _native_frame(
     content: DicomContent, found: PixelElement, pixels: PixelFormat, frame: int, name: str
 ) -> Integer[np.ndarray, "row col"]:
-    """The frame with all its bits, a view of the file's bytes if their order is this machine's."""
     n_pixels = pixels.rows * pixels.columns
     require_length(found, pixels, name)
     is_big_endian = content.transfer_syntax == EXPLICIT_BIG
@@ -151,11 +145,7 @@ def _native_frame(
 
 
 def require_length(found: PixelElement, pixels: PixelFormat, name: str) -> None:
-    """Check that native pixel data has the declared number of bytes, or one more for padding.
-
-    Raises:
-        CorruptInput: it has another length, or is encapsulated.
-    """
+    """Check that native pixel data has the declared number of bytes, or one more for padding."""
     sides = f"{pixels.n_frames} frame(s) of {pixels.rows} x {pixels.columns} pixels of {pixels.bits_allocated} bits"
     n_values = pixels.rows * pixels.columns * pixels.samples_per_pixel * pixels.n_frames
     expected = n_values * pixels.bits_allocated // 8
@@ -165,7 +155,6 @@ def require_length(found: PixelElement, pixels: PixelFormat, name: str) -> None:
 
 
 def _without_unused_bits(values: Integer[np.ndarray, "row col"], pixels: PixelFormat) -> Integer[np.ndarray, "row col"]:
-    """The values of the bits stored alone, sign-extended (PS3.5 section 8.1.1)."""
     unused = pixels.bits_allocated - pixels.bits_stored
     if unused == 0:
         return values
@@ -200,7 +189,6 @@ def _codestream(content: DicomContent, found: PixelElement, pixels: PixelFormat,
 
 
 def _require_size(syntax: str, encoded: bytes, pixels: PixelFormat, name: str) -> None:
-    """Check that the codestream declares the header's size, so that no decoder allocates for a wrong one."""
     if syntax == RLE_LOSSLESS:  # which declares none
         return
     size = _jpeg_2000_size(encoded) if syntax in JPEG_2000_SYNTAXES else _jpeg_size(encoded)
@@ -211,7 +199,6 @@ def _require_size(syntax: str, encoded: bytes, pixels: PixelFormat, name: str) -
 
 
 def _jpeg_2000_size(encoded: bytes) -> tuple[int, int] | None:
-    """(rows, columns) of a JPEG 2000 codestream; None if it is not one."""
     start = encoded.find(_J2K_START) if encoded.startswith(_JP2_START) else 0
     if start < 0 or not encoded.startswith(_J2K_START, start) or len(encoded) < start + 8 + _SIZE_AND_POSITION.size:
         return None
@@ -220,7 +207,6 @@ def _jpeg_2000_size(encoded: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
-    """(rows, columns) of a JPEG or JPEG-LS codestream; None if it is not one."""
     position = len(_JPEG_START)
     if not encoded.startswith(_JPEG_START):
         return None
@@ -246,11 +232,7 @@ class ImageHu:
 
 
 def image_hu(stored: Integer[np.ndarray, "row col"], image: ImageHeader, content: DicomContent) -> ImageHu:
-    """`stored` in HU by the image's own slope and intercept (or modality LUT), with padding as air.
-
-    Raises:
-        CorruptInput: a modality LUT that cannot be applied.
-    """
+    """`stored` in HU by the image's own slope and intercept (or modality LUT), with padding as air."""
     rescale, is_repaired, n_to_air = image.rescale, False, 0
     if image.has_modality_lut:
         hu = _looked_up(stored, image, content)

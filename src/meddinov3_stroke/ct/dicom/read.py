@@ -74,9 +74,6 @@ class OpenedDicom(OpenedInput):
     def files(self) -> tuple[Path, ...]:
         """The files that the input depends on, found without reading any image: for a header index, the index and the
         files of the series.
-
-        Raises:
-            InputError, MachineError, UsageError: as `open_files` and `files_of_series`.
         """
         with open_files(self._listed) as files:
             listed = [file.path for file in files]
@@ -84,26 +81,14 @@ class OpenedDicom(OpenedInput):
 
     @cached_property
     def digest(self) -> str:
-        """Hex sha256 over the digests of the files of the chosen stack, regardless of their order and names.
-
-        Raises:
-            CorruptInput: a DICOM file that cannot be read, since its series is unknown.
-            InputError, OutOfScope: no stack to read, as `choice.choose`.
-            MachineError, UsageError: as `files`.
-        """
+        """Hex sha256 over the digests of the files of the chosen stack, regardless of their order and names."""
         _, stack = self._found
         frames = [image.frame for image in stack.images if image.frame is not None]
         digests = sorted(self._kept.digests[name] for name in _files_of(stack))
         return sha256_of_document({"dicom": digests, "reader": READER_VERSION, "frames": frames})
 
     def volume(self) -> Volume:
-        """The volume of the chosen stack.
-
-        Raises:
-            CorruptInput: pixels shorter than declared, a damaged codestream, an impossible scaling.
-            UnsupportedInput: an unsupported transfer syntax, or more voxels than `max_voxels`.
-            InputError, OutOfScope, MachineError, UsageError: as `digest`.
-        """
+        """The volume of the chosen stack."""
         found, stack = self._found
         n, rows, columns = file_shape(stack)
         if n * rows * columns > self._max_voxels:
@@ -173,7 +158,6 @@ class OpenedDicom(OpenedInput):
 
     @cached_property
     def _found(self) -> tuple[Survey, Stack]:
-        """What the input holds, and the stack to read; its files are kept, as far as `KEEP_BYTES` suffice."""
         listed = self._listed
         is_index = isinstance(self._source, Path) and listed is not self._source
         where = f"{self.path}, series {self._series_uid}" if is_index else str(self.path)
@@ -210,12 +194,10 @@ class OpenedDicom(OpenedInput):
 
 
 def _files_of(stack: Stack) -> dict[str, None]:
-    """The names of a stack's files, each once, in the order of its images."""
     return dict.fromkeys(image.file for image in stack.images)
 
 
 def _require_sound(found: Survey, where: str) -> None:
-    """Raise for a damaged file, which may belong to any series, or if there is no image at all."""
     if found.damaged:
         name, error = found.damaged[0]
         more = f" ({len(found.damaged)} such files)" if len(found.damaged) > 1 else ""

@@ -34,8 +34,7 @@ CT_IMAGES = {
 }
 """SOP classes of CT (DICOM PS3.4 B.5); the headers of RSNA 2019 name none."""
 
-SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-"""Secondary capture, and the prefix of its multi-frame classes."""
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and the prefix of its multi-frame classes
 
 LOCALIZER_TYPES = frozenset({"LOCALIZER", "SCOUT", "SURVIEW", "REF_SURVIEW", "TOPOGRAM"})
 REPORT_TYPES = frozenset({"PATIENT_INFO", "DOSE_INFO", "RESULTS", "SCREEN SAVE", "SCREENSAVE", "DOSE", "REPORT"})
@@ -178,7 +177,6 @@ def _by_content(image: ImageHeader) -> tuple[object, ...]:
 
 
 def _same_plane(images: Sequence[ImageHeader]) -> tuple[list[list[ImageHeader]], list[ImageHeader]]:
-    """The images grouped by orientation and pixel spacing, and those beyond `MAX_PLANES` groups."""
     planes: list[list[ImageHeader]] = []
     beyond: list[ImageHeader] = []
     firsts = np.empty((MAX_PLANES, 8))
@@ -196,7 +194,6 @@ def _same_plane(images: Sequence[ImageHeader]) -> tuple[list[list[ImageHeader]],
 
 
 def _stacks_of(images: list[ImageHeader], same_pixels: SamePixels | None) -> list[Stack]:
-    """One stack; or, if it is refused, one for each acquisition."""
     stack = _stack(images, same_pixels)
     if stack.verdict != "refused":
         return [stack]
@@ -246,7 +243,6 @@ def _clash_text(clashes: Sequence[tuple[ImageHeader, ImageHeader]]) -> str:
 
 
 def _shared_uid(images: Sequence[ImageHeader]) -> str:
-    """Names two different images with one SOP Instance UID, to which no finding can be traced."""
     bearers: dict[tuple[str, int | None], str] = {}
     for image in images:
         other = bearers.setdefault((image.sop_instance_uid, image.frame), image.file)

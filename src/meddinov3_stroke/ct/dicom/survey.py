@@ -249,11 +249,7 @@ def read_headers(content: bytes, name: str) -> tuple[ImageHeader, ...] | None:
 
 
 def headers_of(content: DicomContent, name: str) -> tuple[ImageHeader, ...]:
-    """The headers of the images in a walked file, one per frame.
-
-    Raises:
-        CorruptInput: an indispensable value cannot be read, or the frames contradict each other.
-    """
+    """The headers of the images in a walked file, one per frame."""
     found = HeaderFields(parse_dataset(content, name, _TAGS), name)
     if content.pixel_data is None and not found.text("SOPClassUID") and not found.text("SOPInstanceUID"):
         return ()  # a DICOMDIR or another object without an image
@@ -295,7 +291,6 @@ def _pixel_format(found: HeaderFields) -> PixelFormat:
 
 
 def _frame_header(image: ImageHeader, frame: int, groups: Sequence[Dataset], name: str) -> ImageHeader:
-    """The header of one frame; its own functional groups come after the shared ones and override them."""
     found: dict[str, HeaderFields] = {}
     for group in groups:
         for keyword in (*_GROUP_OF.values(), _TRANSFORM, _FRAME_TYPE, *_KERNEL_GROUPS):
@@ -321,7 +316,6 @@ def _frame_header(image: ImageHeader, frame: int, groups: Sequence[Dataset], nam
 
 
 def _place(floats: Callable[[str, int], list[float] | None]) -> dict[str, Any]:
-    """Position, directions and pixel spacing if all are sound, else None for each, and the fault."""
     position, cosines = floats("ImagePositionPatient", 3), floats("ImageOrientationPatient", 6)
     spacing = floats("PixelSpacing", 2)
     place: dict[str, Any] = dict.fromkeys(("position_mm", "row_direction", "column_direction", "pixel_spacing_mm"))
