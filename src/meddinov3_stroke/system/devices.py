@@ -13,19 +13,14 @@ from pathlib import Path
 from meddinov3_stroke.errors import DeviceUnavailable, MachineError, UsageError
 
 ENGINES = ("torch", "openvino")
-"""What can run the backbone."""
 
 PRECISIONS = ("fp32", "bf16", "int8")
 """Arithmetic of the matrix products; int8 needs a calibration and is never a default."""
 
-GPU_DRIVERS = ("libcuda.so.1", "nvcuda.dll")
-"""Driver libraries without which torch finds no NVIDIA GPU."""
-
-ROCM_DEVICE = Path("/dev/kfd")
-"""Device file of AMD's driver, without which torch finds no AMD GPU."""
+GPU_DRIVERS, ROCM_DEVICE = ("libcuda.so.1", "nvcuda.dll"), Path("/dev/kfd")
+"""Driver libraries without which torch finds no NVIDIA GPU, and the device file without which it finds no AMD GPU."""
 
 CPUINFO = Path("/proc/cpuinfo")
-"""Where Linux lists the instruction sets of the processor."""
 
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 """Instruction sets that multiply bf16 natively: Intel and AMD (x86-64), Arm."""
@@ -38,7 +33,6 @@ class Execution:
     engine: str
     precision: str
     device: str
-    """As torch names it: cpu, cuda:N or mps."""
     reason: str
     """Why this engine and precision, for people."""
     precision_was_auto: bool = False
@@ -49,12 +43,7 @@ def resolve_execution(engine: str = "auto", precision: str = "auto", device: str
     """The fastest faithful engine and precision on this machine that the arguments allow.
 
     On a CPU OpenVINO, in bf16 if the CPU multiplies bf16 natively; on a CUDA GPU torch in bf16 if the GPU has it;
-    otherwise fp32.
-
-    Raises:
-        UsageError: unknown engine, precision or device, or three that exclude each other.
-        DeviceUnavailable: the device does not exist here.
-        MachineError: the engine is not installed.
+    otherwise fp32. Raises UsageError, DeviceUnavailable, or MachineError where torch is not installed.
     """
     for flag, name, known in (("--engine", engine, ENGINES), ("--precision", precision, PRECISIONS)):
         if name != "auto" and name not in known:
@@ -138,11 +127,7 @@ def _require(available: bool, name: str, reason: str) -> None:
 
 
 def require_torch() -> None:
-    """Return if torch is installed.
-
-    Raises:
-        MachineError: it is not; the message is the install command.
-    """
+    """Raise MachineError, with the install command, unless torch is installed."""
     if find_spec("torch") is None:
         raise MachineError("torch is not installed; training and GPUs need it: pip install 'meddinov3-stroke[torch]'")
 
@@ -162,9 +147,7 @@ def _loads(library: str) -> bool:
 
 def available_cpus() -> int:
     """Cores this process may use: its CPU affinity, not the host's core count."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_threads() -> int:

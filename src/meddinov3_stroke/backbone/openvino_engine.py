@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
-from meddinov3_stroke.backbone.architecture import NORM_EPS
-from meddinov3_stroke.backbone.rope import rope_tables
+from meddinov3_stroke.backbone.architecture import NORM_EPS, rope_tables
 from meddinov3_stroke.backbone.weights import PERIODS, Weights, fold
 from meddinov3_stroke.system.devices import bf16_flag, cpu_threads
 
@@ -38,10 +37,7 @@ class OpenVINOEngine:
     """
 
     def __init__(
-        self,
-        graph_of: Callable[[int], Any],
-        precision: str,
-        int8_graph_of: Callable[[int], Any] | None = None,
+        self, graph_of: Callable[[int], Any], precision: str, int8_graph_of: Callable[[int], Any] | None = None
     ) -> None:
         self._graph_of, self._int8_graph_of, self._precision = graph_of, int8_graph_of, precision
         self._requests: dict[tuple[int, Any], Any] = {}
@@ -65,17 +61,15 @@ class OpenVINOEngine:
         inputs = [np.ascontiguousarray(pixels), *(np.array([n]) for n in n_tokens)]
         with self._lock:
             if key not in self._requests:
-                self._requests[key] = self._compiled(graph_of(pixels.shape[-1])).create_infer_request()
+                options = {
+                    "INFERENCE_PRECISION_HINT": _HINTS[plain_precision(self._precision)],
+                    "INFERENCE_NUM_THREADS": cpu_threads(),
+                    "PERFORMANCE_HINT": "LATENCY",
+                }
+                compiled = import_openvino().Core().compile_model(graph_of(pixels.shape[-1]), "CPU", options)
+                self._requests[key] = compiled.create_infer_request()
             found = self._requests[key].infer(inputs)
             return [np.array(found[k], dtype=np.float32) for k in range(len(found))]
-
-    def _compiled(self, graph: Any) -> Any:
-        options = {
-            "INFERENCE_PRECISION_HINT": _HINTS[plain_precision(self._precision)],
-            "INFERENCE_NUM_THREADS": cpu_threads(),
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        return import_openvino().Core().compile_model(graph, "CPU", options)
 
 
 def plain_precision(precision: str) -> str:
