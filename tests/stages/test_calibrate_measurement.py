@@ -17,8 +17,8 @@ def head(pool_mode: str = "mean") -> HeadCheckpoint:
     """A linear head that reads each label off its own dimension."""
     return HeadCheckpoint(
         state_dict={"weight": np.eye(6, dtype=np.float32), "bias": np.zeros(6, dtype=np.float32)},
-        arch="linear",
-        params={},
+        arch="mlp",
+        params={"hidden_dim": 0, "dropout": 0.0},
         labels=LABELS,
         input_dim=6,
         pool_mode=pool_mode,

@@ -61,11 +61,8 @@ def load_backbone(
     beside the weights; those of a registered name only with `models_dir`.
 
     Raises:
-        UsageError: unknown engine, precision or device, or three that exclude each other.
-        DeviceUnavailable: the device does not exist here.
-        MachineError: torch is needed and not installed.
-        WeightsError: and its subclasses, for weights that are missing, unsafe, damaged or do not fit, and for int8
-            without a calibration or with one that is too inaccurate.
+        UsageError, DeviceUnavailable, MachineError: engine, precision and device cannot be had, here or together.
+        WeightsError: weights that are missing, unsafe, damaged or do not fit; int8 without a good calibration.
     """
     run = resolve_execution(engine, precision, device)
     file = WeightsFile.find(source, models_dir)

@@ -26,7 +26,6 @@ ALL_TOKENS = 2**31 - 1
 """More than any grid has; the CPU plugin reads larger ends of a slice as -1."""
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
-"""OpenVINO's names of the arithmetic outside quantized products."""
 
 
 class OpenVINOEngine:
@@ -162,7 +161,6 @@ class _Graph:
         return self.ops.add(x, self._linear(hidden, f"{name}mlp.fc2"))
 
     def _heads(self, x: Any, parts: int) -> list[Any]:
-        """`parts` of [n, head, token, head_dim]."""
         ops, heads = self.ops, self.shape.num_heads
         x = ops.reshape(x, self._ints(0, 0, parts, heads, self.shape.embed_dim // heads), True)
         x = ops.split(ops.transpose(x, self._ints(2, 0, 3, 1, 4)), self._constant(np.array(0)), parts)
@@ -187,7 +185,6 @@ class _Graph:
         return product if bias is None else self.ops.add(product, self._constant(bias[None, None]))
 
     def _first(self, x: Any, n: Any, axis: int) -> Any:
-        """The first `n` along an axis."""
         return self.ops.slice(x, self._ints(0), n, self._ints(1), self._ints(axis))
 
     def _constant(self, array: np.ndarray) -> Any:

@@ -127,21 +127,15 @@ class Block(nn.Module):
     """Pre-norm attention and MLP, each scaled per channel (where LayerScale is on) and added to the stream."""
 
     def __init__(
-        self,
-        attention: SelfAttention,
-        mlp: nn.Module,
-        norm_eps: float,
-        layerscale_init: float | None,
-        drop_path_rate: float,
-        device: str | None,
+        self, attention: SelfAttention, mlp: nn.Module, eps: float, layerscale: float | None, drop: float, device: Any
     ) -> None:
         super().__init__()
         dim = attention.proj.out_features
-        self.norm1, self.norm2 = (nn.LayerNorm(dim, eps=norm_eps, device=device) for _ in range(2))
+        self.norm1, self.norm2 = (nn.LayerNorm(dim, eps=eps, device=device) for _ in range(2))
         self.ls1, self.ls2 = (
-            nn.Identity() if layerscale_init is None else LayerScale(dim, layerscale_init, device) for _ in range(2)
+            nn.Identity() if layerscale is None else LayerScale(dim, layerscale, device) for _ in range(2)
         )
-        self.attn, self.mlp, self.drop_path_rate = attention, mlp, drop_path_rate
+        self.attn, self.mlp, self.drop_path_rate = attention, mlp, drop
 
     def forward(
         self, x: Float[Tensor, "n token dim"], rope: Rope, n_out: int | None = None
@@ -250,13 +244,8 @@ class VisionTransformer(nn.Module):
         """
         *_, tokens = self._after_blocks(x, masks)
         cls, storage, patches = self._split(self.norm(tokens))
-        return {
-            "x_norm_clstoken": cls,
-            "x_storage_tokens": storage,
-            "x_norm_patchtokens": patches,
-            "x_prenorm": tokens,
-            "masks": masks,
-        }
+        named = {"x_norm_clstoken": cls, "x_storage_tokens": storage, "x_norm_patchtokens": patches}
+        return {**named, "x_prenorm": tokens, "masks": masks}
 
     def forward(
         self,

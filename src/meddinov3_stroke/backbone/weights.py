@@ -76,10 +76,8 @@ def load_weights(path: Path | str, verified: bool = False) -> Weights:
     `verified` skips the checksums of a `.pth` whose digest is known to be sound.
 
     Raises:
-        MissingWeights: no such file.
-        UnsafeWeights: a pickle that holds more than tensors.
-        WeightsMismatch: tensors missing, unexpected or of another shape; the message lists them.
-        WeightsError: not a weights file (a directory, empty, HTML, a Git-LFS pointer, truncated).
+        WeightsError: its subclasses MissingWeights, UnsafeWeights (more than tensors), WeightsMismatch (other tensors);
+            itself for what is not a weights file.
     """
     path = Path(path)
     refuse_impostors(path)
@@ -238,9 +236,8 @@ def _canonical_weights(
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors, mapped from disk (bf16 widened), and metadata; the library checks the header, offsets and length."""
     try:
-        with safe_open(path, framework="np") as handle:
+        with safe_open(path, framework="np") as handle:  # checks the header, offsets and length
             metadata = dict(handle.metadata() or {})
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")

@@ -71,13 +71,11 @@ def _engine(engine: str, wants_openvino: bool, where: str) -> tuple[str, str]:
         raise UsageError("OpenVINO is not installed here; reinstall the package, or use --engine torch")
     if engine != "auto":
         return engine, f"{engine} was requested"
-    if wants_openvino:
-        return "openvino", "int8 runs on OpenVINO"
     if where != "cpu":
         return "torch", f"torch is the engine for {where}"
-    if has_openvino:
-        return "openvino", "OpenVINO is the fastest engine on a CPU"
-    return "torch", "OpenVINO is not installed"
+    if not has_openvino:
+        return "torch", "OpenVINO is not installed"
+    return "openvino", "int8 runs on OpenVINO" if wants_openvino else "OpenVINO is the fastest engine on a CPU"
 
 
 def _auto_precision(where: str) -> tuple[str, str]:
@@ -95,10 +93,7 @@ def _auto_precision(where: str) -> tuple[str, str]:
 def resolve_device(name: str) -> str:
     """`cpu`, `cuda:N` or `mps` for `auto|cpu|gpu|gpu:N|cuda|cuda:N|N|mps`; only `auto` falls back.
 
-    Raises:
-        UsageError: the name is none of these.
-        DeviceUnavailable: the device does not exist here.
-        MachineError: a GPU is requested by name and torch is not installed.
+    Raises UsageError for another name, DeviceUnavailable, or MachineError where a GPU needs torch.
     """
     if not re.fullmatch(r"auto|cpu|mps|(gpu|cuda)(:\d+)?|\d+", name):
         raise UsageError(f"--device {name}: not a device; found {name!r}, expected auto, cpu, gpu, cuda:N or mps")
@@ -139,10 +134,9 @@ def gpu_may_exist() -> bool:
 
 def _loads(library: str) -> bool:
     try:
-        ctypes.CDLL(library)
+        return bool(ctypes.CDLL(library))
     except OSError:
         return False
-    return True
 
 
 def available_cpus() -> int:
@@ -165,10 +159,7 @@ def use_available_cpus() -> int:
 
 
 def bf16_flag(cpuinfo: Path = CPUINFO) -> str | None:
-    """The first of `BF16_FLAGS` that this CPU has; None if it has none or the system does not say.
-
-    bf16 without such instructions is emulated, 6 times slower than fp32 on a CPU with AVX2 alone.
-    """
+    """The first of `BF16_FLAGS` that this CPU has, if any; without, bf16 is emulated, 6 times slower than fp32."""
     flags = (_cpuinfo_field(cpuinfo, "flags|Features") or "").split()
     return next((flag for flag in BF16_FLAGS if flag in flags), None)
 
