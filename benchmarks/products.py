@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from meddinov3_stroke.backbone.engines.openvino import import_openvino
+from meddinov3_stroke.backbone.openvino_engine import import_openvino
 from meddinov3_stroke.system.devices import cpu_threads
 
 Shape = tuple[int, int, int]

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from benchmarks.workspace import RESIZE, Workspace
-from meddinov3_stroke.backbone.engines.openvino import OpenVINOEngine, import_openvino, plain_precision
+from meddinov3_stroke.backbone.openvino_engine import OpenVINOEngine, import_openvino, plain_precision
 from meddinov3_stroke.system.devices import cpu_threads
 
 

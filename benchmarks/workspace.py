@@ -15,8 +15,8 @@ from jaxtyping import Float32
 from benchmarks.heads import noisy_head
 from benchmarks.weights import write_published
 from meddinov3_stroke.backbone import Backbone, load_backbone, load_weights, prepare_channel
-from meddinov3_stroke.backbone.engines.openvino import OpenVINOEngine, build_graph
 from meddinov3_stroke.backbone.int8 import quantize_graph
+from meddinov3_stroke.backbone.openvino_engine import OpenVINOEngine, build_graph
 
 RESIZE = 224
 """Side in pixels at which the backbone sees a slice."""

@@ -96,7 +96,8 @@ def test_a_masked_bias_becomes_the_bias_it_amounts_to(small_vit: MakeVit) -> Non
 @torch.inference_mode()
 def test_the_class_token_alone_is_that_of_the_whole_last_block(small_vit: MakeVit, rope_dtype: str) -> None:
     vit = small_vit(depth=1, pos_embed_rope_dtype=rope_dtype).double()
-    stream, rope = vit.prepare_tokens(channel().expand(-1, 3, -1, -1))
+    x = channel().expand(-1, 3, -1, -1)
+    stream, rope = vit.embed(x), vit.rope_embed(vit.patch_grid(x))
     assert difference(vit.blocks[0](stream, rope, 1), vit.blocks[0](stream, rope)[:, :1]) < TOLERANCE
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from meddinov3_stroke.backbone import Backbone, VisionTransformer, load_backbone, load_weights, loading, save_backbone
-from meddinov3_stroke.backbone.engines.openvino import build_graph
 from meddinov3_stroke.backbone.int8 import save_graph
+from meddinov3_stroke.backbone.openvino_engine import build_graph
 from meddinov3_stroke.backbone.records import Calibration, calibration_folder, write_calibration
 from meddinov3_stroke.errors import UsageError, WeightsError, WeightsMismatch
 from meddinov3_stroke.system.digest import sha256_of_file

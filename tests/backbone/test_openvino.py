@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from meddinov3_stroke.backbone import TorchEngine, VisionTransformer, Weights, load_weights
 from meddinov3_stroke.backbone.architecture import architecture_of_module, rope_periods, rope_tables, round_bf16
-from meddinov3_stroke.backbone.engines.openvino import OpenVINOEngine, build_graph, plain_precision
 from meddinov3_stroke.backbone.loading import WeightsFile, cosines
+from meddinov3_stroke.backbone.openvino_engine import OpenVINOEngine, build_graph, plain_precision
 from meddinov3_stroke.backbone.weights import build_module, canonical_state
 
 MakeVit = Callable[..., VisionTransformer]
@@ -115,16 +115,32 @@ def test_the_demo_backbone_keeps_to_torch() -> None:
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize("grid", [(14, 14), (3, 5), (32, 20)], ids=str)
 def test_the_tables_of_the_rotation_are_torchs(small_vit: MakeVit, grid: tuple[int, int], dtype: str) -> None:
+    for ours, torchs in zip(rope_tables(grid, rope_periods(64), dtype), torch_tables(grid, dtype), strict=True):
+        np.testing.assert_allclose(ours, torchs, rtol=0, atol=0 if dtype == "bf16" else 2e-7)
     rope = small_vit(depth=1, pos_embed_rope_dtype=dtype).rope_embed
-    for ours, torchs in zip(rope_tables(grid, rope_periods(64), dtype), rope(grid), strict=True):
-        np.testing.assert_allclose(ours, torchs.float().numpy(), rtol=0, atol=0 if dtype == "bf16" else 2e-7)
+    for ours, of_module in zip(rope_tables(grid, rope_periods(64), dtype), rope(grid), strict=True):
+        assert np.array_equal(ours, of_module.float().numpy())
+
+
+def torch_tables(grid: tuple[int, int], name: str) -> list[np.ndarray]:
+    """(sines, cosines) by the published operations in torch, each in the dtype of the rotation."""
+    import torch
+
+    dtype = torch.bfloat16 if name == "bf16" else torch.float32
+    periods = (100.0 ** (torch.arange(16, dtype=torch.float32) / 16)).to(dtype)
+    rows, columns = (
+        (2.0 * np.pi * (torch.arange(0.5, n, dtype=dtype) / n * 2.0 - 1.0))[:, None] / periods for n in grid
+    )
+    block = torch.cat((rows.repeat_interleave(grid[1], 0), columns.repeat(grid[0], 1)), dim=1).repeat(1, 2)
+    return [block.sin().float().numpy(), block.cos().float().numpy()]
 
 
 @pytest.mark.parametrize("head_dim", [32, 48, 64, 80, 96, 128])
 def test_periods_have_the_bits_of_torchs(head_dim: int) -> None:
-    from meddinov3_stroke.backbone import layers
+    import torch
 
-    assert np.array_equal(rope_periods(head_dim), layers.rope_periods(head_dim).numpy())
+    exponents = torch.arange(head_dim // 4, dtype=torch.float32) / (head_dim // 4)
+    assert np.array_equal(rope_periods(head_dim), (100.0**exponents).numpy())
 
 
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=20))
@@ -179,7 +195,7 @@ def test_answers_outlive_the_next_pass(graph_of: GraphOf) -> None:
 def test_what_int8_leaves_unquantized_runs_in_the_best_the_cpu_has(
     monkeypatch: pytest.MonkeyPatch, flag: str | None, precision: str, with_flag: str, without: str
 ) -> None:
-    monkeypatch.setattr("meddinov3_stroke.backbone.engines.openvino.bf16_flag", lambda: flag)
+    monkeypatch.setattr("meddinov3_stroke.backbone.openvino_engine.bf16_flag", lambda: flag)
     assert plain_precision(precision) == (with_flag if flag else without)
 
 

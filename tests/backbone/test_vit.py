@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from meddinov3_stroke.backbone import VisionTransformer, vit_base
-from meddinov3_stroke.backbone.layers import drop_path, rope_periods
+from meddinov3_stroke.backbone.vit import drop_path
 from meddinov3_stroke.errors import UsageError
 
 MakeVit = Callable[..., VisionTransformer]
@@ -56,10 +56,11 @@ def test_the_state_dict_has_the_164_published_names_and_shapes() -> None:
     assert round(sum(p.numel() for p in vit.parameters()) / 1e6, 2) == 85.64
 
 
-def test_periods_are_the_published_powers_rounded_once_to_bf16() -> None:
+def test_periods_are_the_published_powers_rounded_once_to_bf16(small_vit: MakeVit) -> None:
     expected = torch.tensor([100.0 ** (2 * k / 32) for k in range(16)], dtype=torch.float64)
-    torch.testing.assert_close(rope_periods(64).double(), expected, rtol=1e-6, atol=0)
-    assert torch.equal(rope_periods(64, dtype=torch.bfloat16), expected.float().to(torch.bfloat16))
+    periods = small_vit(pos_embed_rope_dtype="fp32").rope_embed.periods
+    torch.testing.assert_close(periods.double(), expected, rtol=1e-6, atol=0)
+    assert torch.equal(vit_base().rope_embed.periods, expected.float().to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("size", [(16, 16), (224, 224), (230, 250), (48, 96)], ids=str)
@@ -122,28 +123,6 @@ def test_blocks_that_are_not_there_are_refused(small_vit: MakeVit, n: int | list
         small_vit(depth=3).get_intermediate_layers(image(32, 32), n=n)
 
 
-@pytest.mark.parametrize("block", [0, 1, -1])
-@torch.inference_mode()
-def test_attention_maps_are_what_the_fused_attention_applies(small_vit: MakeVit, block: int) -> None:
-    vit = small_vit()
-    x = image(64, 96)
-    weights = vit.get_attention_maps(x, block=block)
-    tokens, rope = vit.prepare_tokens(x)
-    for earlier in vit.blocks[: block % 2]:
-        tokens = earlier(tokens, rope)
-    attention, normed = vit.blocks[block].attn, vit.blocks[block].norm1(tokens)
-    values = attention.queries_keys_values(normed, rope)[2]
-    applied = attention.proj((weights @ values).transpose(1, 2).flatten(2))
-    assert weights.shape == (2, 2, 29, 29)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 29))
-    torch.testing.assert_close(applied, attention(normed, rope), rtol=1e-4, atol=1e-5)
-
-
-def test_attention_maps_of_no_block_are_refused(small_vit: MakeVit) -> None:
-    with pytest.raises(UsageError, match="found block 2, expected -2 to 1"):
-        small_vit().get_attention_maps(image(32, 32), block=2)
-
-
 @pytest.mark.parametrize("rope_dtype", ["bf16", "fp32"])
 def test_every_parameter_but_the_mask_token_learns(small_vit: MakeVit, rope_dtype: str) -> None:
     vit = small_vit(pos_embed_rope_dtype=rope_dtype).train()
@@ -165,7 +144,8 @@ def test_a_cast_of_the_module_leaves_the_rotation_as_it_is(small_vit: MakeVit) -
 def test_fp32_rotation_ignores_periods_that_were_rounded(small_vit: MakeVit) -> None:
     vit = small_vit(pos_embed_rope_dtype="fp32")
     before = vit.rope_embed((5, 7))
-    vit.load_state_dict({"rope_embed.periods": rope_periods(64).to(torch.bfloat16).float()}, strict=False)
+    rounded = vit.rope_embed.periods.to(torch.bfloat16).float()
+    vit.load_state_dict({"rope_embed.periods": rounded}, strict=False)
     assert all(torch.equal(a, b) for a, b in zip(before, vit.rope_embed((5, 7)), strict=True))
 
 

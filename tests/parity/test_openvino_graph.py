@@ -7,10 +7,10 @@ import pytest
 from torch import nn
 
 from meddinov3_stroke.backbone import TorchEngine, Weights, vit_base
+from meddinov3_stroke.backbone import openvino_engine as openvino
 from meddinov3_stroke.backbone.architecture import architecture_of_module
-from meddinov3_stroke.backbone.engines import openvino
-from meddinov3_stroke.backbone.engines.openvino import OpenVINOEngine, build_graph
 from meddinov3_stroke.backbone.loading import cosines
+from meddinov3_stroke.backbone.openvino_engine import OpenVINOEngine, build_graph
 from meddinov3_stroke.backbone.weights import canonical_state
 
 LEAST_COSINE = 0.9999

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from meddinov3_stroke.backbone import VisionTransformer, layers
+from meddinov3_stroke.backbone import VisionTransformer
+from meddinov3_stroke.backbone import vit as layers
 
 TOLERANCE = 1e-6
 HEAD_DIM = 64
@@ -112,7 +114,7 @@ def test_another_reading_of_the_rotation_is_told_apart(
 
 def misread(monkeypatch: pytest.MonkeyPatch, reading: str) -> None:
     """Put a wrong rotation in the place of ours."""
-    right, right_angles = layers.rotate_patches, layers.rope_angles
+    right, right_tables = layers.rotate_patches, layers.rope_tables
 
     def fused(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
         return right(x.to(torch.bfloat16).float(), sin.float(), cos.float()).to(torch.bfloat16).float()
@@ -120,13 +122,17 @@ def misread(monkeypatch: pytest.MonkeyPatch, reading: str) -> None:
     def prefix_in_fp32(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
         return torch.cat((x[..., :N_PREFIX, :], right(x[..., N_PREFIX:, :], sin, cos)), dim=-2)
 
-    def other_angles(grid: tuple[int, int], periods: Tensor, dtype: torch.dtype) -> Tensor:
-        rows, columns = (layers.patch_coordinates(n, dtype, periods.device)[:, None] / periods for n in grid)
+    def other_tables(grid: tuple[int, int], periods: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+        bf16_periods = torch.from_numpy(periods).to(torch.bfloat16)
+        rows, columns = (
+            (torch.arange(0.5, n, dtype=torch.bfloat16) / n * 2.0 - 1.0)[:, None] / bf16_periods for n in grid
+        )
         by_row, by_column = rows.repeat_interleave(grid[1], 0), columns.repeat(grid[0], 1)
-        return (2.0 * math.pi * torch.cat((by_row, by_column), dim=1)).repeat(1, 2)
+        angles = (2.0 * math.pi * torch.cat((by_row, by_column), dim=1)).repeat(1, 2)
+        return angles.sin().float().numpy(), angles.cos().float().numpy()
 
-    def float_angles(grid: tuple[int, int], periods: Tensor, dtype: torch.dtype) -> Tensor:
-        return right_angles(grid, periods, torch.float32)
+    def float_tables(grid: tuple[int, int], periods: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+        return right_tables(grid, periods, "fp32")
 
     rotations = {
         "other sign": lambda x, sin, cos: right(x, -sin, cos),
@@ -136,7 +142,7 @@ def misread(monkeypatch: pytest.MonkeyPatch, reading: str) -> None:
     if reading in rotations:
         monkeypatch.setattr(layers, "rotate_patches", rotations[reading])
     else:
-        monkeypatch.setattr(layers, "rope_angles", other_angles if reading.startswith("2") else float_angles)
+        monkeypatch.setattr(layers, "rope_tables", other_tables if reading.startswith("2") else float_tables)
 
 
 @pytest.mark.parametrize("size", [(224, 224), (320, 320), (224, 320), (230, 250)], ids=str)

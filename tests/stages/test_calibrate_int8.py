@@ -156,14 +156,14 @@ def test_auroc_of_a_head_is_compared_on_the_held_out_volumes_of_a_table(
 def test_excluded_patients_are_not_calibrated_or_checked_on(
     args: Callable[..., Args], volumes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def only_tell(used: list[calibrate_int8.CalibrationVolume], *_: Any) -> None:
-        raise DatasetError(",".join(sorted(one.group for one in used)))
+    def report_groups(groups: list[str], *_: Any) -> None:
+        raise DatasetError(",".join(sorted(groups)))
 
     rows = [[str(path), f"S{k}", f"P{k}", 0, 0, 0, 0, 0, 0] for k, path in enumerate(volumes)]
     csv, ids = tmp_path / "series.csv", tmp_path / "ids.txt"
     pd.DataFrame(rows, columns=["nifti_path", "study_uid", "patient_id", *LABELS]).to_csv(csv, index=False)
     ids.write_text("P1\n")
-    monkeypatch.setattr(calibrate_int8, "hold_out", only_tell)
+    monkeypatch.setattr(calibrate_int8, "hold_out", report_groups)
     left = ",".join(f"patient:P{k}" for k in range(len(volumes)) if k != 1)
     with pytest.raises(DatasetError, match=f"^{left}$"):
         run(args(input=(), series_csv=csv, exclude_ids=ids))

@@ -1,7 +1,4 @@
-"""The transformer that a set of tensors belongs to: shapes show most of it, metadata states the rest.
-
-Also its axial rotary position embedding, as tables of sines and cosines in numpy; `layers` has the same in torch.
-"""
+"""The transformer that a set of tensors belongs to (shapes show most of it, metadata states the rest), and its RoPE."""
 
 from __future__ import annotations
 
@@ -105,15 +102,12 @@ class Architecture:
 def architecture_of(
     state: Mapping[str, Any], metadata: Mapping[str, str] | None = None, where: str = "weights"
 ) -> Architecture:
-    """The architecture of a state dict under the published names.
+    """The architecture of a state dict under the published names; raises WeightsMismatch if metadata contradicts it.
 
     Shapes decide what they show; `metadata` (a safetensors header) states the rest, under `architecture` as JSON or
     under the field's own name. Without it heads are 64 wide, and a masked qkv bias means Meta's own hub weights, with
     float32 RoPE and an epsilon of 1e-5. A tensor that is missing leaves the published value, so that the strict
-    comparison can name it. `where` is what messages call the weights.
-
-    Raises:
-        WeightsMismatch: metadata contradicts the tensors, or cannot be honoured.
+    comparison can name it.
     """
     visible = _visible_fields(state)
     stated = _stated_fields(metadata or {}, where)

@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from functools import cached_property
 from itertools import chain
 from threading import Lock
 from typing import Any
@@ -39,6 +38,7 @@ class Backbone:
         self.warnings = warnings
         """What every output of this backbone must state."""
         self._make_engine = make_engine
+        self._made_engine: Any = None
         self._lock = Lock()
         self._most_slices: int | None = None
         """Slices in a pass, once memory has run out."""
@@ -52,13 +52,11 @@ class Backbone:
         """
         return self.identity.engine == "openvino"
 
-    @cached_property
-    def _made_engine(self) -> Any:
-        return self._make_engine()
-
     @property
     def _engine(self) -> Any:
         with self._lock:
+            if self._made_engine is None:
+                self._made_engine = self._make_engine()
             return self._made_engine
 
     def embed(
@@ -94,11 +92,7 @@ class Backbone:
                 found_patches.append(patch_tokens)
                 if on_batch is not None:
                     on_batch(len(cls))
-        return SliceTokens(
-            cls=np.concatenate(found_cls),
-            patches=np.concatenate(found_patches) if patches else None,
-            grid=(side, side),
-        )
+        return SliceTokens(np.concatenate(found_cls), np.concatenate(found_patches) if patches else None, (side, side))
 
     def prepare(self, hu: Float32[np.ndarray, "n row col"], resize: int) -> Float32[np.ndarray, "n 1 resize resize"]:
         """Pixels as the engine takes them, from HU in canonical orientation; warns once of non-square slices."""
@@ -112,10 +106,7 @@ class Backbone:
         """Class tokens of prepared pixels, in smaller passes if memory runs out; they may be NaN.
 
         They differ from those of `tokens` in their last bits (3e-7), because the last block computes nothing else.
-        Embeddings, cached or not, are always these.
-
-        Raises:
-            MachineError: one slice alone does not fit in memory.
+        Embeddings, cached or not, are always these. Raises MachineError if one slice alone does not fit in memory.
         """
         return np.concatenate([cls for cls, _ in self._passes(pixels, patches=False)])
 
@@ -133,11 +124,7 @@ class Backbone:
         engine.tokens(blank)
 
     def side(self, resize: int) -> int:
-        """Patches along a side of the square.
-
-        Raises:
-            UsageError: `resize` is not a multiple of the patch size.
-        """
+        """Patches along a side of the square; raises UsageError unless `resize` is a multiple of the patch size."""
         patch = self.identity.patch_size
         if resize < patch or resize % patch:
             nearest = max(patch, round(resize / patch) * patch)
@@ -149,11 +136,7 @@ class Backbone:
     def refuse_non_finite(
         self, cls: Float32[np.ndarray, "n dim"], patches: np.ndarray | None = None, *, first: int = 0
     ) -> None:
-        """Return if all tokens are finite; `first` is the position of the first slice, for the message.
-
-        Raises:
-            NonFiniteEmbedding: the tokens of a slice are NaN or infinite.
-        """
+        """Raise NonFiniteEmbedding unless all tokens are finite; `first` is the position of the first slice."""
         finite = np.isfinite(cls).all(axis=1)
         if patches is not None and patches.size:
             finite &= np.isfinite(patches).all(axis=(1, 2))
@@ -166,7 +149,6 @@ class Backbone:
             )
 
     def _passes(self, pixels: np.ndarray, patches: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(class tokens, patch tokens or nothing) of the pixels; passes stay small once memory has run out."""
         start = 0
         while start < len(pixels):
             some = pixels[start : start + (self._most_slices or len(pixels))]
@@ -180,9 +162,8 @@ class Backbone:
 
     def _tokens_or_none(self, pixels: np.ndarray, patches: bool) -> tuple[np.ndarray, np.ndarray] | None:
         try:
-            if patches:
-                return self._engine.tokens(pixels)  # type: ignore[no-any-return]
-            return self._engine.class_tokens(pixels), np.empty(0, dtype=np.float32)
+            engine = self._engine
+            return engine.tokens(pixels) if patches else (engine.class_tokens(pixels), np.empty(0, dtype=np.float32))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -207,7 +188,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 def release_cached_memory(device: str) -> None:
     """Return the device memory that torch keeps for later, so that a smaller pass finds room."""
     torch = sys.modules.get("torch")
-    if torch is not None and device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    elif torch is not None and device == "mps":
-        torch.mps.empty_cache()
+    if torch is not None and device != "cpu":
+        (torch.mps if device == "mps" else torch.cuda).empty_cache()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
-from meddinov3_stroke.backbone.engines.openvino import import_openvino
+from meddinov3_stroke.backbone.openvino_engine import import_openvino
 from meddinov3_stroke.errors import MachineError, StorageError
 from meddinov3_stroke.system.atomic import atomic_file, storage_error
 from meddinov3_stroke.system.digest import sha256_of_document, sha256_of_file
@@ -33,11 +33,7 @@ GRAPH_FILES = ("graph.xml", "graph.bin")
 
 
 def require_quantizer() -> None:
-    """Return if NNCF is installed.
-
-    Raises:
-        MachineError: it is not; the message names the extra that brings it.
-    """
+    """Raise MachineError, naming the extra to install, unless NNCF is installed."""
     if find_spec("nncf") is None:
         raise MachineError("NNCF is not installed; int8 calibration needs it: pip install 'meddinov3-stroke[int8]'")
 
@@ -60,21 +56,12 @@ def quantize_graph(graph: openvino.Model, pixels: Float32[np.ndarray, "n 1 row c
 
 def quantizer_settings() -> dict[str, str]:
     """Versions and options, for the record."""
-    return {
-        "nncf": version("nncf"),
-        "openvino": version("openvino"),
-        "preset": PRESET,
-        "model_type": "transformer",
-        "smooth_quant": "nncf default",
-    }
+    versions = {name: version(name) for name in ("nncf", "openvino")}
+    return {**versions, "preset": PRESET, "model_type": "transformer", "smooth_quant": "nncf default"}
 
 
 def save_graph(graph: openvino.Model, folder: Path) -> str:
-    """Digest of the graph, written into `folder` in place of an older one.
-
-    Raises:
-        StorageError: the folder cannot be written.
-    """
+    """Digest of the graph, written into `folder` in place of an older one; raises StorageError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as scratch:
@@ -107,7 +94,6 @@ def _graph_sha256(folder: Path) -> str | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep NNCF's progress bars and its notes on other frameworks off the terminal."""
     loggers = [logging.getLogger(name) for name in ("nncf", "torch.utils.cpp_extension")]
     before = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
@@ -61,11 +61,8 @@ def load_backbone(
     beside the weights; those of a registered name only with `models_dir`.
 
     Raises:
-        UsageError: unknown engine, precision or device, or three that exclude each other.
-        DeviceUnavailable: the device does not exist here.
-        MachineError: torch is needed and not installed.
-        WeightsError: and its subclasses, for weights that are missing, unsafe, damaged or do not fit, and for int8
-            without a calibration or with one that is too inaccurate.
+        UsageError, DeviceUnavailable, MachineError: engine, precision and device cannot be had, here or together.
+        WeightsError: weights that are missing, unsafe, damaged or do not fit; int8 without a good calibration.
     """
     run = resolve_execution(engine, precision, device)
     load = _Loader(WeightsFile.find(source, models_dir), run, torch_compile, accept_int8)
@@ -76,13 +73,10 @@ def load_backbone(
         made, precision, record = load.faithful(record, load.fidelity_way)
     if precision == "int8":
         calibration = load.calibration(record.weights_sha256)
+    learned = {field.name: getattr(record, field.name) for field in fields(record) if field.name != "fidelity"}
     identity = BackboneIdentity(
+        **learned,
         name=load.file.name,
-        weights_sha256=record.weights_sha256,
-        embed_dim=record.embed_dim,
-        patch_size=record.patch_size,
-        rope_dtype=record.rope_dtype,
-        preprocessing=record.preprocessing,
         engine=run.engine,
         precision=precision,
         calibration_sha256=calibration.graph_sha256 if calibration else None,
@@ -98,7 +92,6 @@ class WeightsFile:
 
     path: Path
     name: str
-    """For people: the registered name, or the file's."""
     folder: Path | None
     sha256: str = ""
     _stat: tuple[int, ...] = ()
@@ -106,20 +99,19 @@ class WeightsFile:
 
     @classmethod
     def find(cls, source: str | Path, models_dir: Path | None = None) -> WeightsFile:
-        """The file that a path or a registered name stands for.
-
-        Raises:
-            MissingWeights: it does not exist; the message names the download command.
-        """
-        registered = isinstance(source, str) and source in REGISTERED
-        path = _registered_path(str(source)) if registered else Path(source).expanduser()
+        """The file that a path or a registered name stands for; raises MissingWeights with the download command."""
+        file = REGISTERED.get(str(source)) if isinstance(source, str) else None
+        package = Path(str(files("meddinov3_stroke") / "backbone" / "weights"))
+        path = Path(source).expanduser() if file is None else package / file
+        if file is not None and not path.is_file():
+            raise MissingWeights(f"backbone {source!r} is not in this installation ({path}); reinstall the package")
         if not path.exists():
             raise MissingWeights(
                 f"no backbone weights at {path}; fetch them with: python script/download_models.py --package "
                 f"meddinov3; or name a file or a registered backbone ({', '.join(REGISTERED)}) with --backbone"
             )
-        home = models_dir if models_dir is not None else None if registered else path.parent
-        found = cls(path, str(source) if registered else path.name, None if home is None else home / CACHE_FOLDER)
+        home = models_dir or (path.parent if file is None else None)
+        found = cls(path, path.name if file is None else str(source), None if home is None else home / CACHE_FOLDER)
         if path.is_file():
             found._stat, found.sha256 = found._current_stat(), sha256_of_file(path)
         return found
@@ -137,17 +129,8 @@ class WeightsFile:
         return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def _registered_path(name: str) -> Path:
-    path = Path(str(files("meddinov3_stroke") / "backbone" / "weights" / REGISTERED[name]))
-    if not path.is_file():
-        raise MissingWeights(f"backbone {name!r} is not in this installation ({path}); reinstall the package")
-    return path
-
-
 @dataclass
 class _Loader:
-    """One load: a weights file and how it runs."""
-
     file: WeightsFile
     run: Execution
     torch_compile: bool
@@ -156,13 +139,9 @@ class _Loader:
     def learned(self) -> WeightsRecord:
         """The record of weights that are read for the first time, kept for the next."""
         weights = self.file.weights(verified=False)
-        record = WeightsRecord(
-            weights_sha256=weights_sha256(weights.state, weights.architecture),
-            embed_dim=weights.architecture.embed_dim,
-            patch_size=weights.architecture.patch_size,
-            rope_dtype=weights.architecture.rope_dtype,
-            preprocessing=weights.preprocessing,
-        )
+        shape = weights.architecture
+        digest = weights_sha256(weights.state, shape)
+        record = WeightsRecord(digest, shape.embed_dim, shape.patch_size, shape.rope_dtype, weights.preprocessing)
         write_record(self.file.folder, self.file.sha256, record)
         return record
 
@@ -215,13 +194,13 @@ class _Loader:
     def engine(self, precision: str, calibration: Calibration | None = None, device: str | None = None) -> Any:
         """An engine in this precision, by default on the device of the run."""
         if self.run.engine == "torch":
-            from meddinov3_stroke.backbone.engines.torch import TorchEngine
+            from meddinov3_stroke.backbone.torch_engine import TorchEngine
 
             if self.run.device == "cpu":
                 use_available_cpus()
             module = build_module(fold(self.file.weights()))
             return TorchEngine(module, device or self.run.device, precision, compiled=self.torch_compile)
-        from meddinov3_stroke.backbone.engines.openvino import OpenVINOEngine, build_graph
+        from meddinov3_stroke.backbone.openvino_engine import OpenVINOEngine, build_graph
 
         int8_graph_of = None if calibration is None else partial(self._int8_graph, calibration)
         return OpenVINOEngine(lambda side: build_graph(self.file.weights(), side), precision, int8_graph_of)
@@ -244,7 +223,6 @@ class _Loader:
 
 
 def _int8_warnings(calibration: Calibration | None) -> tuple[str, ...]:
-    """What every output of an int8 backbone states."""
     if calibration is None:
         return ()
     measured = (
@@ -265,9 +243,7 @@ def measure_fidelity(engine: Any, reference: Any, preprocessing: Preprocessing) 
 
 
 def sample_slices(n_slices: int = 4, side: int = SAMPLE_SIDE) -> Float32[np.ndarray, "n row col"]:
-    """Head-like slices in HU, the same at every call: air, an oval skull, brain with noise, a dense spot, some larger
-    and smaller sections.
-    """
+    """Head-like slices in HU, the same at every call: air, an oval skull, brain with noise, a dense spot."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
     slices = np.full((n_slices, side, side), -1000.0, dtype=np.float32)

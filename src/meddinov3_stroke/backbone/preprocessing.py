@@ -23,11 +23,7 @@ METADATA_KEY = "preprocessing"
 
 
 def preprocessing_of(metadata: Mapping[str, str], where: str) -> Preprocessing:
-    """The preprocessing in the header of a weights file, MedDINOv3's own by default.
-
-    Raises:
-        WeightsMismatch: the header cannot be read, or its values make no sense.
-    """
+    """The preprocessing in the header of a weights file, MedDINOv3's own by default; raises WeightsMismatch."""
     if METADATA_KEY not in metadata:
         return PREPROCESSING
     try:
@@ -70,7 +66,6 @@ def _resized(
     indices: Int64[np.ndarray, "tap out"],
     weights: Float32[np.ndarray, "tap out"],
 ) -> Float32[np.ndarray, "out col"]:
-    """The image with its rows resized."""
     image = np.ascontiguousarray(image)
     resized = image[indices[0]] * weights[0][:, None]
     for index, weight in zip(indices[1:], weights[1:], strict=True):

@@ -40,7 +40,6 @@ class WeightsRecord:
     """The part of a backbone's identity that its weights decide, and how well they keep lower precisions."""
 
     weights_sha256: str
-    """Digest of the canonical tensors."""
     embed_dim: int
     patch_size: int
     rope_dtype: str
@@ -92,10 +91,9 @@ def read_record(folder: Path | None, file_sha256: str) -> WeightsRecord | None:
 
 def write_record(folder: Path | None, file_sha256: str, record: WeightsRecord) -> None:
     """Keep the record of a weights file; a folder that cannot be written is reported and does no harm."""
-    if folder is None:
-        return
     try:
-        write_document(_record_path(folder, file_sha256), {"schema": RECORD_SCHEMA, **asdict(record)})
+        if folder is not None:
+            write_document(_record_path(folder, file_sha256), {"schema": RECORD_SCHEMA, **asdict(record)})
     except StorageError as error:
         LOGGER.warning("%s; it will be measured again next time", error)
 
@@ -110,20 +108,12 @@ def calibration_folder(cache: Path, weights_sha256: str) -> Path:
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:
-    """Write the record; it comes after the graph that it describes.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
+    """Write the record; raises StorageError."""
     write_document(folder / "calibration.json", {"schema": CALIBRATION_SCHEMA, **asdict(calibration)})
 
 
 def read_calibration(folder: Path) -> Calibration | None:
-    """The record in `folder`; None if there is none or a damaged one.
-
-    Raises:
-        WeightsMismatch: a record of another version.
-    """
+    """The record in `folder`; None if there is none or a damaged one; raises WeightsMismatch for another version."""
     document = read_document(folder / "calibration.json")
     if document is None:
         return None
@@ -135,11 +125,7 @@ def read_calibration(folder: Path) -> Calibration | None:
 
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a JSON document with its digest, atomically.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
+    """Write a JSON document with its digest, atomically; raises StorageError."""
     plain = json.loads(json.dumps(document, allow_nan=False))
     write_json(path, {**plain, DIGEST_KEY: sha256_of_document(plain)})
 

@@ -1,24 +1,157 @@
 """The vision transformer of MedDINOv3 (DINOv3 family): published parameter and tensor names, own code.
 
-Tokens stand in the order CLS, storage tokens, patches (row-major). Written from the published shapes and arithmetic of
-`ricklisz/MedDINOv3` (arXiv 2509.02379) and held to transformers' `DINOv3ViTModel` by tests.
+Token order is CLS, storage tokens, patches (row-major). Written from the published shapes and arithmetic of
+`ricklisz/MedDINOv3` (arXiv 2509.02379) and compared with transformers' `DINOv3ViTModel` by tests.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional
 
-from meddinov3_stroke.backbone.architecture import NORM_EPS, ROPE_BASE
-from meddinov3_stroke.backbone.layers import Block, Mlp, PatchEmbed, Rope, RopePositionEmbedding, SelfAttention
+from meddinov3_stroke.backbone.architecture import NORM_EPS, ROPE_BASE, rope_periods, rope_tables
 from meddinov3_stroke.errors import UsageError
+
+Rope = tuple[Tensor, Tensor]
+"""Sines and cosines of the patch grid, each [patch, head_dim]."""
+
+TORCH_ROPE_DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+"""Arithmetic of the rotation by its published name."""
 
 INIT_STD = 0.02
 """Standard deviation of fresh tokens and linear weights (truncated normal, as in ViT and DINOv2)."""
+
+
+def rotate_patches(
+    x: Float[Tensor, "n head token head_dim"],
+    sin: Float[Tensor, "patch head_dim"],
+    cos: Float[Tensor, "patch head_dim"],
+) -> Float[Tensor, "n head token head_dim"]:
+    """Queries or keys with the patches rotated and the prefix tokens as they are, in the dtype of `x`.
+
+    All tokens, prefix included, pass through the dtype of `sin`; there every product and the sum is rounded by itself.
+    """
+    n_prefix = x.shape[-2] - sin.shape[-2]
+    rounded = x.to(sin.dtype)
+    prefix, patches = rounded[..., :n_prefix, :], rounded[..., n_prefix:, :]
+    first, second = patches.chunk(2, dim=-1)
+    rotated = patches * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((prefix, rotated), dim=-2).to(x.dtype)
+
+
+class RopePositionEmbedding(nn.Module):
+    """Holds the periods under their published name and gives the sines and cosines of a patch grid."""
+
+    periods: Tensor
+
+    def __init__(self, head_dim: int, base: float, dtype: str, device: str | None) -> None:
+        super().__init__()
+        if dtype not in TORCH_ROPE_DTYPES:
+            raise UsageError(f"RoPE dtype: found {dtype!r}, expected one of {', '.join(TORCH_ROPE_DTYPES)}")
+        if head_dim % 4:
+            raise UsageError(f"RoPE: found heads of {head_dim}, expected a multiple of 4; change num_heads")
+        self.head_dim, self.base, self.rope_dtype, self.dtype = head_dim, base, dtype, TORCH_ROPE_DTYPES[dtype]
+        self.register_buffer("periods", torch.from_numpy(rope_periods(head_dim, base)).to(device, self.dtype))
+
+    def forward(self, grid: tuple[int, int]) -> Rope:
+        """(sin, cos), each [rows*columns, head_dim] in this embedding's dtype, whatever the module was cast to."""
+        if self.dtype is torch.float32:  # a file's periods are rounded to bf16: 1.9e-3 in the tokens
+            periods = rope_periods(self.head_dim, self.base)
+        else:
+            periods = self.periods.float().cpu().numpy()
+        tables = rope_tables(grid, periods, self.rope_dtype)
+        sin, cos = (torch.tensor(table, dtype=self.dtype, device=self.periods.device) for table in tables)
+        return sin, cos
+
+
+class KeyMaskedLinear(nn.Linear):
+    """The q|k|v projection whose key bias is held at zero by a stored mask (Meta's own hub weights)."""
+
+    bias_mask: Tensor
+
+    def __init__(self, dim: int, device: str | None) -> None:
+        super().__init__(dim, 3 * dim, device=device)
+        self.register_buffer("bias_mask", torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(dim).to(device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x W^T + bias * mask."""
+        return functional.linear(x, self.weight, self.bias * self.bias_mask.to(self.bias.dtype))
+
+
+class LayerScale(nn.Module):
+    """A learnt factor per channel."""
+
+    def __init__(self, dim: int, init: float, device: str | None) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x * gamma."""
+        return x * self.gamma
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention over all tokens, with the patches' queries and keys rotated."""
+
+    def __init__(
+        self, dim: int, num_heads: int, qkv_bias: bool, proj_bias: bool, mask_k_bias: bool, device: str | None
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv: nn.Linear
+        if qkv_bias and mask_k_bias:
+            self.qkv = KeyMaskedLinear(dim, device)
+        else:
+            self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device)
+        self.proj = nn.Linear(dim, dim, bias=proj_bias, device=device)
+
+    def forward(
+        self, x: Float[Tensor, "n token dim"], rope: Rope, n_out: int | None = None
+    ) -> Float[Tensor, "n out dim"]:
+        """The first `n_out` tokens (default: all), attended to all tokens and projected."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [n, t, 3, heads, d] -> 3 x [n, heads, t, d]
+        q, k = rotate_patches(q, *rope), rotate_patches(k, *rope)
+        attended = functional.scaled_dot_product_attention(q[:, :, :n_out], k, v)
+        out: Tensor = self.proj(attended.transpose(1, 2).flatten(2))  # [n, heads, t, d] -> [n, t, heads*d]
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each scaled per channel (where LayerScale is on) and added to the stream."""
+
+    def __init__(
+        self, attention: SelfAttention, mlp: nn.Module, eps: float, layerscale: float | None, drop: float, device: Any
+    ) -> None:
+        super().__init__()
+        dim = attention.proj.out_features
+        self.norm1, self.norm2 = (nn.LayerNorm(dim, eps=eps, device=device) for _ in range(2))
+        self.ls1, self.ls2 = (
+            nn.Identity() if layerscale is None else LayerScale(dim, layerscale, device) for _ in range(2)
+        )
+        self.attn, self.mlp, self.drop_path_rate = attention, mlp, drop
+
+    def forward(
+        self, x: Float[Tensor, "n token dim"], rope: Rope, n_out: int | None = None
+    ) -> Float[Tensor, "n out dim"]:
+        """The next tokens of the stream, or the first `n_out` of them alone."""
+        rate = self.drop_path_rate if self.training else 0.0
+        x = x[:, :n_out] + drop_path(self.ls1(self.attn(self.norm1(x), rope, n_out)), rate)
+        return x + drop_path(self.ls2(self.mlp(self.norm2(x))), rate)
+
+
+def drop_path(residual: Float[Tensor, "n token dim"], rate: float) -> Float[Tensor, "n token dim"]:
+    """`residual` with whole samples zeroed at `rate`, the others scaled to keep the mean (arXiv 1603.09382)."""
+    if rate <= 0.0:
+        return residual
+    kept = torch.rand(residual.shape[0], 1, 1, device=residual.device) >= rate
+    return residual * (kept / (1.0 - rate)).to(residual.dtype)
 
 
 class VisionTransformer(nn.Module):
@@ -46,7 +179,11 @@ class VisionTransformer(nn.Module):
         device: str | None = None,
     ) -> None:
         super().__init__()
-        norm_eps = _check_architecture(embed_dim, num_heads, norm_layer)
+        if embed_dim % num_heads:
+            raise UsageError(f"embed_dim {embed_dim} is not divisible by num_heads {num_heads}; change one of them")
+        if norm_layer not in NORM_EPS:
+            raise UsageError(f"norm_layer: found {norm_layer!r}, expected one of {', '.join(NORM_EPS)}")
+        norm_eps = NORM_EPS[norm_layer]
         self.embed_dim = self.num_features = embed_dim
         self.n_blocks, self.num_heads, self.patch_size = depth, num_heads, patch_size
         self.n_storage_tokens, self.pos_embed_rope_dtype = n_storage_tokens, pos_embed_rope_dtype
@@ -54,14 +191,18 @@ class VisionTransformer(nn.Module):
         if n_storage_tokens > 0:
             self.storage_tokens = nn.Parameter(torch.empty(1, n_storage_tokens, embed_dim, device=device))
         self.mask_token = nn.Parameter(torch.empty(1, embed_dim, device=device))
-        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, device)
+        proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size, device=device)
+        self.patch_embed = nn.Sequential(OrderedDict(proj=proj))
         head_dim = embed_dim // num_heads
         self.rope_embed = RopePositionEmbedding(head_dim, pos_embed_rope_base, pos_embed_rope_dtype, device)
 
         def block() -> Block:
             attention = SelfAttention(embed_dim, num_heads, qkv_bias, proj_bias, mask_k_bias, device)
-            mlp = Mlp(embed_dim, round(embed_dim * ffn_ratio), ffn_bias, device)
-            return Block(embed_dim, attention, mlp, norm_eps, layerscale_init, drop_path_rate, device)
+            hidden = round(embed_dim * ffn_ratio)
+            fc1 = nn.Linear(embed_dim, hidden, bias=ffn_bias, device=device)
+            fc2 = nn.Linear(hidden, embed_dim, bias=ffn_bias, device=device)
+            mlp = nn.Sequential(OrderedDict(fc1=fc1, gelu=nn.GELU(), fc2=fc2))
+            return Block(attention, mlp, norm_eps, layerscale_init, drop_path_rate, device)
 
         self.blocks = nn.ModuleList(block() for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps, device=device)
@@ -95,40 +236,26 @@ class VisionTransformer(nn.Module):
         # Under autocast the patches are bf16 and the prefix float32: the cat promotes, the stream stays float32.
         return torch.cat([*expanded, patches], dim=1)
 
-    def prepare_tokens(
-        self, x: Float[Tensor, "n channel row col"], masks: Bool[Tensor, "n patch"] | None = None
-    ) -> tuple[Float[Tensor, "n token dim"], Rope]:
-        """The tokens that enter the first block, and the sines and cosines of their grid."""
-        return self.embed(x, masks), self.rope_embed(self.patch_grid(x))
-
     def forward_features(
         self, x: Float[Tensor, "n channel row col"], masks: Bool[Tensor, "n patch"] | None = None
     ) -> dict[str, Tensor | None]:
         """The tokens by name: `x_norm_clstoken` [n, d], `x_storage_tokens` [n, s, d], `x_norm_patchtokens` [n, h*w, d]
         (all after the final norm), `x_prenorm` [n, 1+s+h*w, d] (before it), and `masks` as given.
         """
-        tokens, rope = self.prepare_tokens(x, masks)
-        for block in self.blocks:
-            tokens = block(tokens, rope)
-        normed = self.norm(tokens)
-        cls, storage, patches = self._split(normed)
-        return {
-            "x_norm_clstoken": cls,
-            "x_storage_tokens": storage,
-            "x_norm_patchtokens": patches,
-            "x_prenorm": tokens,
-            "masks": masks,
-        }
+        *_, tokens = self._after_blocks(x, masks)
+        cls, storage, patches = self._split(self.norm(tokens))
+        named = {"x_norm_clstoken": cls, "x_storage_tokens": storage, "x_norm_patchtokens": patches}
+        return {**named, "x_prenorm": tokens, "masks": masks}
 
     def forward(
         self,
         x: Float[Tensor, "n channel row col"],
         is_training: bool = False,
         masks: Bool[Tensor, "n patch"] | None = None,
-    ) -> Tensor | dict[str, Tensor | None]:
+    ) -> Tensor | dict[str, Tensor | None] | None:
         """The CLS token [n, d] after the final norm; with `is_training` the dictionary of `forward_features`."""
         features = self.forward_features(x, masks)
-        return features if is_training else _present(features["x_norm_clstoken"])
+        return features if is_training else features["x_norm_clstoken"]
 
     def get_intermediate_layers(
         self,
@@ -146,42 +273,30 @@ class VisionTransformer(nn.Module):
         [n, d], then storage tokens [n, s, d]. `norm` applies the final norm.
 
         Raises:
-            UsageError: `n` names blocks that are not there.
+            UsageError: `n` names blocks that do not exist.
         """
-        wanted = _block_indices(n, self.n_blocks)
-        grid = self.patch_grid(x)
+        depth = self.n_blocks
+        wanted = list(range(depth - n, depth)) if isinstance(n, int) else sorted(set(n))
+        if not wanted or wanted[0] < 0 or wanted[-1] >= depth:
+            raise UsageError(
+                f"intermediate layers: found n={n!r}, expected 1 to {depth}, or blocks from 0 to {depth - 1}"
+            )
         layers: list[Tensor | tuple[Tensor, ...]] = []
-        for tokens in self._after_blocks(x, wanted):
+        for index, tokens in enumerate(self._after_blocks(x)):
+            if index not in wanted:
+                continue
             cls, storage, patches = self._split(self.norm(tokens) if norm else tokens)
             if reshape:
-                patches = patches.transpose(1, 2).reshape(len(x), -1, *grid)  # [n, h*w, d] -> [n, d, h, w]
+                patches = patches.transpose(1, 2).unflatten(2, self.patch_grid(x))  # [n, h*w, d] -> [n, d, h, w]
             extras = ((cls,) if return_class_token else ()) + ((storage,) if return_extra_tokens else ())
             layers.append((patches, *extras) if extras else patches)
         return tuple(layers)
 
-    def get_attention_maps(
-        self, x: Float[Tensor, "n channel row col"], block: int = -1
-    ) -> Float[Tensor, "n head token token"]:
-        """Attention weights of one block (negative counts from the end); rows are queries and sum to 1.
-
-        Raises:
-            UsageError: there is no such block.
-        """
-        if not -self.n_blocks <= block < self.n_blocks:
-            raise UsageError(f"attention maps: found block {block}, expected -{self.n_blocks} to {self.n_blocks - 1}")
-        tokens, rope = self.prepare_tokens(x)
-        blocks: list[Any] = list(self.blocks)
-        for earlier in blocks[: block % self.n_blocks]:
-            tokens = earlier(tokens, rope)
-        weights: Tensor = blocks[block].attn.weights(blocks[block].norm1(tokens), rope)
-        return weights
-
-    def _after_blocks(self, x: Tensor, wanted: Sequence[int]) -> Iterator[Tensor]:
-        tokens, rope = self.prepare_tokens(x)
-        for index, block in enumerate(self.blocks):
+    def _after_blocks(self, x: Tensor, masks: Tensor | None = None) -> Iterator[Tensor]:
+        tokens, rope = self.embed(x, masks), self.rope_embed(self.patch_grid(x))
+        for block in self.blocks:
             tokens = block(tokens, rope)
-            if index in wanted:
-                yield tokens
+            yield tokens
 
     def _split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         first_patch = 1 + self.n_storage_tokens
@@ -191,23 +306,3 @@ class VisionTransformer(nn.Module):
 def vit_base(patch_size: int = 16, **kwargs: Any) -> VisionTransformer:
     """A ViT-B: 12 blocks, 768 wide, 12 heads; `kwargs` are `VisionTransformer`'s, under their published names."""
     return VisionTransformer(embed_dim=768, depth=12, num_heads=12, patch_size=patch_size, ffn_ratio=4.0, **kwargs)
-
-
-def _check_architecture(embed_dim: int, num_heads: int, norm_layer: str) -> float:
-    if embed_dim % num_heads:
-        raise UsageError(f"embed_dim {embed_dim} is not divisible by num_heads {num_heads}; change one of them")
-    if norm_layer not in NORM_EPS:
-        raise UsageError(f"norm_layer: found {norm_layer!r}, expected one of {', '.join(NORM_EPS)}")
-    return NORM_EPS[norm_layer]
-
-
-def _block_indices(n: int | Sequence[int], depth: int) -> list[int]:
-    wanted = list(range(depth - n, depth)) if isinstance(n, int) else sorted(set(n))
-    if not wanted or wanted[0] < 0 or wanted[-1] >= depth:
-        raise UsageError(f"intermediate layers: found n={n!r}, expected 1 to {depth}, or blocks from 0 to {depth - 1}")
-    return wanted
-
-
-def _present(value: Tensor | None) -> Tensor:
-    assert value is not None  # forward_features always fills it
-    return value

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,10 +76,8 @@ def load_weights(path: Path | str, verified: bool = False) -> Weights:
     `verified` skips the checksums of a `.pth` whose digest is known to be sound.
 
     Raises:
-        MissingWeights: no such file.
-        UnsafeWeights: a pickle that holds more than tensors.
-        WeightsMismatch: tensors missing, unexpected or of another shape; the message lists them.
-        WeightsError: not a weights file (a directory, empty, HTML, a Git-LFS pointer, truncated).
+        WeightsError: its subclasses MissingWeights, UnsafeWeights (more than tensors), WeightsMismatch (other tensors);
+            itself for what is not a weights file.
     """
     path = Path(path)
     refuse_impostors(path)
@@ -92,12 +91,7 @@ def load_weights(path: Path | str, verified: bool = False) -> Weights:
 
 
 def convert_weights(source: Path, output: Path) -> Conversion:
-    """The record of writing the backbone in a `torch.save` file as our safetensors; no code of the file runs.
-
-    Raises:
-        UsageError: `output` does not end in .safetensors.
-        MissingWeights, WeightsError, WeightsMismatch: as `load_weights`.
-    """
+    """The record of writing the backbone in a `torch.save` file as our safetensors; raises as `load_weights`."""
     source, output = Path(source), Path(output)
     if output.suffix != ".safetensors":
         raise UsageError(f"--output {output.name}: found {output.suffix or 'no ending'}, expected .safetensors")
@@ -113,9 +107,6 @@ def published_layout(content: Any, where: str) -> tuple[dict[str, Any], tuple[st
     """The backbone's entries under the published names, and the names of the ignored ones.
 
     Takes `content["teacher"]` if it exists, else `content` itself; drops the training heads; strips `backbone.`.
-
-    Raises:
-        WeightsMismatch: not a mapping of names, or two entries that end under one name.
     """
     outer = content if isinstance(content, Mapping) else {}
     source = outer.get(TEACHER, outer)
@@ -138,10 +129,7 @@ def canonical_state(
     """The tensors (numpy or torch) in float32, sorted by name, exactly those of the architecture.
 
     The RoPE periods have the precision of the rotation: rounded to bf16, or recomputed in float32 (a file's periods
-    are rounded already).
-
-    Raises:
-        WeightsMismatch: tensors missing, unexpected, of another shape, or not floating point.
+    are rounded already). Raises WeightsMismatch.
     """
     arrays = {name: _array(value) for name, value in state.items()}
     _compare(arrays, architecture.shapes(), where)
@@ -158,8 +146,7 @@ def weights_sha256(state: Mapping[str, Any], architecture: Architecture | None =
     epsilon, RoPE).
 
     Names, shapes and float32 values enter, in the order of the names; container, stored dtype and training heads do
-    not. So a `.pth` and our safetensors of the same weights agree. `mask_token` enters although inference never reads
-    it.
+    not, so a `.pth` and our safetensors of the same weights agree.
     """
     architecture = architecture or architecture_of(state)
     hidden = (architecture.num_heads, architecture.norm_layer, architecture.rope_base, architecture.rope_dtype)
@@ -205,28 +192,15 @@ def build_module(weights: Weights) -> VisionTransformer:
 
 
 def needs_torch(name: str) -> Any:
-    """`TorchEngine`, `VisionTransformer` or `vit_base`, imported when first asked for.
-
-    Raises:
-        AttributeError: any other name.
-    """
-    if name == "TorchEngine":
-        from meddinov3_stroke.backbone.engines.torch import TorchEngine
-
-        return TorchEngine
-    if name in ("VisionTransformer", "vit_base"):
-        from meddinov3_stroke.backbone import vit
-
-        return getattr(vit, name)
-    raise AttributeError(f"module 'meddinov3_stroke.backbone' has no attribute {name!r}")
+    """`TorchEngine`, `VisionTransformer` or `vit_base`, imported when first asked for."""
+    modules = {"TorchEngine": "torch_engine", "VisionTransformer": "vit", "vit_base": "vit"}
+    if name not in modules:
+        raise AttributeError(f"module 'meddinov3_stroke.backbone' has no attribute {name!r}")
+    return getattr(import_module(f"meddinov3_stroke.backbone.{modules[name]}"), name)
 
 
 def save_safetensors(state: Mapping[str, Any], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write tensors (numpy or torch) and a header of text to a safetensors file, atomically.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
+    """Write tensors (numpy or torch) and a header of text to a safetensors file, atomically; raises StorageError."""
     packed = {name: np.ascontiguousarray(_array(value)) for name, value in state.items()}
     write_bytes(Path(path), save(packed, metadata=dict(metadata)))
 
@@ -262,9 +236,8 @@ def _canonical_weights(
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors, mapped from disk (bf16 widened), and metadata; the library checks the header, offsets and length."""
     try:
-        with safe_open(path, framework="np") as handle:
+        with safe_open(path, framework="np") as handle:  # checks the header, offsets and length
             metadata = dict(handle.metadata() or {})
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -279,13 +252,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
 
 
 def _mapped(body: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
-    start, end = about["data_offsets"]
-    array = body[start:end].view(_SAFETENSORS_DTYPES[about["dtype"]]).reshape(about["shape"])
+    array = body[slice(*about["data_offsets"])].view(_SAFETENSORS_DTYPES[about["dtype"]]).reshape(about["shape"])
     return np.asarray(widen_bf16(array) if about["dtype"] == "BF16" else array)
 
 
 def _array(tensor: Any) -> np.ndarray:
-    """The values of a numpy array or a torch tensor, which numpy has no bf16 for."""
     if isinstance(tensor, np.ndarray):
         return tensor
     tensor = tensor.detach().cpu()

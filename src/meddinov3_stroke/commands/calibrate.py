@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,13 +21,12 @@ from meddinov3_stroke.types import SliceSelection, VolumeInput, VolumeSource
 
 if TYPE_CHECKING:
     from meddinov3_stroke.backbone import Backbone
-    from meddinov3_stroke.backbone.loading import WeightsFile
     from meddinov3_stroke.backbone.records import Calibration
-    from meddinov3_stroke.data import SeriesTable
     from meddinov3_stroke.heads import HeadCheckpoint
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
+Tokens = Float32[np.ndarray, "_ dim"]
 InputPaths = Annotated[tuple[Path, ...], tyro.conf.arg(aliases=["-i"])]
 
 
@@ -60,56 +59,48 @@ class Args(ConsoleOptions):
     """Seed of the choice of volumes."""
 
 
-@dataclass(frozen=True, eq=False)
-class CalibrationVolume:
-    """A volume, whose patient it is, and its labels if known."""
-
-    input: VolumeInput
-    group: str
-    """What must not be on both sides: the patient, the study, or the file itself."""
-    labels: Int8[np.ndarray, " label"] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class MeasuredVolume:
-    """Class tokens of one held-out volume in fp32 and in int8."""
-
-    fp32: Float32[np.ndarray, "n dim"]
-    int8: Float32[np.ndarray, "n dim"]
-    source_sha256: str
-    pixels_sha256: str
-    labels: Int8[np.ndarray, " label"] | None
-
-    @property
-    def cosines(self) -> Float64[np.ndarray, " n"]:
-        """Of each slice, int8 to fp32."""
-        from meddinov3_stroke.backbone.loading import cosines
-
-        return cosines(self.int8, self.fp32)
-
-
 def run(args: Args) -> Calibration:
-    """The record of the calibration, saved beside the int8 graph in the models folder.
-
-    Raises:
-        UsageError: no volumes, both ways of naming them, or a flag out of range.
-        DatasetError: too few patients to hold some out, or the same pixels on both sides.
-        InputError, OutOfScope: a volume that cannot be used.
-        WeightsError: no weights, or a head of another backbone.
-        MachineError: NNCF is not installed, or the models folder cannot be written.
-    """
+    """The record of the calibration, saved beside the int8 graph in the models folder."""
     _check_flags(args)
-    to_calibrate, to_check = hold_out(_volumes(args), args.check_share, args.seed)
-    from meddinov3_stroke.backbone.int8 import require_quantizer
-    from meddinov3_stroke.backbone.loading import WeightsFile
-    from meddinov3_stroke.backbone.records import calibration_folder, write_calibration
+    inputs, groups, labels = _volumes(args)
+    to_calibrate, to_check = hold_out(groups, args.check_share, args.seed)
+    to_check = to_check[: args.check_volumes]
+    from meddinov3_stroke.backbone import Backbone, load_backbone
+    from meddinov3_stroke.backbone.int8 import quantize_graph, quantizer_settings, require_quantizer, save_graph
+    from meddinov3_stroke.backbone.loading import CACHE_FOLDER, WeightsFile, cosines
+    from meddinov3_stroke.backbone.openvino_engine import OpenVINOEngine, build_graph
+    from meddinov3_stroke.backbone.records import Calibration, calibration_folder, write_calibration
 
     require_quantizer()
     settings = config.load_settings()
-    file = WeightsFile.find(args.backbone or settings.meddinov3_ckpt_path, settings.models_dir)
-    assert file.folder is not None  # there is always a models folder
-    calibration = _calibrate(args, file, to_calibrate, to_check)
-    folder = calibration_folder(file.folder, calibration.weights_sha256)
+    source = args.backbone or settings.meddinov3_ckpt_path
+    fp32 = load_backbone(source, "openvino", "fp32", "cpu", models_dir=settings.models_dir)
+    head = _head(args, fp32)
+    weights, folder = WeightsFile.find(source).weights(), settings.models_dir / CACHE_FOLDER
+    pixels, calibrated = _calibration_slices(args, [inputs[k] for k in to_calibrate], fp32)
+    LOGGER.info("quantizing on %d slices of %d volumes; this takes minutes", len(pixels), len(calibrated))
+    graph = quantize_graph(build_graph(weights, args.resize, class_tokens_only=True), pixels)
+    engine = OpenVINOEngine(lambda side: graph, "int8", lambda side: graph)
+    int8 = Backbone(replace(fp32.identity, precision="int8"), "cpu", lambda: engine)
+    checked, tokens = _measure(args, [inputs[k] for k in to_check], fp32, int8)
+    refuse_copies([one.pixels_sha256 for one in calibrated], [one.pixels_sha256 for one in checked])
+    found = np.concatenate([cosines(*pair) for pair in zip(tokens["int8"], tokens["fp32"], strict=True)])
+    folder = calibration_folder(folder, fp32.identity.weights_sha256)
+    calibration = Calibration(
+        weights_sha256=fp32.identity.weights_sha256,
+        resize=args.resize,
+        graph_sha256=save_graph(graph, folder),
+        cls_cosine_min=float(found.min()),
+        cls_cosine_mean=float(found.mean()),
+        n_calibration_volumes=len(calibrated),
+        n_calibration_slices=len(pixels),
+        n_check_volumes=len(checked),
+        n_check_slices=len(found),
+        calibration_inputs_sha256=tuple(one.sha256 for one in calibrated),
+        check_inputs_sha256=tuple(one.sha256 for one in checked),
+        settings={**quantizer_settings(), "seed": str(args.seed)},
+        auroc=None if head is None or labels is None else auroc_change(head, tokens, labels[to_check]),
+    )
     write_calibration(folder, calibration)
     print("\n".join([*_summary(calibration), f"wrote {folder}", DISCLAIMER]))
     return calibration
@@ -129,63 +120,40 @@ def _check_flags(args: Args) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1")
 
 
-def _volumes(args: Args) -> list[CalibrationVolume]:
+def _volumes(args: Args) -> tuple[list[VolumeInput], list[str], Int8[np.ndarray, "n label"] | None]:
+    """The volumes, what of each must not be on both sides (patient, study or file), and their labels if known."""
     if args.series_csv is None:
-        return volumes_of_paths(args.input)
+        return [VolumeInput(path) for path in args.input], [str(path.resolve()) for path in args.input], None
     from meddinov3_stroke.data import read_series_table
 
     datasets_dir = config.load_settings().datasets_dir
     table = read_series_table(args.series_csv, datasets_dir=datasets_dir, exclude_ids=args.exclude_ids)
     for warning in table.exclusion.warnings if table.exclusion else ():
         LOGGER.warning("%s", warning)
-    return _volumes_of_table(table)
+    inputs = [named for named in table.inputs if named is not None]
+    if len(inputs) < len(table.inputs):
+        row = table.rows[list(table.inputs).index(None)]
+        raise MissingInput(f"{table.name} row {row}: nifti_path is empty; fix the row")
+    return inputs, list(table.groups), table.labels
 
 
-def _volumes_of_table(table: SeriesTable) -> list[CalibrationVolume]:
-    empty = [row for row, named in zip(table.rows, table.inputs, strict=True) if named is None]
-    if empty:
-        raise MissingInput(f"{table.name} row {empty[0]}: nifti_path is empty; fix the row")
-    return [
-        CalibrationVolume(named, group, labels)
-        for named, group, labels in zip(table.inputs, table.groups, table.labels, strict=True)
-        if named is not None
-    ]
-
-
-def volumes_of_paths(paths: Sequence[Path]) -> list[CalibrationVolume]:
-    """One volume a file, each taken for a patient of its own."""
-    return [CalibrationVolume(VolumeInput(path), str(path.resolve())) for path in paths]
-
-
-def hold_out(
-    volumes: Sequence[CalibrationVolume], share: float, seed: int
-) -> tuple[list[CalibrationVolume], list[CalibrationVolume]]:
-    """(volumes to calibrate on, volumes to measure on), drawn by group in an order that `seed` decides.
-
-    Raises:
-        DatasetError: fewer than two groups.
-    """
-    groups = sorted({volume.group for volume in volumes})
-    if len(groups) < 2:
+def hold_out(groups: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Positions of the volumes (to calibrate on, to measure on), drawn by group in an order that `seed` decides."""
+    names = sorted(set(groups))
+    if len(names) < 2:
         raise DatasetError(
-            f"int8 calibration needs volumes of at least 2 patients, found {len(groups)}: some to calibrate on, others "
+            f"int8 calibration needs volumes of at least 2 patients, found {len(names)}: some to calibrate on, others "
             "to measure on; name more volumes"
         )
-    rank = {groups[k]: place for place, k in enumerate(np.random.default_rng(seed).permutation(len(groups)))}
-    n_held_out = min(max(1, round(share * len(groups))), len(groups) - 1)
-    shuffled = sorted(volumes, key=lambda volume: rank[volume.group])
-    return (
-        [volume for volume in shuffled if rank[volume.group] >= n_held_out],
-        [volume for volume in shuffled if rank[volume.group] < n_held_out],
-    )
+    rank = {names[k]: place for place, k in enumerate(np.random.default_rng(seed).permutation(len(names)))}
+    n_held_out = min(max(1, round(share * len(names))), len(names) - 1)
+    shuffled = sorted(range(len(groups)), key=lambda k: rank[groups[k]])
+    n_check = sum(rank[group] < n_held_out for group in groups)
+    return shuffled[n_check:], shuffled[:n_check]
 
 
 def refuse_copies(calibration_pixels: Sequence[str], check_pixels: Sequence[str]) -> None:
-    """Return if no volume to measure on was calibrated on under another name.
-
-    Raises:
-        SplitError: the same pixels on both sides.
-    """
+    """Raise SplitError if the same pixels are on both sides under two names."""
     shared = set(calibration_pixels) & set(check_pixels)
     if shared:
         raise SplitError(
@@ -194,105 +162,62 @@ def refuse_copies(calibration_pixels: Sequence[str], check_pixels: Sequence[str]
         )
 
 
-def _calibrate(
-    args: Args, file: WeightsFile, to_calibrate: list[CalibrationVolume], to_check: list[CalibrationVolume]
-) -> Calibration:
-    from meddinov3_stroke.backbone import Backbone, load_backbone
-    from meddinov3_stroke.backbone.engines.openvino import OpenVINOEngine, build_graph
-    from meddinov3_stroke.backbone.int8 import quantize_graph, quantizer_settings, save_graph
-    from meddinov3_stroke.backbone.records import Calibration, calibration_folder
-
-    models_dir = config.load_settings().models_dir
-    fp32 = load_backbone(args.backbone or file.path, "openvino", "fp32", "cpu", models_dir=models_dir)
-    head = _head(args, fp32)
-    pixels, sources = _calibration_slices(to_calibrate, fp32, args.resize, args.calibration_slices)
-    LOGGER.info("quantizing on %d slices of %d volumes; this takes minutes", len(pixels), len(sources))
-    graph = quantize_graph(build_graph(file.weights(), args.resize, class_tokens_only=True), pixels)
-    engine = OpenVINOEngine(lambda side: graph, "int8", lambda side: graph)
-    int8 = Backbone(replace(fp32.identity, precision="int8"), "cpu", lambda: engine)
-    measured = _measure(args, to_check[: args.check_volumes], fp32, int8)
-    refuse_copies([source.pixels_sha256 for source in sources], [one.pixels_sha256 for one in measured])
-    cosines = np.concatenate([one.cosines for one in measured])
-    digest = fp32.identity.weights_sha256
-    assert file.folder is not None  # there is always a models folder
-    return Calibration(
-        weights_sha256=digest,
-        resize=args.resize,
-        graph_sha256=save_graph(graph, calibration_folder(file.folder, digest)),
-        cls_cosine_min=float(cosines.min()),
-        cls_cosine_mean=float(cosines.mean()),
-        n_calibration_volumes=len(sources),
-        n_calibration_slices=len(pixels),
-        n_check_volumes=len(measured),
-        n_check_slices=len(cosines),
-        calibration_inputs_sha256=tuple(source.sha256 for source in sources),
-        check_inputs_sha256=tuple(one.source_sha256 for one in measured),
-        settings={**quantizer_settings(), "seed": str(args.seed)},
-        auroc=None if head is None else auroc_change(head, measured),
-    )
-
-
 def _calibration_slices(
-    volumes: Sequence[CalibrationVolume], backbone: Backbone, resize: int, most: int
+    args: Args, inputs: Sequence[VolumeInput], backbone: Backbone
 ) -> tuple[Float32[np.ndarray, "n 1 row col"], list[VolumeSource]]:
-    """About `most` prepared slices, evenly from as many of the volumes as that reaches, and what they are from."""
     from meddinov3_stroke.ct import read_volume
-    from meddinov3_stroke.feature_extractor import select_slices
+    from meddinov3_stroke.features import select_slices
 
-    chosen = volumes[:most]
-    selection = SliceSelection(max_slices=math.ceil(most / len(chosen)))
+    most = args.calibration_slices
+    selection = SliceSelection(max_slices=math.ceil(most / min(most, len(inputs))))
     windows, sources = [], []
-    for each in chosen:
-        volume = read_volume(each.input)
-        windows.append(backbone.prepare(volume.hu_slices(select_slices(volume.n_slices, selection)), resize))
+    for each in inputs[:most]:
+        volume = read_volume(each)
+        windows.append(backbone.prepare(volume.hu_slices(select_slices(volume.n_slices, selection)), args.resize))
         sources.append(volume.source)
     return np.concatenate(windows)[:most], sources
 
 
-def _measure(args: Args, volumes: Sequence[CalibrationVolume], fp32: Backbone, int8: Backbone) -> list[MeasuredVolume]:
-    """Every slice of the volumes by both backbones."""
-    from meddinov3_stroke.ct import read_volume
-    from meddinov3_stroke.feature_extractor import FeatureExtractor
+def _measure(
+    args: Args, inputs: Sequence[VolumeInput], fp32: Backbone, int8: Backbone
+) -> tuple[list[VolumeSource], dict[str, list[Tokens]]]:
+    from meddinov3_stroke.features import FeatureExtractor, extract
     from meddinov3_stroke.system.progress import progress_bar
 
-    extractors = [FeatureExtractor(one, args.resize, args.batch) for one in (fp32, int8)]
-    measured = []
-    with progress_bar("measuring", len(volumes), "volumes", args.show_progress) as advance:
-        for each in volumes:
-            volume = read_volume(each.input)
-            plain, quantized = (extractor.embed(volume).cls for extractor in extractors)
-            source = volume.source
-            measured.append(MeasuredVolume(plain, quantized, source.sha256, source.pixels_sha256, each.labels))
+    plain, quantized = (FeatureExtractor(one, args.resize, args.batch) for one in (fp32, int8))
+    sources: list[VolumeSource] = []
+    tokens: dict[str, list[Tokens]] = {"fp32": [], "int8": []}
+    with progress_bar("measuring", len(inputs), "volumes", args.show_progress) as advance:
+        for found in extract(inputs, plain, keep_volume=True):
+            if found.error is not None:
+                raise found.error
+            assert found.embeddings is not None
+            assert found.volume is not None
+            tokens["fp32"].append(found.embeddings.cls)
+            tokens["int8"].append(quantized.embed(found.volume).cls)
+            sources.append(found.volume.source)
             advance()
-    return measured
+    return sources, tokens
 
 
-def auroc_change(head: HeadCheckpoint, measured: Sequence[MeasuredVolume]) -> dict[str, Any]:
-    """Macro and per-class AUROC of the head on fp32 and on int8 tokens of the same volumes, and their difference.
-
-    Raises:
-        CheckpointError: the head does not state how its rows were pooled.
-    """
+def auroc_change(
+    head: HeadCheckpoint, tokens: Mapping[str, Sequence[Tokens]], labels: Int8[np.ndarray, "n label"]
+) -> dict[str, Any]:
+    """Macro and per-class AUROC of the head on fp32 and on int8 tokens of the same volumes, and their difference."""
     from meddinov3_stroke.metrics import auroc_report
 
-    labels = np.stack([one.labels for one in measured if one.labels is not None])
-    reports = {
-        name: auroc_report(labels, _probabilities(head, [getattr(one, name) for one in measured]), head.labels)
-        for name in ("fp32", "int8")
-    }
+    reports = {name: auroc_report(labels, _probabilities(head, tokens[name]), head.labels) for name in ("fp32", "int8")}
     macros = [report.macro for report in reports.values()]
     return {
         **{name: {"macro": report.macro, "per_class": report.per_class} for name, report in reports.items()},
         "macro_change": None if None in macros else macros[1] - macros[0],  # type: ignore[operator]
-        "n_volumes": len(measured),
+        "n_volumes": len(labels),
         "head_sha256": head.sha256,
     }
 
 
-def _probabilities(
-    head: HeadCheckpoint, tokens: Sequence[Float32[np.ndarray, "_ dim"]]
-) -> Float64[np.ndarray, "volume label"]:
-    from meddinov3_stroke.feature_extractor import pool_slices
+def _probabilities(head: HeadCheckpoint, tokens: Sequence[Tokens]) -> Float64[np.ndarray, "volume label"]:
+    from meddinov3_stroke.features import pool_slices
     from meddinov3_stroke.heads import predict_logits
 
     mode = head.pool_mode
@@ -314,29 +239,24 @@ def _head(args: Args, reference: Backbone) -> HeadCheckpoint | None:
     return head
 
 
-def _summary(calibration: Calibration) -> list[str]:
-    """What to know before using int8."""
+def _summary(found: Calibration) -> list[str]:
     from meddinov3_stroke.backbone.records import LEAST_INT8_COSINE
 
-    found = calibration
     lines = [
         f"int8 on {found.n_check_slices} slices of {found.n_check_volumes} held-out volumes: CLS cosine to fp32 at "
         f"least {found.cls_cosine_min:.6f}, mean {found.cls_cosine_mean:.6f}",
         f"quantized on {found.n_calibration_slices} slices of {found.n_calibration_volumes} other volumes, at "
         f"{found.resize} x {found.resize}",
     ]
-    if found.auroc is not None:
-        lines.append(_auroc_line(found.auroc))
+    auroc: Any = found.auroc
+    if auroc is not None and auroc["macro_change"] is None:
+        lines.append(f"macro AUROC is undefined on these {auroc['n_volumes']} volumes: no label has both classes")
+    elif auroc is not None:
+        macros = f"{auroc['fp32']['macro']:.4f} in fp32, {auroc['int8']['macro']:.4f} in int8"
+        lines.append(f"macro AUROC {macros} ({auroc['macro_change']:+.4f})")
     if found.is_faithful:
         return [*lines, "int8 may be used with --precision int8"]
     return [*lines, f"below {LEAST_INT8_COSINE}: --precision int8 is refused unless --accept-int8 is given"]
-
-
-def _auroc_line(auroc: dict[str, Any]) -> str:
-    if auroc["macro_change"] is None:
-        return f"macro AUROC is undefined on these {auroc['n_volumes']} volumes: no label has both classes"
-    fp32, int8 = auroc["fp32"]["macro"], auroc["int8"]["macro"]
-    return f"macro AUROC {fp32:.4f} in fp32, {int8:.4f} in int8 ({auroc['macro_change']:+.4f})"
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

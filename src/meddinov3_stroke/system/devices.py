@@ -13,19 +13,14 @@ from pathlib import Path
 from meddinov3_stroke.errors import DeviceUnavailable, MachineError, UsageError
 
 ENGINES = ("torch", "openvino")
-"""What can run the backbone."""
 
 PRECISIONS = ("fp32", "bf16", "int8")
 """Arithmetic of the matrix products; int8 needs a calibration and is never a default."""
 
-GPU_DRIVERS = ("libcuda.so.1", "nvcuda.dll")
-"""Driver libraries without which torch finds no NVIDIA GPU."""
-
-ROCM_DEVICE = Path("/dev/kfd")
-"""Device file of AMD's driver, without which torch finds no AMD GPU."""
+GPU_DRIVERS, ROCM_DEVICE = ("libcuda.so.1", "nvcuda.dll"), Path("/dev/kfd")
+"""Driver libraries without which torch finds no NVIDIA GPU, and the device file without which it finds no AMD GPU."""
 
 CPUINFO = Path("/proc/cpuinfo")
-"""Where Linux lists the instruction sets of the processor."""
 
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 """Instruction sets that multiply bf16 natively: Intel and AMD (x86-64), Arm."""
@@ -38,7 +33,6 @@ class Execution:
     engine: str
     precision: str
     device: str
-    """As torch names it: cpu, cuda:N or mps."""
     reason: str
     """Why this engine and precision, for people."""
     precision_was_auto: bool = False
@@ -49,12 +43,7 @@ def resolve_execution(engine: str = "auto", precision: str = "auto", device: str
     """The fastest faithful engine and precision on this machine that the arguments allow.
 
     On a CPU OpenVINO, in bf16 if the CPU multiplies bf16 natively; on a CUDA GPU torch in bf16 if the GPU has it;
-    otherwise fp32.
-
-    Raises:
-        UsageError: unknown engine, precision or device, or three that exclude each other.
-        DeviceUnavailable: the device does not exist here.
-        MachineError: the engine is not installed.
+    otherwise fp32. Raises UsageError, DeviceUnavailable, or MachineError where torch is not installed.
     """
     for flag, name, known in (("--engine", engine, ENGINES), ("--precision", precision, PRECISIONS)):
         if name != "auto" and name not in known:
@@ -82,13 +71,11 @@ def _engine(engine: str, wants_openvino: bool, where: str) -> tuple[str, str]:
         raise UsageError("OpenVINO is not installed here; reinstall the package, or use --engine torch")
     if engine != "auto":
         return engine, f"{engine} was requested"
-    if wants_openvino:
-        return "openvino", "int8 runs on OpenVINO"
     if where != "cpu":
         return "torch", f"torch is the engine for {where}"
-    if has_openvino:
-        return "openvino", "OpenVINO is the fastest engine on a CPU"
-    return "torch", "OpenVINO is not installed"
+    if not has_openvino:
+        return "torch", "OpenVINO is not installed"
+    return "openvino", "int8 runs on OpenVINO" if wants_openvino else "OpenVINO is the fastest engine on a CPU"
 
 
 def _auto_precision(where: str) -> tuple[str, str]:
@@ -106,10 +93,7 @@ def _auto_precision(where: str) -> tuple[str, str]:
 def resolve_device(name: str) -> str:
     """`cpu`, `cuda:N` or `mps` for `auto|cpu|gpu|gpu:N|cuda|cuda:N|N|mps`; only `auto` falls back.
 
-    Raises:
-        UsageError: the name is none of these.
-        DeviceUnavailable: the device does not exist here.
-        MachineError: a GPU is requested by name and torch is not installed.
+    Raises UsageError for another name, DeviceUnavailable, or MachineError where a GPU needs torch.
     """
     if not re.fullmatch(r"auto|cpu|mps|(gpu|cuda)(:\d+)?|\d+", name):
         raise UsageError(f"--device {name}: not a device; found {name!r}, expected auto, cpu, gpu, cuda:N or mps")
@@ -138,11 +122,7 @@ def _require(available: bool, name: str, reason: str) -> None:
 
 
 def require_torch() -> None:
-    """Return if torch is installed.
-
-    Raises:
-        MachineError: it is not; the message is the install command.
-    """
+    """Raise MachineError, with the install command, unless torch is installed."""
     if find_spec("torch") is None:
         raise MachineError("torch is not installed; training and GPUs need it: pip install 'meddinov3-stroke[torch]'")
 
@@ -154,17 +134,14 @@ def gpu_may_exist() -> bool:
 
 def _loads(library: str) -> bool:
     try:
-        ctypes.CDLL(library)
+        return bool(ctypes.CDLL(library))
     except OSError:
         return False
-    return True
 
 
 def available_cpus() -> int:
     """Cores this process may use: its CPU affinity, not the host's core count."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_threads() -> int:
@@ -182,10 +159,7 @@ def use_available_cpus() -> int:
 
 
 def bf16_flag(cpuinfo: Path = CPUINFO) -> str | None:
-    """The first of `BF16_FLAGS` that this CPU has; None if it has none or the system does not say.
-
-    bf16 without such instructions is emulated, 6 times slower than fp32 on a CPU with AVX2 alone.
-    """
+    """The first of `BF16_FLAGS` that this CPU has, if any; without, bf16 is emulated, 6 times slower than fp32."""
     flags = (_cpuinfo_field(cpuinfo, "flags|Features") or "").split()
     return next((flag for flag in BF16_FLAGS if flag in flags), None)
 

@@ -1,4 +1,4 @@
-"""torch's pickled files: read without torch and without running their code, loaded by torch, written atomically."""
+"""torch's pickled files: read without torch and without running their code, written atomically."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import mmap
 import pickle
 import re
 import struct
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -68,19 +67,6 @@ def unpickle_torch_file(path: Path, verified: bool = False) -> tuple[Any, tuple[
             raise _unsafe(path, foreign) from error
         raise _damaged(path, error) from error
     return content, _foreign(found)
-
-
-def load_torch_file(path: Path) -> Any:
-    """The same content by torch itself (`weights_only=True`, no fallback), tensors on the CPU."""
-    import torch
-
-    read_torch_file(path)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except _ERRORS as error:
-            raise _damaged(Path(path), error) from error
 
 
 def save_torch_file(path: Path, content: Any) -> None:

@@ -26,7 +26,6 @@ ALL_TOKENS = 2**31 - 1
 """More than any grid has; the CPU plugin reads larger ends of a slice as -1."""
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
-"""OpenVINO's names of the arithmetic outside quantized products."""
 
 
 class OpenVINOEngine:
@@ -37,10 +36,7 @@ class OpenVINOEngine:
     """
 
     def __init__(
-        self,
-        graph_of: Callable[[int], Any],
-        precision: str,
-        int8_graph_of: Callable[[int], Any] | None = None,
+        self, graph_of: Callable[[int], Any], precision: str, int8_graph_of: Callable[[int], Any] | None = None
     ) -> None:
         self._graph_of, self._int8_graph_of, self._precision = graph_of, int8_graph_of, precision
         self._requests: dict[tuple[int, Any], Any] = {}
@@ -64,17 +60,15 @@ class OpenVINOEngine:
         inputs = [np.ascontiguousarray(pixels), *(np.array([n]) for n in n_tokens)]
         with self._lock:
             if key not in self._requests:
-                self._requests[key] = self._compiled(graph_of(pixels.shape[-1])).create_infer_request()
+                options = {
+                    "INFERENCE_PRECISION_HINT": _HINTS[plain_precision(self._precision)],
+                    "INFERENCE_NUM_THREADS": cpu_threads(),
+                    "PERFORMANCE_HINT": "LATENCY",
+                }
+                compiled = import_openvino().Core().compile_model(graph_of(pixels.shape[-1]), "CPU", options)
+                self._requests[key] = compiled.create_infer_request()
             found = self._requests[key].infer(inputs)
             return [np.array(found[k], dtype=np.float32) for k in range(len(found))]
-
-    def _compiled(self, graph: Any) -> Any:
-        options = {
-            "INFERENCE_PRECISION_HINT": _HINTS[plain_precision(self._precision)],
-            "INFERENCE_NUM_THREADS": cpu_threads(),
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        return import_openvino().Core().compile_model(graph, "CPU", options)
 
 
 def plain_precision(precision: str) -> str:
@@ -167,7 +161,6 @@ class _Graph:
         return self.ops.add(x, self._linear(hidden, f"{name}mlp.fc2"))
 
     def _heads(self, x: Any, parts: int) -> list[Any]:
-        """`parts` of [n, head, token, head_dim]."""
         ops, heads = self.ops, self.shape.num_heads
         x = ops.reshape(x, self._ints(0, 0, parts, heads, self.shape.embed_dim // heads), True)
         x = ops.split(ops.transpose(x, self._ints(2, 0, 3, 1, 4)), self._constant(np.array(0)), parts)
@@ -192,7 +185,6 @@ class _Graph:
         return product if bias is None else self.ops.add(product, self._constant(bias[None, None]))
 
     def _first(self, x: Any, n: Any, axis: int) -> Any:
-        """The first `n` along an axis."""
         return self.ops.slice(x, self._ints(0), n, self._ints(1), self._ints(axis))
 
     def _constant(self, array: np.ndarray) -> Any:

@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from meddinov3_stroke.backbone.layers import Rope
-from meddinov3_stroke.backbone.vit import VisionTransformer
+from meddinov3_stroke.backbone.vit import Rope, VisionTransformer
 
 
 class TorchEngine:
@@ -29,46 +28,40 @@ class TorchEngine:
                 if isinstance(part, nn.Linear | nn.Conv2d):
                     part.to(torch.bfloat16)
         self._device, self._precision = torch.device(device), precision
+        self._ropes: dict[tuple[int, int], Rope] = {}
         self._in_chans: int = vit.patch_embed.proj.in_channels
-        views: tuple[Callable[..., Tensor], ...] = (self._class_view, self._whole_view)
-        if compiled:
-            views = tuple(torch.compile(view, dynamic=True) for view in views)
-        self._class_tokens, self._all_tokens = views
+        self._normed: Callable[..., Tensor] = torch.compile(self._forward, dynamic=True) if compiled else self._forward
 
     def class_tokens(self, pixels: Float32[np.ndarray, "n 1 row col"]) -> Float32[np.ndarray, "n dim"]:
         """The class token of each slice; the last block computes nothing else."""
         with torch.inference_mode(), self._arithmetic():
-            return _to_numpy(self._class_tokens(*self._inputs(pixels)))
+            return _to_numpy(self._normed(*self._inputs(pixels), 1)[:, 0])
 
     def tokens(
         self, pixels: Float32[np.ndarray, "n 1 row col"]
     ) -> tuple[Float32[np.ndarray, "n dim"], Float32[np.ndarray, "n patch dim"]]:
         """The class token and the patch tokens, row-major, of each slice."""
         with torch.inference_mode(), self._arithmetic():
-            tokens = self._all_tokens(*self._inputs(pixels))
+            tokens = self._normed(*self._inputs(pixels))
             return _to_numpy(tokens[:, 0]), _to_numpy(tokens[:, 1 + self._vit.n_storage_tokens :])
 
-    def _class_view(self, x: Tensor, rope: Rope) -> Tensor:
+    def _forward(self, x: Tensor, rope: Rope, n_out: int | None = None) -> Tensor:
         *earlier, last = list(self._vit.blocks)
         tokens = self._vit.embed(x)
         for block in earlier:
             tokens = block(tokens, rope)
-        cls: Tensor = self._vit.norm(last(tokens, rope, 1))
-        return cls[:, 0]
-
-    def _whole_view(self, x: Tensor, rope: Rope) -> Tensor:
-        tokens = self._vit.embed(x)
-        for block in self._vit.blocks:
-            tokens = block(tokens, rope)
-        normed: Tensor = self._vit.norm(tokens)
+        normed: Tensor = self._vit.norm(last(tokens, rope, n_out))
         return normed
 
     def _inputs(self, pixels: np.ndarray) -> tuple[Tensor, Rope]:
-        """The slices on the device, and the sines and cosines of their patches, which no compiler may fuse."""
+        """The slices on the device, and the tables of their grid, which are made once: no pass waits for them."""
         x = torch.from_numpy(np.ascontiguousarray(pixels))
         on_gpu = self._device.type == "cuda"
         x = (x.pin_memory() if on_gpu else x).to(self._device, non_blocking=on_gpu)
-        return x.expand(-1, self._in_chans, -1, -1), self._vit.rope_embed(self._vit.patch_grid(x))
+        grid = self._vit.patch_grid(x)
+        if grid not in self._ropes:
+            self._ropes[grid] = self._vit.rope_embed(grid)
+        return x.expand(-1, self._in_chans, -1, -1), self._ropes[grid]
 
     def _arithmetic(self) -> AbstractContextManager[object]:
         if self._precision == "bf16":

@@ -1,1 +1,0 @@
-"""What runs the transformer: OpenVINO on a CPU, torch anywhere."""
