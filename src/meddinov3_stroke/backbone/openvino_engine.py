@@ -60,15 +60,17 @@ class OpenVINOEngine:
         inputs = [np.ascontiguousarray(pixels), *(np.array([n]) for n in n_tokens)]
         with self._lock:
             if key not in self._requests:
-                options = {
-                    "INFERENCE_PRECISION_HINT": _HINTS[plain_precision(self._precision)],
-                    "INFERENCE_NUM_THREADS": cpu_threads(),
-                    "PERFORMANCE_HINT": "LATENCY",
-                }
-                compiled = import_openvino().Core().compile_model(graph_of(pixels.shape[-1]), "CPU", options)
-                self._requests[key] = compiled.create_infer_request()
+                self._requests[key] = self._compiled(graph_of(pixels.shape[-1])).create_infer_request()
             found = self._requests[key].infer(inputs)
             return [np.array(found[k], dtype=np.float32) for k in range(len(found))]
+
+    def _compiled(self, graph: Any) -> Any:
+        options = {
+            "INFERENCE_PRECISION_HINT": _HINTS[plain_precision(self._precision)],
+            "INFERENCE_NUM_THREADS": cpu_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        return import_openvino().Core().compile_model(graph, "CPU", options)
 
 
 def plain_precision(precision: str) -> str:
