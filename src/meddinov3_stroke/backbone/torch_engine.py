@@ -29,7 +29,7 @@ class TorchEngine:
                     part.to(torch.bfloat16)
         self._device, self._precision = torch.device(device), precision
         self._ropes: dict[tuple[int, int], Rope] = {}
-        self._in_chans: int = vit.patch_embed.proj.in_channels
+        self._in_chans = vit.in_chans
         self._normed: Callable[..., Tensor] = torch.compile(self._forward, dynamic=True) if compiled else self._forward
 
     def class_tokens(self, pixels: Float32[np.ndarray, "n 1 row col"]) -> Float32[np.ndarray, "n dim"]:

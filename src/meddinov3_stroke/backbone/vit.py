@@ -185,7 +185,7 @@ class VisionTransformer(nn.Module):
             raise UsageError(f"norm_layer: found {norm_layer!r}, expected one of {', '.join(NORM_EPS)}")
         norm_eps = NORM_EPS[norm_layer]
         self.embed_dim = self.num_features = embed_dim
-        self.n_blocks, self.num_heads, self.patch_size = depth, num_heads, patch_size
+        self.n_blocks, self.num_heads, self.patch_size, self.in_chans = depth, num_heads, patch_size, in_chans
         self.n_storage_tokens, self.pos_embed_rope_dtype = n_storage_tokens, pos_embed_rope_dtype
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, device=device))
         if n_storage_tokens > 0:
@@ -287,7 +287,9 @@ class VisionTransformer(nn.Module):
                 continue
             cls, storage, patches = self._split(self.norm(tokens) if norm else tokens)
             if reshape:
-                patches = patches.transpose(1, 2).unflatten(2, self.patch_grid(x))  # [n, h*w, d] -> [n, d, h, w]
+                patches = patches.transpose(1, 2).reshape(
+                    len(x), -1, *self.patch_grid(x)
+                )  # [n, h*w, d] -> [n, d, h, w]
             extras = ((cls,) if return_class_token else ()) + ((storage,) if return_extra_tokens else ())
             layers.append((patches, *extras) if extras else patches)
         return tuple(layers)
