@@ -115,12 +115,22 @@ class SelfAttention(nn.Module):
         self, x: Float[Tensor, "n token dim"], rope: Rope, n_out: int | None = None
     ) -> Float[Tensor, "n out dim"]:
         """The first `n_out` tokens (default: all), attended to all tokens and projected."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [n, t, 3, heads, d] -> 3 x [n, heads, t, d]
-        q, k = rotate_patches(q, *rope), rotate_patches(k, *rope)
+        q, k, v = self.queries_keys_values(x, rope)
         attended = functional.scaled_dot_product_attention(q[:, :, :n_out], k, v)
         out: Tensor = self.proj(attended.transpose(1, 2).flatten(2))  # [n, heads, t, d] -> [n, t, heads*d]
         return out
+
+    def queries_keys_values(self, x: Float[Tensor, "n token dim"], rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """Each [n, head, token, d]; the patches' queries and keys are rotated."""
+        qkv: Tensor = self.qkv(x)
+        parts = qkv.reshape(*qkv.shape[:2], 3, self.num_heads, -1)
+        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)  # [n, t, 3, heads, d] -> 3 x [n, heads, t, d]
+        return rotate_patches(q, *rope), rotate_patches(k, *rope), v
+
+    def weights(self, x: Float[Tensor, "n token dim"], rope: Rope) -> Float[Tensor, "n head token token"]:
+        """Attention weights; rows are queries and sum to 1."""
+        q, k, _ = self.queries_keys_values(x, rope)
+        return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)
 
 
 class Block(nn.Module):
@@ -224,6 +234,12 @@ class VisionTransformer(nn.Module):
         """(rows, columns) of the patches of an image."""
         return x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
 
+    def prepare_tokens(
+        self, x: Float[Tensor, "n channel row col"], masks: Bool[Tensor, "n patch"] | None = None
+    ) -> tuple[Float[Tensor, "n token dim"], Rope]:
+        """The tokens that enter the first block, and the sines and cosines of their grid."""
+        return self.embed(x, masks), self.rope_embed(self.patch_grid(x))
+
     def embed(
         self, x: Float[Tensor, "n channel row col"], masks: Bool[Tensor, "n patch"] | None = None
     ) -> Float[Tensor, "n token dim"]:
@@ -294,8 +310,25 @@ class VisionTransformer(nn.Module):
             layers.append((patches, *extras) if extras else patches)
         return tuple(layers)
 
+    def get_attention_maps(
+        self, x: Float[Tensor, "n channel row col"], block: int = -1
+    ) -> Float[Tensor, "n head token token"]:
+        """Attention weights of one block (negative counts from the end); rows are queries and sum to 1.
+
+        Raises:
+            UsageError: there is no such block.
+        """
+        if not -self.n_blocks <= block < self.n_blocks:
+            raise UsageError(f"attention maps: found block {block}, expected -{self.n_blocks} to {self.n_blocks - 1}")
+        tokens, rope = self.prepare_tokens(x)
+        blocks: list[Any] = list(self.blocks)
+        for earlier in blocks[: block % self.n_blocks]:
+            tokens = earlier(tokens, rope)
+        weights: Tensor = blocks[block].attn.weights(blocks[block].norm1(tokens), rope)
+        return weights
+
     def _after_blocks(self, x: Tensor, masks: Tensor | None = None) -> Iterator[Tensor]:
-        tokens, rope = self.embed(x, masks), self.rope_embed(self.patch_grid(x))
+        tokens, rope = self.prepare_tokens(x, masks)
         for block in self.blocks:
             tokens = block(tokens, rope)
             yield tokens
