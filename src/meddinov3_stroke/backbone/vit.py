@@ -130,7 +130,8 @@ class SelfAttention(nn.Module):
     def weights(self, x: Float[Tensor, "n token dim"], rope: Rope) -> Float[Tensor, "n head token token"]:
         """Attention weights; rows are queries and sum to 1."""
         q, k, _ = self.queries_keys_values(x, rope)
-        return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)
+        found: Tensor = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)
+        return found
 
 
 class Block(nn.Module):
