@@ -224,7 +224,7 @@ class _Training:
 
     def write(self, warnings: Sequence[str], stopped: str) -> dict[str, Any]:
         """The summary, written with the curve next to the checkpoints once an epoch has finished."""
-        from meddinov3_stroke.report.curves import training_curve_png
+        from meddinov3_stroke.report.training import training_curve_png
         from meddinov3_stroke.system.atomic import write_bytes, write_json
 
         if self.best_checkpoint is None:

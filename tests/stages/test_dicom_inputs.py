@@ -125,12 +125,12 @@ def test_a_zip_gives_the_embeddings_of_its_folder(make_series, embed, tmp_path: 
 
 @pytest.mark.parametrize("verb", ["embed", "predict"])
 def test_two_studies_exit_with_3_and_name_the_flag(
-    verb: str, make_series, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    verb: str, make_series, random_head: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_series("study/a")
     make_series("study/b", seed=1)
     flags = ["--input", str(tmp_path / "study"), "--output-dir", str(tmp_path / "out"), "--backbone", "demo"]
-    head = ["--checkpoint", str(tmp_path / "never read.pt")] if verb == "predict" else []
+    head = ["--checkpoint", str(random_head(load_backbone("demo")))] if verb == "predict" else []
     assert cli.main([verb, *flags, *head]) == 3
     assert "--series UID" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
