@@ -17,7 +17,7 @@ from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.provenance import provenance
 
 if TYPE_CHECKING:
-    from meddinov3_stroke.data import Prepared
+    from meddinov3_stroke.data.cohort import Prepared
     from meddinov3_stroke.system.provenance import Stopwatch
 
 LOGGER = logging.getLogger("meddinov3_stroke")
@@ -47,17 +47,17 @@ def run(args: Args) -> dict[str, Any]:
         raise UsageError(f"--mapping belongs to bhsd, not to {args.cohort}")
     if args.undecided_type != config.UNDECIDED_TYPE and args.cohort != "cq500":
         raise UsageError(f"--undecided-type belongs to cq500, not to {args.cohort}")
-    from meddinov3_stroke import data
+    from meddinov3_stroke.data import bhsd, cq500, physionet
     from meddinov3_stroke.system.provenance import Stopwatch
 
     watch = Stopwatch()
     folder = args.output_dir or Path(f"{config.COHORT_OUTPUT_PREFIX}{args.cohort}")
     if args.cohort == "cq500":
-        found = data.prepare_cq500(args.root, folder, args.undecided_type)
+        found = cq500.prepare_cq500(args.root, folder, args.undecided_type)
     elif args.cohort == "physionet":
-        found = data.prepare_physionet(args.root, folder, show_progress=args.show_progress)
+        found = physionet.prepare_physionet(args.root, folder, show_progress=args.show_progress)
     else:
-        found = data.prepare_bhsd(args.root, folder, args.mapping, show_progress=args.show_progress)
+        found = bhsd.prepare_bhsd(args.root, folder, args.mapping, show_progress=args.show_progress)
     return finish(args.cohort, args, args.root, folder, found, watch)
 
 

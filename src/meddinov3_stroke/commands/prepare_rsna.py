@@ -42,7 +42,7 @@ def run(args: Args) -> dict[str, Any]:
     """The document written as `preparation_summary.json`."""
     if args.workers < 0:
         raise UsageError(f"--workers {args.workers}: expected 0 (one per CPU) or more")
-    from meddinov3_stroke.data import prepare_rsna
+    from meddinov3_stroke.data.rsna import prepare_rsna
     from meddinov3_stroke.system.devices import available_cpus
     from meddinov3_stroke.system.provenance import Stopwatch
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from meddinov3_stroke.data import prepare_bhsd, read_id_list
-from meddinov3_stroke.data.bhsd import TEMPLATE
+from meddinov3_stroke.data import read_id_list
+from meddinov3_stroke.data.bhsd import TEMPLATE, prepare_bhsd
 from meddinov3_stroke.errors import LabelError, SeriesTableError, UsageError
 from meddinov3_stroke.types import LABELS
 

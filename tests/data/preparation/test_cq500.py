@@ -13,7 +13,8 @@ import pytest
 
 from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke.ct import read_volume
-from meddinov3_stroke.data import prepare_cq500, read_series_table
+from meddinov3_stroke.data import read_series_table
+from meddinov3_stroke.data.cq500 import prepare_cq500
 from meddinov3_stroke.errors import LabelError, SeriesTableError
 from meddinov3_stroke.types import LABELS
 

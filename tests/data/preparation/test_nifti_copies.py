@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from meddinov3_stroke.ct import OpenedInput, open_input, read_volume
-from meddinov3_stroke.data import Prepared, prepare_rsna, read_series_table, rsna
+from meddinov3_stroke.data import read_series_table, rsna
+from meddinov3_stroke.data.cohort import Prepared
+from meddinov3_stroke.data.rsna import prepare_rsna
 from meddinov3_stroke.types import VolumeInput
 
 Kaggle = Callable[..., Any]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from meddinov3_stroke.ct import read_volume
-from meddinov3_stroke.data import prepare_physionet
+from meddinov3_stroke.data.physionet import prepare_physionet
 from meddinov3_stroke.errors import LabelError, SeriesTableError
 from meddinov3_stroke.types import LABELS
 

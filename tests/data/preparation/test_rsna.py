@@ -14,7 +14,8 @@ import pytest
 from pydicom.config import disable_value_validation
 
 from meddinov3_stroke.ct import read_volume
-from meddinov3_stroke.data import Prepared, prepare_rsna
+from meddinov3_stroke.data.cohort import Prepared
+from meddinov3_stroke.data.rsna import prepare_rsna
 from meddinov3_stroke.errors import LabelError, MissingInput, SeriesTableError
 from meddinov3_stroke.types import LABELS
 
