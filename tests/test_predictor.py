@@ -331,6 +331,34 @@ def test_a_slice_or_patch_that_does_not_exist_is_a_usage_error(load, head_nifti,
         load(**flags)(head_nifti())
 
 
+def test_a_slice_that_does_not_exist_costs_no_forward_pass(load, head_nifti, monkeypatch) -> None:
+    predictor, passes = load(sim_slice=8), []
+    monkeypatch.setattr(type(predictor.extractor.backbone), "class_tokens", lambda backbone, pixels: passes.append(1))
+    with pytest.raises(UsageError, match="--sim-slice 8"):
+        predictor(head_nifti())
+    assert passes == []
+
+
+def test_the_map_of_an_embedded_slice_shows_the_probabilities_of_that_slice(load, head_nifti) -> None:
+    found = load(sim_slice=6)(head_nifti()).findings
+    (shown,) = found.map_slices
+    row = found.slice_probabilities[list(found.embeddings.slice_indices).index(6)]
+    assert list(shown.probabilities.values()) == row.tolist()
+
+
+def test_a_volume_in_memory_has_the_findings_of_its_file(load, head_nifti) -> None:
+    path, predictor = head_nifti(), load()
+    in_memory, from_file = predictor.judge(read_volume(path)), predictor(path)
+    assert in_memory.probabilities == pytest.approx(from_file.probabilities, abs=1e-6)
+    assert [one.slice_index for one in in_memory.top_slices] == [one.slice_index for one in from_file.top_slices]
+
+
+@pytest.mark.parametrize("flags", [{"batch": 0}, {"top_k": 0}, {"threshold": 2.0}], ids=str)
+def test_a_wrong_flag_is_found_before_the_head_is_read(tmp_path: Path, flags: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        ICHPredictor.load(tmp_path / "not there.pt", backbone="demo", **flags)
+
+
 def test_an_internal_error_says_so(load, head_nifti, monkeypatch) -> None:
     monkeypatch.setattr(predictor_module, "rank", lambda scores, top_k: 1 / 0)
     [case] = load().map([head_nifti()])

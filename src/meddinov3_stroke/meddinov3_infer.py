@@ -45,7 +45,7 @@ def run(args: Args) -> dict[str, Any]:
         OutOfScope: readable, but outside what the model is meant for.
         WeightsError: no weights, or weights that give NaN.
     """
-    from meddinov3_stroke.explain import parse_patch
+    from meddinov3_stroke.explain import parse_patch, sim_slice_index
     from meddinov3_stroke.features import extract_one
     from meddinov3_stroke.options import slice_progress
     from meddinov3_stroke.system.provenance import Stopwatch
@@ -54,8 +54,12 @@ def run(args: Args) -> dict[str, Any]:
     side = extractor.backbone.side(args.resize)
     patch = parse_patch(args.sim_patch, (side, side))
     opened_s = watch.elapsed_s
+
+    def check(volume: Volume) -> None:
+        sim_slice_index(args.sim_slice, volume.n_slices)  # a wrong flag costs no forward pass
+
     with slice_progress(args.show_progress) as on_slices, extractor.warming_up():
-        volume, embeddings, read_s = extract_one(source, extractor, on_slices)
+        volume, embeddings, read_s = extract_one(source, extractor, on_slices, check)
     embed_s = watch.elapsed_s - opened_s - read_s
     similar = _similarity(args.sim_slice, patch, volume, extractor)
     summary = _summary(embeddings, extractor.backbone, similar, embed_s)

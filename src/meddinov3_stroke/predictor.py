@@ -139,8 +139,11 @@ class ICHPredictor:
             UsageError: `top_k` or `batch` below 1, or a threshold outside [0, 1].
             WeightsError: no weights or no head; a head of other weights, preprocessing or `resize`.
         """
-        if top_k < 1:
-            raise UsageError(f"--top-k {top_k}: expected 1 or more")
+        for flag, value in (("--top-k", top_k), ("--batch", batch)):
+            if value < 1:
+                raise UsageError(f"{flag} {value}: expected at least 1")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise UsageError(f"--threshold {threshold:g}: expected a probability from 0 to 1")
         head = load_checkpoint(Path(checkpoint))
         if isinstance(backbone, str | Path):
             backbone = load_backbone(backbone, engine=engine, precision=precision, device=device)
@@ -151,8 +154,6 @@ class ICHPredictor:
             kind = applied_as(head, backbone.identity.embed_dim)
             warnings.append(f"the head is applied as if trained on {kind}-pooled volumes")
         if threshold is not None:
-            if not 0 <= threshold <= 1:
-                raise UsageError(f"--threshold {threshold:g}: expected a probability from 0 to 1")
             given = Threshold(threshold, "given by --threshold")
             head = replace(head, thresholds=dict.fromkeys(head.labels, given))
             warnings.append(f"--threshold {threshold:g} replaces the checkpoint's thresholds for every label")
@@ -170,7 +171,20 @@ class ICHPredictor:
             NonFiniteEmbedding: the backbone or the head gave NaN; the message names the file.
         """
         watch = Stopwatch()
-        volume, embeddings, read_s = extract_one(source, self.extractor, on_slices)
+        volume, embeddings, read_s = extract_one(source, self.extractor, on_slices, self._check_flags)
+        return self._case(volume, embeddings, watch, read_s)
+
+    def judge(self, volume: Volume) -> Case:
+        """The findings of a volume in memory; errors as for a call, without those of reading."""
+        watch = Stopwatch()
+        self._check_flags(volume)
+        return self._case(volume, self.extractor.embed(volume), watch)
+
+    def _check_flags(self, volume: Volume) -> None:
+        if self.sim_slice is not None:
+            sim_slice_index(self.sim_slice, volume.n_slices)
+
+    def _case(self, volume: Volume, embeddings: SliceEmbeddings, watch: Stopwatch, read_s: float = 0.0) -> Case:
         embedded_s = watch.elapsed_s
         with naming(volume.source.path):
             findings = self._findings(volume, embeddings)
@@ -204,7 +218,8 @@ class ICHPredictor:
         map_slices = top_slices
         if self.sim_slice is not None:
             index = np.array([sim_slice_index(self.sim_slice, volume.n_slices)])
-            map_slices, similarity = self._look_at(volume, index, kind)
+            known = rows[embeddings.slice_indices == index]  # one probability per slice, whatever graph gives the map
+            map_slices, similarity = self._look_at(volume, index, kind, known if len(known) else None)
         return CaseFindings(
             probabilities=probabilities,
             thresholds=head.thresholds,

@@ -64,13 +64,16 @@ def run(args: Args) -> dict[str, Any]:
         InputError, OutOfScope: the first volume that cannot be used, without --skip-invalid-nifti.
         TooManyInvalid: more of them than --max-invalid.
         WeightsError: no backbone, or one that gives NaN.
+        MachineError: torch is not installed.
         KeyboardInterrupt: SIGINT; what is finished is kept and not computed again.
     """
     from meddinov3_stroke import rsna_pipeline as rsna
     from meddinov3_stroke.system.atomic import write_json
+    from meddinov3_stroke.system.devices import require_torch
     from meddinov3_stroke.system.provenance import Stopwatch, memory_statistics
 
     watch = Stopwatch()
+    require_torch()  # before hours of extraction
     splits = _split(args)
     rsna.write_splits(splits, args.output_dir / "splits")
     cohort = args.extract(dict(splits.items()))

@@ -277,3 +277,9 @@ def test_the_architecture_is_read_off_the_shapes(
     save_file(vit.state_dict(), path)
     x = torch.randn(1, changes.get("in_chans", 3), 48, 32)
     assert torch.equal(build_module(load_weights(path))(x), vit(x))
+
+
+def test_a_tensor_type_that_is_not_supported_is_named(tmp_path: Path) -> None:
+    save_file({"norm.weight": torch.zeros(4, dtype=torch.uint8)}, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsMismatch, match=r"tensors of type U8; convert them to F32"):
+        load_weights(tmp_path / "w.safetensors")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from meddinov3_stroke.errors import StorageError
+from meddinov3_stroke.errors import CorruptInput, StorageError
 from meddinov3_stroke.features import EmbeddingStore, InputMemory, extract
 from meddinov3_stroke.system.digest import sha256_of_bytes
 from meddinov3_stroke.types import VolumeInput
@@ -248,3 +248,21 @@ def test_a_cached_volume_takes_at_most_two_milliseconds(head_nifti: Callable[...
     found = json.loads(result.stdout)
     assert found["n_cached"] == 60
     assert found["seconds"] / 60 < 0.002  # of processor time, which other work on the machine does not count into
+
+
+@pytest.mark.usefixtures("later")
+def test_a_fault_in_listing_the_files_of_a_remembered_input_ends_that_input_alone(
+    run, reader, scan, monkeypatch
+) -> None:
+    bad, good = scan("bad.nii", "5"), scan("good.nii", "6")
+    run(bad, good)
+
+    def files(opened: Any) -> tuple[Path, ...]:
+        if opened.path == bad:
+            raise CorruptInput(f"{bad}: the index is damaged")
+        return (opened.path,)
+
+    monkeypatch.setattr(type(reader(good)), "files", property(files, lambda opened, value: None))
+    first, second = run(bad, good)
+    assert (first.outcome.status, first.outcome.code) == ("rejected", "E-INPUT-CORRUPT")
+    assert second.from_cache

@@ -168,6 +168,14 @@ def test_a_flag_out_of_range_is_a_usage_error_and_nothing_is_written(make_args, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_slice_that_does_not_exist_costs_no_forward_pass(make_args, monkeypatch) -> None:
+    passes: list[int] = []
+    monkeypatch.setattr(Backbone, "class_tokens", lambda backbone, pixels: passes.append(len(pixels)))
+    with pytest.raises(UsageError, match="--sim-slice 8"):
+        run(make_args(sim_slice=8))
+    assert passes == []
+
+
 def test_a_demonstration_backbone_is_named_on_standard_error_and_in_the_summary(
     make_args, random_weights, tmp_path, capsys
 ) -> None:

@@ -397,3 +397,11 @@ def test_under_nifti_path_only_nifti_is_read(
     csv = changed_csv(cohort, lambda table: table.__setitem__("nifti_path", [str(named), *table["nifti_path"][1:]]))
     with pytest.raises(InputError, match=r"row 2: .*(is a directory|is not a \.nii).*--skip-invalid-nifti"):
         rsna_train.run(replace(args, series_csv=csv))
+
+
+def test_a_missing_torch_exits_7_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("meddinov3_stroke.system.devices.find_spec", lambda name: None)
+    assert rsna_train.main(["--series-csv", str(tmp_path / "not there.csv"), "--backbone", "demo"]) == 7
+    assert "pip install 'meddinov3-stroke[torch]'" in capfd.readouterr().err

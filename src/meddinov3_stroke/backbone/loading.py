@@ -120,8 +120,10 @@ class WeightsFile:
         """The weights (mapped from disk), refused if the file changed since its digest was taken."""
         if self._weights is None:
             self._weights = load_weights(self.path, verified)
-        if self._current_stat() != self._stat and sha256_of_file(self.path) != self.sha256:
-            raise WeightsMismatch(f"{self.path} changed since it was opened; load the backbone again")
+        if (stat := self._current_stat()) != self._stat:
+            if sha256_of_file(self.path) != self.sha256:
+                raise WeightsMismatch(f"{self.path} changed since it was opened; load the backbone again")
+            self._stat = stat  # touched, with the same content
         return self._weights
 
     def _current_stat(self) -> tuple[int, ...]:
@@ -175,8 +177,9 @@ class _Loader:
         found = None if folder is None else read_calibration(calibration_folder(folder, digest))
         if found is None:
             raise WeightsError(
-                f"no int8 calibration of {name} in {folder}; int8 must be validated on your own volumes: run "
-                "meddinov3-stroke calibrate --series-csv ... (or --input ...), or use --precision auto"
+                f"no int8 calibration of {name} in {folder or 'models_dir (none given)'}; int8 must be validated on "
+                "your own volumes: run meddinov3-stroke calibrate --series-csv ... (or --input ...), or use "
+                "--precision auto"
             )
         if found.weights_sha256 != digest:
             raise WeightsMismatch(

@@ -243,6 +243,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
         header.pop("__metadata__", None)
+        unsupported = {about["dtype"] for about in header.values()} - _SAFETENSORS_DTYPES.keys()
+        if unsupported:
+            raise WeightsMismatch(f"{path} holds tensors of type {', '.join(sorted(unsupported))}; convert them to F32")
         body = np.memmap(path, np.uint8, "c", offset=8 + size)
         return {name: _mapped(body, about) for name, about in header.items()}, metadata
     except (SafetensorError, OSError, ValueError, KeyError) as error:

@@ -21,6 +21,7 @@ from meddinov3_stroke.errors import DatasetError
 from meddinov3_stroke.options import DeviceName, OutputDir
 from meddinov3_stroke.system.atomic import write_json
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.devices import require_torch
 from meddinov3_stroke.system.provenance import DISCLAIMER, Stopwatch, provenance
 from meddinov3_stroke.types import LABELS
 
@@ -55,6 +56,7 @@ def run(args: Args) -> dict[str, Any]:
     Raises:
         DatasetError: too few patients to hold out `LEAST_HELD_OUT_PATIENTS`.
     """
+    require_torch()  # training the head needs it
     watch, folder = Stopwatch(), args.output_dir
     if args.patients * config.DEMO_TEST_RATIO < LEAST_HELD_OUT_PATIENTS:
         least = int(np.ceil(LEAST_HELD_OUT_PATIENTS / config.DEMO_TEST_RATIO))

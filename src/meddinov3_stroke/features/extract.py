@@ -73,18 +73,21 @@ def extract(
     memory: InputMemory | None = None,
     verify_inputs: bool = False,
     on_slices: OnSlices | None = None,
+    check: Callable[[Volume], object] | None = None,
 ) -> Generator[Extraction, None, None]:
     """The extraction of each input, in order, each as soon as it is known; an input in the store is not decoded.
 
     A finished volume is stored before it is yielded. Close the generator to stop reading ahead. `keep_volume` yields
-    the voxels too. `memory` saves hashing unchanged inputs again, unless `verify_inputs`.
+    the voxels too. `memory` saves hashing unchanged inputs again, unless `verify_inputs`. `check` may raise for a
+    volume that is about to be embedded; the error is then that input's.
 
     Raises:
         NonFiniteEmbedding: the backbone gave NaN or infinity; the message names the file, and nothing of it is stored.
         StorageError: the store cannot be read or written.
         UsageError: the extractor's slices, batch or size cannot be honoured.
     """
-    run = _Run(extractor, store, keep_volume, memory, verify_inputs, on_slices or (lambda n_done, n_chosen: None))
+    report = on_slices or (lambda n_done, n_chosen: None)
+    run = _Run(extractor, store, keep_volume, memory, verify_inputs, report, check or (lambda volume: None))
     with closing(read_ahead(run.read(inputs), WINDOWS_AHEAD)) as items:
         for case, pixels in items:
             run.take(case, pixels)
@@ -95,10 +98,13 @@ def extract(
 
 
 def extract_one(
-    source: Source, extractor: FeatureExtractor, on_slices: OnSlices | None = None
+    source: Source,
+    extractor: FeatureExtractor,
+    on_slices: OnSlices | None = None,
+    check: Callable[[Volume], object] | None = None,
 ) -> tuple[Volume, SliceEmbeddings, float]:
     """(volume, embeddings, seconds of reading) of one input; raises the error of an input that cannot be used."""
-    (found,) = extract([source], extractor, keep_volume=True, on_slices=on_slices)
+    (found,) = extract([source], extractor, keep_volume=True, on_slices=on_slices, check=check)
     if found.error is not None:
         raise found.error
     assert found.volume is not None
@@ -156,6 +162,7 @@ class _Run:
     memory: InputMemory | None
     verify_inputs: bool
     on_slices: OnSlices
+    check: Callable[[Volume], object]
     begun: set[str] = field(default_factory=set)
     """Keys of the inputs being embedded or stored in this run."""
     rows: deque[_Case] = field(default_factory=deque)
@@ -197,6 +204,7 @@ class _Run:
         with _ends_one_input():
             volume = opened.volume()
             # Whether a sound volume is one the model is meant for is decided here, once, before its first slice.
+            self.check(volume)
             if key and self._key(volume.source.sha256) != key:
                 raise StorageError(f"{opened.path} changed while it was read; run again to retry")
         self.begun.update([key] if key else [])
@@ -206,7 +214,9 @@ class _Run:
         """The input's key, and its extraction if it is cached; a remembered digest serves for a hit only."""
         series_uid = source.series_uid if isinstance(source, VolumeInput) else None
         memory = self.memory if isinstance(source, VolumeInput | Path | str) else None
-        if memory is not None and not self.verify_inputs and (remembered := memory.recall(opened, series_uid)):
+        with _ends_one_input():  # listing the input's files may fail
+            remembered = None if memory is None or self.verify_inputs else memory.recall(opened, series_uid)
+        if remembered is not None:
             key = self._key(remembered)
             if found := self._cached(source, key):
                 return key, found
