@@ -10,12 +10,11 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
-from typing import NamedTuple
 
 import pydicom
 from pydicom.config import disable_value_validation
@@ -48,13 +47,16 @@ _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 
 _KNOWN_VRS = _SHORT_VRS | _LONG_VRS
 _DELIMITER_GROUP, _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFE, (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
-_PIXEL_DATA, _META_GROUP, _TRANSFER_SYNTAX = (0x7FE0, 0x0010), 0x0002, 0x0010
+_PIXEL_DATA, _TRANSFER_SYNTAX = (0x7FE0, 0x0010), 0x0010
 _ITEM_BYTES, _MARKS = b"\xfe\xff\x00\xe0", (b"\xfe\xff", b"\xff\xfe")
 
 _MAX_FIRST_LENGTH = 1024  # of the first element without a preamble; files of other kinds nearly always exceed it
 
-_INFLATED_AT_A_TIME = 1 << 18
+_ITEM_HEADER = 8  # bytes of the tag and length of an item
 _RAW_DEFLATE = -15  # zlib's window bits for a stream without header and checksum (PS3.5 annex A.5)
+
+_Element = tuple[tuple[int, int], bytes, int, int]
+"""Tag, value representation (empty if implicit), length, and the offset of the value."""
 
 _pydicom_settings = threading.RLock()
 """pydicom's settings and Python's warning filters are global: one thread at a time changes and restores them."""
@@ -99,8 +101,9 @@ def read_structure(content: bytes, name: str) -> DicomContent | None:
     # the encoding found wins over the stated one, as in other readers: some files state the wrong one
     is_big_endian = stated == EXPLICIT_BIG
     is_explicit = is_big_endian or content[start + 4 : start + 6] in _KNOWN_VRS
-    pixel_data = _Walk(content, name, is_big_endian).to_end(start, is_explicit)
-    return DicomContent(stated or (EXPLICIT_LITTLE if is_explicit else IMPLICIT_LITTLE), content, pixel_data)
+    walk = _Walk(content, name, is_big_endian)
+    walk.data_set(start, len(content), is_explicit)
+    return DicomContent(stated or (EXPLICIT_LITTLE if is_explicit else IMPLICIT_LITTLE), content, walk.pixel_data)
 
 
 def begins_as_dicom(head: bytes) -> bool:
@@ -132,40 +135,26 @@ def _read_meta(content: bytes, name: str) -> tuple[str, int, int]:
     return syntax, uid_offset, start
 
 
-def _inflate(content: bytes, start: int, name: str) -> bytearray:
-    decoder, data_set = zlib.decompressobj(_RAW_DEFLATE), bytearray()
-    rest: bytes | memoryview = memoryview(content)[start:]
-    where, fault = f"{name}: the deflated data set at byte {start}", ""
+def _inflate(content: bytes, start: int, name: str) -> bytes:
+    decoder, data_set, fault = zlib.decompressobj(_RAW_DEFLATE), b"", ""
     try:
-        while not decoder.eof and rest and not fault:
-            data_set += decoder.decompress(rest, _INFLATED_AT_A_TIME)
-            rest = decoder.unconsumed_tail
-            if len(data_set) > MAX_INFLATED_BYTES:
-                fault = f"inflates beyond {MAX_INFLATED_BYTES} bytes"
+        data_set = decoder.decompress(memoryview(content)[start:], MAX_INFLATED_BYTES + 1)
     except zlib.error as error:
         fault = f"cannot be inflated ({str(error).split(': ')[-1]})"
-    if not fault and not decoder.eof:
+    if len(data_set) > MAX_INFLATED_BYTES:
+        fault = f"inflates beyond {MAX_INFLATED_BYTES} bytes"
+    elif not fault and not decoder.eof:
         fault = "stops before its end"
-    elif not fault and decoder.unused_data not in (b"", b"\0"):
+    elif decoder.unused_data not in (b"", b"\0"):
         fault = "continues after its end"
     if fault:
+        where = f"{name}: the deflated data set at byte {start}"
         raise CorruptInput(f"{where} {fault}; fetch it again, or export the series uncompressed")
     return data_set
 
 
-class _Level(NamedTuple):
-    """A data set or sequence on the way; an open one ends with a delimiter, at `end` at the latest."""
-
-    start: int
-    tag: tuple[int, int]
-    end: int
-    is_open: bool
-    is_explicit: bool
-    is_sequence: bool
-
-
 class _Walk:
-    """A pass over `content`, not recursive, so that no nesting can exhaust Python's stack."""
+    """A pass over `content`. A sequence takes two nested calls, and at most `MAX_DEPTH` are nested."""
 
     def __init__(self, content: bytes, name: str, is_big_endian: bool) -> None:
         order = ">" if is_big_endian else "<"
@@ -173,136 +162,112 @@ class _Walk:
         self._read_explicit = struct.Struct(f"{order}HH2sH").unpack_from
         self._read_implicit = struct.Struct(f"{order}HHI").unpack_from
         self._read_length = struct.Struct(f"{order}I").unpack_from
-        self._levels: list[_Level] = []  # data sets and sequences alternately, the outermost data set first
-        self._pixel_data: PixelElement | None = None
+        self.pixel_data: PixelElement | None = None
 
-    def to_end(self, start: int, is_explicit: bool) -> PixelElement | None:
-        self._levels.append(_Level(start, (0, 0), len(self._content), False, is_explicit, False))
-        while self._levels:
-            level = self._levels[-1]
-            start = self._next_item(start, level) if level.is_sequence else self._elements(start, level)
-        return self._pixel_data
-
-    def element(self, position: int, is_explicit: bool) -> tuple[tuple[int, int], bytes, int, int]:
-        """(tag, value representation, length, offset of the value) of the element at `position`."""
+    def element(self, at: int, is_explicit: bool) -> _Element:
+        """The element at byte `at`."""
         content = self._content
         try:
             if is_explicit:
-                group, number, vr, length = self._read_explicit(content, position)
+                group, number, vr, length = self._read_explicit(content, at)
                 if group != _DELIMITER_GROUP and vr in _LONG_VRS:
-                    return (group, number), vr, self._read_length(content, position + 8)[0], position + 12
+                    return (group, number), vr, self._read_length(content, at + 8)[0], at + 12
                 if group != _DELIMITER_GROUP:
-                    return (group, number), vr, length, position + 8
-            group, number, length = self._read_implicit(content, position)
-            return (group, number), b"", length, position + 8
+                    return (group, number), vr, length, at + 8
+            group, number, length = self._read_implicit(content, at)
+            return (group, number), b"", length, at + 8
         except struct.error as error:
-            raise CorruptInput(
-                f"{self._name} stops inside the element at byte {position}, after {len(content)} bytes; "
-                "it is truncated; fetch it again"
-            ) from error
+            stops = f"stops inside the element at byte {at}, after {len(content)} bytes"
+            raise CorruptInput(f"{self._name} {stops}; it is truncated; fetch it again") from error
 
-    def after(self, position: int, tag: tuple[int, int], value: int, length: int, end: int) -> int:
+    def after(self, at: int, tag: tuple[int, int], value: int, length: int, end: int) -> int:
         if value + length > end:
             fault = f"declares {length} bytes and extends {value + length - end} bytes beyond its parent"
-            raise self.fault(position, tag, fault)
+            raise self.fault(at, tag, fault)
         return value + length
 
-    def fault(self, position: int, tag: tuple[int, int], fault: str) -> CorruptInput:
-        element = f"({tag[0]:04x},{tag[1]:04x})"
-        return CorruptInput(
-            f"{self._name}: element {element} at byte {position} {fault}; truncated or damaged; fetch it again"
-        )
+    def fault(self, at: int, tag: tuple[int, int], fault: str) -> CorruptInput:
+        where = f"{self._name}: element ({tag[0]:04x},{tag[1]:04x}) at byte {at}"
+        return CorruptInput(f"{where} {fault}; truncated or damaged; fetch it again")
 
-    def _elements(self, position: int, level: _Level) -> int:
-        content, end, read, after = self._content, level.end, self.element, self.after
-        while position < end:
-            tag, vr, length, value = read(position, level.is_explicit)
+    def data_set(self, at: int, end: int, is_explicit: bool, depth: int = 0, opened: int | None = None) -> int:
+        """The byte after the elements up to `end`; or, of an item of undefined length at `opened`, after its end."""
+        while at < end:
+            tag, vr, length, value = element = self.element(at, is_explicit)
             if vr in _SHORT_VRS:
-                position = after(position, tag, value, length, end)
-                continue
-            if tag[0] == _DELIMITER_GROUP:
-                if not level.is_open or tag != _ITEM_END or length != 0 or value > end:
-                    raise self.fault(position, tag, "is a delimiter where an element is expected")
-                self._levels.pop()
+                at = self.after(at, tag, value, length, end)
+            elif tag[0] == _DELIMITER_GROUP:
+                if opened is None or tag != _ITEM_END or length != 0 or value > end:
+                    raise self.fault(at, tag, "is a delimiter where an element is expected")
                 return value
-            if level.is_explicit and vr not in _LONG_VRS:
-                if len(self._levels) > 1 or content[position:end].strip(b"\0"):
-                    raise self.fault(position, tag, f"has the unknown value representation {vr!r}")
-                position = end  # zero padding up to the end of the file, as on some media
+            elif is_explicit and vr not in _LONG_VRS:
+                if depth or self._content[at:end].strip(b"\0"):
+                    raise self.fault(at, tag, f"has the unknown value representation {vr!r}")
+                return end  # zero padding up to the end of the file, as on some media
             elif self._is_sequence(tag, vr, length, value):
-                # UN with an undefined length is an implicitly encoded sequence (PS3.5 6.2.2)
-                return self._open(_Level(position, tag, end, length == _UNDEFINED, vr == b"SQ", True), value, length)
+                at = self._sequence(at, element, end, depth + 1)
             else:
-                position = self._after_long_value(position, (tag, vr, length, value), end)
-        if level.is_open:
+                fragments = self._fragments(at, element, end) if length == _UNDEFINED else None
+                if tag == _PIXEL_DATA and not depth:  # deeper, it is that of an icon image
+                    if self.pixel_data is not None:
+                        raise self.fault(at, tag, "occurs twice")
+                    known = length if fragments is None else None
+                    self.pixel_data = PixelElement(value, known, vr.decode() or "OW", tuple(fragments or ()))
+                if fragments is None:
+                    at = self.after(at, tag, value, length, end)
+                else:
+                    at = (fragments[-1][1] if fragments else value) + _ITEM_HEADER
+        if opened is not None:
             fault = f"opens an item of undefined length whose delimiter is missing before byte {end}"
-            raise self.fault(level.start, level.tag, fault)
-        self._levels.pop()
-        return position
+            raise self.fault(opened, _ITEM, fault)
+        return at
 
     def _is_sequence(self, tag: tuple[int, int], vr: bytes, length: int, value: int) -> bool:
-        if vr:
+        if vr:  # UN with an undefined length is an implicitly encoded sequence (PS3.5 6.2.2)
             return vr == b"SQ" or (vr == b"UN" and length == _UNDEFINED)
         return length == _UNDEFINED or (self._content[value : value + 4] == _ITEM_BYTES and _is_sequence_tag(*tag))
 
-    def _after_long_value(self, position: int, element: tuple[tuple[int, int], bytes, int, int], end: int) -> int:
-        tag, vr, length, value = element
-        fragments: tuple[tuple[int, int], ...] = ()
-        if length != _UNDEFINED:
-            following = self.after(position, tag, value, length, end)
-        elif vr in (b"OB", b"OW"):
-            fragments = tuple(self._fragments(position, tag, value, end))
-            following = (fragments[-1][1] if fragments else value) + 8
-        else:
-            raise self.fault(position, tag, f"has an undefined length, which {vr.decode()} cannot have")
-        if tag == _PIXEL_DATA and len(self._levels) == 1:  # deeper, it is that of an icon image
-            if self._pixel_data is not None:
-                raise self.fault(position, tag, "occurs twice")
-            known = None if length == _UNDEFINED else length
-            self._pixel_data = PixelElement(value, known, vr.decode() or "OW", fragments)
-        return following
-
-    def _fragments(self, position: int, tag: tuple[int, int], value: int, end: int) -> Iterator[tuple[int, int]]:
-        n_fragments = 0
-        while value + 8 <= end:
-            mark, _, length, content = self.element(value, is_explicit=False)
-            if mark == _SEQUENCE_END and length == 0:
-                return
+    def _sequence(self, start: int, element: _Element, end: int, depth: int) -> int:
+        """The byte after the items of the sequence at byte `start`."""
+        tag, vr, length, at = element
+        if depth > MAX_DEPTH:
+            raise self.fault(start, tag, f"is nested deeper than {MAX_DEPTH} sequences")
+        is_open = length == _UNDEFINED
+        end = end if is_open else self.after(start, tag, at, length, end)
+        while at < end:
+            mark, _, length, value = self.element(at, is_explicit=False)
+            if mark == _SEQUENCE_END and is_open and length == 0 and value <= end:
+                return value
             if mark != _ITEM:
-                raise self.fault(value, mark, "is found where a fragment or the delimiter of pixel data is expected")
-            value = self.after(value, mark, content, length, end)
-            yield content, value
-            n_fragments += 1
-            if n_fragments > MAX_FRAGMENTS:
-                raise self.fault(position, tag, f"has more than {MAX_FRAGMENTS} fragments")
-        raise self.fault(position, tag, "has fragments without the delimiter that ends them")
+                parent = f"({tag[0]:04x},{tag[1]:04x})"
+                raise self.fault(at, mark, f"is found where an item of {parent} is expected")
+            # some writers put implicit items into an explicit file, and every reader accepts them
+            first = self._content[value : value + 6]
+            is_explicit = vr == b"SQ" and (first[4:] in _KNOWN_VRS or first[:2] in _MARKS)
+            if length == _UNDEFINED:
+                at = self.data_set(value, end, is_explicit, depth, opened=at)
+            else:
+                at = self.data_set(value, self.after(at, mark, value, length, end), is_explicit, depth)
+        if is_open:
+            raise self.fault(start, tag, "is a sequence of undefined length without its delimiter")
+        return at
 
-    def _open(self, level: _Level, value: int, length: int) -> int:
-        # `level.end` is still that of its parent
-        if len(self._levels) > 2 * MAX_DEPTH - 1 and level.is_sequence:
-            raise self.fault(level.start, level.tag, f"is nested deeper than {MAX_DEPTH} sequences")
-        if not level.is_open:
-            level = level._replace(end=self.after(level.start, level.tag, value, length, level.end))
-        self._levels.append(level)
-        return value
-
-    def _next_item(self, position: int, level: _Level) -> int:
-        if position >= level.end:
-            if level.is_open:
-                raise self.fault(level.start, level.tag, "is a sequence of undefined length without its delimiter")
-            self._levels.pop()
-            return position
-        tag, _, length, value = self.element(position, is_explicit=False)
-        if tag == _SEQUENCE_END and level.is_open and length == 0 and value <= level.end:
-            self._levels.pop()
-            return value
-        if tag != _ITEM:
-            parent = f"({level.tag[0]:04x},{level.tag[1]:04x})"
-            raise self.fault(position, tag, f"is found where an item of {parent} is expected")
-        # some writers put implicit items into an explicit file, and every reader accepts them
-        first = self._content[value : value + 6]
-        is_explicit = level.is_explicit and (first[4:] in _KNOWN_VRS or first[:2] in _MARKS)
-        return self._open(_Level(position, tag, level.end, length == _UNDEFINED, is_explicit, False), value, length)
+    def _fragments(self, start: int, element: _Element, end: int) -> list[tuple[int, int]]:
+        tag, vr, _, at = element
+        if vr not in (b"OB", b"OW"):
+            raise self.fault(start, tag, f"has an undefined length, which {vr.decode()} cannot have")
+        fragments: list[tuple[int, int]] = []
+        while at + _ITEM_HEADER <= end and len(fragments) <= MAX_FRAGMENTS:
+            mark, _, length, value = self.element(at, is_explicit=False)
+            if mark == _SEQUENCE_END and length == 0:
+                return fragments
+            if mark != _ITEM:
+                raise self.fault(at, mark, "is found where a fragment or the delimiter of pixel data is expected")
+            at = self.after(at, mark, value, length, end)
+            fragments.append((value, at))
+        is_long = len(fragments) > MAX_FRAGMENTS
+        what = f"more than {MAX_FRAGMENTS} fragments" if is_long else "fragments without the delimiter that ends them"
+        raise self.fault(start, tag, f"has {what}")
 
 
 @cache
