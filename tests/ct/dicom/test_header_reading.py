@@ -11,8 +11,8 @@ import pydicom
 import pytest
 
 from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
+from dicom_writer.reading import read_headers
 from meddinov3_stroke.ct.dicom.header import ImageHeader
-from meddinov3_stroke.ct.dicom.survey import read_headers
 from meddinov3_stroke.errors import CorruptInput
 
 VALUES = np.arange(12, dtype=np.int16).reshape(3, 4)

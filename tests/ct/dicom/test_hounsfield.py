@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydicom import Dataset
 from pydicom.pixels import apply_modality_lut
 
+from dicom_writer.reading import read_headers
 from meddinov3_stroke.ct.dicom.container import read_structure
 from meddinov3_stroke.ct.dicom.pixels import ImageHu, decode_frame, image_hu
-from meddinov3_stroke.ct.dicom.survey import read_headers
 from meddinov3_stroke.errors import CorruptInput
 
 ToHu = Callable[..., ImageHu]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from dicom_writer import axial_geometry, write_dicom_series
+from dicom_writer.reading import read_headers
 from meddinov3_stroke.ct.dicom.header import ImageHeader
 from meddinov3_stroke.ct.dicom.series import role_fault
-from meddinov3_stroke.ct.dicom.survey import read_headers
 
 
 @pytest.fixture(scope="module")

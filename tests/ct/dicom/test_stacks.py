@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dicom_writer import axial_geometry, write_dicom_series
+from dicom_writer.reading import read_headers
 from meddinov3_stroke.ct.dicom.header import ImageHeader
 from meddinov3_stroke.ct.dicom.series import SINGLE_IMAGE, assemble
-from meddinov3_stroke.ct.dicom.survey import read_headers
 
 SOUND = ("usable", "")
 

@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from dicom_writer import TRANSFER_SYNTAXES, DicomOptions, axial_geometry, write_dicom_series
+from dicom_writer.reading import read_headers
 from meddinov3_stroke.ct.dicom.files import InputFile
 from meddinov3_stroke.ct.dicom.header import ImageHeader
-from meddinov3_stroke.ct.dicom.survey import read_file_headers, read_headers
+from meddinov3_stroke.ct.dicom.survey import read_file_headers
 from meddinov3_stroke.data import header_pass
 from meddinov3_stroke.data.header_pass import read_headers_of_folder
 from meddinov3_stroke.data.header_rows import SCHEMA, header_cells, headers_of_rows, read_files

@@ -166,7 +166,7 @@ class OpenedDicom(OpenedInput):
             _require_sound(found, where)
             stack = choose(found.stacks, self._series_uid, where, allow_single_slice=self._allow_single_slice)
             names = _files_of(stack)
-            self._kept.keep_only(names)
+            self._kept.contents = {name: one for name, one in self._kept.contents.items() if name in names}
             for name in names:
                 if name not in self._kept.digests:  # an input too large to be kept as a whole
                     content, digest = walked(found.files[name])

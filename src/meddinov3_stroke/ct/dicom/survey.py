@@ -10,7 +10,6 @@ from hashlib import sha256
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 
@@ -59,6 +58,8 @@ _KEYWORDS = (
 )
 _TAGS = tuple(tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None)
 
+_ReadHeaders = Callable[[], tuple[ImageHeader, ...] | None]
+
 _NO_PIXELS = PixelFormat(0, 0, 1, "", 0, 0, 0, False)
 """The pixel format of an object whose pixels are never read."""
 
@@ -71,18 +72,14 @@ class KeptFiles:
     """Hex sha256 by file name."""
     contents: dict[str, DicomContent] = field(default_factory=dict)
     n_bytes: int = 0
+    """Of all files added."""
 
     def add(self, name: str, digest: str, content: DicomContent) -> None:
         """Record a file."""
         self.digests[name] = digest
-        if self.n_bytes + len(content.content) <= KEEP_BYTES:
+        self.n_bytes += len(content.content)
+        if self.n_bytes <= KEEP_BYTES:
             self.contents[name] = content
-            self.n_bytes += len(content.content)
-
-    def keep_only(self, names: Mapping[str, object]) -> None:
-        """Drop the contents of all other files."""
-        self.contents = {name: content for name, content in self.contents.items() if name in names}
-        self.n_bytes = sum(len(content.content) for content in self.contents.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,43 +103,26 @@ def survey(files: Sequence[InputFile], keep: KeptFiles | None = None) -> Survey:
     images: list[ImageHeader] = []
     without: list[tuple[str, str]] = []
     damaged: list[tuple[str, InputError]] = []
-    is_kept = sum(file.n_bytes for file in files) <= KEEP_BYTES
-    for file, headers in _read_whole(files, keep) if keep is not None and is_kept else _read_heads(files):
-        if isinstance(headers, InputError):
-            damaged.append((file.name, headers))
-        elif headers:
-            images += headers
+    for file, read in _readers(files, keep):
+        try:
+            headers = read()
+        except InputError as error:
+            damaged.append((file.name, error))
         else:
-            without.append((file.name, "not DICOM" if headers is None else "DICOM without an image"))
+            images += headers or ()
+            if not headers:
+                without.append((file.name, "not DICOM" if headers is None else "DICOM without an image"))
     by_name = {file.name: file for file in files}
     stacks = assemble(images, partial(same_pixels, by_name, kept={} if keep is None else keep.contents))
     return Survey(by_name, stacks, tuple(without), tuple(damaged))
 
 
-Headers = tuple[ImageHeader, ...] | InputError | None
-
-
-def _read_heads(files: Sequence[InputFile]) -> Iterator[tuple[InputFile, Headers]]:
-    for file in files:
-        try:
-            yield file, read_file_headers(file)
-        except InputError as error:
-            yield file, error
-
-
-def _read_whole(files: Sequence[InputFile], keep: KeptFiles) -> Iterator[tuple[InputFile, Headers]]:
+def _readers(files: Sequence[InputFile], keep: KeptFiles | None) -> Iterator[tuple[InputFile, _ReadHeaders]]:
+    if keep is None or sum(file.n_bytes for file in files) > KEEP_BYTES:
+        yield from ((file, partial(read_file_headers, file)) for file in files)
+        return
     with closing(read_ahead(map(_read_and_hash, files), FILES_AHEAD)) as read:
-        for file, content, digest in read:
-            headers: Headers = None
-            try:
-                if isinstance(content, InputError):
-                    raise content
-                if content is not None and (found := read_structure(content, file.name)) is not None:
-                    headers = _checked_headers(found, file.name)
-                    keep.add(file.name, digest, found)
-            except InputError as error:
-                headers = error
-            yield file, headers
+        yield from ((file, partial(_read_whole, file, content, digest, keep)) for file, content, digest in read)
 
 
 def _read_and_hash(file: InputFile) -> tuple[InputFile, bytes | InputError | None, str]:
@@ -156,21 +136,28 @@ def _read_and_hash(file: InputFile) -> tuple[InputFile, bytes | InputError | Non
     return file, content, "" if content is None else sha256(content).hexdigest()
 
 
+def _read_whole(
+    file: InputFile, content: bytes | InputError | None, digest: str, keep: KeptFiles
+) -> tuple[ImageHeader, ...] | None:
+    if isinstance(content, InputError):
+        raise content
+    found = None if content is None else read_structure(content, file.name)
+    if found is None:
+        return None
+    headers = _checked_headers(found, file.name)
+    keep.add(file.name, digest, found)
+    return headers
+
+
 def read_file_headers(file: InputFile) -> tuple[ImageHeader, ...] | None:
-    """The headers of the images in a file, one per frame; None if it is not DICOM. Native pixels are not read.
+    """The headers of the images in a file, one per frame; None if it is not DICOM.
+
+    Of a native image longer than `HEAD_BYTES` only the head is read, and walked with zeros in place of the rest: the
+    walk skips native pixels by their length. If it would meet the zeros (a longer header, compressed pixels, elements
+    after the pixels), the whole file is read.
 
     Raises:
         InputError, MachineError: as `InputFile.read`, damaged, or native pixel data of another length than declared.
-    """
-    content = _content_by_head(file)
-    return None if content is None else _checked_headers(content, file.name)
-
-
-def _content_by_head(file: InputFile) -> DicomContent | None:
-    """The walked file; for a native image longer than `HEAD_BYTES`, with zeros in place of what follows its head.
-
-    The walk skips native pixels by their length, so the result is that of the whole file. If the walk would meet the
-    zeros (a longer header, compressed pixels, elements after the pixels), the whole file is read.
     """
     if file.n_bytes > HEAD_BYTES:
         head = file.head(HEAD_BYTES)
@@ -180,11 +167,12 @@ def _content_by_head(file: InputFile) -> DicomContent | None:
         file.require_readable_size()
         with suppress(CorruptInput):
             found = read_structure(head + bytes(file.n_bytes - len(head)), file.name)
-            if found is None or _ends_with_pixels(found, len(head), file.n_bytes):
-                return found
+            if found is not None and _ends_with_pixels(found, file.n_bytes):
+                return _checked_headers(found, file.name)
     content = file.read()
     _require_length(file, len(content), file.n_bytes)
-    return read_structure(content, file.name)
+    found = read_structure(content, file.name)
+    return None if found is None else _checked_headers(found, file.name)
 
 
 def _require_length(file: InputFile, n_found: int, n_expected: int) -> None:
@@ -192,14 +180,11 @@ def _require_length(file: InputFile, n_found: int, n_expected: int) -> None:
         raise CorruptInput(f"{file.name} has shrunk below {file.n_bytes} bytes since it was listed; read it again")
 
 
-def _ends_with_pixels(found: DicomContent, n_head: int, n_bytes: int) -> bool:
+def _ends_with_pixels(found: DicomContent, n_bytes: int) -> bool:
     pixels = found.pixel_data
-    return (
-        pixels is not None
-        and pixels.length is not None
-        and pixels.offset <= n_head
-        and pixels.offset + pixels.length == n_bytes == len(found.content)
-    )
+    if pixels is None or pixels.length is None or pixels.offset > HEAD_BYTES:
+        return False
+    return pixels.offset + pixels.length == n_bytes == len(found.content)
 
 
 def _checked_headers(content: DicomContent, name: str) -> tuple[ImageHeader, ...]:
@@ -236,16 +221,9 @@ def walked(file: InputFile) -> tuple[DicomContent, str]:
     """(the walked content of a file whose header was read before, hex sha256 of its bytes); errors as `InputFile.read`,
     and `CorruptInput` if it is not DICOM any more."""
     content = file.read()
-    found = read_structure(content, file.name)
-    if found is None:
+    if (found := read_structure(content, file.name)) is None:
         raise CorruptInput(f"{file.name} changed while it was read; read it again")
     return found, sha256(content).hexdigest()
-
-
-def read_headers(content: bytes, name: str) -> tuple[ImageHeader, ...] | None:
-    """The headers of the images in the bytes of a file called `name`, as `headers_of`; None if it is not DICOM."""
-    found = read_structure(content, name)
-    return None if found is None else headers_of(found, name)
 
 
 def headers_of(content: DicomContent, name: str) -> tuple[ImageHeader, ...]:
@@ -318,25 +296,22 @@ def _frame_header(image: ImageHeader, frame: int, groups: Sequence[Dataset], nam
 def _place(floats: Callable[[str, int], list[float] | None]) -> dict[str, Any]:
     position, cosines = floats("ImagePositionPatient", 3), floats("ImageOrientationPatient", 6)
     spacing = floats("PixelSpacing", 2)
-    place: dict[str, Any] = dict.fromkeys(("position_mm", "row_direction", "column_direction", "pixel_spacing_mm"))
+    names = "position_mm", "row_direction", "column_direction", "pixel_spacing_mm", "geometry_fault"
     if position is None or cosines is None or spacing is None:
         wanted = {"position": position, "orientation": cosines, "pixel spacing": spacing}
         missing = ", ".join(name for name, value in wanted.items() if value is None)
-        return place | {"geometry_fault": f"no {missing} in the header"}
+        return dict.fromkeys(names) | {"geometry_fault": f"no {missing} in the header"}
     directions = np.array(cosines).reshape(2, 3)
-    if fault := _geometry_fault(position, directions, spacing):
-        return place | {"geometry_fault": fault}
-    row, column = directions / np.linalg.norm(directions, axis=1, keepdims=True)
-    sides = spacing[0], spacing[1]
-    return dict(zip(place, (np.array(position), row, column, sides), strict=True)) | {"geometry_fault": ""}
-
-
-def _geometry_fault(position: list[float], directions: Float64[np.ndarray, "2 3"], spacing: list[float]) -> str:
+    lengths = np.linalg.norm(directions, axis=1, keepdims=True)
     furthest, (low, high) = max(map(abs, position)), SPACING_RANGE_MM
+    fault = ""
     if furthest > MAX_POSITION_MM:
-        return f"a position of {furthest:.3g} mm from the origin"
-    lengths = np.linalg.norm(directions, axis=1)
-    if np.abs(lengths - 1).max() > UNIT_TOLERANCE or abs(directions[0] @ directions[1]) > UNIT_TOLERANCE:
-        return "an orientation that is not a pair of perpendicular unit vectors"
-    is_sound = all(low <= side <= high for side in spacing)
-    return "" if is_sound else f"a pixel spacing of {spacing[0]:g} x {spacing[1]:g} mm"
+        fault = f"a position of {furthest:.3g} mm from the origin"
+    elif np.abs(lengths - 1).max() > UNIT_TOLERANCE or abs(directions[0] @ directions[1]) > UNIT_TOLERANCE:
+        fault = "an orientation that is not a pair of perpendicular unit vectors"
+    elif not all(low <= side <= high for side in spacing):
+        fault = f"a pixel spacing of {spacing[0]:g} x {spacing[1]:g} mm"
+    if fault:
+        return dict.fromkeys(names) | {"geometry_fault": fault}
+    row, column = directions / lengths
+    return dict(zip(names, (np.array(position), row, column, tuple(spacing), ""), strict=True))
