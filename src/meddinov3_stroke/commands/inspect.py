@@ -77,7 +77,6 @@ def _series_facts(path: Path) -> dict[str, Any]:
     found = inspect_dicom(path)
     print_inspection(found, RULE)
     document = asdict(found)
-    del document["path"]
     for one in document["series"]:
         del one["outcome"]
     return {"format": "dicom", "rule": RULE, "n_used": found.n_used, **document}

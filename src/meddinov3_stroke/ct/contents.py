@@ -134,7 +134,7 @@ def require_regular_file(path: Path) -> None:
     if stat.S_ISDIR(mode):
         raise MissingInput(f"{path} is a directory; expected a .nii or .nii.gz file; name the file inside it")
     if not stat.S_ISREG(mode):
-        kind = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}.get(stat.S_IFMT(mode), "a device")
+        kind = "a named pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
         raise UnsupportedInput(f"{path} is {kind}; expected a regular file; save the volume to a file")
 
 

@@ -96,7 +96,22 @@ class NiftiInput(OpenedInput):
             if header.shape[orientation.axes[0]] == 1 and not self._allow_single_slice:
                 raise OutOfScope(f"{self.path} holds a single slice; expected a head volume")
             stored = _read_voxels(stream, header, orientation)
-        return _volume(self.path, self.digest, header, orientation, stored)
+        n_padding, voxel_warnings = check_voxels(stored, header.slope, header.intercept, self.path)
+        affine, n_slices = orientation.apply_to_affine(header.affine, header.shape), len(stored)
+        slice_mm, row_mm, col_mm = (float(side) for side in voxel_sides(affine))
+        pixels_sha256 = sha256_of_array(stored, slope=header.slope, intercept=header.intercept)
+        return Volume(
+            stored=stored,
+            slope=header.slope,
+            intercept=header.intercept,
+            affine=affine,
+            slice_positions_mm=affine[:3, 3] + np.arange(n_slices)[:, None] * affine[:3, 0],
+            slice_steps_mm=np.broadcast_to(affine[:3, 1:3], (n_slices, 3, 2)),
+            spacing_mm=(slice_mm, row_mm, col_mm),
+            source=VolumeSource(path=self.path, format="nifti", sha256=self.digest, pixels_sha256=pixels_sha256),
+            n_padding_voxels=n_padding,
+            warnings=(*header.warnings, *voxel_warnings),
+        )
 
 
 def _check_length(header: NiftiHeader, path: Path, n_stored: int, is_packed: bool) -> None:
@@ -132,27 +147,6 @@ def _read_voxels(
     stream.expect_end()
     stored.flags.writeable = False
     return stored
-
-
-def _volume(
-    path: Path, sha256: str, header: NiftiHeader, orientation: Orientation, stored: Real[np.ndarray, "slice row col"]
-) -> Volume:
-    n_padding, voxel_warnings = check_voxels(stored, header.slope, header.intercept, path)
-    affine, n_slices = orientation.apply_to_affine(header.affine, header.shape), len(stored)
-    slice_mm, row_mm, col_mm = (float(side) for side in voxel_sides(affine))
-    pixels_sha256 = sha256_of_array(stored, slope=header.slope, intercept=header.intercept)
-    return Volume(
-        stored=stored,
-        slope=header.slope,
-        intercept=header.intercept,
-        affine=affine,
-        slice_positions_mm=affine[:3, 3] + np.arange(n_slices)[:, None] * affine[:3, 0],
-        slice_steps_mm=np.broadcast_to(affine[:3, 1:3], (n_slices, 3, 2)),
-        spacing_mm=(slice_mm, row_mm, col_mm),
-        source=VolumeSource(path=path, format="nifti", sha256=sha256, pixels_sha256=pixels_sha256),
-        n_padding_voxels=n_padding,
-        warnings=(*header.warnings, *voxel_warnings),
-    )
 
 
 class ByteStream:

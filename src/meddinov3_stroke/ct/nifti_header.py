@@ -114,8 +114,8 @@ def read_header(take: Callable[[int], bytes], path: Path, max_voxels: int) -> Ni
 
 def header_dtype(n_bytes: int, order: ByteOrder | Literal["="]) -> np.dtype[np.void]:
     """`FIELDS` of a header of `n_bytes` bytes in the given byte order."""
-    kind = 0 if n_bytes == NIFTI1_BYTES else 2
-    types, offsets = ([field[k] for field in FIELDS.values()] for k in (kind, kind + 1))
+    types1, offsets1, types2, offsets2 = map(list, zip(*FIELDS.values(), strict=True))
+    types, offsets = (types1, offsets1) if n_bytes == NIFTI1_BYTES else (types2, offsets2)
     spec = {"names": list(FIELDS), "formats": types, "offsets": offsets, "itemsize": n_bytes}
     return np.dtype(spec).newbyteorder(order)  # type: ignore[call-overload, no-any-return]
 
@@ -125,9 +125,9 @@ def _header_block(take: Callable[[int], bytes]) -> tuple[bytes, ByteOrder]:
     block = take(NIFTI1_BYTES)
     if not block:
         raise MissingInput("the file is empty once inflated; expected a NIfTI volume; fetch it again")
-    sizes: dict[ByteOrder, int] = {"<": int.from_bytes(block[:4], "little"), ">": int.from_bytes(block[:4], "big")}
-    order: ByteOrder = "<" if sizes["<"] in (NIFTI1_BYTES, NIFTI2_BYTES) else ">"
-    n_bytes, has_size = sizes[order], sizes[order] in (NIFTI1_BYTES, NIFTI2_BYTES)
+    is_little = int.from_bytes(block[:4], "little") in (NIFTI1_BYTES, NIFTI2_BYTES)
+    n_bytes = int.from_bytes(block[:4], "little" if is_little else "big")
+    has_size = n_bytes in (NIFTI1_BYTES, NIFTI2_BYTES)
     if len(block) == NIFTI1_BYTES or not has_size:
         _require_single_file(block, has_size)
     block += take(n_bytes - len(block))
@@ -135,7 +135,7 @@ def _header_block(take: Callable[[int], bytes]) -> tuple[bytes, ByteOrder]:
         raise CorruptInput(f"ends after {len(block)} bytes, in a header of {n_bytes}; it is truncated; fetch it again")
     if n_bytes == NIFTI2_BYTES and block[4:12] != NIFTI2_MAGIC:
         raise CorruptInput(f"NIfTI-2 magic is {block[4:12]!r}, expected {NIFTI2_MAGIC!r}: copied as text? {_AGAIN}")
-    return block, order
+    return block, "<" if is_little else ">"
 
 
 def _require_single_file(block: bytes, has_size: bool) -> None:

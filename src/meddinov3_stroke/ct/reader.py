@@ -30,9 +30,9 @@ def open_input(
             if uid is not None:
                 raise UsageError(f"{wanted.path} is NIfTI and has no series {uid}; omit --series")
             return NiftiInput(wanted.path, max_voxels=max_voxels, allow_single_slice=allow_single_slice)
-    from meddinov3_stroke.ct.dicom.read import open_dicom  # pydicom is loaded for DICOM alone
+    from meddinov3_stroke.ct.dicom.read import DicomInput  # pydicom is loaded for DICOM alone
 
-    return open_dicom(files, uid, max_voxels=max_voxels, allow_single_slice=allow_single_slice)
+    return DicomInput(files, uid, max_voxels=max_voxels, allow_single_slice=allow_single_slice)
 
 
 def read_volume(

@@ -155,13 +155,13 @@ def convert_with_dcm2niix(source: Path, series_uid: str | None, output: Path) ->
         raise MachineError("no dcm2niix on this machine; install it (pip install dcm2niix), or omit --dcm2niix")
     if is_nifti_name(source):
         raise UnsupportedInput(f"{source} is NIfTI already; dcm2niix converts DICOM")
-    from meddinov3_stroke.ct.dicom.read import open_dicom  # pydicom is loaded for DICOM alone
+    from meddinov3_stroke.ct.dicom.read import DicomInput  # pydicom is loaded for DICOM alone
 
     with TemporaryDirectory(prefix="dcm2niix-") as folder:
         images, converted = Path(folder, "images"), Path(folder, "converted")
         images.mkdir()
         converted.mkdir()
-        for k, content in enumerate(open_dicom(source, series_uid).image_files()):
+        for k, content in enumerate(DicomInput(source, series_uid).image_files()):
             (images / f"{k:05d}.dcm").write_bytes(content)
         _run([program, "-z", "y", "-b", "n", "-f", PLAIN_NAME, "-o", str(converted), str(images)])
         written = []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dicom_writer import axial_geometry, write_dicom_series
-from meddinov3_stroke.ct.dicom.choice import choose, contrast_hint, traits_of
+from meddinov3_stroke.ct.dicom.choice import choose, contrast_hint, is_sharp, region_of
 from meddinov3_stroke.ct.dicom.files import open_files
 from meddinov3_stroke.ct.dicom.series import SINGLE_IMAGE, Stack
 from meddinov3_stroke.ct.dicom.survey import survey
@@ -71,12 +71,12 @@ SOFT_KERNELS = (
 
 @pytest.mark.parametrize("kernel", SHARP_KERNELS)
 def test_sharp_kernels_of_every_vendor_are_known(make_stack: MakeStack, kernel: str) -> None:
-    assert traits_of(make_stack(kernel=kernel.upper())).is_sharp
+    assert is_sharp(make_stack(kernel=kernel.upper()))
 
 
 @pytest.mark.parametrize("kernel", SOFT_KERNELS)
 def test_soft_kernels_of_every_vendor_are_soft(make_stack: MakeStack, kernel: str) -> None:
-    assert not traits_of(make_stack(kernel=kernel.upper())).is_sharp
+    assert not is_sharp(make_stack(kernel=kernel.upper()))
 
 
 @pytest.mark.parametrize(
@@ -84,14 +84,14 @@ def test_soft_kernels_of_every_vendor_are_soft(make_stack: MakeStack, kernel: st
     ["Head 1.0 H70h", "BONE THIN", "HEAD BONE", "Knochen 1,5", "Head Bone 0.625", "CRANE OS", "FC81 HEAD", "头 骨窗"],
 )
 def test_a_description_may_tell_a_sharp_kernel(make_stack: MakeStack, description: str) -> None:
-    assert traits_of(make_stack(series_description=description)).is_sharp
+    assert is_sharp(make_stack(series_description=description))
 
 
 @pytest.mark.parametrize(
     "description", ["Head 5.0 H30s", "BRAIN STANDARD", "Schädel 5.0", "POST OP", "WITHOUT", "STD ROUTINE"]
 )
 def test_other_descriptions_tell_none(make_stack: MakeStack, description: str) -> None:
-    assert not traits_of(make_stack(series_description=description)).is_sharp
+    assert not is_sharp(make_stack(series_description=description))
 
 
 @pytest.mark.parametrize(
@@ -155,13 +155,13 @@ def test_what_denies_an_agent_is_no_hint(make_stack: MakeStack, agent: str) -> N
     ["HEAD", "Brain 5mm", "CRANIO", "Schädel", "Schaedel", "TÊTE", "TETE", "Kopf", "头颅", "CRÂNE", "Cabeza", "NEURO"],
 )
 def test_words_for_a_head_are_known(make_stack: MakeStack, words: str) -> None:
-    assert traits_of(make_stack(series_description=words, body_part="")).is_head
-    assert traits_of(make_stack(body_part=words)).is_head
+    assert region_of(make_stack(series_description=words, body_part="")) == "head"
+    assert region_of(make_stack(body_part=words)) == "head"
 
 
 def test_head_and_neck_is_a_head_and_a_chest_is_elsewhere(make_stack: MakeStack) -> None:
-    assert not traits_of(make_stack(series_description="CTA HEAD AND NECK")).is_elsewhere
-    assert traits_of(make_stack(series_description="Thorax 5.0", body_part="CHEST")).is_elsewhere
+    assert region_of(make_stack(series_description="CTA HEAD AND NECK")) == "head"
+    assert region_of(make_stack(series_description="Thorax 5.0", body_part="CHEST")) == "elsewhere"
 
 
 BETTER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

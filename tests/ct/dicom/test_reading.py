@@ -20,7 +20,7 @@ import SimpleITK
 from dicom_writer import DicomOptions, DicomSeriesTruth, SliceGeometry, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
 from meddinov3_stroke.ct.dicom import survey as survey_module
-from meddinov3_stroke.ct.dicom.read import open_dicom
+from meddinov3_stroke.ct.dicom.read import DicomInput
 from meddinov3_stroke.ct.geometry import MAX_TILT_DEGREES
 from meddinov3_stroke.errors import CorruptInput, OutOfScope, UnsupportedInput
 from meddinov3_stroke.types import SliceImage, Volume
@@ -313,7 +313,7 @@ def test_a_file_that_changes_between_header_and_pixels_of_a_large_input_is_refus
     """Where nothing is kept, files are opened again for their pixels."""
     monkeypatch.setattr("meddinov3_stroke.ct.dicom.survey.KEEP_BYTES", 0)
     written(tmp_path)
-    opened = open_dicom(tmp_path)
+    opened = DicomInput(tmp_path)
     assert opened.digest
     (tmp_path / "IM0005.dcm").write_bytes((tmp_path / "IM0005.dcm").read_bytes()[:-1] + b"\x07")
     (tmp_path / "IM0005.dcm").rename(tmp_path / name)
@@ -324,7 +324,7 @@ def test_a_file_that_changes_between_header_and_pixels_of_a_large_input_is_refus
 def test_the_bytes_that_gave_the_digest_are_those_that_are_decoded(tmp_path: Path) -> None:
     written(tmp_path)
     expected = read_volume(tmp_path)
-    opened = open_dicom(tmp_path)
+    opened = DicomInput(tmp_path)
     digest = opened.digest
     for path in tmp_path.glob("*.dcm"):
         path.write_bytes(b"changed")
@@ -367,7 +367,7 @@ def test_each_file_is_opened_hashed_walked_and_parsed_once_for_digest_and_volume
     hu = np.random.default_rng(1).integers(-1000, 2500, (50, 9, 11))
     truth = written(tmp_path, axial_geometry([5.0] * 49, (9, 11)), hu)
     counts.clear()
-    opened = open_dicom(tmp_path)
+    opened = DicomInput(tmp_path)
     assert (len(opened.files), counts) == (50, Counter())
     assert opened.digest == opened.volume().source.sha256
     names = [image.file for image in truth.images]
@@ -388,12 +388,12 @@ def test_of_a_header_index_only_the_files_of_the_series_are_opened(
     path = tmp_path / "index.parquet"
     pq.write_table(pa.table({"series_uid": [uid for uid, _ in rows], "file": [file for _, file in rows]}), path)
     counts.clear()
-    opened = open_dicom(path, wanted.identity.series_uid)
+    opened = DicomInput(path, wanted.identity.series_uid)
     assert opened.files == (path, *(tmp_path / "a" / image.file for image in wanted.images))
     assert opened.volume().n_slices == 10
     assert sum(n for (kind, _), n in counts.items() if kind == "read_structure") == 10
     (tmp_path / "b" / other.images[0].file).unlink()
-    assert open_dicom(path, wanted.identity.series_uid).digest == opened.digest
+    assert DicomInput(path, wanted.identity.series_uid).digest == opened.digest
 
 
 def test_the_files_of_an_input_are_those_that_it_depends_on(tmp_path: Path) -> None:
@@ -403,17 +403,17 @@ def test_the_files_of_an_input_are_those_that_it_depends_on(tmp_path: Path) -> N
         for path in images:
             archive.write(path, path.name)
     (tmp_path / "list.txt").write_text("\n".join(f"study/{path.name}" for path in images))
-    assert open_dicom(tmp_path / "study").files == tuple(sorted(images))
-    assert open_dicom(images).files == images
-    assert open_dicom(tmp_path / "study.zip").files == (tmp_path / "study.zip",)
-    assert open_dicom(tmp_path / "list.txt").files == (tmp_path / "list.txt", *images)
-    assert len({open_dicom(tmp_path / name).digest for name in ("study", "study.zip", "list.txt")}) == 1
+    assert DicomInput(tmp_path / "study").files == tuple(sorted(images))
+    assert DicomInput(images).files == images
+    assert DicomInput(tmp_path / "study.zip").files == (tmp_path / "study.zip",)
+    assert DicomInput(tmp_path / "list.txt").files == (tmp_path / "list.txt", *images)
+    assert len({DicomInput(tmp_path / name).digest for name in ("study", "study.zip", "list.txt")}) == 1
 
 
 def test_bytes_of_files_are_dropped_when_they_are_decoded(tmp_path: Path) -> None:
     written(tmp_path / "a")
     written(tmp_path / "b", kernel="H70h", seed=1, study_seed=0)
-    opened = open_dicom(tmp_path)
+    opened = DicomInput(tmp_path)
     assert opened.digest
     assert sorted(opened._kept.contents) == sorted(f"a/{path.name}" for path in (tmp_path / "a").iterdir())
     opened.volume()
@@ -429,7 +429,7 @@ def test_an_input_too_large_to_keep_gives_the_same_volume(
     written(tmp_path / "b", kernel="H70h", seed=1, study_seed=0)
     kept = read_volume(tmp_path)
     monkeypatch.setattr("meddinov3_stroke.ct.dicom.survey.KEEP_BYTES", 5000)
-    opened = open_dicom(tmp_path)
+    opened = DicomInput(tmp_path)
     volume = opened.volume()
     np.testing.assert_array_equal(volume.stored, kept.stored)
     assert (asdict(volume.source), volume.warnings) == (asdict(kept.source), kept.warnings)

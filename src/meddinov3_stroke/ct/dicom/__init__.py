@@ -1,1 +1,1 @@
-"""DICOM: from files to a canonical volume (`read.open_dicom`), and what an input holds (`inspect.inspect_dicom`)."""
+"""DICOM: from files to a canonical volume (`read.DicomInput`), and what an input holds (`choice.inspect_dicom`)."""

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from pydicom.uid import UID
 
@@ -70,30 +69,15 @@ _ELSEWHERE = re.compile(
 )
 
 
-class Traits(NamedTuple):
-    """What the rule depends on."""
-
-    is_original: bool
-    has_contrast: bool
-    is_head: bool
-    is_elsewhere: bool
-    is_sharp: bool
-    is_usual_spacing: bool
+def is_sharp(stack: Stack) -> bool:
+    """Whether the kernel, or the description of the series, is that of a sharp reconstruction."""
+    return any(_SHARP.search(words) for words in (stack.first.kernel, stack.first.series_description))
 
 
-def traits_of(stack: Stack) -> Traits:
-    """The traits of a usable stack, from its headers and geometry."""
-    first, (low, high) = stack.first, USUAL_SPACING_MM
-    words = f"{first.series_description} {first.body_part}"
-    is_head = _HEAD.search(words) is not None
-    return Traits(
-        is_original="DERIVED" not in first.image_type,
-        has_contrast=contrast_hint(stack) != "",
-        is_head=is_head,
-        is_elsewhere=_ELSEWHERE.search(words) is not None and not is_head,
-        is_sharp=_SHARP.search(first.kernel) is not None or _SHARP.search(first.series_description) is not None,
-        is_usual_spacing=low <= layout_of(stack).nominal_mm <= high,
-    )
+def region_of(stack: Stack) -> str:
+    """`head` or `elsewhere` by the description of the series and the body part; empty if they name neither."""
+    words = f"{stack.first.series_description} {stack.first.body_part}"
+    return "head" if _HEAD.search(words) else "elsewhere" if _ELSEWHERE.search(words) else ""
 
 
 def contrast_hint(stack: Stack) -> str:
@@ -138,11 +122,15 @@ def choose(stacks: Sequence[Stack], series_uid: str | None, where: str, *, allow
 
 def rank(stack: Stack) -> tuple[object, ...]:
     """Sort key of the rule; the smallest is preferred."""
-    traits, first = traits_of(stack), stack.first
+    first, (least_mm, most_mm) = stack.first, USUAL_SPACING_MM
     return (
         len(stack.images) < LEAST_SLICES,
-        *(not traits.is_original, traits.has_contrast, not traits.is_head, traits.is_elsewhere, traits.is_sharp),
-        *(not traits.is_usual_spacing, -len(stack.images), first.series_number is None, first.series_number or 0),
+        "DERIVED" in first.image_type,
+        contrast_hint(stack) != "",
+        ("head", "", "elsewhere").index(region_of(stack)),
+        is_sharp(stack),
+        not least_mm <= layout_of(stack).nominal_mm <= most_mm,
+        *(-len(stack.images), first.series_number is None, first.series_number or 0),
         *(stack.series_instance_uid, first.file),
     )
 
@@ -191,7 +179,6 @@ class SeriesFacts:
 class Inspection:
     """The content of an input."""
 
-    path: Path
     series: tuple[SeriesFacts, ...]
     without_images: tuple[tuple[str, str], ...]
     """(file, what it is)."""
@@ -221,7 +208,6 @@ def inspect_dicom(path: Path) -> Inspection:
             usable[stack.first.patient_id, stack.study_instance_uid].append(stack)
     used = {id(min(stacks, key=rank)) for stacks in usable.values()}
     return Inspection(
-        path=path,
         series=tuple(_facts(stack, id(stack) in used) for stack in found.stacks),
         without_images=found.without_images,
         damaged=tuple((name, str(error)) for name, error in found.damaged),
@@ -230,19 +216,17 @@ def inspect_dicom(path: Path) -> Inspection:
 
 
 def _facts(stack: Stack, is_used: bool) -> SeriesFacts:
-    first, outcome = stack.first, Outcome()
-    layout = layout_of(stack) if stack.verdict == "usable" else None
-    verdict, reason = (
-        ("used", "") if is_used else ("set aside", "the rule selects another series; name this one with --series")
-    )
-    if layout is None:
+    first, outcome, layout = stack.first, Outcome(), None
+    verdict, reason = "used", ""
+    if stack.verdict != "usable":
         verdict, reason = stack.verdict, stack.reason
         outcome = Outcome.of(_nothing_usable([stack], stack.series_instance_uid))
-    elif fault := scaling_fault(stack):
-        verdict, reason, outcome = "refused", fault, Outcome.of(CorruptInput(fault))
-    spacing = None
-    if layout is not None and first.pixel_spacing_mm is not None:
-        spacing = (layout.nominal_mm, *first.pixel_spacing_mm)
+    else:
+        layout = layout_of(stack)
+        if not is_used:
+            verdict, reason = "set aside", "the rule selects another series; name this one with --series"
+        if fault := scaling_fault(stack):
+            verdict, reason, outcome = "refused", fault, Outcome.of(CorruptInput(fault))
     return SeriesFacts(
         study_instance_uid=stack.study_instance_uid,
         series_instance_uid=stack.series_instance_uid,
@@ -253,13 +237,13 @@ def _facts(stack: Stack, is_used: bool) -> SeriesFacts:
         n_images=len(stack.images),
         rows=first.pixels.rows,
         columns=first.pixels.columns,
-        spacing_mm=spacing,
-        tilt_degrees=None if layout is None else layout.tilt_degrees,
+        spacing_mm=(layout.nominal_mm, *first.pixel_spacing_mm) if layout and first.pixel_spacing_mm else None,
+        tilt_degrees=layout.tilt_degrees if layout else None,
         duplicates=tuple(image.file for image, _ in stack.set_aside),
         contrast=contrast_hint(stack),
         transfer_syntax=UID(first.transfer_syntax).name,
         verdict=verdict,
         reason=reason,
-        notes=() if layout is None else layout.notes,
+        notes=layout.notes if layout else (),
         outcome=outcome,
     )

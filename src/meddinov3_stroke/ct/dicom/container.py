@@ -33,6 +33,9 @@ MAX_DEPTH = 64
 MAX_FRAGMENTS = 2**18
 """Most fragments of pixel data, whose places are kept; 4096 frames have that many at 64 each."""
 
+ITEM_HEADER = 8
+"""Bytes of the tag and length of an item."""
+
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
@@ -52,7 +55,6 @@ _ITEM_BYTES, _MARKS = b"\xfe\xff\x00\xe0", (b"\xfe\xff", b"\xff\xfe")
 
 _MAX_FIRST_LENGTH = 1024  # of the first element without a preamble; files of other kinds nearly always exceed it
 
-_ITEM_HEADER = 8  # bytes of the tag and length of an item
 _RAW_DEFLATE = -15  # zlib's window bits for a stream without header and checksum (PS3.5 annex A.5)
 
 _Element = tuple[tuple[int, int], bytes, int, int]
@@ -216,7 +218,7 @@ class _Walk:
                 if fragments is None:
                     at = self.after(at, tag, value, length, end)
                 else:
-                    at = (fragments[-1][1] if fragments else value) + _ITEM_HEADER
+                    at = (fragments[-1][1] if fragments else value) + ITEM_HEADER
         if opened is not None:
             fault = f"opens an item of undefined length whose delimiter is missing before byte {end}"
             raise self.fault(opened, _ITEM, fault)
@@ -257,7 +259,7 @@ class _Walk:
         if vr not in (b"OB", b"OW"):
             raise self.fault(start, tag, f"has an undefined length, which {vr.decode()} cannot have")
         fragments: list[tuple[int, int]] = []
-        while at + _ITEM_HEADER <= end and len(fragments) <= MAX_FRAGMENTS:
+        while at + ITEM_HEADER <= end and len(fragments) <= MAX_FRAGMENTS:
             mark, _, length, value = self.element(at, is_explicit=False)
             if mark == _SEQUENCE_END and length == 0:
                 return fragments

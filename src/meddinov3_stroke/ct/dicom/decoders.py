@@ -43,10 +43,8 @@ PLUGINS: dict[str, tuple[str, ...]] = {
     "1.2.840.10008.1.2.4.90": ("pylibjpeg", "gdcm"),
     "1.2.840.10008.1.2.4.91": ("pylibjpeg", "gdcm"),
 }
-"""Transfer syntax UIDs (RLE; JPEG Lossless; JPEG-LS; JPEG 2000) and pydicom's names of the decoders, in order."""
-
-CODEC_SYNTAXES = frozenset(PLUGINS)
-"""UIDs of the supported compressed transfer syntaxes."""
+"""The supported compressed transfer syntaxes (RLE; JPEG Lossless; JPEG-LS; JPEG 2000) and pydicom's names of their
+decoders, in order."""
 
 FRAME_DEADLINE_S, START_DEADLINE_S = 20.0, 120.0
 """Time limits for a frame (512 x 512 takes about 10 ms), and for the child to load its decoders (usually 1 s)."""
@@ -58,12 +56,13 @@ MIN_PROCESSOR_S, PROCESSOR_S_PER_PIXEL = 0.75, 3e-6
 """Processor time allowed for a frame: 1.5 s for 512 x 512, which needs 0.01 to 0.05 s. Some damage makes CharLS loop
 for seconds; unlike a deadline, this limit does not depend on the load of the machine."""
 
-_MAX_WORDS = 300
-"""Length to which a codec's message is cut."""
-
 _PYDICOM_PREFIX = "Unable to decode as exceptions were raised by all available plugins: "
 _GDCM_NOTHING = "'NoneType' object has no attribute 'encode'"
 """What pydicom puts before a decoder's own message, and its error if gdcm returns no pixels and no reason."""
+
+_MAX_WORDS = 300  # length to which a codec's message is cut
+
+_is_posix = hasattr(signal, "setitimer") and hasattr(signal, "pthread_sigmask")
 
 
 class UnsupportedFrame(Exception):
@@ -79,7 +78,7 @@ class EncodedFrame:
     """A compressed frame and its expected format."""
 
     transfer_syntax: str
-    """UID, one of `CODEC_SYNTAXES`."""
+    """UID, one of `PLUGINS`."""
     codestream: bytes
     pixels: PixelFormat
 
@@ -93,20 +92,17 @@ def decode(frame: EncodedFrame) -> Any:
     from pydicom.pixels.decoders.base import get_decoder
 
     decoder, source = get_decoder(frame.transfer_syntax), encapsulate([frame.codestream], has_bot=False)
-    pixels = frame.pixels
-    options = {name: getattr(pixels, name) for name in ("rows", "columns", "bits_allocated", "bits_stored")} | {
+    options = {name: getattr(frame.pixels, name) for name in ("rows", "columns", "bits_allocated", "bits_stored")} | {
         "samples_per_pixel": 1,
         "photometric_interpretation": "MONOCHROME2",  # values are not inverted for MONOCHROME1
-        "pixel_representation": int(pixels.is_signed),
+        "pixel_representation": int(frame.pixels.is_signed),
         "number_of_frames": 1,
         "pixel_keyword": "PixelData",
     }
     if frame.transfer_syntax == RLE_LOSSLESS:
         options["correct_unused_bits"] = False  # `pixels` removes them by the actual high bit, pydicom assumes one
     refusals = []
-    for plugin in PLUGINS[frame.transfer_syntax]:
-        if plugin not in decoder.available_plugins:
-            continue
+    for plugin in [one for one in PLUGINS[frame.transfer_syntax] if one in decoder.available_plugins]:
         try:
             return decoder.as_array(source, index=0, raw=True, decoding_plugin=plugin, **options)[0]
         except MemoryError:
@@ -126,28 +122,26 @@ def _answer(decode: Decode, frame: EncodedFrame) -> Any:
         values = decode(frame)
         # a codec's precision may fit into fewer bytes than are allocated, and never needs more
         return values.astype(frame.pixels.dtype, order="C", casting="safe", copy=False)
-    except MemoryError:
-        raise RefusedFrame("needs more memory than a frame may take") from None
     except UnsupportedFrame:
         raise
     except Exception as error:
-        raise RefusedFrame(str(error)[:_MAX_WORDS]) from None
+        is_memory = isinstance(error, MemoryError)
+        words = "needs more memory than a frame may take" if is_memory else str(error)[:_MAX_WORDS]
+        raise RefusedFrame(words) from None
     finally:
         _limit_processor_time(0)
 
 
 def _limit_processor_time(seconds: float) -> None:
-    """Let SIGPROF end the process after so much processor time (0: never), if the system can."""
-    if hasattr(signal, "setitimer"):
+    if _is_posix:  # SIGPROF ends the process after so much processor time; 0: never
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def _prepare_child(loads_decoders: bool) -> None:
     """Detach the child from the terminal, load decoders, limit memory, and let it end with the parent."""
-    if hasattr(os, "setsid"):
-        os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which finishes its case
-    if hasattr(signal, "SIGPROF"):
+    if _is_posix:
+        os.setsid()
         signal.signal(signal.SIGPROF, signal.SIG_DFL)  # may be inherited as ignored
     nowhere = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):  # decoders print
@@ -181,14 +175,14 @@ class _CodecProcess(SpawnProcess):
         main, ours = vars(sys.modules["__main__"]), vars(multiprocessing.current_process())["_config"]
         hidden: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
         daemon = {"daemon": ours.pop("daemon")} if "daemon" in ours else {}  # which may have no children
-        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else ()
+        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if _is_posix else ()
         main["__spec__"] = None
         try:
             super().start()
         finally:
             main.update(hidden)
             ours.update(daemon)
-            if hasattr(signal, "pthread_sigmask"):
+            if _is_posix:
                 signal.pthread_sigmask(signal.SIG_SETMASK, masked)
 
 
@@ -245,9 +239,8 @@ class Codec:
                     return values
                 fault = "returned another shape or type than the header declares"
             except UnsupportedFrame as error:
-                raise UnsupportedInput(
-                    f"{name} cannot be decoded from {where}: {error}; install it, {remedy}"
-                ) from error
+                why = f"cannot be decoded from {where}: {error}"
+                raise UnsupportedInput(f"{name} {why}; install it, {remedy}") from error
             except RefusedFrame as error:
                 fault = f"the compressed frame cannot be decoded from {where} ({error}); it is damaged"
                 raise CorruptInput(f"{name}: {fault}; {remedy}") from error
@@ -275,10 +268,8 @@ class Codec:
             try:
                 self._child = _Child(loads_decoders=self._decode is decode)
             except (BrokenProcessPool, TimeoutError, OSError) as error:
-                raise MachineError(
-                    f"the process that decodes compressed DICOM cannot be started ({error}); check memory and that "
-                    "pydicom and its decoders are installed"
-                ) from error
+                found = f"the process that decodes compressed DICOM cannot be started ({error})"
+                raise MachineError(f"{found}; check memory and that pydicom and its decoders are installed") from error
         return self._child
 
     def _end_child(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import IO
 
 from meddinov3_stroke.ct.contents import machine_errors
 from meddinov3_stroke.ct.dicom.container import MAGIC, PREAMBLE_BYTES
@@ -32,10 +32,10 @@ LIST_SUFFIX, INDEX_SUFFIX = ".txt", ".parquet"
 """Of a list of files (one path a line, relative to the list's folder; `#` at the start of a line or after a blank
 begins a comment), and of a header index, whose columns `series_uid` and `file` are read here."""
 
-_Content = TypeVar("_Content", bytes, bytes | None)
-_ReadBytes = Callable[[int], bytes | None]
 _COMMENT = re.compile(r"(?:^|\s)#")
 _INDEX_BATCH_ROWS = 8192
+
+_UNPACKING_ERRORS = (zipfile.BadZipFile, EOFError, ValueError, zlib.error, lzma.LZMAError, OSError)  # bz2: OSError
 
 _END_BYTES = 22 + 20 + 56 + 0xFFFF
 """Longest end of an archive: the end record with its comment, the locator and the ZIP64 end record."""
@@ -71,42 +71,42 @@ class InputFile:
 
     def head(self, n_bytes: int) -> bytes:
         """Its first `n_bytes` bytes, of a file of any size; else as `read`."""
-        return self._read(lambda read: read(n_bytes) or b"")
+        with self._opened() as handle:
+            return self._of_listed_size(handle.read(n_bytes))
 
     def read_if(self, is_wanted: Callable[[bytes], bool], n_head: int) -> bytes | None:
         """All its bytes, in one opening; None if `is_wanted` rejects the first `n_head`. Else as `read`."""
-
-        def read_wanted(read: _ReadBytes) -> bytes | None:
-            head = read(n_head) or b""
-            if not is_wanted(head):
+        with self._opened() as handle:
+            content = handle.read(n_head)
+            if not is_wanted(content):
                 return None
             self.require_readable_size()
-            return head if len(head) < n_head else head + (read(self.n_bytes + 1 - n_head) or b"")
+            if len(content) == n_head:
+                content += handle.read(self.n_bytes + 1 - n_head)
+            return self._of_listed_size(content)
 
-        return self._read(read_wanted)
-
-    def _read(self, take: Callable[[_ReadBytes], _Content]) -> _Content:
-        with machine_errors(self.path):
-            if self.archive is None:
-                with self.path.open("rb", buffering=0) as handle:
-                    content = take(handle.read)
-            else:
-                content = self._read_member(self.archive, take)
-        if content is not None and len(content) > self.n_bytes:
+    def _of_listed_size(self, content: bytes) -> bytes:
+        if len(content) > self.n_bytes:
             raise CorruptInput(f"{self.name} has grown beyond {self.n_bytes} bytes since it was listed; read it again")
         return content
 
-    def _read_member(self, archive: zipfile.ZipFile, take: Callable[[_ReadBytes], _Content]) -> _Content:
-        try:
-            with archive.open(self.member) as member:
-                return take(member.read)
-        except NotImplementedError as error:
-            fault = f"is compressed by a method that is not supported ({error}); pack the archive again"
-            raise UnsupportedInput(f"{self.name} {fault}") from error
-        except RuntimeError as error:  # raised by zipfile when a password is needed
-            raise UnsupportedInput(f"{self.name} is encrypted; unpack the archive with its password") from error
-        except (zipfile.BadZipFile, EOFError, ValueError, zlib.error, lzma.LZMAError, OSError) as error:  # bz2: OSError
-            raise CorruptInput(f"{self.name} cannot be unpacked ({error}); fetch the archive again") from error
+    @contextmanager
+    def _opened(self) -> Iterator[IO[bytes]]:
+        with machine_errors(self.path):
+            if self.archive is None:
+                with self.path.open("rb", buffering=0) as handle:
+                    yield handle
+                return
+            try:
+                with self.archive.open(self.member) as member:
+                    yield member
+            except NotImplementedError as error:
+                fault = f"is compressed by a method that is not supported ({error}); pack the archive again"
+                raise UnsupportedInput(f"{self.name} {fault}") from error
+            except RuntimeError as error:  # raised by zipfile when a password is needed
+                raise UnsupportedInput(f"{self.name} is encrypted; unpack the archive with its password") from error
+            except _UNPACKING_ERRORS as error:
+                raise CorruptInput(f"{self.name} cannot be unpacked ({error}); fetch the archive again") from error
 
 
 @contextmanager
@@ -133,23 +133,15 @@ def _files_of(source: Path | Sequence[Path], stack: ExitStack) -> Iterator[Input
     with machine_errors(source):
         if source.is_dir():
             yield from _in_folder(source)
-        elif _is_archive(source):
+            return
+        with source.open("rb") as handle:
+            head = handle.read(PREAMBLE_BYTES + len(MAGIC))
+        if zipfile.is_zipfile(source) or head.startswith(b"PK\x03\x04"):  # that of a truncated one
             yield from _in_archive(source, stack)
-        elif source.name.lower().endswith(LIST_SUFFIX) and not _head(source, PREAMBLE_BYTES + len(MAGIC)).endswith(
-            MAGIC
-        ):
+        elif source.name.lower().endswith(LIST_SUFFIX) and not head.endswith(MAGIC):
             yield from _in_list(source)
         else:
             yield _on_disk(source, str(source))
-
-
-def _is_archive(path: Path) -> bool:
-    return zipfile.is_zipfile(path) or _head(path, 4) == b"PK\x03\x04"  # that of a truncated one
-
-
-def _head(path: Path, n_bytes: int) -> bytes:
-    with path.open("rb") as handle:
-        return handle.read(n_bytes)
 
 
 def _on_disk(path: Path, name: str) -> InputFile:
@@ -167,12 +159,9 @@ def _on_disk(path: Path, name: str) -> InputFile:
 def _in_folder(folder: Path) -> Iterator[InputFile]:
     n_files, walked = 0, {folder.resolve()}
     for parent, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
-        resolved = {name: Path(parent, name).resolve() for name in sorted(folders)}
-        folders.clear()
-        for name, target in resolved.items():
-            if target not in walked:
-                walked.add(target)
-                folders.append(name)
+        resolved = {Path(parent, name).resolve(): name for name in sorted(folders, reverse=True)}
+        folders[:] = sorted(name for target, name in resolved.items() if target not in walked)
+        walked |= resolved.keys()
         for name in sorted(names):
             n_files += 1
             _require_few(n_files, folder)
@@ -244,32 +233,26 @@ def is_header_index(path: Path) -> bool:
 def files_of_series(path: Path, series_uid: str | None) -> list[Path]:
     """The files of a series in the header index at `path`; relative ones are resolved against the index's folder."""
     import pyarrow as pa
+    from pyarrow import dataset
 
     if series_uid is None:
         raise UsageError(f"{path} is a header index of many series; name one with --series UID")
+    is_of_series = dataset.field("series_uid") == series_uid
     try:
         with machine_errors(path):
-            names = _indexed_names(path, series_uid)
+            index = dataset.dataset(path, format="parquet")
+            for kind in (index.schema.field(name).type for name in ("series_uid", "file")):
+                if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                    raise TypeError(kind)
+            scanner = index.scanner(columns=["file"], filter=is_of_series, batch_size=_INDEX_BATCH_ROWS)
+            listed = scanner.head(MAX_FILES + 1)["file"].to_pylist()
     except (pa.ArrowException, KeyError, ValueError, TypeError) as error:  # ValueError: also text that is not UTF-8
         fault = f"is not a header index ({type(error).__name__})"
         raise CorruptInput(f"{path} {fault}; create it again with prepare-rsna") from error
+    if len(listed) > MAX_FILES:
+        found = f"more than {MAX_FILES} images of series {series_uid}"
+        raise UnsupportedInput(f"{path} has {found}; no series is that long; create it again with prepare-rsna")
+    names = dict.fromkeys(filter(None, listed))
     if not names:
         raise MissingInput(f"{path} has no series {series_uid}; check the UID, or create the index again")
     return [path.parent / name for name in names]
-
-
-def _indexed_names(path: Path, series_uid: str) -> list[str]:
-    import pyarrow as pa
-    from pyarrow import dataset
-
-    index = dataset.dataset(path, format="parquet")
-    for name in ("series_uid", "file"):
-        found = index.schema.field(name).type
-        if not (pa.types.is_string(found) or pa.types.is_large_string(found)):
-            raise TypeError(f"{name} is {found}")
-    is_of_series = dataset.field("series_uid") == series_uid
-    rows = index.scanner(columns=["file"], filter=is_of_series, batch_size=_INDEX_BATCH_ROWS).head(MAX_FILES + 1)
-    if len(rows) > MAX_FILES:
-        found = f"more than {MAX_FILES} images of series {series_uid}"
-        raise UnsupportedInput(f"{path} has {found}; no series is that long; create it again with prepare-rsna")
-    return list(dict.fromkeys(name for name in rows["file"].to_pylist() if name))

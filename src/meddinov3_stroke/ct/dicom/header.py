@@ -51,8 +51,7 @@ class HeaderFields:
     def text(self, keyword: str) -> str:
         """A description without unprintable characters; empty if absent or unreadable."""
         value = self._lenient(keyword)
-        text = "" if value is None else str(value)
-        return "".join(character for character in text if character.isprintable()).strip()
+        return "".join(filter(str.isprintable, "" if value is None else str(value))).strip()
 
     def upper(self, keyword: str) -> str:
         """A description in upper case."""
@@ -100,8 +99,8 @@ def _as(read: Callable[[HeaderFields, str], Any], keyword: str) -> dict[str, Any
     return {"keyword": keyword, "read": read}
 
 
-def _columns(keyword: str, *columns: str) -> dict[str, Any]:
-    return {"keyword": keyword, "columns": columns}
+def _columns(keyword: str, prefix: str, endings: Sequence[str]) -> dict[str, Any]:
+    return {"keyword": keyword, "columns": tuple(f"{prefix}_{ending}" for ending in endings)}
 
 
 @dataclass(frozen=True)
@@ -192,23 +191,19 @@ class ImageHeader:
     pixels: PixelFormat
     has_pixel_data: bool
     rescale: Rescale
-    padding: tuple[int, int] | None = field(metadata=_columns("PixelPaddingValue", "padding_low", "padding_high"))
+    padding: tuple[int, int] | None = field(metadata=_columns("PixelPaddingValue", "padding", ("low", "high")))
     """Smallest and largest stored value that is padding."""
     has_modality_lut: bool = field(metadata=_as(lambda found, name: bool(found.sequence(name)), "ModalityLUTSequence"))
-    position_mm: Float64[np.ndarray, " 3"] | None = field(
-        metadata=_columns("ImagePositionPatient", "position_x", "position_y", "position_z")
-    )
+    position_mm: Float64[np.ndarray, " 3"] | None = field(metadata=_columns("ImagePositionPatient", "position", "xyz"))
     """Image Position (Patient), LPS: centre of the first voxel."""
-    row_direction: Float64[np.ndarray, " 3"] | None = field(
-        metadata=_columns("ImageOrientationPatient", "row_x", "row_y", "row_z")
-    )
+    row_direction: Float64[np.ndarray, " 3"] | None = field(metadata=_columns("ImageOrientationPatient", "row", "xyz"))
     """Unit vector, LPS, along which the column index increases (first half of Image Orientation)."""
     column_direction: Float64[np.ndarray, " 3"] | None = field(
-        metadata=_columns("ImageOrientationPatient", "column_x", "column_y", "column_z")
+        metadata=_columns("ImageOrientationPatient", "column", "xyz")
     )
     """Unit vector, LPS, along which the row index increases (second half)."""
     pixel_spacing_mm: tuple[float, float] | None = field(
-        metadata=_columns("PixelSpacing", "spacing_rows", "spacing_columns")
+        metadata=_columns("PixelSpacing", "spacing", ("rows", "columns"))
     )
     """(between rows, between columns)."""
     slice_thickness_mm: float | None = field(metadata=_as(HeaderFields.number, "SliceThickness"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
@@ -21,17 +22,13 @@ MOST_RUNS = 6
 """Runs of gaps listed in a note."""
 
 
-@dataclass(frozen=True)
-class GapRun:
+class GapRun(NamedTuple):
     """Consecutive gaps of equal width."""
 
     gap_mm: float
     n_gaps: int
     after_slice: int
     """Canonical slice before the first of them."""
-
-    def __str__(self) -> str:
-        return f"{self.gap_mm:.3f} mm x{self.n_gaps}"
 
 
 @dataclass(frozen=True)
@@ -47,37 +44,21 @@ class SliceLayout:
     positive if that direction leans anteriorly."""
 
     @property
-    def is_even(self) -> bool:
-        """Whether the spacing is the same throughout."""
-        return len(self.runs) <= 1
-
-    @property
-    def is_tilted(self) -> bool:
-        """Whether slices are shifted relative to each other (gantry tilt)."""
-        return abs(self.tilt_degrees) > TILT_TOLERANCE_DEGREES
-
-    @property
-    def missing(self) -> tuple[tuple[int, int], ...]:
-        """(slice before the gap, number of slices that would fit) for each single wide gap."""
-        found = []
-        for k, run in enumerate(self.runs):
-            beside = [self.runs[j].gap_mm for j in (k - 1, k + 1) if 0 <= j < len(self.runs)]
-            if run.n_gaps == 1 and beside and run.gap_mm >= MISSING_RATIO * max(beside):
-                found.append((run.after_slice, max(1, round(run.gap_mm / max(beside)) - 1)))
-        return tuple(found)
-
-    @property
     def notes(self) -> tuple[str, ...]:
         """Warnings about the geometry; empty if it is regular."""
         notes = []
-        if self.is_tilted:
+        if abs(self.tilt_degrees) > TILT_TOLERANCE_DEGREES:
             notes.append(f"gantry tilt of {self.tilt_degrees:+.1f} degrees; slices stay as acquired")
-        if not self.is_even:
-            runs = ", ".join(map(str, self.runs[:MOST_RUNS])) + (", ..." if len(self.runs) > MOST_RUNS else "")
+        if len(self.runs) > 1:
+            runs = ", ".join(f"{run.gap_mm:.3f} mm x{run.n_gaps}" for run in self.runs[:MOST_RUNS])
+            runs += ", ..." if len(self.runs) > MOST_RUNS else ""
             notes.append(f"slices are not evenly spaced: gaps {runs}; each slice keeps its own position")
-        notes += [
-            f"{'a slice' if n == 1 else f'{n} slices'} may be missing after slice {after}" for after, n in self.missing
-        ]
+        widths = [0.0, *(run.gap_mm for run in self.runs), 0.0]
+        for run, *beside in zip(self.runs, widths, widths[2:], strict=False):
+            if len(self.runs) > 1 and run.n_gaps == 1 and run.gap_mm >= MISSING_RATIO * max(beside):
+                n_missing = max(1, round(run.gap_mm / max(beside)) - 1)
+                slices = "a slice" if n_missing == 1 else f"{n_missing} slices"
+                notes.append(f"{slices} may be missing after slice {run.after_slice}")
         return tuple(notes)
 
 
@@ -93,7 +74,7 @@ def _runs(gaps: Float64[np.ndarray, " gap"]) -> tuple[GapRun, ...]:
     runs: list[GapRun] = []
     for k, gap in enumerate(gaps):
         if runs and abs(gap - runs[-1].gap_mm) <= EVEN_TOLERANCE_MM:
-            runs[-1] = replace(runs[-1], n_gaps=runs[-1].n_gaps + 1)
+            runs[-1] = runs[-1]._replace(n_gaps=runs[-1].n_gaps + 1)
         else:
             runs.append(GapRun(float(gap), 1, k))
     return tuple(runs)

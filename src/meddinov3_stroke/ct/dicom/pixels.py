@@ -12,28 +12,17 @@ from typing import NoReturn
 
 import numpy as np
 from jaxtyping import Bool, Integer, Real
+from pydicom.config import IGNORE
+from pydicom.uid import UID
 
-from meddinov3_stroke.ct.dicom.container import (
-    DEFLATED,
-    EXPLICIT_BIG,
-    EXPLICIT_LITTLE,
-    IMPLICIT_LITTLE,
-    DicomContent,
-    PixelElement,
-    parse_dataset,
-)
-from meddinov3_stroke.ct.dicom.decoders import (
-    CODEC_SYNTAXES,
-    JPEG_2000_SYNTAXES,
-    RLE_LOSSLESS,
-    EncodedFrame,
-    shared_codec,
-)
+from meddinov3_stroke.ct.dicom import container
+from meddinov3_stroke.ct.dicom.container import EXPLICIT_BIG, ITEM_HEADER, DicomContent, PixelElement, parse_dataset
+from meddinov3_stroke.ct.dicom.decoders import JPEG_2000_SYNTAXES, PLUGINS, RLE_LOSSLESS, EncodedFrame, shared_codec
 from meddinov3_stroke.ct.dicom.header import ImageHeader, PixelFormat
 from meddinov3_stroke.errors import CorruptInput, UnsupportedInput
 from meddinov3_stroke.types import AIR_HU, PADDING_BELOW_HU
 
-NATIVE_SYNTAXES = frozenset((IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED))
+NATIVE_SYNTAXES = frozenset((container.IMPLICIT_LITTLE, container.EXPLICIT_LITTLE, EXPLICIT_BIG, container.DEFLATED))
 """Transfer syntaxes whose pixels are stored as they are."""
 
 JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
@@ -54,8 +43,6 @@ _FRAME_HEADERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 """Markers of a JPEG's frame header, which has its size: SOF (ITU-T T.81 B.2.2) and SOF55 of JPEG-LS (T.87 C.2.2)."""
 
 _EXPORT = "export the series uncompressed (Explicit VR Little Endian)"
-_ITEM_HEADER = 8
-"""Bytes of the tag and length of a fragment."""
 
 WRAP, REPAIR_SHIFT, REPAIRED_INTERCEPT = 4096, 1000, -1000.0
 """The RSNA 2019 repair of 12-bit values that wrapped around: add 1000, subtract 4096 from those that reach it; the
@@ -78,9 +65,11 @@ def decode_frame(content: DicomContent, pixels: PixelFormat, frame: int, name: s
     _require_readable(pixels, name)
     assert 0 <= frame < pixels.n_frames
     syntax, found = content.transfer_syntax, content.pixel_data
-    if syntax not in NATIVE_SYNTAXES and syntax not in CODEC_SYNTAXES:
+    if syntax not in NATIVE_SYNTAXES and syntax not in PLUGINS:
+        known = UID(syntax, IGNORE).name  # without a warning about an invalid UID
+        named = f"{syntax} ({known})" if known != syntax else syntax
         why = "its 12-bit decoder is under the GPL" if syntax == JPEG_EXTENDED else "there is no decoder for it"
-        raise UnsupportedInput(f"{name} has the transfer syntax {_named(syntax)!a}, not supported ({why}); {_EXPORT}")
+        raise UnsupportedInput(f"{name} has the transfer syntax {named!a}, not supported ({why}); {_EXPORT}")
     if found is None:
         _refuse(name, f"has no pixel data; expected {pixels.n_frames} frame(s)")
     if syntax in NATIVE_SYNTAXES:
@@ -98,36 +87,23 @@ def _refuse(name: str, fault: str) -> NoReturn:
     raise CorruptInput(f"{name} {fault}; it is damaged; fetch it again")
 
 
-def _named(uid: str) -> str:
-    from pydicom.config import IGNORE
-    from pydicom.uid import UID
-
-    known = UID(uid, IGNORE).name  # without a warning about an invalid UID
-    return f"{uid} ({known})" if known != uid else uid
-
-
 def _require_readable(pixels: PixelFormat, name: str) -> None:
+    allocated, stored, high_bit = pixels.bits_allocated, pixels.bits_stored, pixels.high_bit
     if pixels.samples_per_pixel != 1:
         found = f"{pixels.samples_per_pixel} samples a pixel ({pixels.photometric_interpretation})"
         raise UnsupportedInput(f"{name} has {found}; expected 1; give the CT images, not a colour picture of them")
-    if pixels.bits_allocated not in _BITS_ALLOCATED:
-        raise UnsupportedInput(
-            f"{name} has {pixels.bits_allocated} bits allocated; expected 8, 16 or 32; export the series again"
-        )
-    if not 0 < pixels.bits_stored <= pixels.high_bit + 1 <= pixels.bits_allocated:
-        found = (
-            f"{pixels.bits_stored} bits stored up to high bit {pixels.high_bit} of {pixels.bits_allocated} allocated"
-        )
+    if allocated not in _BITS_ALLOCATED:
+        raise UnsupportedInput(f"{name} has {allocated} bits allocated; expected 8, 16 or 32; export the series again")
+    if not 0 < stored <= high_bit + 1 <= allocated:
+        found = f"{stored} bits stored up to high bit {high_bit} of {allocated} allocated"
         _refuse(name, f"has {found}, which is impossible")
     sides = f"{pixels.n_frames} frame(s) of {pixels.rows} x {pixels.columns} pixels"
     if min(pixels.rows, pixels.columns, pixels.n_frames) < 1:
         _refuse(name, f"declares {sides}; expected at least 1 of each")
     n_pixels = pixels.rows * pixels.columns
     if n_pixels > MAX_FRAME_PIXELS or n_pixels * pixels.n_frames > MAX_PIXELS:
-        raise UnsupportedInput(
-            f"{name} declares {sides}; at most {MAX_FRAME_PIXELS} a frame and {MAX_PIXELS} in all are read; "
-            "the header is damaged or this is not a CT"
-        )
+        most = f"at most {MAX_FRAME_PIXELS} a frame and {MAX_PIXELS} in all are read"
+        raise UnsupportedInput(f"{name} declares {sides}; {most}; the header is damaged or this is not a CT")
 
 
 def _native_frame(
@@ -168,22 +144,18 @@ def _codestream(content: DicomContent, found: PixelElement, pixels: PixelFormat,
     (first, end), *fragments = found.fragments or ((0, 0),)
     n_frames = pixels.n_frames
     if not fragments or (n_frames > 1 and len(fragments) < n_frames):
-        _refuse(
-            name, f"has {len(fragments)} fragments of pixel data; expected one or more for each of {n_frames} frames"
-        )
+        n_found = f"has {len(fragments)} fragments of pixel data"
+        _refuse(name, f"{n_found}; expected one or more for each of {n_frames} frames")
     if n_frames > 1 and len(fragments) == n_frames:
         fragments = fragments[frame : frame + 1]
     elif n_frames > 1:
-        table = struct.unpack_from(f"<{(end - first) // 4}I", content.content, first)
+        table = np.frombuffer(content.content, "<u4", (end - first) // 4, first).tolist()
         if len(table) != n_frames:
-            raise UnsupportedInput(
-                f"{name} has {len(fragments)} fragments for {n_frames} frames and no offset table that assigns them; "
-                f"{_EXPORT}"
-            )
-        starts = [*(end + offset for offset in table), len(content.content)]
-        low, high = starts[frame : frame + 2]
-        fragments = [one for one in fragments if low <= one[0] - _ITEM_HEADER < high]
-        if not fragments or fragments[0][0] - _ITEM_HEADER != low:
+            why = f"{len(fragments)} fragments for {n_frames} frames and no offset table that assigns them"
+            raise UnsupportedInput(f"{name} has {why}; {_EXPORT}")
+        low, high = [*(end + offset for offset in table), len(content.content)][frame : frame + 2]
+        fragments = [one for one in fragments if low <= one[0] - ITEM_HEADER < high]
+        if not fragments or fragments[0][0] - ITEM_HEADER != low:
             _refuse(name, f"has an offset table that puts frame {frame + 1} where no fragment begins")
     return b"".join(content.content[start:stop] for start, stop in fragments)
 
@@ -194,8 +166,8 @@ def _require_size(syntax: str, encoded: bytes, pixels: PixelFormat, name: str) -
     size = _jpeg_2000_size(encoded) if syntax in JPEG_2000_SYNTAXES else _jpeg_size(encoded)
     if size != (pixels.rows, pixels.columns):
         found = "no size" if size is None else f"{size[0]} x {size[1]} pixels"
-        expected = f"expected {pixels.rows} x {pixels.columns}"
-        _refuse(name, f"has a compressed frame that declares {found}; {expected}")
+        declares = f"a compressed frame that declares {found}; expected {pixels.rows} x {pixels.columns}"
+        _refuse(name, f"has {declares}")
 
 
 def _jpeg_2000_size(encoded: bytes) -> tuple[int, int] | None:
@@ -252,15 +224,13 @@ def image_hu(stored: Integer[np.ndarray, "row col"], image: ImageHeader, content
 
 
 def _rescaled(stored: Integer[np.ndarray, "row col"], slope: float, intercept: float) -> Real[np.ndarray, "row col"]:
-    if not (slope.is_integer() and intercept.is_integer()):
-        return (stored * slope + intercept).astype(np.float32)
-    low, high = int(stored.min()) * int(slope) + int(intercept), int(stored.max()) * int(slope) + int(intercept)
-    limits = np.iinfo(np.int16)
-    if limits.min <= low and high <= limits.max:
-        if slope == 1.0 and intercept == 0.0:
-            return stored.astype(np.int16, copy=False)
-        return (stored.astype(np.int32) * int(slope) + int(intercept)).astype(np.int16)
-    return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
+    if slope.is_integer() and intercept.is_integer():
+        factor, offset, limits = int(slope), int(intercept), np.iinfo(np.int16)
+        if limits.min <= int(stored.min()) * factor + offset and int(stored.max()) * factor + offset <= limits.max:
+            if factor == 1 and offset == 0:
+                return stored.astype(np.int16, copy=False)
+            return (stored.astype(np.int32) * factor + offset).astype(np.int16)
+    return (stored * np.float64(slope) + intercept).astype(np.float32)
 
 
 def _looked_up(
@@ -284,15 +254,11 @@ def _with_air(
     if value < PADDING_BELOW_HU:
         return hu, 0
     if value > TISSUE_ABOVE_HU:
-        padding = _touching_border(padding)
+        from scipy import ndimage  # slow to import
+
+        parts, _ = ndimage.label(padding)
+        border = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
+        padding = np.isin(parts, border[border > 0])
     aired = hu.copy()
     aired[padding] = AIR_HU
     return aired, int(np.count_nonzero(padding & (hu != AIR_HU)))
-
-
-def _touching_border(padding: Bool[np.ndarray, "row col"]) -> Bool[np.ndarray, "row col"]:
-    from scipy import ndimage
-
-    parts, _ = ndimage.label(padding)
-    border = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
-    return np.isin(parts, border[border > 0])

@@ -24,41 +24,32 @@ from meddinov3_stroke.ct.dicom.pixels import MAX_PIXELS, decode_frame, image_hu
 from meddinov3_stroke.ct.dicom.series import Stack, scaling_fault
 from meddinov3_stroke.ct.dicom.survey import KeptFiles, Survey, survey, walked
 from meddinov3_stroke.ct.geometry import canonical_orientation, check_voxels
-from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, UnsupportedInput
+from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput
 from meddinov3_stroke.system.digest import sha256_of_array, sha256_of_document
 from meddinov3_stroke.types import SliceImage, Volume, VolumeSource
 
 LOSSY = {"1.2.840.10008.1.2.4.81": "JPEG-LS near-lossless", "1.2.840.10008.1.2.4.91": "JPEG 2000"}
 """Transfer syntaxes that may have changed values."""
 
-
 READER_VERSION = 1
 """Raised when the same files would give other slices or HU, so that cached embeddings are not reused."""
 
 
-def open_dicom(
-    source: Path | Sequence[Path],
-    series_uid: str | None = None,
-    *,
-    max_voxels: int = MAX_PIXELS,
-    allow_single_slice: bool = False,
-) -> OpenedDicom:
-    """A folder, archive, list, header index or file of DICOM, or the files of one series; nothing is read yet.
+class DicomInput(OpenedInput):
+    """A DICOM input. Each of its files is read once, when the digest or the volume is first asked for.
 
-    Args:
-        source: where it is.
-        series_uid: the series to read; without it the rule of `choice` decides.
-        max_voxels: refuse a series that declares more, before anything is decoded.
-        allow_single_slice: read a single image if there is nothing else.
+    `source` is a folder, archive, list, header index or file, or the files of one series. `series_uid` names the series
+    to read; without it the rule of `choice` decides. A series of more than `max_voxels` is refused before anything is
+    decoded. With `allow_single_slice`, a single image is read if there is nothing else.
     """
-    return OpenedDicom(source, series_uid, max_voxels, allow_single_slice)
-
-
-class OpenedDicom(OpenedInput):
-    """A DICOM input. Each of its files is read once, when the digest or the volume is first asked for."""
 
     def __init__(
-        self, source: Path | Sequence[Path], series_uid: str | None, max_voxels: int, allow_single_slice: bool
+        self,
+        source: Path | Sequence[Path],
+        series_uid: str | None = None,
+        *,
+        max_voxels: int = MAX_PIXELS,
+        allow_single_slice: bool = False,
     ) -> None:
         self.path = source if isinstance(source, Path) else source[0].parent
         self._source, self._series_uid = source, series_uid
@@ -72,9 +63,7 @@ class OpenedDicom(OpenedInput):
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
-        """The files that the input depends on, found without reading any image: for a header index, the index and the
-        files of the series.
-        """
+        """The files that the input depends on: for a header index, the index and the files of the series."""
         with open_files(self._listed) as files:
             listed = [file.path for file in files]
         return tuple(dict.fromkeys([self.path, *listed] if self.path.is_file() else listed))
@@ -120,7 +109,10 @@ class OpenedDicom(OpenedInput):
                 pixels_sha256=sha256_of_array(stored, slope=1.0, intercept=0.0),
                 study_instance_uid=stack.study_instance_uid,
                 series_instance_uid=stack.series_instance_uid,
-                images=tuple(map(_slice_image, stack.images[steps[0]])),
+                images=tuple(
+                    SliceImage(image.sop_instance_uid, None if image.frame is None else image.frame + 1)
+                    for image in stack.images[steps[0]]
+                ),
             ),
             n_padding_voxels=n_padding + n_to_air,
             warnings=(*_warnings(found, stack, n_repaired, n_to_air), *voxel_warnings),
@@ -158,10 +150,9 @@ class OpenedDicom(OpenedInput):
 
     @cached_property
     def _found(self) -> tuple[Survey, Stack]:
-        listed = self._listed
-        is_index = isinstance(self._source, Path) and listed is not self._source
+        is_index = isinstance(self._source, Path) and self._listed is not self._source
         where = f"{self.path}, series {self._series_uid}" if is_index else str(self.path)
-        with open_files(listed) as files:
+        with open_files(self._listed) as files:
             found = survey(files, self._kept)
             _require_sound(found, where)
             stack = choose(found.stacks, self._series_uid, where, allow_single_slice=self._allow_single_slice)
@@ -176,20 +167,19 @@ class OpenedDicom(OpenedInput):
     def _contents(self, stack: Stack) -> Iterator[tuple[ImageHeader, DicomContent]]:
         """Each image with its file's content, which is dropped after its last image."""
         last = {image.file: k for k, image in enumerate(stack.images)}
-        name, content = "", None
-        reopened: dict[str, InputFile] = {}
+        contents, files = self._kept.contents, dict[str, InputFile]()
         with ExitStack() as opened:
             for k, image in enumerate(stack.images):
-                if image.file != name or content is None:
-                    name, content = image.file, self._kept.contents.get(image.file)
+                name, content = image.file, contents.get(image.file)
                 if content is None:
-                    reopened = reopened or {one.name: one for one in opened.enter_context(open_files(self._listed))}
-                    content, digest = walked(reopened[name]) if name in reopened else (None, "")
+                    files = files or {one.name: one for one in opened.enter_context(open_files(self._listed))}
+                    content, digest = walked(files[name]) if name in files else (None, "")
                     content = content if digest == self._kept.digests[name] else None
                 if content is None or content.pixel_data is None or content.transfer_syntax != image.transfer_syntax:
                     raise CorruptInput(f"{name} changed while it was read; read it again")
+                contents[name] = content
                 if k == last[name]:
-                    self._kept.contents.pop(name, None)
+                    del contents[name]
                 yield image, content
 
 
@@ -202,29 +192,31 @@ def _require_sound(found: Survey, where: str) -> None:
         name, error = found.damaged[0]
         more = f" ({len(found.damaged)} such files)" if len(found.damaged) > 1 else ""
         raise type(error)(f"{error}{more}" if name in str(error) else f"{name}: {error}{more}")
-    if not found.stacks:
-        raise _no_image(found, where)
-
-
-def _no_image(found: Survey, where: str) -> InputError:
+    if found.stacks:
+        return
     names = [name for name, _ in found.without_images]
     if names == [where]:
         expected = "a NIfTI file, a DICOM file or folder, or a zip archive of one"
-        what = found.without_images[0][1]
-        return UnsupportedInput(f"{where} is {what} and not .nii or .nii.gz; expected a head CT: {expected}")
+        what = f"{found.without_images[0][1]} and not .nii or .nii.gz"
+        raise UnsupportedInput(f"{where} is {what}; expected a head CT: {expected}")
     listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return MissingInput(
-        f"{where} holds no DICOM image (found {listed}); expected a DICOM series; give a NIfTI volume by its own path"
-    )
-
-
-def _slice_image(image: ImageHeader) -> SliceImage:
-    return SliceImage(image.sop_instance_uid, None if image.frame is None else image.frame + 1)
+    expected = "expected a DICOM series; give a NIfTI volume by its own path"
+    raise MissingInput(f"{where} holds no DICOM image (found {listed}); {expected}")
 
 
 def _warnings(found: Survey, stack: Stack, n_repaired: int, n_to_air: int) -> Iterator[str]:
     yield from _left_out(found, stack)
-    yield from _about(stack)
+    yield from layout_of(stack).notes
+    scalings = {(image.rescale.slope, image.rescale.intercept) for image in stack.images}
+    if len(scalings) > 1:
+        yield f"{len(scalings)} pairs of slope and intercept in one series; each slice is scaled by its own"
+    if not all(image.rescale.is_stated or image.has_modality_lut for image in stack.images):
+        yield "no rescale slope or intercept in the header; stored values are taken as HU"
+    if lossy := LOSSY.get(stack.first.transfer_syntax):
+        yield f"compressed with {lossy}, which may have changed values"
+    if hint := contrast_hint(stack):
+        where = hint.split(" ", 1)[0]
+        yield f"the {where} in the headers suggests contrast (see inspect); this model is for non-contrast CT"
     if n_repaired:
         n = f"{n_repaired} of {len(stack.images)} slices"
         yield f"{n} had a wrong intercept and values wrapped at 4096 (the RSNA 2019 fault); repaired"
@@ -234,42 +226,25 @@ def _warnings(found: Survey, stack: Stack, n_repaired: int, n_to_air: int) -> It
 
 def _left_out(found: Survey, stack: Stack) -> Iterator[str]:
     if stack.set_aside:
-        n_copies = _counted(len(stack.set_aside), "duplicate image was", "duplicate images were")
+        n_copies = _counted(stack.set_aside, "duplicate image was", "duplicate images were")
         yield f"{n_copies} left out (inspect lists them)"
-    n_rest, reasons = 0, Counter[str]()
-    for other in found.stacks:
+    rest: list[ImageHeader] = []
+    reasons: list[str] = []
+    for other in (one for one in found.stacks if one is not stack):
         if other.verdict == "usable" and other.series_instance_uid == stack.series_instance_uid:
-            n_rest += 0 if other is stack else len(other.images)
-        elif other is not stack:
-            reasons[other.reason or "another usable series"] += len(other.images)
-    if n_rest:
-        yield (
-            f"only {len(stack.images)} of the {len(stack.images) + n_rest} slices of this series are read: the others "
-            "differ in acquisition, kernel, size, orientation or kind"
-        )
+            rest += other.images
+        else:
+            reasons += [other.reason or "another usable series"] * len(other.images)
+    if rest:
+        n_slices = f"only {len(stack.images)} of the {len(stack.images) + len(rest)} slices of this series are read"
+        yield f"{n_slices}: the others differ in acquisition, kernel, size, orientation or kind"
     if reasons:
-        listed = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
-        n_others = _counted(sum(reasons.values()), "other image was", "other images were")
-        yield f"{n_others} set aside: {listed}"
-    n_not_dicom = sum(what == "not DICOM" for _, what in found.without_images)
-    if n_not_dicom:
-        n_files = _counted(n_not_dicom, "file is not DICOM and was", "files are not DICOM and were")
+        listed = ", ".join(f"{reason} ({count})" for reason, count in Counter(reasons).most_common())
+        yield f"{_counted(reasons, 'other image was', 'other images were')} set aside: {listed}"
+    if others := [name for name, what in found.without_images if what == "not DICOM"]:
+        n_files = _counted(others, "file is not DICOM and was", "files are not DICOM and were")
         yield f"{n_files} set aside (inspect lists them)"
 
 
-def _counted(n: int, one: str, many: str) -> str:
-    return f"{n} {one if n == 1 else many}"
-
-
-def _about(stack: Stack) -> Iterator[str]:
-    yield from layout_of(stack).notes
-    scalings = {(image.rescale.slope, image.rescale.intercept) for image in stack.images}
-    if len(scalings) > 1:
-        yield f"{len(scalings)} pairs of slope and intercept in one series; each slice is scaled by its own"
-    if not all(image.rescale.is_stated or image.has_modality_lut for image in stack.images):
-        yield "no rescale slope or intercept in the header; stored values are taken as HU"
-    if stack.first.transfer_syntax in LOSSY:
-        yield f"compressed with {LOSSY[stack.first.transfer_syntax]}, which may have changed values"
-    if hint := contrast_hint(stack):
-        where = hint.split(" ", 1)[0]
-        yield f"the {where} in the headers suggests contrast (see inspect); this model is for non-contrast CT"
+def _counted(items: Sequence[object], one: str, many: str) -> str:
+    return f"{len(items)} {one if len(items) == 1 else many}"

@@ -16,7 +16,7 @@ from jaxtyping import Float64
 from pydicom.config import IGNORE
 from pydicom.uid import UID
 
-from meddinov3_stroke.ct.dicom.decoders import CODEC_SYNTAXES
+from meddinov3_stroke.ct.dicom.decoders import PLUGINS
 from meddinov3_stroke.ct.dicom.header import ImageHeader
 from meddinov3_stroke.ct.dicom.pixels import NATIVE_SYNTAXES
 from meddinov3_stroke.ct.geometry import MAX_TILT_DEGREES
@@ -27,12 +27,9 @@ Verdict = Literal["usable", "set aside", "refused"]
 SamePixels = Callable[[ImageHeader, ImageHeader], bool]
 """Whether two images have the same stored pixels."""
 
-CT_IMAGES = {
-    "1.2.840.10008.5.1.4.1.1.2": "CT Image Storage",
-    "1.2.840.10008.5.1.4.1.1.2.1": "Enhanced CT Image Storage",
-    "1.2.840.10008.5.1.4.1.1.2.2": "Legacy Converted Enhanced CT Image Storage",
-}
-"""SOP classes of CT (DICOM PS3.4 B.5); the headers of RSNA 2019 name none."""
+CT_IMAGES = frozenset(f"1.2.840.10008.5.1.4.1.1.2{kind}" for kind in ("", ".1", ".2"))
+"""SOP classes of CT, Enhanced CT and Legacy Converted Enhanced CT (DICOM PS3.4 B.5); the headers of RSNA 2019 name
+none."""
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and the prefix of its multi-frame classes
 
@@ -40,8 +37,6 @@ LOCALIZER_TYPES = frozenset({"LOCALIZER", "SCOUT", "SURVIEW", "REF_SURVIEW", "TO
 REPORT_TYPES = frozenset({"PATIENT_INFO", "DOSE_INFO", "RESULTS", "SCREEN SAVE", "SCREENSAVE", "DOSE", "REPORT"})
 """Image Type of a localizer (LOCALIZER in DICOM, C.8.2.1.1.1; the others are vendors' words), and of a picture of
 text."""
-
-GREY = frozenset({"MONOCHROME2", "MONOCHROME1"})
 
 DIRECTION_TOLERANCE, SPACING_TOLERANCE_MM = 1e-3, 1e-4
 """Differences in direction cosines (0.06 degrees) and pixel spacing within which two images have the same plane."""
@@ -101,7 +96,7 @@ class Stack:
 def role_fault(image: ImageHeader) -> str:
     """Why the image is not a slice of a CT volume; empty if it is one."""
     pixels, sop_class = image.pixels, image.sop_class_uid
-    is_grey = pixels.samples_per_pixel == 1 and pixels.photometric_interpretation in GREY
+    is_grey = pixels.samples_per_pixel == 1 and pixels.photometric_interpretation in ("MONOCHROME1", "MONOCHROME2")
     faults = (
         (not image.has_pixel_data, "no image, a document or another object"),
         (image.modality != "CT", f"modality {image.modality or 'not stated'}, not CT"),
@@ -120,10 +115,8 @@ def scaling_fault(stack: Stack) -> str:
     """Names the first image of a stack with an impossible slope or intercept; empty if there is none."""
     for image in stack.images:
         if not image.rescale.is_sane and not image.has_modality_lut:
-            return (
-                f"{image.file}: Rescale Slope {image.rescale.slope:g} and Intercept {image.rescale.intercept:g} are "
-                "impossible for CT; the header is damaged; fetch it again"
-            )
+            found = f"Rescale Slope {image.rescale.slope:g} and Intercept {image.rescale.intercept:g}"
+            return f"{image.file}: {found} are impossible for CT; the header is damaged; fetch it again"
     return ""
 
 
@@ -142,19 +135,18 @@ def assemble(headers: Iterable[ImageHeader], same_pixels: SamePixels | None = No
 
     `same_pixels` decides whether two images at one position are duplicates; without it they are not.
     """
-    apart: dict[tuple[str, str, int, int, str], list[ImageHeader]] = defaultdict(list)
+    apart: dict[tuple[tuple[object, ...], str], list[ImageHeader]] = defaultdict(list)
     groups: dict[tuple[object, ...], list[ImageHeader]] = defaultdict(list)
     for image in headers:
-        fault = role_fault(image)
-        if fault:
-            size = (image.pixels.rows, image.pixels.columns)
-            apart[image.study_instance_uid, image.series_instance_uid, *size, fault].append(image)
+        if fault := role_fault(image):
+            size = image.pixels.rows, image.pixels.columns
+            apart[(image.study_instance_uid, image.series_instance_uid, *size), fault].append(image)
         else:
             groups[_group_of(image)].append(image)
-    stacks = [Stack(tuple(images), verdict="set aside", reason=key[-1]) for key, images in apart.items()]
+    stacks = [Stack(tuple(images), verdict="set aside", reason=fault) for (_, fault), images in apart.items()]
     for images in groups.values():
         planes, beyond = _same_plane(sorted(images, key=_by_content))
-        stacks += [stack for plane in planes for stack in _stacks_of(plane, same_pixels)]
+        stacks += (stack for plane in planes for stack in _stacks_of(plane, same_pixels))
         if beyond:
             stacks.append(Stack(tuple(beyond), verdict="refused", reason=f"more than {MAX_PLANES} orientations"))
     return tuple(sorted(stacks, key=_place))
@@ -194,20 +186,21 @@ def _same_plane(images: Sequence[ImageHeader]) -> tuple[list[list[ImageHeader]],
 
 
 def _stacks_of(images: list[ImageHeader], same_pixels: SamePixels | None) -> list[Stack]:
+    """One stack; or, if it would be refused, one for each acquisition."""
     stack = _stack(images, same_pixels)
-    if stack.verdict != "refused":
-        return [stack]
     acquisitions: dict[int | None, list[ImageHeader]] = defaultdict(list)
     for image in images:
         acquisitions[image.acquisition_number].append(image)
-    if len(acquisitions) == 1:
+    if stack.verdict != "refused" or len(acquisitions) == 1:
         return [stack]
     return [_stack(one, same_pixels) for one in acquisitions.values()]
 
 
 def _stack(images: list[ImageHeader], same_pixels: SamePixels | None) -> Stack:
-    if fault := _codec_fault(images):
-        return Stack(tuple(images), (), "refused", fault)
+    for syntax in (image.transfer_syntax for image in images):
+        if syntax not in NATIVE_SYNTAXES and syntax not in PLUGINS:
+            fault = f"transfer syntax {syntax} ({UID(syntax, IGNORE).name}) is not supported"
+            return Stack(tuple(images), (), "refused", f"{fault}; export the series uncompressed")
     normal = images[0].normal
     upward = normal if normal[2] >= 0 else -normal
     kept: list[ImageHeader] = []
@@ -223,7 +216,9 @@ def _stack(images: list[ImageHeader], same_pixels: SamePixels | None) -> Stack:
             clashes.append((twin, image))
     if clashes:
         kept = sorted([*kept, *(image for _, image in clashes)], key=lambda image: distance_mm(image, upward))
-        return Stack(tuple(kept), tuple(dropped), "refused", _clash_text(clashes))
+        times = "once" if len(clashes) == 1 else f"{len(clashes)} times"
+        found = f"({times}; first: {clashes[0][0].file} and {clashes[0][1].file}) and with the same acquisition number"
+        return Stack(tuple(kept), tuple(dropped), "refused", f"different images at one position {found}")
     if fault := _shared_uid(kept):
         return Stack(tuple(kept), tuple(dropped), "refused", fault)
     fault = _plane_fault(kept, normal)
@@ -235,13 +230,6 @@ def _is_copy(image: ImageHeader, twin: ImageHeader, same_pixels: SamePixels | No
     return bool(is_same_place) and same_pixels is not None and same_pixels(image, twin)
 
 
-def _clash_text(clashes: Sequence[tuple[ImageHeader, ImageHeader]]) -> str:
-    first, second = clashes[0]
-    times = "once" if len(clashes) == 1 else f"{len(clashes)} times"
-    pair = f"{first.file} and {second.file}"
-    return f"different images at one position ({times}; first: {pair}) and with the same acquisition number"
-
-
 def _shared_uid(images: Sequence[ImageHeader]) -> str:
     bearers: dict[tuple[str, int | None], str] = {}
     for image in images:
@@ -251,19 +239,10 @@ def _shared_uid(images: Sequence[ImageHeader]) -> str:
     return ""
 
 
-def _codec_fault(images: Sequence[ImageHeader]) -> str:
-    for image in images:
-        if image.transfer_syntax not in NATIVE_SYNTAXES | CODEC_SYNTAXES:
-            uid = UID(image.transfer_syntax, IGNORE)
-            return f"transfer syntax {uid} ({uid.name}) is not supported; export the series uncompressed"
-    return ""
-
-
 def _plane_fault(images: Sequence[ImageHeader], normal: Float64[np.ndarray, " 3"]) -> str:
     if len(images) == 1:
         return SINGLE_IMAGE
     step = _position(images[-1]) - _position(images[0])
     angle = np.degrees(np.arccos(min(abs(normal[2]), abs(step[2]) / np.linalg.norm(step), 1.0)))
-    if angle > MAX_TILT_DEGREES:
-        return f"slices are {angle:.0f} degrees off axial; at most {MAX_TILT_DEGREES:g} are accepted"
-    return ""
+    is_axial = angle <= MAX_TILT_DEGREES
+    return "" if is_axial else f"slices are {angle:.0f} degrees off axial; at most {MAX_TILT_DEGREES:g} are accepted"
