@@ -17,6 +17,9 @@ from meddinov3_stroke.types import Volume
 HEAD_BYTES = 544
 """Bytes from the start of a file that identify every kind below; a NIfTI-2 header has 540."""
 
+MAX_DEFLATE_RATIO = 1032
+"""Deflate gives at most 258 bytes for 2 bits (zlib, "Maximum Compression Factor"); more is a bomb, or damage."""
+
 
 class OpenedInput(ABC):
     """An input whose files have been found. Each is read once, even if both digest and volume are wanted."""

@@ -18,7 +18,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Real
 
-from meddinov3_stroke.ct.contents import OpenedInput, machine_errors, require_nifti_content, require_regular_file
+from meddinov3_stroke.ct.contents import (
+    MAX_DEFLATE_RATIO,
+    OpenedInput,
+    machine_errors,
+    require_nifti_content,
+    require_regular_file,
+)
 from meddinov3_stroke.ct.geometry import Orientation, axial_orientation, check_voxels, voxel_sides
 from meddinov3_stroke.ct.nifti_header import NiftiHeader, read_header
 from meddinov3_stroke.errors import CorruptInput, OutOfScope
@@ -36,9 +42,6 @@ KEPT_BYTES = 1 << 30
 
 SLAB_BYTES = 1 << 22
 """Voxels held in the file's order until they are put in their canonical place."""
-
-MAX_DEFLATE_RATIO = 1032
-"""Deflate gives at most 258 bytes for 2 bits (zlib, "Maximum Compression Factor")."""
 
 _DAMAGED = "it is truncated, its header is damaged, or something was appended; fetch it again"
 

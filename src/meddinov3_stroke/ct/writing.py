@@ -43,6 +43,9 @@ PLAIN_NAME = "volume"
 TIMEOUT_S = 600
 """Seconds that dcm2niix may take for a series."""
 
+_Plane = Float32[np.ndarray, "_ _"]
+_Pair = Float64[np.ndarray, " 2"]
+
 
 def nifti_bytes_of(volume: Volume, axis_codes: str = "LAS") -> bytes:
     """The bytes of a .nii.gz of a volume as acquired: voxels and scaling as stored, geometry by its affine."""
@@ -124,12 +127,7 @@ def _slice_weights(distances_mm: Float64[np.ndarray, " slice"], at_mm: float, wi
     return {int(k): float(weights[k] / weights.sum()) for k in np.flatnonzero(weights)}
 
 
-def _moved_slice(
-    hu: Float32[np.ndarray, "row col"],
-    offset: Float64[np.ndarray, " 2"],
-    scale: Float64[np.ndarray, " 2"],
-    shape: tuple[int, ...],
-) -> Float32[np.ndarray, "i j"]:
+def _moved_slice(hu: _Plane, offset: _Pair, scale: _Pair, shape: tuple[int, ...]) -> _Plane:
     """A slice on the grid, whose index (i, j) lies at pixel `offset + scale * (i, j)` of it."""
     from scipy import ndimage  # slow to import
 

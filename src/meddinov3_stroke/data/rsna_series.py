@@ -185,7 +185,7 @@ def _stacks(headers: list[ImageHeader], sizes: list[int], folder: Path) -> tuple
     pairs = zip(headers, sizes, strict=True)
     files = {header.file: InputFile(header.file, folder / header.file, size) for header, size in pairs}
     try:
-        return assemble(headers, lambda first, second: same_pixels(files, first, second))
+        return assemble(headers, lambda first, second: same_pixels(files, {}, first, second))
     except InputError as error:  # of two images at one position, one cannot be decoded
         return (Stack(tuple(headers), verdict="refused", reason=f"{error.code}: {error}"),)
 

@@ -1,9 +1,4 @@
-"""Which stack of a study is read if none is named, and what `inspect` says about every series of an input.
-
-The rule, in order of precedence: usable; at least `LEAST_SLICES` slices; original before derived; without a hint of
-contrast; a head before another body part; a soft kernel before a sharp one; slices of 2 to 6 mm; most slices; lowest
-series number; smallest UID.
-"""
+"""Which stack of a study is read if none is named, and what `inspect` says about every series of an input."""
 
 from __future__ import annotations
 
@@ -29,7 +24,7 @@ RULE = (
     "usable, at least 8 slices, original, without contrast, head, soft kernel, 2 to 6 mm, most slices, "
     "lowest series number"
 )
-"""The rule as `inspect` prints it."""
+"""The rule in order of precedence, as `inspect` prints it."""
 
 _SHARP = re.compile(
     r"bone|sharp|lung|edge|detail|ultra|knochen|\bos\b|骨|\b(?:[bhiju]|br|hr|hc|qr|ur)[6-9]\d|\bbl[5-9]\d|\bfc[358]\d"

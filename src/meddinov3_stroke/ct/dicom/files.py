@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from meddinov3_stroke.ct.contents import machine_errors
+from meddinov3_stroke.ct.contents import MAX_DEFLATE_RATIO, machine_errors
 from meddinov3_stroke.ct.dicom.container import MAGIC, PREAMBLE_BYTES
 from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput, UsageError
 
@@ -24,9 +24,6 @@ MAX_FILES = 50_000
 
 MAX_FILE_BYTES = 1 << 30
 """Size of the largest DICOM file that is read; an enhanced CT of 1,000 frames of 512 x 512 has half of that."""
-
-MAX_ARCHIVE_RATIO = 1032
-"""Deflate expands 2 bits to at most 258 bytes; an archive that declares more is a bomb or damaged."""
 
 LIST_SUFFIX, INDEX_SUFFIX = ".txt", ".parquet"
 """Of a list of files (one path a line, relative to the list's folder; `#` at the start of a line or after a blank
@@ -37,8 +34,7 @@ _INDEX_BATCH_ROWS = 8192
 
 _UNPACKING_ERRORS = (zipfile.BadZipFile, EOFError, ValueError, zlib.error, lzma.LZMAError, OSError)  # bz2: OSError
 
-_END_BYTES = 22 + 20 + 56 + 0xFFFF
-"""Longest end of an archive: the end record with its comment, the locator and the ZIP64 end record."""
+_END_BYTES = 22 + 20 + 56 + 0xFFFF  # longest end: the end record with its comment, the ZIP64 locator and end record
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +53,11 @@ class InputFile:
         """All its bytes.
 
         Raises:
-            CorruptInput: longer than when it was listed, or its checksum in the archive does not match.
+            CorruptInput: of another length than when it was listed, or its checksum in the archive does not match.
             UnsupportedInput: larger than `MAX_FILE_BYTES`, encrypted, or compressed by an unknown method.
         """
         self.require_readable_size()
-        return self.head(self.n_bytes + 1)
+        return self._of_listed_size(self.head(self.n_bytes + 1))
 
     def require_readable_size(self) -> None:
         """Raise `UnsupportedInput` if the file is larger than `MAX_FILE_BYTES`."""
@@ -72,7 +68,7 @@ class InputFile:
     def head(self, n_bytes: int) -> bytes:
         """Its first `n_bytes` bytes, of a file of any size; else as `read`."""
         with self._opened() as handle:
-            return self._of_listed_size(handle.read(n_bytes))
+            return handle.read(n_bytes)
 
     def read_if(self, is_wanted: Callable[[bytes], bool], n_head: int) -> bytes | None:
         """All its bytes, in one opening; None if `is_wanted` rejects the first `n_head`. Else as `read`."""
@@ -86,8 +82,9 @@ class InputFile:
             return self._of_listed_size(content)
 
     def _of_listed_size(self, content: bytes) -> bytes:
-        if len(content) > self.n_bytes:
-            raise CorruptInput(f"{self.name} has grown beyond {self.n_bytes} bytes since it was listed; read it again")
+        if len(content) != self.n_bytes:
+            change = "grown beyond" if len(content) > self.n_bytes else "shrunk below"
+            raise CorruptInput(f"{self.name} has {change} {self.n_bytes} bytes since it was listed; read it again")
         return content
 
     @contextmanager
@@ -192,7 +189,7 @@ def _in_archive(path: Path, stack: ExitStack) -> Iterator[InputFile]:
         if names[member.filename] > 1:
             found = f"{names[member.filename]} files named {member.filename}"
             raise CorruptInput(f"{path} holds {found}; expected one of each name; pack it again")
-        if member.file_size > MAX_ARCHIVE_RATIO * max(member.compress_size, 1):
+        if member.file_size > MAX_DEFLATE_RATIO * max(member.compress_size, 1):
             sizes = f"{member.file_size} bytes from {member.compress_size}, more than deflate can expand"
             raise CorruptInput(f"{path}: {member.filename} declares {sizes}; fetch it again")
         yield InputFile(f"{path.name}:{member.filename}", path, member.file_size, archive, member.filename)

@@ -92,7 +92,7 @@ def _tilt_degrees(stack: Stack) -> float:
 
 def canonical_positions_mm(stack: Stack) -> Float64[np.ndarray, "slice 3"]:
     """RAS+ mm of the centre of voxel (row 0, col 0) of each canonical slice: `Volume.slice_positions_mm`."""
-    return slice_geometry(stack, canonical_orientation(stack_affine(stack)))[0]
+    return slice_affines(stack, canonical_orientation(stack_affine(stack)))[:, :3, 3]
 
 
 def file_shape(stack: Stack) -> tuple[int, int, int]:
@@ -102,35 +102,24 @@ def file_shape(stack: Stack) -> tuple[int, int, int]:
 
 def stack_affine(stack: Stack) -> Float64[np.ndarray, "4 4"]:
     """Maps (image, row, column, 1) of the stack as stored to RAS+ mm, from its first and last image."""
-    positions = stack.slice_positions_mm
-    affine = np.eye(4)
+    affine, positions = _image_affine(stack.first), stack.slice_positions_mm
     if len(positions) > 1:
         affine[:3, 0] = (positions[-1] - positions[0]) / (len(positions) - 1)
     else:
         affine[:3, 0] = stack.first.normal * LPS_TO_RAS * layout_of(stack).nominal_mm
-    affine[:3, 1:3] = _steps_mm(stack.first)
-    affine[:3, 3] = positions[0]
     return affine
 
 
-def _steps_mm(image: ImageHeader) -> Float64[np.ndarray, "3 2"]:
+def _image_affine(image: ImageHeader) -> Float64[np.ndarray, "4 4"]:
+    """Maps (0, row, column, 1) of an image as stored to RAS+ mm."""
     assert image.pixel_spacing_mm is not None  # placed images only
-    towards = image.directions[::-1].T  # [xyz, (row index, column index)]
-    return np.asarray(towards * LPS_TO_RAS[:, None] * np.array(image.pixel_spacing_mm))
+    affine = np.zeros((4, 4))
+    affine[:3, 1:3] = image.directions[::-1].T * LPS_TO_RAS[:, None] * np.array(image.pixel_spacing_mm)
+    affine[:, 3] = (*(image.position_mm * LPS_TO_RAS), 1.0)
+    return affine
 
 
-def slice_geometry(
-    stack: Stack, orientation: Orientation
-) -> tuple[Float64[np.ndarray, "slice 3"], Float64[np.ndarray, "slice 3 2"]]:
-    """RAS+ mm of the first voxel of each canonical slice, and its steps along canonical rows and columns."""
-    positions = stack.slice_positions_mm
-    steps = np.stack([_steps_mm(image) for image in stack.images])
-    shape = file_shape(stack)
-    canonical_steps = np.empty_like(steps)
-    for place, (axis, flip) in enumerate(zip(orientation.axes[1:], orientation.flips[1:], strict=True)):
-        step = steps[:, :, axis - 1]
-        canonical_steps[:, :, place] = -step if flip else step
-        if flip:  # Image Position is at another corner
-            positions = positions + step * (shape[axis] - 1)
-    order = slice(None, None, -1 if orientation.flips[0] else 1)
-    return positions[order], canonical_steps[order]
+def slice_affines(stack: Stack, orientation: Orientation) -> Float64[np.ndarray, "slice 4 4"]:
+    """Maps (0, row, column, 1) of each canonical slice to RAS+ mm: its position, and steps along rows and columns."""
+    shape, images = (1, *file_shape(stack)[1:]), stack.images[:: -1 if orientation.flips[0] else 1]
+    return np.stack([orientation.apply_to_affine(_image_affine(image), shape) for image in images])

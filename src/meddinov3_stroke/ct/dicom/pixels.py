@@ -31,18 +31,17 @@ JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 MAX_FRAME_PIXELS, MAX_PIXELS = 2**26, 2**28
 """Pixels of the largest frame, 8192 x 8192, and of all frames of one file; the same cap as for NIfTI volumes."""
 
-_BITS_ALLOCATED = (8, 16, 32)
-"""Supported sizes of a stored value; others (1, 12, 24, 64) do not occur in CT."""
+_J2K_START, _JP2_START, _JPEG_START = b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ", b"\xff\xd8"
+"""SOC and SIZ of a JPEG 2000 codestream (ITU-T T.800 A.4, A.5), the box that some writers put around it, and SOI."""
 
-_SIZE_AND_POSITION = struct.Struct(">4I")
-_J2K_START, _JP2_START = b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  "
-"""SOC and SIZ of a JPEG 2000 codestream (ITU-T T.800 A.4, A.5), and the box that some writers put around it."""
-
-_JPEG_START = b"\xff\xd8"
 _FRAME_HEADERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 """Markers of a JPEG's frame header, which has its size: SOF (ITU-T T.81 B.2.2) and SOF55 of JPEG-LS (T.87 C.2.2)."""
 
 _EXPORT = "export the series uncompressed (Explicit VR Little Endian)"
+
+Stored = Integer[np.ndarray, "row col"]
+Hu = Real[np.ndarray, "row col"]
+"""One image before any rescale, and in HU."""
 
 WRAP, REPAIR_SHIFT, REPAIRED_INTERCEPT = 4096, 1000, -1000.0
 """The RSNA 2019 repair of 12-bit values that wrapped around: add 1000, subtract 4096 from those that reach it; the
@@ -52,7 +51,7 @@ TISSUE_ABOVE_HU = -900.0
 """Padding above this could be tissue of the same value; only regions that touch the border become air."""
 
 
-def decode_frame(content: DicomContent, pixels: PixelFormat, frame: int, name: str) -> Integer[np.ndarray, "row col"]:
+def decode_frame(content: DicomContent, pixels: PixelFormat, frame: int, name: str) -> Stored:
     """Stored values of one frame (0-based) before any rescale: 8, 16 or 32 bits in this machine's byte order, signed as
     the header states; possibly read-only.
 
@@ -92,7 +91,7 @@ def _require_readable(pixels: PixelFormat, name: str) -> None:
     if pixels.samples_per_pixel != 1:
         found = f"{pixels.samples_per_pixel} samples a pixel ({pixels.photometric_interpretation})"
         raise UnsupportedInput(f"{name} has {found}; expected 1; give the CT images, not a colour picture of them")
-    if allocated not in _BITS_ALLOCATED:
+    if allocated not in (8, 16, 32):  # others (1, 12, 24, 64) do not occur in CT
         raise UnsupportedInput(f"{name} has {allocated} bits allocated; expected 8, 16 or 32; export the series again")
     if not 0 < stored <= high_bit + 1 <= allocated:
         found = f"{stored} bits stored up to high bit {high_bit} of {allocated} allocated"
@@ -106,9 +105,7 @@ def _require_readable(pixels: PixelFormat, name: str) -> None:
         raise UnsupportedInput(f"{name} declares {sides}; {most}; the header is damaged or this is not a CT")
 
 
-def _native_frame(
-    content: DicomContent, found: PixelElement, pixels: PixelFormat, frame: int, name: str
-) -> Integer[np.ndarray, "row col"]:
+def _native_frame(content: DicomContent, found: PixelElement, pixels: PixelFormat, frame: int, name: str) -> Stored:
     n_pixels = pixels.rows * pixels.columns
     require_length(found, pixels, name)
     is_big_endian = content.transfer_syntax == EXPLICIT_BIG
@@ -130,13 +127,12 @@ def require_length(found: PixelElement, pixels: PixelFormat, name: str) -> None:
         _refuse(name, f"has {length} pixel data; expected {expected} bytes ({sides})")
 
 
-def _without_unused_bits(values: Integer[np.ndarray, "row col"], pixels: PixelFormat) -> Integer[np.ndarray, "row col"]:
+def _without_unused_bits(values: Stored, pixels: PixelFormat) -> Stored:
     unused = pixels.bits_allocated - pixels.bits_stored
     if unused == 0:
         return values
-    shifted: Integer[np.ndarray, "row col"] = values << (pixels.bits_allocated - 1 - pixels.high_bit)
-    shifted >>= unused
-    return shifted
+    shifted = values << (pixels.bits_allocated - 1 - pixels.high_bit)
+    return shifted >> unused
 
 
 def _codestream(content: DicomContent, found: PixelElement, pixels: PixelFormat, frame: int, name: str) -> bytes:
@@ -172,9 +168,9 @@ def _require_size(syntax: str, encoded: bytes, pixels: PixelFormat, name: str) -
 
 def _jpeg_2000_size(encoded: bytes) -> tuple[int, int] | None:
     start = encoded.find(_J2K_START) if encoded.startswith(_JP2_START) else 0
-    if start < 0 or not encoded.startswith(_J2K_START, start) or len(encoded) < start + 8 + _SIZE_AND_POSITION.size:
+    if start < 0 or not encoded.startswith(_J2K_START, start) or len(encoded) < start + 24:
         return None
-    right, bottom, left, top = _SIZE_AND_POSITION.unpack_from(encoded, start + 8)
+    right, bottom, left, top = struct.unpack_from(">4I", encoded, start + 8)
     return bottom - top, right - left
 
 
@@ -195,7 +191,7 @@ def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
 class ImageHu:
     """One image in HU."""
 
-    hu: Real[np.ndarray, "row col"]
+    hu: Hu
     """int16 if every value is a whole number in its range, else float32; padding above -1024 HU is already air."""
     n_padding_to_air: int
     """Declared padding of -1024 HU or more that was set to air."""
@@ -203,7 +199,7 @@ class ImageHu:
     """Whether the RSNA repair changed values."""
 
 
-def image_hu(stored: Integer[np.ndarray, "row col"], image: ImageHeader, content: DicomContent) -> ImageHu:
+def image_hu(stored: Stored, image: ImageHeader, content: DicomContent) -> ImageHu:
     """`stored` in HU by the image's own slope and intercept (or modality LUT), with padding as air."""
     rescale, is_repaired, n_to_air = image.rescale, False, 0
     if image.has_modality_lut:
@@ -223,7 +219,7 @@ def image_hu(stored: Integer[np.ndarray, "row col"], image: ImageHeader, content
     return ImageHu(hu, n_to_air, is_repaired)
 
 
-def _rescaled(stored: Integer[np.ndarray, "row col"], slope: float, intercept: float) -> Real[np.ndarray, "row col"]:
+def _rescaled(stored: Stored, slope: float, intercept: float) -> Hu:
     if slope.is_integer() and intercept.is_integer():
         factor, offset, limits = int(slope), int(intercept), np.iinfo(np.int16)
         if limits.min <= int(stored.min()) * factor + offset and int(stored.max()) * factor + offset <= limits.max:
@@ -233,9 +229,7 @@ def _rescaled(stored: Integer[np.ndarray, "row col"], slope: float, intercept: f
     return (stored * np.float64(slope) + intercept).astype(np.float32)
 
 
-def _looked_up(
-    stored: Integer[np.ndarray, "row col"], image: ImageHeader, content: DicomContent
-) -> Real[np.ndarray, "row col"]:
+def _looked_up(stored: Stored, image: ImageHeader, content: DicomContent) -> Hu:
     from pydicom.pixels.processing import apply_modality_lut
 
     try:
@@ -246,9 +240,7 @@ def _looked_up(
     return _rescaled(hu.astype(np.int64), 1.0, 0.0) if hu.dtype.kind in "iu" else hu.astype(np.float32)
 
 
-def _with_air(
-    hu: Real[np.ndarray, "row col"], padding: Bool[np.ndarray, "row col"]
-) -> tuple[Real[np.ndarray, "row col"], int]:
+def _with_air(hu: Hu, padding: Bool[np.ndarray, "row col"]) -> tuple[Hu, int]:
     """HU with padding as air, and the number of changed pixels; values below -1024 HU read as air anyway."""
     value = float(hu[padding].max())
     if value < PADDING_BELOW_HU:

@@ -19,11 +19,11 @@ from meddinov3_stroke.ct.dicom.choice import choose, contrast_hint
 from meddinov3_stroke.ct.dicom.container import DicomContent
 from meddinov3_stroke.ct.dicom.files import InputFile, files_of_series, is_header_index, open_files
 from meddinov3_stroke.ct.dicom.header import ImageHeader
-from meddinov3_stroke.ct.dicom.layout import file_shape, layout_of, slice_geometry, stack_affine
+from meddinov3_stroke.ct.dicom.layout import file_shape, layout_of, slice_affines, stack_affine
 from meddinov3_stroke.ct.dicom.pixels import MAX_PIXELS, decode_frame, image_hu
 from meddinov3_stroke.ct.dicom.series import Stack, scaling_fault
 from meddinov3_stroke.ct.dicom.survey import KeptFiles, Survey, survey, walked
-from meddinov3_stroke.ct.geometry import canonical_orientation, check_voxels
+from meddinov3_stroke.ct.geometry import canonical_orientation, check_voxels, voxel_sides
 from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput
 from meddinov3_stroke.system.digest import sha256_of_array, sha256_of_document
 from meddinov3_stroke.types import SliceImage, Volume, VolumeSource
@@ -92,15 +92,15 @@ class DicomInput(OpenedInput):
         stored = np.ascontiguousarray(hu.transpose(orientation.axes)[steps])
         stored.flags.writeable = False
         n_padding, voxel_warnings = check_voxels(stored, 1.0, 0.0, self.path)
-        positions, slice_steps = slice_geometry(stack, orientation)
-        row_mm, column_mm = (float(np.linalg.norm(slice_steps[0, :, axis])) for axis in range(2))
+        affines = slice_affines(stack, orientation)
+        row_mm, column_mm = (float(side) for side in voxel_sides(affines[0])[1:])
         return Volume(
             stored=stored,
             slope=1.0,
             intercept=0.0,
             affine=orientation.apply_to_affine(affine, file_shape(stack)),
-            slice_positions_mm=positions,
-            slice_steps_mm=slice_steps,
+            slice_positions_mm=affines[:, :3, 3],
+            slice_steps_mm=affines[:, :3, 1:3],
             spacing_mm=(layout_of(stack).nominal_mm, row_mm, column_mm),
             source=VolumeSource(
                 path=self.path,

@@ -57,11 +57,7 @@ _KEYWORDS = (
     *("SpecificCharacterSet", _SHARED_GROUPS, _FRAME_GROUPS),
 )
 _TAGS = tuple(tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None)
-
 _ReadHeaders = Callable[[], tuple[ImageHeader, ...] | None]
-
-_NO_PIXELS = PixelFormat(0, 0, 1, "", 0, 0, 0, False)
-"""The pixel format of an object whose pixels are never read."""
 
 
 @dataclass(eq=False)
@@ -113,7 +109,7 @@ def survey(files: Sequence[InputFile], keep: KeptFiles | None = None) -> Survey:
             if not headers:
                 without.append((file.name, "not DICOM" if headers is None else "DICOM without an image"))
     by_name = {file.name: file for file in files}
-    stacks = assemble(images, partial(same_pixels, by_name, kept={} if keep is None else keep.contents))
+    stacks = assemble(images, partial(same_pixels, by_name, {} if keep is None else keep.contents))
     return Survey(by_name, stacks, tuple(without), tuple(damaged))
 
 
@@ -129,8 +125,6 @@ def _read_and_hash(file: InputFile) -> tuple[InputFile, bytes | InputError | Non
     """(the file, its bytes, None if it is not DICOM or why it cannot be read, hex sha256)."""
     try:
         content = file.read_if(begins_as_dicom, HEAD_BYTES)
-        if content is not None:
-            _require_length(file, len(content), file.n_bytes)
     except InputError as error:
         return file, error, ""
     return file, content, "" if content is None else sha256(content).hexdigest()
@@ -159,9 +153,8 @@ def read_file_headers(file: InputFile) -> tuple[ImageHeader, ...] | None:
     Raises:
         InputError, MachineError: as `InputFile.read`, damaged, or native pixel data of another length than declared.
     """
-    if file.n_bytes > HEAD_BYTES:
-        head = file.head(HEAD_BYTES)
-        _require_length(file, len(head), HEAD_BYTES)
+    # a head that is too short has shrunk, as `read` says
+    if file.n_bytes > HEAD_BYTES and len(head := file.head(HEAD_BYTES)) == HEAD_BYTES:
         if not begins_as_dicom(head):
             return None
         file.require_readable_size()
@@ -169,15 +162,8 @@ def read_file_headers(file: InputFile) -> tuple[ImageHeader, ...] | None:
             found = read_structure(head + bytes(file.n_bytes - len(head)), file.name)
             if found is not None and _ends_with_pixels(found, file.n_bytes):
                 return _checked_headers(found, file.name)
-    content = file.read()
-    _require_length(file, len(content), file.n_bytes)
-    found = read_structure(content, file.name)
+    found = read_structure(file.read(), file.name)
     return None if found is None else _checked_headers(found, file.name)
-
-
-def _require_length(file: InputFile, n_found: int, n_expected: int) -> None:
-    if n_found < n_expected:
-        raise CorruptInput(f"{file.name} has shrunk below {file.n_bytes} bytes since it was listed; read it again")
 
 
 def _ends_with_pixels(found: DicomContent, n_bytes: int) -> bool:
@@ -196,16 +182,13 @@ def _checked_headers(content: DicomContent, name: str) -> tuple[ImageHeader, ...
 
 
 def same_pixels(
-    files: Mapping[str, InputFile],
-    first: ImageHeader,
-    second: ImageHeader,
-    kept: Mapping[str, DicomContent] | None = None,
+    files: Mapping[str, InputFile], kept: Mapping[str, DicomContent], first: ImageHeader, second: ImageHeader
 ) -> bool:
     """Whether two images have the same stored pixels and HU scaling; False if one cannot be decoded."""
     if (first.pixels, first.rescale, first.padding) != (second.pixels, second.rescale, second.padding):
         return False
     try:
-        contents = [(kept or {}).get(image.file) or walked(files[image.file])[0] for image in (first, second)]
+        contents = [kept.get(image.file) or walked(files[image.file])[0] for image in (first, second)]
         if first.frame == second.frame and contents[0].content == contents[1].content:
             return True
         frames = [
@@ -232,7 +215,8 @@ def headers_of(content: DicomContent, name: str) -> tuple[ImageHeader, ...]:
     if content.pixel_data is None and not found.text("SOPClassUID") and not found.text("SOPInstanceUID"):
         return ()  # a DICOMDIR or another object without an image
     is_ct = found.text("Modality").upper() == "CT" and content.pixel_data is not None
-    pixels = _pixel_format(found) if is_ct else _NO_PIXELS  # other objects are set aside whatever their pixels are
+    # other objects are set aside whatever their pixels are
+    pixels = _pixel_format(found) if is_ct else PixelFormat(0, 0, 1, "", 0, 0, 0, is_signed=False)
     declared = {one.name: one.metadata for one in fields(ImageHeader) if "read" in one.metadata}
     image = ImageHeader(
         file=name,
