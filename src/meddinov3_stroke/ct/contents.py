@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -119,7 +120,7 @@ def require_nifti_content(path: Path, head: bytes) -> None:
 
 def require_dicom_input(path: Path) -> None:
     """Raise unless `path` is a folder, a DICOM file, a zip archive or of unknown bytes, such as a list of files."""
-    if stat.S_ISDIR(_mode(path)):
+    if stat.S_ISDIR(stat_of(path).st_mode):
         return
     require_regular_file(path)
     with path.open("rb") as handle:
@@ -133,7 +134,7 @@ def require_dicom_input(path: Path) -> None:
 
 def require_regular_file(path: Path) -> None:
     """Raise `MissingInput` for a directory, `UnsupportedInput` for a pipe, socket or device; nothing is opened."""
-    mode = _mode(path)
+    mode = stat_of(path).st_mode
     if stat.S_ISDIR(mode):
         raise MissingInput(f"{path} is a directory; expected a .nii or .nii.gz file; name the file inside it")
     if not stat.S_ISREG(mode):
@@ -141,9 +142,10 @@ def require_regular_file(path: Path) -> None:
         raise UnsupportedInput(f"{path} is {kind}; expected a regular file; save the volume to a file")
 
 
-def _mode(path: Path) -> int:
+def stat_of(path: Path) -> os.stat_result:
+    """The stat of the file at `path`, links followed; `MissingInput` for a name that is not a path."""
     try:
-        return path.stat().st_mode
+        return path.stat()
     except ValueError as error:  # a NUL byte in the name
         raise MissingInput(f"{str(path)!r} cannot be a path: {error}; check the path") from error
 

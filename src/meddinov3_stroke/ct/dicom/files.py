@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from meddinov3_stroke.ct.contents import MAX_DEFLATE_RATIO, machine_errors
+from meddinov3_stroke.ct.contents import MAX_DEFLATE_RATIO, machine_errors, stat_of
 from meddinov3_stroke.ct.dicom.container import MAGIC, PREAMBLE_BYTES
 from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput, UsageError
 
@@ -143,10 +143,7 @@ def _files_of(source: Path | Sequence[Path], stack: ExitStack) -> Iterator[Input
 
 def _on_disk(path: Path, name: str) -> InputFile:
     with machine_errors(path):
-        try:
-            found = path.stat()
-        except ValueError as error:  # a NUL byte in the name
-            raise MissingInput(f"{name!r} is not a valid path: {error}; check the path") from error
+        found = stat_of(path)
     if not stat.S_ISREG(found.st_mode):
         what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
         raise UnsupportedInput(f"{name} is {what}; expected a DICOM file; name the files themselves")

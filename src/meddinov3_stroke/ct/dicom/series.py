@@ -149,10 +149,10 @@ def assemble(headers: Iterable[ImageHeader], same_pixels: SamePixels | None = No
         stacks += (stack for plane in planes for stack in _stacks_of(plane, same_pixels))
         if beyond:
             stacks.append(Stack(tuple(beyond), verdict="refused", reason=f"more than {MAX_PLANES} orientations"))
-    return tuple(sorted(stacks, key=_place))
+    return tuple(sorted(stacks, key=_by_number))
 
 
-def _place(stack: Stack) -> tuple[object, ...]:
+def _by_number(stack: Stack) -> tuple[object, ...]:
     number = stack.first.series_number
     return (number is None, number or 0, stack.series_instance_uid, -len(stack.images), stack.reason)
 
@@ -210,7 +210,9 @@ def _stack(images: list[ImageHeader], same_pixels: SamePixels | None) -> Stack:
         twin = kept[-1] if kept else None
         if twin is None or abs(distance_mm(image, normal) - distance_mm(twin, normal)) > POSITION_TOLERANCE_MM:
             kept.append(image)
-        elif _is_copy(image, twin, same_pixels):
+            continue
+        is_same_place = np.abs(_position(image) - _position(twin)).max() <= POSITION_TOLERANCE_MM
+        if is_same_place and same_pixels is not None and same_pixels(image, twin):
             dropped.append((image, f"a copy of {twin.file}: same position, same pixels"))
         else:
             clashes.append((twin, image))
@@ -223,11 +225,6 @@ def _stack(images: list[ImageHeader], same_pixels: SamePixels | None) -> Stack:
         return Stack(tuple(kept), tuple(dropped), "refused", fault)
     fault = _plane_fault(kept, normal)
     return Stack(tuple(kept), tuple(dropped), "set aside" if fault else "usable", fault)
-
-
-def _is_copy(image: ImageHeader, twin: ImageHeader, same_pixels: SamePixels | None) -> bool:
-    is_same_place = np.abs(_position(image) - _position(twin)).max() <= POSITION_TOLERANCE_MM
-    return bool(is_same_place) and same_pixels is not None and same_pixels(image, twin)
 
 
 def _shared_uid(images: Sequence[ImageHeader]) -> str:

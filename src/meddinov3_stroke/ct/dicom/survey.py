@@ -83,7 +83,6 @@ class Survey:
     """Every file of an input, exactly once: in a stack, without images, or damaged."""
 
     files: dict[str, InputFile]
-    """By name."""
     stacks: tuple[Stack, ...]
     without_images: tuple[tuple[str, str], ...]
     """(file, what it is): not DICOM, or DICOM without an image."""
