@@ -114,8 +114,8 @@ def read_header(take: Callable[[int], bytes], path: Path, max_voxels: int) -> Ni
 
 def header_dtype(n_bytes: int, order: ByteOrder | Literal["="]) -> np.dtype[np.void]:
     """`FIELDS` of a header of `n_bytes` bytes in the given byte order."""
-    types1, offsets1, types2, offsets2 = map(list, zip(*FIELDS.values(), strict=True))
-    types, offsets = (types1, offsets1) if n_bytes == NIFTI1_BYTES else (types2, offsets2)
+    kind = 0 if n_bytes == NIFTI1_BYTES else 2
+    types, offsets = ([field[k] for field in FIELDS.values()] for k in (kind, kind + 1))
     spec = {"names": list(FIELDS), "formats": types, "offsets": offsets, "itemsize": n_bytes}
     return np.dtype(spec).newbyteorder(order)  # type: ignore[call-overload, no-any-return]
 
