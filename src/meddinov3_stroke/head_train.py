@@ -13,14 +13,27 @@ import tyro
 from meddinov3_stroke import config
 from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.errors import NonFiniteLoss, UsageError
+from meddinov3_stroke.heads import (
+    HeadCheckpoint,
+    check_head_data,
+    check_train_and_val,
+    load_head_data,
+    read_origin,
+    same_origin,
+    save_checkpoint,
+)
 from meddinov3_stroke.labels import LabelPolicy, label_names
+from meddinov3_stroke.metrics import auroc_report, undefined_reason, youden_thresholds
 from meddinov3_stroke.options import DeviceName, OutputDir
+from meddinov3_stroke.report.training import about_backbone, about_rows, training_curve_png, training_table
+from meddinov3_stroke.system.atomic import write_bytes, write_json
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
-from meddinov3_stroke.system.provenance import provenance
+from meddinov3_stroke.system.devices import require_torch, resolve_device, use_available_cpus
+from meddinov3_stroke.system.progress import finish_on_interrupt, progress_bar
+from meddinov3_stroke.system.provenance import Stopwatch, memory_statistics, provenance
 from meddinov3_stroke.types import HeadContext, HeadData, HeadOutput, Threshold
 
-if TYPE_CHECKING:
-    from meddinov3_stroke.heads import HeadCheckpoint
+if TYPE_CHECKING:  # `heads.training` needs torch, and is imported where a head is trained
     from meddinov3_stroke.heads.training import EpochResult
 
 LOGGER = logging.getLogger("meddinov3_stroke")
@@ -55,17 +68,7 @@ class Args(ConsoleOptions):
 
 
 def run(args: Args) -> dict[str, Any]:
-    """The summary of the training, as written to `train_summary.json`.
-
-    Raises:
-        UsageError: a flag out of range.
-        DatasetError: arrays that are missing, damaged or inconsistent.
-        MachineError: torch is not installed.
-    """
-    from meddinov3_stroke.heads import load_head_data, read_origin, same_origin
-    from meddinov3_stroke.report.training import training_table
-    from meddinov3_stroke.system.devices import require_torch, resolve_device, use_available_cpus
-
+    """The summary of the training, as written to `train_summary.json`."""
     require_torch()
     from meddinov3_stroke.heads.training import check_config
 
@@ -115,9 +118,7 @@ def train_head(
         NonFiniteLoss: a NaN or infinite loss; earlier checkpoints are kept.
         KeyboardInterrupt: after SIGINT, once the epoch is finished and everything is saved.
     """
-    from meddinov3_stroke.heads import check_head_data, check_train_and_val
     from meddinov3_stroke.heads.training import check_config, train_epochs
-    from meddinov3_stroke.system.progress import finish_on_interrupt, progress_bar
 
     check_config(head)
     check_head_data(train, "training")
@@ -159,51 +160,35 @@ class _Training:
         device: str,
     ) -> None:
         from meddinov3_stroke.heads.training import BestEpoch, positive_weights
-        from meddinov3_stroke.metrics import undefined_reason
-        from meddinov3_stroke.system.provenance import Stopwatch
 
         self.train, self.val, self.head, self.context = train, val, head, context
         self.output_dir, self.device, self.watch = output_dir, device, Stopwatch()
         self.pos_weight = positive_weights(train.labels, config.POS_WEIGHT_CAP)
         self.history: list[dict[str, Any]] = []
-        columns = [] if val is None else list(val.labels.T)
-        ranked = any(undefined_reason(column) is None for column in columns)
+        ranked = val is not None and any(undefined_reason(column) is None for column in val.labels.T)
         self.best = BestEpoch("last_epoch" if val is None else "val_macro_auroc" if ranked else "val_loss")
         self.best_checkpoint: HeadCheckpoint | None = None
         self.sha256: dict[str, str] = {}
 
     def keep(self, result: EpochResult) -> None:
         """Evaluate an epoch on validation, record it, and write last.pt and, if it is the best so far, best.pt."""
-        from meddinov3_stroke.heads import save_checkpoint
-        from meddinov3_stroke.metrics import auroc_report, youden_thresholds
-
         names = self.context.label_names
-        row: dict[str, Any] = {"epoch": result.epoch, "train_loss": result.train_loss}
-        if self.val is None or result.val_logits is None or result.val_loss is None:
-            row |= {"val_loss": None, "val_macro_auroc": None, "val_per_class_auroc": dict.fromkeys(names)}
-            metric: float | None = None
-            is_best, thresholds = True, dict.fromkeys(names, Threshold(0.5, "default 0.5: no validation data"))
-            self.best.offer(result.epoch, None, None)
-        else:
+        row: dict[str, Any] = {"epoch": result.epoch, "train_loss": result.train_loss, "val_loss": result.val_loss}
+        row |= {"val_macro_auroc": None, "val_per_class_auroc": dict.fromkeys(names)}
+        thresholds = dict.fromkeys(names, Threshold(0.5, "default 0.5: no validation data"))
+        if self.val is not None and result.val_logits is not None:
             probabilities = HeadOutput(result.val_logits, names).probabilities
             report = auroc_report(self.val.labels, probabilities, names)
-            row |= {"val_loss": result.val_loss, "val_macro_auroc": report.macro}
-            row["val_per_class_auroc"] = report.per_class
-            is_best = self.best.offer(result.epoch, report.macro, result.val_loss)
-            metric = self.best.metric_of(report.macro, result.val_loss)
+            row |= {"val_macro_auroc": report.macro, "val_per_class_auroc": report.per_class}
             thresholds = youden_thresholds(self.val.labels, probabilities, names)
         self.history.append(row)
-        checkpoint = self._checkpoint(result, thresholds, metric)
+        checkpoint = self._checkpoint(result, row["val_macro_auroc"], thresholds)
         self.sha256["last"] = save_checkpoint(self.output_dir / "last.pt", checkpoint)
-        if is_best:
+        if self.best.offer(result.epoch, row["val_macro_auroc"], result.val_loss):
             self.best_checkpoint = checkpoint
             self.sha256["best"] = save_checkpoint(self.output_dir / "best.pt", checkpoint)
 
-    def _checkpoint(
-        self, result: EpochResult, thresholds: dict[str, Threshold], metric: float | None
-    ) -> HeadCheckpoint:
-        from meddinov3_stroke.heads import HeadCheckpoint
-
+    def _checkpoint(self, result: EpochResult, macro: float | None, thresholds: dict[str, Threshold]) -> HeadCheckpoint:
         names, context = self.context.label_names, self.context
         return HeadCheckpoint(
             state_dict={name: t.detach().cpu().numpy().copy() for name, t in result.head.state_dict().items()},
@@ -219,27 +204,22 @@ class _Training:
             seed=self.head.seed,
             epoch=result.epoch,
             metric_name=self.best.metric_name if self.val is not None else "none (no validation)",
-            best_metric=metric,
+            best_metric=result.val_loss if macro is None else macro,
         )
 
     def write(self, warnings: Sequence[str], stopped: str) -> dict[str, Any]:
         """The summary, written with the curve next to the checkpoints once an epoch has finished."""
-        from meddinov3_stroke.report.training import training_curve_png
-        from meddinov3_stroke.system.atomic import write_bytes, write_json
-
         if self.best_checkpoint is None:
             return {}
-        summary = {**provenance(), **self._about_data(), **self._about_result(self.best_checkpoint, stopped)}
-        summary["warnings"] = list(warnings)
+        summary = self._summary(self.best_checkpoint, stopped) | {"warnings": list(warnings)}
         write_bytes(self.output_dir / CURVE_NAME, training_curve_png(self.history, self.best.epoch))
         write_json(self.output_dir / SUMMARY_NAME, summary)
         return summary
 
-    def _about_data(self) -> dict[str, Any]:
-        from meddinov3_stroke.report.training import about_backbone, about_rows
-
-        context = self.context
+    def _summary(self, best: HeadCheckpoint, stopped: str) -> dict[str, Any]:
+        context, names = self.context, self.context.label_names
         return {
+            **provenance(),
             "config": {
                 **asdict(self.head),
                 "arch": self.head.arch,
@@ -250,18 +230,12 @@ class _Training:
             },
             "seeds": {"head_training": self.head.seed},
             "device": self.device,
-            "labels": list(context.label_names),
+            "labels": list(names),
             "pool_mode": context.pool_mode,
             "resize": context.resize,
             **about_backbone(context.backbone),
-            "train": about_rows(self.train, context.label_names),
-            "val": None if self.val is None else about_rows(self.val, context.label_names),
-        }
-
-    def _about_result(self, best: HeadCheckpoint, stopped: str) -> dict[str, Any]:
-        from meddinov3_stroke.system.provenance import memory_statistics
-
-        return {
+            "train": about_rows(self.train, names),
+            "val": None if self.val is None else about_rows(self.val, names),
             "pos_weight": best.pos_weight,
             "pos_weight_rule": f"negatives per positive in training, at most {config.POS_WEIGHT_CAP:g}",
             "history": self.history,

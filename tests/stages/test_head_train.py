@@ -145,7 +145,8 @@ def test_hidden_dim_zero_saves_a_single_linear_layer(tmp_path: Path, data: tuple
 def test_patience_stops_training_early(
     tmp_path: Path, data: tuple[HeadData, HeadData], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(BestEpoch, "metric_of", lambda self, auroc, loss: 0.5)
+    offer = BestEpoch.offer
+    monkeypatch.setattr(BestEpoch, "offer", lambda self, epoch, auroc, loss: offer(self, epoch, 0.5, loss))
     summary = train(tmp_path, data, epochs=20, patience=3)
     assert (len(summary["history"]), summary["stopped"]) == (4, "patience")
     assert train(tmp_path, data, epochs=5, patience=0)["stopped"] == "all epochs"

@@ -1,13 +1,12 @@
 """Light heads on frozen embeddings: data, training, checkpoints, application."""
 
-from meddinov3_stroke.heads.applying import check_backbone, check_columns, predict_logits
+from meddinov3_stroke.heads.applying import check_backbone, predict_logits
 from meddinov3_stroke.heads.architectures import ARCHITECTURES, build_head
 from meddinov3_stroke.heads.checkpoint import HeadCheckpoint, identity_from_document, load_checkpoint, save_checkpoint
 from meddinov3_stroke.heads.data import (
     EmbeddingOrigin,
     check_head_data,
     check_train_and_val,
-    embedding_matrix,
     load_head_data,
     read_array,
     read_origin,
@@ -20,10 +19,8 @@ __all__ = [
     "HeadCheckpoint",
     "build_head",
     "check_backbone",
-    "check_columns",
     "check_head_data",
     "check_train_and_val",
-    "embedding_matrix",
     "identity_from_document",
     "load_checkpoint",
     "load_head_data",

@@ -11,11 +11,10 @@ from jaxtyping import Float32
 
 from meddinov3_stroke.errors import CheckpointError, NonFiniteEmbedding
 from meddinov3_stroke.heads.architectures import ARCHITECTURES
-from meddinov3_stroke.heads.checkpoint import INPUTS_PER_DIM, HeadCheckpoint
+from meddinov3_stroke.heads.checkpoint import POOL_MODES, HeadCheckpoint
 from meddinov3_stroke.types import BackboneIdentity, HeadOutput
 
-ROWS_PER_BATCH = 16384
-"""Rows sent through the head at a time; bounds memory."""
+ROWS_PER_BATCH = 16384  # rows sent through the head at a time; bounds memory
 
 
 def predict_logits(
@@ -23,11 +22,19 @@ def predict_logits(
 ) -> HeadOutput:
     """Logits [n, label] of the rows, computed in numpy.
 
-    Raises:
-        CheckpointError: the embedding size or the labels differ from the checkpoint's; lists expected and found.
-        NonFiniteEmbedding: a row gives NaN or infinity.
+    Raises CheckpointError where the embedding size or the labels differ from the checkpoint's (lists expected and
+    found), NonFiniteEmbedding where a row gives NaN or infinity.
     """
-    check_columns(checkpoint, embeddings.shape[1], checkpoint.labels if labels is None else labels)
+    if embeddings.shape[1] != checkpoint.input_dim:
+        raise CheckpointError(
+            f"embeddings of {embeddings.shape[1]} columns do not fit the head; expected {checkpoint.input_dim} "
+            f"(pool mode {checkpoint.pool_mode}), found {embeddings.shape[1]}; use the head trained on these embeddings"
+        )
+    if labels is not None and tuple(labels) != checkpoint.labels:
+        raise CheckpointError(
+            f"the head's labels differ; expected {', '.join(checkpoint.labels)}; found {', '.join(labels)}; "
+            "use labels of the same names in the same order"
+        )
     forward = ARCHITECTURES[checkpoint.arch].logits
     starts = range(0, max(len(embeddings), 1), ROWS_PER_BATCH)
     with np.errstate(over="ignore", invalid="ignore"):  # reported below
@@ -39,30 +46,11 @@ def predict_logits(
     return HeadOutput(logits, checkpoint.labels)
 
 
-def check_columns(checkpoint: HeadCheckpoint, input_dim: int, labels: Sequence[str]) -> None:
-    """Check that embeddings of `input_dim` columns and these labels fit the checkpoint.
-
-    Raises:
-        CheckpointError: they do not; lists expected and found.
-    """
-    if input_dim != checkpoint.input_dim:
-        raise CheckpointError(
-            f"embeddings of {input_dim} columns do not fit the head; expected {checkpoint.input_dim} "
-            f"(pool mode {checkpoint.pool_mode}), found {input_dim}; use the head trained on these embeddings"
-        )
-    if tuple(labels) != checkpoint.labels:
-        raise CheckpointError(
-            f"the head's labels differ; expected {', '.join(checkpoint.labels)}; found {', '.join(labels)}; "
-            "use labels of the same names in the same order"
-        )
-
-
 def check_backbone(checkpoint: HeadCheckpoint, identity: BackboneIdentity, resize: int | None) -> list[str]:
     """Warnings about applying a head to embeddings of this backbone at `resize` pixels (None: unknown).
 
-    Raises:
-        CheckpointError: other weights, preprocessing, resize or input size (lists expected and found), or a head of
-            another implementation.
+    Raises CheckpointError for other weights, preprocessing, resize or input size (lists expected and found), and for a
+    head of another implementation.
     """
     if checkpoint.is_foreign:
         raise CheckpointError(
@@ -70,7 +58,11 @@ def check_backbone(checkpoint: HeadCheckpoint, identity: BackboneIdentity, resiz
             "were resized without antialiasing, so its probabilities would be wrong here; retraining on cached "
             "features takes minutes: python script/train_meddinov3_rsna.py --series-csv YOUR.csv"
         )
-    faults = _input_dim_faults(checkpoint, identity.embed_dim)
+    faults, mode = [], checkpoint.pool_mode
+    fitting = [factor * identity.embed_dim for factor in POOL_MODES[mode]]
+    if checkpoint.input_dim not in fitting:
+        found = " or ".join(map(str, fitting))
+        faults.append(f"input_dim: expected {checkpoint.input_dim}, found {found} (pool mode {mode})")
     if None not in (checkpoint.resize, resize) and checkpoint.resize != resize:
         faults.append(f"resize: expected {checkpoint.resize}, found {resize}")
     warnings = ["the checkpoint does not name the backbone it was trained on; check that this one is right"]
@@ -83,11 +75,12 @@ def check_backbone(checkpoint: HeadCheckpoint, identity: BackboneIdentity, resiz
             f"the head was not trained on embeddings of backbone {identity.name}: {'; '.join(faults)}; "
             "use the backbone and --resize of its training, or train a head on this backbone"
         )
-    if checkpoint.resize is None:
-        warnings.append("the checkpoint does not state the --resize of its training")
-    if checkpoint.pool_mode == "unknown":
-        warnings.append("the checkpoint does not state how its training embeddings were pooled")
-    return [*warnings, "the --resize of these embeddings is unknown"] if resize is None else warnings
+    unstated = {
+        "the checkpoint does not state the --resize of its training": checkpoint.resize is None,
+        "the checkpoint does not state how its training embeddings were pooled": mode == "unknown",
+        "the --resize of these embeddings is unknown": resize is None,
+    }
+    return warnings + [text for text, holds in unstated.items() if holds]
 
 
 def backbone_differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -102,12 +95,3 @@ def backbone_differences(expected: Mapping[str, Any], found: Mapping[str, Any]) 
         for names in groups
     )
     return unusable, slight
-
-
-def _input_dim_faults(checkpoint: HeadCheckpoint, embed_dim: int) -> list[str]:
-    known = checkpoint.pool_mode in INPUTS_PER_DIM
-    factors = [INPUTS_PER_DIM[checkpoint.pool_mode]] if known else sorted(set(INPUTS_PER_DIM.values()))
-    if checkpoint.input_dim in [factor * embed_dim for factor in factors]:
-        return []
-    found = " or ".join(str(factor * embed_dim) for factor in factors)
-    return [f"input_dim: expected {checkpoint.input_dim}, found {found} (pool mode {checkpoint.pool_mode})"]

@@ -13,14 +13,9 @@ from jaxtyping import Float32
 if TYPE_CHECKING:
     from torch import nn
 
-Params = Mapping[str, Any]
-"""Hyper-parameters that determine the tensors and the forward pass; stored in the checkpoint."""
-
-State = Mapping[str, np.ndarray]
-"""Tensor name -> float32 array."""
-
-_LAYER_NORM_EPS = np.float32(1e-5)
-"""Default of `torch.nn.LayerNorm`."""
+Params = Mapping[str, Any]  # hyper-parameters that determine tensors and forward pass; stored in the checkpoint
+State = Mapping[str, np.ndarray]  # tensor name -> float32 array
+_LAYER_NORM_EPS = np.float32(1e-5)  # default of `torch.nn.LayerNorm`
 
 
 @dataclass(frozen=True)
@@ -53,8 +48,7 @@ def _mlp_module(params: Params, input_dim: int, n_labels: int) -> nn.Module:
 
 
 def _mlp_shapes(params: Params, input_dim: int, n_labels: int) -> dict[str, tuple[int, ...]]:
-    hidden_dim = params["hidden_dim"]
-    if hidden_dim <= 0:
+    if (hidden_dim := params["hidden_dim"]) <= 0:
         return {"weight": (n_labels, input_dim), "bias": (n_labels,)}
     return {
         "norm.weight": (input_dim,),
@@ -87,8 +81,7 @@ def _gelu(x: Float32[np.ndarray, "n hidden"]) -> Float32[np.ndarray, "n hidden"]
 
 def _has_valid_mlp_params(params: Params) -> bool:
     hidden_dim, dropout = params.get("hidden_dim"), params.get("dropout")
-    is_int = isinstance(hidden_dim, int) and not isinstance(hidden_dim, bool)
-    return is_int and isinstance(dropout, float) and 0 <= dropout < 1
+    return type(hidden_dim) is int and isinstance(dropout, float) and 0 <= dropout < 1
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {

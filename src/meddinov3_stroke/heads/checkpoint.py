@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -17,14 +18,19 @@ from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.system.torch_file import read_torch_file, save_torch_file
 from meddinov3_stroke.types import BackboneIdentity, Preprocessing, Threshold
 
-FORMAT = "meddinov3_stroke.head"
-"""Value of `format` in every head checkpoint."""
+FORMAT = "meddinov3_stroke.head"  # value of `format` in every head checkpoint
 
 CHECKPOINT_SCHEMA = 2
 """Raised when a field changes its meaning. Schema 1 had `hidden_dim` and `dropout` in place of `arch` and `params`."""
 
-INPUTS_PER_DIM: Mapping[str, int] = {"slice": 1, "mean": 1, "max": 1, "mean_max": 2}
-"""Pool mode -> input size of the head in units of the backbone's embedding; `unknown` is a pool mode too."""
+POOL_MODES: Mapping[str, tuple[int, ...]] = {
+    "slice": (1,),
+    "mean": (1,),
+    "max": (1,),
+    "mean_max": (2,),
+    "unknown": (1, 2),
+}
+"""Pool mode -> possible input sizes of the head in units of the backbone's embedding."""
 
 FOREIGN_KEYS = ("model_state_dict", "input_dim", "num_classes")
 """Keys of a checkpoint written by the first public implementation of this README."""
@@ -34,30 +40,21 @@ FOREIGN_KEYS = ("model_state_dict", "input_dim", "num_classes")
 class HeadCheckpoint:
     """A head's weights and what they belong to."""
 
-    state_dict: Mapping[str, np.ndarray]
-    """Tensor name -> float32 array."""
+    state_dict: Mapping[str, np.ndarray]  # tensor name -> float32 array
     labels: tuple[str, ...]
     input_dim: int
-    arch: str
-    """Key of `ARCHITECTURES`."""
-    params: Mapping[str, Any]
-    """Hyper-parameters of the architecture."""
-    pool_mode: str
-    """slice, mean, max, mean_max or unknown: what a training row was."""
-    resize: int | None
-    """Side in pixels of the backbone's input; None if unknown."""
-    backbone: dict[str, Any] | None
-    """`dataclasses.asdict` of the `BackboneIdentity` of the training embeddings; None if unknown."""
+    arch: str  # key of `ARCHITECTURES`
+    params: Mapping[str, Any]  # hyper-parameters of the architecture
+    pool_mode: str  # what a training row was: a key of `POOL_MODES`
+    resize: int | None  # side in pixels of the backbone's input; None if unknown
+    backbone: dict[str, Any] | None  # `asdict` of the `BackboneIdentity` of the training embeddings; None if unknown
     thresholds: dict[str, Threshold]
-    pos_weight: dict[str, float]
-    """Weight of a positive in the training loss."""
+    pos_weight: dict[str, float]  # weight of a positive in the training loss
     seed: int
     epoch: int
     metric_name: str
-    best_metric: float | None
-    """Validation metric of this epoch."""
-    sha256: str = ""
-    """Digest of the file; empty before saving."""
+    best_metric: float | None  # validation metric of this epoch
+    sha256: str = ""  # digest of the file; empty before saving
     is_foreign: bool = False
     """Written by another implementation, on slices with another orientation and resampling; never stored."""
 
@@ -83,9 +80,8 @@ def save_checkpoint(path: Path, checkpoint: HeadCheckpoint) -> str:
 def load_checkpoint(path: Path) -> HeadCheckpoint:
     """The checkpoint in `path`, with every field and every tensor's name, shape and type checked.
 
-    Raises:
-        CheckpointError: not a head checkpoint, or damaged; lists expected and found.
-        WeightsError: no file, no torch file, or one that holds more than tensors (no code of it is run).
+    Raises CheckpointError (not a head checkpoint, or damaged; lists expected and found), or WeightsError (no file, no
+    torch file, or one that holds more than tensors, of which no code is run).
     """
     path = Path(path)
     document = read_torch_file(path)
@@ -103,8 +99,7 @@ def load_checkpoint(path: Path) -> HeadCheckpoint:
 def identity_from_document(document: Any) -> BackboneIdentity:
     """The `BackboneIdentity` whose `asdict` this is; unknown keys are ignored.
 
-    Raises:
-        ValueError: keys are missing or have values of another type; names them.
+    Raises ValueError where keys are missing or have values of another type; names them.
     """
     values = _pick(document, BackboneIdentity)
     return BackboneIdentity(
@@ -112,7 +107,7 @@ def identity_from_document(document: Any) -> BackboneIdentity:
     )
 
 
-_TYPES: Mapping[str, Any] = {
+_TYPES: Mapping[Any, Any] = {
     "str": str,
     "int": int,
     "float": (int, float),
@@ -123,18 +118,16 @@ _TYPES: Mapping[str, Any] = {
 
 def _pick(document: Any, kind: type[BackboneIdentity] | type[Preprocessing]) -> dict[str, Any]:
     found = document if isinstance(document, Mapping) else {}
-    missing = [field.name for field in fields(kind) if field.default is MISSING and field.name not in found]
-    if missing:
+    if missing := [field.name for field in fields(kind) if field.default is MISSING and field.name not in found]:
         raise ValueError(f"the backbone identity lacks {', '.join(missing)}")
-    values = {field.name: (found[field.name], _TYPES[str(field.type)]) for field in fields(kind) if field.name in found}
-    wrong = [name for name, (value, expected) in values.items() if not isinstance(value, expected)]
-    if wrong:
+    given = [field for field in fields(kind) if field.name in found]
+    if wrong := [field.name for field in given if not isinstance(found[field.name], _TYPES[field.type])]:
         raise ValueError(f"the backbone identity has no usable {', '.join(wrong)}")
-    return {name: value for name, (value, _) in values.items()}
+    return {field.name: found[field.name] for field in given}
 
 
 def _from_foreign(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The document of a foreign checkpoint in this package's layout; tensors are matched by their order."""
+    # the document of a foreign checkpoint in this package's layout; tensors are matched by their order
     try:
         state, n_labels = dict(found["model_state_dict"]), found["num_classes"]
         if list(state.values())[-1].shape != (n_labels,):
@@ -187,8 +180,7 @@ def _checked_format(document: Any, path: Path) -> dict[str, Any]:
 
 
 def _check_fields(document: dict[str, Any], path: Path) -> None:
-    missing = [name for name in _EXPECTED if name not in document]
-    if missing:
+    if missing := [name for name in _EXPECTED if name not in document]:
         raise CheckpointError(f"{path}: the checkpoint lacks {', '.join(missing)}; retrain the head")
     for name, (is_valid, expected) in _EXPECTED.items():
         if not is_valid(document[name]):
@@ -213,16 +205,16 @@ def _check_tensors(checkpoint: HeadCheckpoint, path: Path) -> None:
         raise CheckpointError(f"{path}: NaN or infinity in {', '.join(broken)}; retrain the head")
 
 
-def _is_int(value: Any, low: int = 0) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+def _is_count(value: Any, least: int = 0) -> bool:
+    return type(value) is int and value >= least  # a bool is no count
 
 
-def _is_float(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    return isinstance(value, float) and math.isfinite(value) and low <= value <= high
+def _is_float(value: Any, low: float = -sys.float_info.max, high: float = sys.float_info.max) -> bool:
+    return isinstance(value, float) and low <= value <= high
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
+    return isinstance(value, str) and value != ""
 
 
 def _is_dict(value: Any, is_valid: Callable[[Any], bool]) -> bool:
@@ -240,25 +232,23 @@ def _is_identity(value: Any) -> bool:
         return False
 
 
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value)) and 0 < len(value) == len(set(value))
+
+
 _EXPECTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "state_dict": (lambda v: _is_dict(v, lambda item: isinstance(item, np.ndarray)), "a dictionary of tensors"),
-    "labels": (
-        lambda v: isinstance(v, list) and all(map(_is_text, v)) and 0 < len(v) == len(set(v)),
-        "a list of distinct names",
-    ),
-    "input_dim": (lambda v: _is_int(v, 1), "a positive integer"),
+    "labels": (_are_names, "a list of distinct names"),
+    "input_dim": (lambda v: _is_count(v, 1), "a positive integer"),
     "arch": (lambda v: _is_text(v) and v in ARCHITECTURES, f"one of {', '.join(ARCHITECTURES)}"),
     "params": (lambda v: isinstance(v, dict), "a dictionary"),
-    "pool_mode": (
-        lambda v: _is_text(v) and v in (*INPUTS_PER_DIM, "unknown"),
-        f"one of {', '.join(INPUTS_PER_DIM)}, unknown",
-    ),
-    "resize": (lambda v: v is None or _is_int(v, 1), "a positive integer or nothing"),
+    "pool_mode": (lambda v: _is_text(v) and v in POOL_MODES, f"one of {', '.join(POOL_MODES)}"),
+    "resize": (lambda v: v is None or _is_count(v, 1), "a positive integer or nothing"),
     "backbone": (lambda v: v is None or _is_identity(v), "a backbone identity or nothing"),
     "thresholds": (lambda v: _is_dict(v, _is_threshold), "a value in [0, 1] and an origin for each label"),
     "pos_weight": (lambda v: _is_dict(v, lambda item: _is_float(item, 0.0)), "a finite weight for each label"),
-    "seed": (_is_int, "an integer from 0"),
-    "epoch": (_is_int, "an integer from 0"),
+    "seed": (_is_count, "an integer from 0"),
+    "epoch": (_is_count, "an integer from 0"),
     "metric_name": (_is_text, "a name"),
     "best_metric": (lambda v: v is None or _is_float(v), "a finite number or nothing"),
 }

@@ -12,12 +12,11 @@ from jaxtyping import Float32
 
 from meddinov3_stroke.errors import DatasetError, LabelError
 from meddinov3_stroke.heads.applying import backbone_differences
-from meddinov3_stroke.heads.checkpoint import INPUTS_PER_DIM, identity_from_document
+from meddinov3_stroke.heads.checkpoint import POOL_MODES, identity_from_document
 from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, label_matrix, label_names, name_rows
 from meddinov3_stroke.types import BackboneIdentity, HeadData
 
-SUMMARY_NAME = "summary.json"
-"""File next to the embeddings that states which backbone made them and how."""
+SUMMARY_NAME = "summary.json"  # file next to the embeddings that states which backbone made them and how
 
 
 @dataclass(frozen=True)
@@ -35,15 +34,14 @@ def load_head_data(
 ) -> tuple[HeadData, list[str]]:
     """The checked arrays and warnings about them.
 
-    Raises:
-        DatasetError: a file that is missing, damaged, pickled or of the wrong form; rows with NaN; counts that differ.
-        LabelError: values other than 0 and 1; `any` against the subtypes unless `label_policy` allows.
+    Raises DatasetError (a file that is missing, damaged, pickled or of the wrong form; rows with NaN; counts that
+    differ) or LabelError (values other than 0 and 1; `any` against the subtypes unless `label_policy` allows).
     """
-    embeddings = embedding_matrix(read_array(embeddings_path), str(embeddings_path))
-    labels = label_matrix(read_array(labels_path), str(labels_path))
-    names = label_names(labels.shape[1])
-    labels, warnings = apply_label_policy(labels, names, label_policy, str(labels_path))
-    _require_equal_rows(embeddings, labels, str(embeddings_path), str(labels_path))
+    embeddings_name, labels_name = str(embeddings_path), str(labels_path)
+    embeddings = embedding_matrix(read_array(embeddings_path), embeddings_name)
+    labels = label_matrix(read_array(labels_path), labels_name)
+    labels, warnings = apply_label_policy(labels, label_names(labels.shape[1]), label_policy, labels_name)
+    _require_equal_rows(embeddings, labels, embeddings_name, labels_name)
     return HeadData(embeddings, labels), warnings
 
 
@@ -56,33 +54,22 @@ def _require_equal_rows(embeddings: np.ndarray, labels: np.ndarray, embeddings_n
 
 
 def read_array(path: Path) -> np.ndarray:
-    """The array of a `.npy` file; pickled objects are refused and none is run.
-
-    Raises:
-        DatasetError: no file, no `.npy` file, a truncated one, or one that holds Python objects.
-    """
+    """The array of a `.npy` file; `DatasetError` for anything else, a truncated one, or one with Python objects."""
     path = Path(path)
     if not path.is_file():
         found = "a directory" if path.is_dir() else "nothing"
         raise DatasetError(f"no array at {path}; found {found}, expected a .npy file")
-    try:
-        with path.open("rb") as handle:
-            np.lib.format.read_magic(handle)  # np.load would also accept a .npz or a pickle
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # fails if the header claims too much
+    try:  # unlike np.load, takes no .npz and no pickle; fails if the header claims too much
+        return np.array(np.lib.format.open_memmap(path, mode="r"))
     except (ValueError, EOFError, OSError, OverflowError) as error:
         reason = " ".join(str(error).split())[:160]
         raise DatasetError(
             f"{path} is not a readable .npy file of numbers ({reason}); write it with numpy.save"
         ) from error
-    return np.array(mapped)
 
 
 def embedding_matrix(values: np.ndarray, where: str) -> Float32[np.ndarray, "n dim"]:
-    """The embeddings as float32 [n, dim].
-
-    Raises:
-        DatasetError: not real numbers, not two-dimensional, empty, or rows with NaN or infinity (named).
-    """
+    """The embeddings as float32 [n, dim]; `DatasetError` for other kinds, no rows, or NaN or infinity (named)."""
     if values.dtype.kind not in "iuf":
         raise DatasetError(f"{where}: embeddings of type {values.dtype}; expected real numbers, preferably float32")
     if values.ndim != 2 or 0 in values.shape:
@@ -99,12 +86,7 @@ def embedding_matrix(values: np.ndarray, where: str) -> Float32[np.ndarray, "n d
 
 
 def check_head_data(data: HeadData, where: str) -> None:
-    """Check arrays that did not come from a file.
-
-    Raises:
-        DatasetError: NaN, empty, or counts that differ.
-        LabelError: values other than 0 and 1.
-    """
+    """Check arrays that did not come from a file; errors as for `load_head_data`."""
     embedding_matrix(data.embeddings, where)
     label_matrix(data.labels, where)
     _require_equal_rows(data.embeddings, data.labels, f"{where}: the embeddings", "the labels")
@@ -113,9 +95,8 @@ def check_head_data(data: HeadData, where: str) -> None:
 def check_train_and_val(train: HeadData, val: HeadData | None, names: tuple[str, ...]) -> list[str]:
     """Warnings about labels that validation cannot assess.
 
-    Raises:
-        DatasetError: training and validation differ in columns.
-        LabelError: a label without a positive or without a negative in training; counts are given.
+    Raises DatasetError where training and validation differ in columns, LabelError for a label without a positive or
+    without a negative in training; counts are given.
     """
     for what in ("embeddings", "labels"):
         n_train, n_val = (getattr(side, what).shape[1] for side in (train, val or train))
@@ -143,27 +124,44 @@ def check_train_and_val(train: HeadData, val: HeadData | None, names: tuple[str,
 def read_origin(embeddings_path: Path, n_columns: int) -> EmbeddingOrigin:
     """What `summary.json` next to the embeddings states; unknown, with a warning, if there is no usable one.
 
-    Raises:
-        DatasetError: the summary describes embeddings of another size.
+    Raises DatasetError where the summary describes embeddings of another size.
     """
     path = Path(embeddings_path).with_name(SUMMARY_NAME)
     problem = f"no {SUMMARY_NAME} next to {embeddings_path}"
     if path.is_file():
         try:
-            origin = _origin_of(json.loads(path.read_text(encoding="utf-8")))
+            origin, expected = _origin_of(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, OSError, RecursionError) as error:
             problem = f"{path} does not state which backbone made the embeddings ({error})"
         else:
-            _check_size(origin, n_columns, embeddings_path, path)
+            if n_columns != (expected or n_columns):
+                raise DatasetError(
+                    f"{embeddings_path} has {n_columns} columns but {path} describes {expected} "
+                    f"(pool mode {origin.pool_mode}); keep each summary next to its own embeddings"
+                )
             return origin
     return EmbeddingOrigin(warnings=(f"{problem}: backbone, pooling and resize of the embeddings are unknown",))
+
+
+def _origin_of(document: Any) -> tuple[EmbeddingOrigin, int | None]:
+    # the origin, and the number of columns its embeddings have; None if that is unknown
+    backbone = document.get("backbone") if isinstance(document, dict) else None
+    if not isinstance(backbone, dict):
+        raise ValueError("it has no backbone")
+    mode, resize = document.get("pool_mode", "unknown"), document.get("resize")
+    if mode not in POOL_MODES:
+        raise ValueError(f"pool_mode {mode!r}")
+    if resize is not None and (type(resize) is not int or resize < 1):
+        raise ValueError(f"resize {resize!r}")
+    identity = identity_from_document(backbone)
+    n_columns = None if mode == "unknown" else POOL_MODES[mode][0] * identity.embed_dim
+    return EmbeddingOrigin(mode, resize, identity), n_columns
 
 
 def same_origin(train: EmbeddingOrigin, val: EmbeddingOrigin) -> list[str]:
     """Warnings if training and validation embeddings come from different engines, precisions or calibrations.
 
-    Raises:
-        DatasetError: they come from another backbone, resize or pooling; lists both.
+    Raises DatasetError where they come from another backbone, resize or pooling; lists both.
     """
     if train.identity is None or val.identity is None:
         return []
@@ -177,26 +175,3 @@ def same_origin(train: EmbeddingOrigin, val: EmbeddingOrigin) -> list[str]:
             f"{'; '.join(different)}; extract both with the same backbone and flags"
         )
     return [f"validation embeddings were made with another {text}" for text in slight]
-
-
-def _origin_of(document: Any) -> EmbeddingOrigin:
-    backbone = document.get("backbone") if isinstance(document, dict) else None
-    if not isinstance(backbone, dict):
-        raise ValueError("it has no backbone")
-    mode, resize = document.get("pool_mode", "unknown"), document.get("resize")
-    if mode not in (*INPUTS_PER_DIM, "unknown"):
-        raise ValueError(f"pool_mode {mode!r}")
-    if resize is not None and (type(resize) is not int or resize < 1):
-        raise ValueError(f"resize {resize!r}")
-    return EmbeddingOrigin(mode, resize, identity_from_document(backbone))
-
-
-def _check_size(origin: EmbeddingOrigin, n_columns: int, embeddings_path: Path, summary_path: Path) -> None:
-    if origin.identity is None or origin.pool_mode == "unknown":
-        return
-    expected = INPUTS_PER_DIM[origin.pool_mode] * origin.identity.embed_dim
-    if n_columns != expected:
-        raise DatasetError(
-            f"{embeddings_path} has {n_columns} columns but {summary_path} describes {expected} "
-            f"(pool mode {origin.pool_mode}); keep each summary next to its own embeddings"
-        )

@@ -22,8 +22,7 @@ from meddinov3_stroke.heads.architectures import ARCHITECTURES
 from meddinov3_stroke.system.provenance import seed_everything
 from meddinov3_stroke.types import HeadData
 
-_LARGEST_LR = 1e3
-"""Adam moves each weight by about this much per step; a larger value is a typing error."""
+_LARGEST_LR = 1e3  # Adam moves each weight by about this much per step; a larger value is a typing error
 
 
 class MLPHead(nn.Sequential):
@@ -45,12 +44,9 @@ class MLPHead(nn.Sequential):
 class EpochResult:
     """State after an epoch; `head` changes when the next epoch is requested."""
 
-    epoch: int
-    """From 1."""
-    train_loss: float
-    """Mean over the epoch's rows, with dropout and with weights that change during the epoch."""
-    val_loss: float | None
-    """The same weighted loss on the validation rows; None without validation."""
+    epoch: int  # from 1
+    train_loss: float  # mean over the epoch's rows, with dropout and with weights that change during the epoch
+    val_loss: float | None  # the same weighted loss on the validation rows; None without validation
     val_logits: Float32[np.ndarray, "n label"] | None
     head: nn.Module
 
@@ -66,21 +62,15 @@ class BestEpoch:
         self.metric_name, self.epoch = metric_name, 0
         self._best, self._waited = (-math.inf, -math.inf), 0
 
-    def metric_of(self, macro_auroc: float | None, val_loss: float) -> float:
-        """The deciding figure of an epoch."""
-        return val_loss if macro_auroc is None else macro_auroc
-
     def offer(self, epoch: int, macro_auroc: float | None, val_loss: float | None) -> bool:
         """Whether this epoch is the best so far."""
-        if val_loss is None:
-            self.epoch = epoch
-            return True
-        metric = self.metric_of(macro_auroc, val_loss)
-        candidate = (metric if self.metric_name == "val_macro_auroc" else -metric, -val_loss)
-        self._waited = 0 if candidate[0] > self._best[0] else self._waited + 1
-        if candidate <= self._best:
-            return False
-        self._best, self.epoch = candidate, epoch
+        if val_loss is not None:
+            candidate = (-val_loss if macro_auroc is None else macro_auroc, -val_loss)
+            self._waited = 0 if candidate[0] > self._best[0] else self._waited + 1
+            if candidate <= self._best:
+                return False
+            self._best = candidate
+        self.epoch = epoch
         return True
 
     def is_stale(self, patience: int) -> bool:
@@ -89,11 +79,7 @@ class BestEpoch:
 
 
 def check_config(config: HeadConfig) -> None:
-    """Check that every value is in its range.
-
-    Raises:
-        UsageError: a value out of range; names the flag.
-    """
+    """Raise `UsageError`, naming the flag, for a value out of its range."""
     ranges = {
         "epochs": (config.epochs >= 1, "at least 1"),
         "batch_size": (config.batch_size >= 1, "at least 1"),
@@ -123,8 +109,7 @@ def train_epochs(
 ) -> Iterator[EpochResult]:
     """Yields after each epoch; the same seed and data give bit-identical weights on any number of CPU cores.
 
-    Raises:
-        NonFiniteLoss: a NaN or infinite loss; names epoch and batch.
+    Raises NonFiniteLoss for a NaN or infinite loss; names epoch and batch.
     """
     seed_everything(config.seed)
     dim, n_labels = train.embeddings.shape[1], train.labels.shape[1]
@@ -168,8 +153,8 @@ def _validate(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Torch on one CPU thread: a fixed order of summation makes the result independent of the number of cores, and a
-    second thread hardly helps heads this small."""
+    # a fixed order of summation makes the result independent of the number of cores, and a second thread hardly helps
+    # heads this small
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
