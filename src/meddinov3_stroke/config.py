@@ -14,45 +14,29 @@ from typing import Any, Final
 
 from meddinov3_stroke.errors import UsageError
 
-DEVICE = "auto"
-"""auto, cpu, gpu, cuda:N or mps."""
-ENGINE: Final = "auto"
-"""auto, torch or openvino."""
-PRECISION: Final = "auto"
-"""auto, fp32, bf16 or int8."""
-BATCH = 8
-"""Slices in a forward pass."""
-RESIZE = 224
-"""Side in pixels of the square the backbone sees; a multiple of 16."""
-STRIDE = 1
-"""Every how many slices one is embedded."""
-MAX_SLICES = 0
-"""Most slices embedded per volume; 0 is no limit."""
-SIM_SLICE = -1
-"""Slice of the similarity map; -1 is the middle one."""
-SIM_PATCH = "center"
-"""Reference patch of the similarity map: center or row,column."""
-TOP_K = 5
-"""Suspicious slices listed for a case."""
-POOL_MODE: Final = "mean"
-"""How slice embeddings become one vector per volume: mean, max or mean_max."""
-MAX_INVALID = 0.05
-"""Largest share of unreadable volumes that --skip-invalid-nifti may skip."""
+DEVICE = "auto"  # auto, cpu, gpu, cuda:N or mps
+ENGINE: Final = "auto"  # auto, torch or openvino
+PRECISION: Final = "auto"  # auto, fp32, bf16 or int8
+BATCH = 8  # slices in a forward pass
+RESIZE = 224  # side in pixels of the square the backbone sees; a multiple of 16
+STRIDE = 1  # every how many slices one is embedded
+MAX_SLICES = 0  # most slices embedded per volume; 0 is no limit
+SIM_SLICE = -1  # slice of the similarity map; -1 is the middle one
+SIM_PATCH = "center"  # reference patch of the similarity map: center or row,column
+TOP_K = 5  # suspicious slices listed for a case
+POOL_MODE: Final = "mean"  # how slice embeddings become one vector per volume: mean, max or mean_max
+MAX_INVALID = 0.05  # largest share of unreadable volumes that --skip-invalid-nifti may skip
 
-INT8_CHECK_SHARE = 0.3
-"""Share of patients that int8 is measured on and not made on."""
-INT8_CALIBRATION_SLICES = 128
-"""Slices int8 is made on."""
-INT8_CHECK_VOLUMES = 16
-"""Held-out volumes int8 is measured on."""
+INT8_CHECK_SHARE = 0.3  # share of patients that int8 is measured on and not made on
+INT8_CALIBRATION_SLICES = 128  # slices int8 is made on
+INT8_CHECK_VOLUMES = 16  # held-out volumes int8 is measured on
 
 TRAIN_RATIO = 0.7
 VAL_RATIO = 0.15
 TEST_RATIO = 0.15
 SEED = 42
 
-POS_WEIGHT_CAP = 20.0
-"""Largest weight of a positive in the loss: above about 20 a rare class swamps the rest."""
+POS_WEIGHT_CAP = 20.0  # largest weight of a positive in the loss: above about 20 a rare class swamps the rest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +73,10 @@ class HeadConfig:
 
 EVAL_THRESHOLD = 0.5
 """Default of `--threshold` of `test_meddinov3_head.py` and `--eval-threshold` of `train_meddinov3_rsna.py`."""
-RSNA_EPOCHS = 30
-"""Epochs of `train_meddinov3_rsna.py`."""
+RSNA_EPOCHS = 30  # epochs of `train_meddinov3_rsna.py`
 
-PREPARE_WORKERS = 0
-"""Processes that read DICOM headers; 0 is one a CPU."""
-CONFLICTING_LABELS: Final = "stop"
-"""What to do with an ID of stage_2_train.csv that has both labels: stop or positive."""
+PREPARE_WORKERS = 0  # processes that read DICOM headers; 0 is one a CPU
+CONFLICTING_LABELS: Final = "stop"  # what to do with an ID of stage_2_train.csv that has both labels: stop or positive
 UNDECIDED_TYPE: Final = "leave-out"
 """What to do with a CQ500 case whose readers agree on a haemorrhage and on no type: leave-out or keep."""
 
@@ -104,42 +85,36 @@ HEAD_DIR = Path("checkpoints/head_train")
 METRICS_JSON = Path("outputs/head_eval/metrics.json")
 PROBS_NPY = Path("outputs/head_eval/probs.npy")
 SPLITS_DIR = Path("outputs/rsna_splits")
-FEATURES_OUTPUT_DIR = Path("outputs/features")
-"""Default of `extract`."""
+FEATURES_OUTPUT_DIR = Path("outputs/features")  # default of `extract`
 RSNA_OUTPUT_DIR = Path("outputs/rsna_pipeline")
 RSNA_CACHE_DIR = Path("outputs/rsna_cache")
 RSNA_CHECKPOINTS_DIR = Path("checkpoints/rsna_ich_head")
 EMBED_OUTPUT_PREFIX = "outputs/meddinov3_"
 CASE_OUTPUT_PREFIX = "outputs/ich_"
-RSNA_PREPARED_DIR = Path("outputs/rsna_prepared")
-"""Where `prepare-rsna` writes its tables."""
+RSNA_PREPARED_DIR = Path("outputs/rsna_prepared")  # where `prepare-rsna` writes its tables
 COHORT_OUTPUT_PREFIX = "outputs/cohort_"
 DEMO_DIR = Path("outputs/demo")
 PHANTOM_DIR = Path("outputs/phantoms")
 
-DEMO_PATIENTS = 204
-"""Phantom patients of the demo; its ratios leave at least 60 of them held out."""
+DEMO_PATIENTS = 204  # phantom patients of the demo; its ratios leave at least 60 of them held out
 DEMO_TRAIN_RATIO = 0.55
 DEMO_VAL_RATIO = 0.15
 DEMO_TEST_RATIO = 0.30
 DEMO_EPOCHS = 60
 DEMO_TRAIN_BATCH_SIZE = 16
 DEMO_BACKBONE = "demo"
-PHANTOM_PATIENTS = 8
-"""Default of `phantom --patients`."""
+PHANTOM_PATIENTS = 8  # default of `phantom --patients`
 
 MODELS_DIR = Path("modelsweights")
 WEIGHTS_NAME = "model.pth"
 DATASETS_DIR = Path("/data/datasets")
 HF_REPO = "ricklisz123/MedDINOv3-ViTB-16-CT-3M"
-GDRIVE_FILE_ID = "1_MgctUnIIFcQJCVOhkcs84qq92hlqXVA"
-"""Where the weights are published (FACTS: MedDINOv3 README)."""
+GDRIVE_FILE_ID = "1_MgctUnIIFcQJCVOhkcs84qq92hlqXVA"  # where the weights are published (FACTS: MedDINOv3 README)
 OLD_LAYOUT = ("meddinov3", "MedDINOv3-ViTB-16-CT-3M")
 OLD_WEIGHTS_NAMES = ("model.pth", "meddinov3_vitb16_ct3m.pth")
 """Folders below MODELS_DIR where earlier scripts put the weights, and their file names there."""
 
-DOWNLOAD_LOCK_WAIT_S = 3600.0
-"""Longest wait for another process that is downloading the same file."""
+DOWNLOAD_LOCK_WAIT_S = 3600.0  # longest wait for another process that is downloading the same file
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -150,8 +125,7 @@ class Settings:
 
     datasets_dir: Path = DATASETS_DIR
     models_dir: Path = MODELS_DIR
-    ckpt_path: Path | None = None
-    """MEDDINOV3_CKPT_PATH as given."""
+    ckpt_path: Path | None = None  # MEDDINOV3_CKPT_PATH as given
     ct_model_device: str = DEVICE
     meddinov3_url: str | None = None
     """URLs, separated by commas or spaces, as are `hf_endpoint` and `hf_mirror`: the Hub or mirrors of it."""
@@ -168,10 +142,8 @@ class Settings:
     download_connect_timeout: float = 10.0
     download_read_timeout: float = 30.0
     download_retries: int = 3
-    download_backoff: float = 1.0
-    """Wait before the first retry; doubles with each one."""
-    unused: tuple[str, ...] = ()
-    """Keys of earlier scripts that were given and have no meaning here."""
+    download_backoff: float = 1.0  # wait before the first retry; doubles with each one
+    unused: tuple[str, ...] = ()  # keys of earlier scripts that were given and have no meaning here
 
     @cached_property
     def meddinov3_ckpt_path(self) -> Path:

@@ -102,11 +102,9 @@ def case_text(kind: HeadInput) -> str:
     return f"head on the {kind}-pooled slice embeddings"
 
 
-CENTER = "center"
-"""Name of the patch at (rows // 2, columns // 2)."""
+CENTER = "center"  # name of the patch at (rows // 2, columns // 2)
 
-MIDDLE = -1
-"""--sim-slice for the slice at n_slices // 2."""
+MIDDLE = -1  # --sim-slice for the slice at n_slices // 2
 
 
 def patch_similarity(

@@ -30,13 +30,10 @@ Scores = Float[np.ndarray, "n label"]
 class AurocReport:
     """AUROC of each label; None, with a reason, where it is undefined."""
 
-    macro: float | None
-    """Unweighted mean over the labels with a defined AUROC; None if there are none."""
+    macro: float | None  # unweighted mean over the labels with a defined AUROC; None if there are none
     per_class: dict[str, float | None]
-    reasons: dict[str, str]
-    """Reason for each undefined AUROC."""
-    n_classes: int
-    """Labels in the macro."""
+    reasons: dict[str, str]  # reason for each undefined AUROC
+    n_classes: int  # labels in the macro
 
 
 def auroc_report(labels: Labels, probabilities: Scores, names: Sequence[str]) -> AurocReport:
@@ -87,12 +84,9 @@ class Interval:
     low: float | None
     high: float | None
     level: float
-    n_resamples: int
-    """Resamples used."""
-    n_left_out: int = 0
-    """Resamples without a positive or without a negative of some label of the macro."""
-    unit: str = "patient"
-    """Unit of resampling."""
+    n_resamples: int  # resamples used
+    n_left_out: int = 0  # resamples without a positive or without a negative of some label of the macro
+    unit: str = "patient"  # unit of resampling
     reason: str | None = None
 
 

@@ -47,8 +47,7 @@ class _Ended:
 
     path: Path
     outcome: Outcome
-    status = property(attrgetter("outcome.status"))
-    """done, rejected, refused or failed."""
+    status = property(attrgetter("outcome.status"))  # done, rejected, refused or failed
 
     @property
     def name(self) -> str:
@@ -63,16 +62,12 @@ class Case(_Ended):
     path: Path
     findings: CaseFindings
     outcome: Outcome = field(default_factory=Outcome)
-    probabilities = property(attrgetter("findings.probabilities"))
-    """Label -> probability of the case."""
-    thresholds = property(attrgetter("findings.thresholds"))
-    """Label -> decision threshold and its origin."""
+    probabilities = property(attrgetter("findings.probabilities"))  # label -> probability of the case
+    thresholds = property(attrgetter("findings.thresholds"))  # label -> decision threshold and its origin
     decisions = property(attrgetter("findings.decisions"))
     """Label -> whether the probability is at or above the threshold."""
-    top_slices = property(attrgetter("findings.top_slices"))
-    """The most suspicious slices, highest score first."""
-    warnings = property(attrgetter("findings.warnings"))
-    """Warnings about the input, the model and the findings."""
+    top_slices = property(attrgetter("findings.top_slices"))  # the most suspicious slices, highest score first
+    warnings = property(attrgetter("findings.warnings"))  # warnings about the input, the model and the findings
 
     def save(self, folder: Path | str) -> dict[str, Path]:
         """Name -> path of the files written into `folder`; `summary.json` is written last."""
@@ -85,12 +80,9 @@ class FailedCase(_Ended):
 
     path: Path
     outcome: Outcome
-    code = property(attrgetter("outcome.code"))
-    """Code of the error."""
-    message = property(attrgetter("outcome.message"))
-    """The error in one line."""
-    warnings = property(lambda self: (self.message,))
-    """Why there are no findings."""
+    code = property(attrgetter("outcome.code"))  # code of the error
+    message = property(attrgetter("outcome.message"))  # the error in one line
+    warnings = property(lambda self: (self.message,))  # why there are no findings
 
     def save(self, folder: Path | str) -> dict[str, Path]:
         """Name -> path of the one file written into `folder`: a `summary.json` with `status`, `code`, `message`."""
@@ -106,12 +98,10 @@ class ICHPredictor:
     extractor: FeatureExtractor
     checkpoint: HeadCheckpoint
     top_k: int
-    warnings: tuple[str, ...]
-    """Warnings that hold for every case."""
+    warnings: tuple[str, ...]  # warnings that hold for every case
     sim_slice: int | None = None
     """The slice of the similarity map, -1 for the middle one; None maps the suspicious slices."""
-    sim_patch: str | None = None
-    """The reference patch of the map: center or row,column; None chooses one by head score."""
+    sim_patch: str | None = None  # the reference patch of the map: center or row,column; None chooses one by head score
 
     @classmethod
     def load(

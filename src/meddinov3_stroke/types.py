@@ -33,8 +33,7 @@ def scaled_hu(stored: Real[np.ndarray, "*shape"], slope: float, intercept: float
 class VolumeInput:
     """Where a volume is to be read from."""
 
-    path: Path
-    """A NIfTI file; a DICOM file, folder, zip archive or list of files (.txt); or a header index (.parquet)."""
+    path: Path  # a NIfTI file; a DICOM file, folder, zip archive or list of files (.txt); or a header index (.parquet)
     series_uid: str | None = None
     """The series to read if the path holds several; without it the rule of `ct.dicom.choice` decides."""
     format: Literal["nifti", "dicom"] | None = None
@@ -55,16 +54,13 @@ class VolumeSource:
     """Where a volume came from, without any patient attribute."""
 
     path: Path
-    format: str
-    """`nifti` or `dicom`."""
+    format: str  # `nifti` or `dicom`
     sha256: str
     """Digest of the file's bytes; of DICOM, of the digests of the files read, their frames and the reader's version."""
-    pixels_sha256: str
-    """Digest of the stored voxels in canonical orientation, with dtype, shape, slope and intercept."""
+    pixels_sha256: str  # digest of the stored voxels in canonical orientation, with dtype, shape, slope and intercept
     study_instance_uid: str | None = None
     series_instance_uid: str | None = None
-    images: tuple[SliceImage, ...] = ()
-    """The image of each canonical slice; empty for NIfTI."""
+    images: tuple[SliceImage, ...] = ()  # the image of each canonical slice; empty for NIfTI
 
     def image_of(self, slice_index: int) -> SliceImage | None:
         """The image a canonical slice was read from, if known."""
@@ -90,8 +86,7 @@ class Volume:
     spacing_mm: tuple[float, float, float]
     """(slice, row, column): nominal distance between slice centres along the slice axis, then pixel spacing."""
     source: VolumeSource
-    n_padding_voxels: int = 0
-    """Voxels below `PADDING_BELOW_HU` that read as `AIR_HU`."""
+    n_padding_voxels: int = 0  # voxels below `PADDING_BELOW_HU` that read as `AIR_HU`
     warnings: tuple[str, ...] = ()
 
     @property
@@ -118,8 +113,7 @@ class SliceTokens:
 
     cls: Float32[np.ndarray, "n dim"]
     patches: Float32[np.ndarray, "n patch dim"] | None
-    grid: tuple[int, int]
-    """(rows, columns) of the patch grid."""
+    grid: tuple[int, int]  # (rows, columns) of the patch grid
 
 
 @dataclass(frozen=True)
@@ -130,26 +124,22 @@ class Preprocessing:
     hu_max: float
     mean: float
     std: float
-    version: str
-    """Name of the recipe: order of steps and interpolation."""
+    version: str  # name of the recipe: order of steps and interpolation
 
 
 @dataclass(frozen=True)
 class BackboneIdentity:
     """All that decides what a backbone computes; part of every cache key, checkpoint and output."""
 
-    name: str
-    """`demo`, or the file's name; for display only."""
-    weights_sha256: str
-    """Digest of the tensors: a .pth and a .safetensors file of the same weights share it."""
+    name: str  # `demo`, or the file's name; for display only
+    weights_sha256: str  # digest of the tensors: a .pth and a .safetensors file of the same weights share it
     embed_dim: int
     patch_size: int
     rope_dtype: str
     preprocessing: Preprocessing
     engine: str
     precision: str
-    calibration_sha256: str | None = None
-    """Digest of the quantized graph, for int8 alone."""
+    calibration_sha256: str | None = None  # digest of the quantized graph, for int8 alone
 
 
 @dataclass(frozen=True)
@@ -166,8 +156,7 @@ class SliceEmbeddings:
 
     cls: Float32[np.ndarray, "n dim"]
     slice_indices: Int64[np.ndarray, " n"]
-    n_slices: int
-    """Slices in the whole volume."""
+    n_slices: int  # slices in the whole volume
     resize: int
     selection: SliceSelection
     backbone: BackboneIdentity
@@ -193,8 +182,7 @@ class Threshold:
     """A decision threshold on a probability, and where it came from."""
 
     value: float
-    origin: str
-    """Such as `validation Youden (12 positive of 60)`, or `default 0.5: <reason>`."""
+    origin: str  # such as `validation Youden (12 positive of 60)`, or `default 0.5: <reason>`
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,23 +190,18 @@ class HeadData:
     """Rows of embeddings and their labels, for training or testing a head."""
 
     embeddings: Float32[np.ndarray, "n dim"]
-    labels: Int8[np.ndarray, "n label"]
-    """0 or 1."""
+    labels: Int8[np.ndarray, "n label"]  # 0 or 1
 
 
 @dataclass(frozen=True)
 class HeadContext:
     """Where a head's embeddings came from; goes into its checkpoint."""
 
-    pool_mode: str
-    """slice, mean, max, mean_max or unknown."""
-    resize: int | None
-    """Side in pixels of the square that the backbone saw; None is unknown."""
-    backbone: Mapping[str, Any] | None
-    """`dataclasses.asdict` of a `BackboneIdentity`; None is unknown."""
+    pool_mode: str  # slice, mean, max, mean_max or unknown
+    resize: int | None  # side in pixels of the square that the backbone saw; None is unknown
+    backbone: Mapping[str, Any] | None  # `dataclasses.asdict` of a `BackboneIdentity`; None is unknown
     label_names: tuple[str, ...]
-    sources: Mapping[str, str] = field(default_factory=dict)
-    """Files the arrays were read from."""
+    sources: Mapping[str, str] = field(default_factory=dict)  # files the arrays were read from
     warnings: tuple[str, ...] = ()
 
 
@@ -226,17 +209,13 @@ class HeadContext:
 class TopSlice:
     """A slice that the head ranks as suspicious."""
 
-    slice_index: int
-    """0-based in the canonical volume, inferior -> superior."""
-    score: float
-    """P(any), or without `any` the maximum over labels."""
-    position_mm: tuple[float, float, float]
-    """RAS+ mm of the slice's first voxel centre."""
+    slice_index: int  # 0-based in the canonical volume, inferior -> superior
+    score: float  # P(any), or without `any` the maximum over labels
+    position_mm: tuple[float, float, float]  # RAS+ mm of the slice's first voxel centre
     probabilities: Mapping[str, float]
     reference_patch: tuple[int, int] | None = None
     """(row, column) in the patch grid of the reference patch of its similarity map."""
-    image: SliceImage | None = None
-    """The DICOM image the slice was read from, if any."""
+    image: SliceImage | None = None  # the DICOM image the slice was read from, if any
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,23 +229,15 @@ class CaseFindings:
     embeddings: SliceEmbeddings
     volume_embedding: Float32[np.ndarray, " width"]
     """The pooled slice embeddings: the head's input, or their mean if the head takes slices."""
-    slice_probabilities: Float64[np.ndarray, "n label"] | None
-    """Per embedded slice; None if the head takes pooled rows."""
-    map_slices: tuple[TopSlice, ...]
-    """The slices of the similarity maps: `top_slices`, or the one that was asked for."""
-    similarity: Float32[np.ndarray, "shown h w"]
-    """Patch similarity of each of `map_slices`."""
-    map_hu: Float32[np.ndarray, "shown row col"]
-    """HU of each of `map_slices`, for the picture."""
+    slice_probabilities: Float64[np.ndarray, "n label"] | None  # per embedded slice; None if the head takes pooled rows
+    map_slices: tuple[TopSlice, ...]  # the slices of the similarity maps: `top_slices`, or the one that was asked for
+    similarity: Float32[np.ndarray, "shown h w"]  # patch similarity of each of `map_slices`
+    map_hu: Float32[np.ndarray, "shown row col"]  # HU of each of `map_slices`, for the picture
     spacing_mm: tuple[float, float, float]
-    ranking: str
-    """How the slices were ranked, in words."""
-    reference_rule: str
-    """How the reference patch of each map was chosen, in words."""
-    head: Mapping[str, Any]
-    """Identity of the head: sha256, pool mode, labels, training backbone."""
+    ranking: str  # how the slices were ranked, in words
+    reference_rule: str  # how the reference patch of each map was chosen, in words
+    head: Mapping[str, Any]  # identity of the head: sha256, pool mode, labels, training backbone
     device: str
     elapsed_s: float
-    timings: Mapping[str, float] = field(default_factory=dict)
-    """Seconds of each step."""
+    timings: Mapping[str, float] = field(default_factory=dict)  # seconds of each step
     warnings: tuple[str, ...] = field(default=())

@@ -47,16 +47,13 @@ OnSlices = Callable[[int, int], None]
 class Extraction:
     """How one input ended: `embeddings` are there exactly if it is done, `error` exactly if it is not."""
 
-    input: Source | None
-    """None where the row of a table names no volume."""
+    input: Source | None  # None where the row of a table names no volume
     outcome: Outcome = field(default_factory=Outcome)
     embeddings: SliceEmbeddings | None = None
-    volume: Volume | None = None
-    """The voxels, where they were asked for."""
+    volume: Volume | None = None  # the voxels, where they were asked for
     from_cache: bool = False
     error: MedDINOError | None = None
-    read_s: float = 0.0
-    """Seconds spent opening and decoding the input."""
+    read_s: float = 0.0  # seconds spent opening and decoding the input
 
     @property
     def path(self) -> Path | None:
@@ -118,13 +115,11 @@ class _Case:
 
     input: Source | None
     key: str = ""
-    n_chosen: int = 0
-    """0 where the engine has nothing to do."""
+    n_chosen: int = 0  # 0 where the engine has nothing to do
     finish: Callable[[Float32[np.ndarray, "chosen dim"]], SliceEmbeddings] | None = None
     volume: Volume | None = None
     read_s: float = 0.0
-    tokens: list[Float32[np.ndarray, " dim"]] = field(default_factory=list)
-    """Class tokens so far, in order."""
+    tokens: list[Float32[np.ndarray, " dim"]] = field(default_factory=list)  # class tokens so far, in order
     result: Extraction | None = None
 
 
@@ -163,12 +158,9 @@ class _Run:
     verify_inputs: bool
     on_slices: OnSlices
     check: Callable[[Volume], object]
-    begun: set[str] = field(default_factory=set)
-    """Keys of the inputs being embedded or stored in this run."""
-    rows: deque[_Case] = field(default_factory=deque)
-    """Cases not yet yielded, in order."""
-    waiting: deque[tuple[_Case, np.ndarray]] = field(default_factory=deque)
-    """Slices that wait for a full pass."""
+    begun: set[str] = field(default_factory=set)  # keys of the inputs being embedded or stored in this run
+    rows: deque[_Case] = field(default_factory=deque)  # cases not yet yielded, in order
+    waiting: deque[tuple[_Case, np.ndarray]] = field(default_factory=deque)  # slices that wait for a full pass
 
     def read(self, inputs: Iterable[Source | None]) -> Iterator[_Window]:
         """Each case, then its windows; holds one volume and one window of float slices at a time."""

@@ -20,11 +20,9 @@ from meddinov3_stroke.types import SliceEmbeddings, SliceSelection, SliceTokens,
 PoolMode = Literal["mean", "max", "mean_max"]
 """`mean` is the baseline; `max` keeps the strongest slice per dimension; `mean_max` is the two side by side (2 d)."""
 
-POOL_MODES: tuple[str, ...] = get_args(PoolMode)
-"""The names in `PoolMode`."""
+POOL_MODES: tuple[str, ...] = get_args(PoolMode)  # the names in `PoolMode`
 
-EVERY_SLICE = SliceSelection()
-"""Every slice of a volume."""
+EVERY_SLICE = SliceSelection()  # every slice of a volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +30,9 @@ class FeatureExtractor:
     """A backbone and how slices are given to it; any number of cases may share one."""
 
     backbone: Backbone
-    resize: int = 224
-    """Side in pixels of the square the backbone sees; a multiple of its patch size."""
-    batch: int = 8
-    """Slices in a forward pass."""
-    selection: SliceSelection = EVERY_SLICE
-    """Which slices of a volume are embedded."""
+    resize: int = 224  # side in pixels of the square the backbone sees; a multiple of its patch size
+    batch: int = 8  # slices in a forward pass
+    selection: SliceSelection = EVERY_SLICE  # which slices of a volume are embedded
 
     def embed(self, volume: Volume) -> SliceEmbeddings:
         """Class tokens of the chosen slices of a volume in memory; `extract` is faster on files.

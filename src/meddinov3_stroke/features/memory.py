@@ -23,11 +23,9 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
-MEMORY_SCHEMA = 1
-"""Raised when a record changes its meaning. The version of the DICOM reader is recorded beside it."""
+MEMORY_SCHEMA = 1  # raised when a record changes its meaning. The version of the DICOM reader is recorded beside it
 
-SETTLED_S = 2.0
-"""Least age in seconds of a file's mtime and ctime when it is hashed; FAT stores times in steps of 2 s."""
+SETTLED_S = 2.0  # least age in seconds of a file's mtime and ctime when it is hashed; FAT stores times in steps of 2 s
 
 
 class InputMemory:

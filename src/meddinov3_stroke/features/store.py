@@ -27,22 +27,18 @@ from meddinov3_stroke.types import BackboneIdentity, SliceEmbeddings, SliceImage
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
-MAGIC = b"MDSEMB1\n"
-"""First bytes of an entry; the digit is the version of this layout."""
+MAGIC = b"MDSEMB1\n"  # first bytes of an entry; the digit is the version of this layout
 
 SUFFIX = ".emb"
 
-CORRUPT_SUFFIX = ".corrupt"
-"""Appended to the name of an entry whose digest fails, which is kept for inspection."""
+CORRUPT_SUFFIX = ".corrupt"  # appended to the name of an entry whose digest fails, which is kept for inspection
 
 KEY_SCHEMA = 2
 """Raised when the same inputs would be stored as something else; old entries then miss and are never reused."""
 
-ENTRY_SCHEMA = 2
-"""Version of an entry's metadata; 2 added the study, the series and the image of each slice."""
+ENTRY_SCHEMA = 2  # version of an entry's metadata; 2 added the study, the series and the image of each slice
 
-CLS_VIEW = "cls"
-"""The class token after the final norm of each chosen slice, at `resize`, without windowing."""
+CLS_VIEW = "cls"  # the class token after the final norm of each chosen slice, at `resize`, without windowing
 
 _DIGEST_BYTES = 32
 

@@ -22,14 +22,11 @@ _LAYER_NORM_EPS = np.float32(1e-5)  # default of `torch.nn.LayerNorm`
 class Architecture:
     """One kind of head; `shapes` and `module` take (params, input_dim, n_labels)."""
 
-    shapes: Callable[[Params, int, int], dict[str, tuple[int, ...]]]
-    """Shape of every tensor."""
+    shapes: Callable[[Params, int, int], dict[str, tuple[int, ...]]]  # shape of every tensor
     logits: Callable[[State, Float32[np.ndarray, "n dim"]], Float32[np.ndarray, "n label"]]
     """Forward pass in numpy, without dropout."""
-    module: Callable[[Params, int, int], nn.Module]
-    """A freshly initialised torch module with tensors of the same names."""
-    has_valid: Callable[[Params], bool]
-    """Whether the parameters are complete and in range."""
+    module: Callable[[Params, int, int], nn.Module]  # a freshly initialised torch module with tensors of the same names
+    has_valid: Callable[[Params], bool]  # whether the parameters are complete and in range
 
 
 def build_head(input_dim: int, hidden_dim: int, n_labels: int, dropout: float) -> nn.Module:

@@ -17,10 +17,8 @@ from meddinov3_stroke.explain import DEMO_NOTICE, HEAD_ABOVE_HU, is_demo
 from meddinov3_stroke.system.provenance import DISCLAIMER
 from meddinov3_stroke.types import CaseFindings
 
-WINDOW_CENTER = 40.0
-"""HU; the usual brain window (level 40, width 80)."""
-WINDOW_WIDTH = 80.0
-"""HU; see `WINDOW_CENTER`."""
+WINDOW_CENTER = 40.0  # HU; the usual brain window (level 40, width 80)
+WINDOW_WIDTH = 80.0  # HU; see `WINDOW_CENTER`
 
 SIMILARITY_RANGE = (0.0, 1.0)
 """Cosine similarities at the ends of the colour bar; fixed, so that pictures can be compared."""
@@ -46,11 +44,9 @@ DPI = 150
 SCALE_BAR_MM = 50.0
 _MARGIN = round(0.3 * DPI)
 _GAP = round(0.08 * DPI)
-_BAR = round(0.95 * DPI)
-"""Width of the colour bar with its labels."""
+_BAR = round(0.95 * DPI)  # width of the colour bar with its labels
 _CAPTION = round(0.5 * DPI)
-_COLUMNS = 5
-"""Slices side by side in a case picture; further ones go below."""
+_COLUMNS = 5  # slices side by side in a case picture; further ones go below
 
 AID_NOTE = "Patch similarity is a viewing aid, not a lesion map"
 _WINDOW_NOTE = f"Brain window L {WINDOW_CENTER:.0f} W {WINDOW_WIDTH:.0f} HU"
@@ -65,15 +61,12 @@ class SliceMap:
     """A slice and the similarity of its patches to one of them."""
 
     hu: Float32[np.ndarray, "row col"]
-    spacing_mm: tuple[float, float, float]
-    """(slice, row, column)."""
+    spacing_mm: tuple[float, float, float]  # (slice, row, column)
     similarity: Float32[np.ndarray, "h w"]
-    patch: tuple[int, int] | None
-    """(row, column) of the reference patch in the grid."""
+    patch: tuple[int, int] | None  # (row, column) of the reference patch in the grid
     slice_index: int
     n_slices: int
-    position_mm: tuple[float, float, float]
-    """RAS+ mm of the slice's first voxel centre."""
+    position_mm: tuple[float, float, float]  # RAS+ mm of the slice's first voxel centre
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -183,8 +176,7 @@ def _spread_along_rows(seeds: Bool[np.ndarray, "row col"], area: Bool[np.ndarray
 @dataclass(frozen=True)
 class _Line:
     text: str
-    size: float
-    """In points."""
+    size: float  # in points
     colour: str
     style: str
 

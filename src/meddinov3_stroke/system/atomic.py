@@ -19,8 +19,7 @@ import numpy as np
 
 from meddinov3_stroke.errors import MachineError, StorageError
 
-TEMPORARY_SUFFIX = ".tmp"
-"""Suffix of files not yet renamed; a killed writer leaves at most one, which no reader opens."""
+TEMPORARY_SUFFIX = ".tmp"  # suffix of files not yet renamed; a killed writer leaves at most one, which no reader opens
 
 
 @contextmanager

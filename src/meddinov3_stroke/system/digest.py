@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-HEAD_BYTES = 512
-"""Bytes from the start of a file that `describe_impostor` needs."""
+HEAD_BYTES = 512  # bytes from the start of a file that `describe_impostor` needs
 
 _HTML_STARTS = (b"<!doctype html", b"<html", b"<head", b"<body", b"<!--")
 _XML_STARTS = (b"<?xml", b"<!doctype", b"<error")

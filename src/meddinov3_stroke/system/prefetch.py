@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_END: Any = object()
-"""Follows the last item."""
+_END: Any = object()  # follows the last item
 
 
 def read_ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:

@@ -8,11 +8,9 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-DISCLAIMER = "research use only, not for clinical diagnosis"
-"""Part of every output."""
+DISCLAIMER = "research use only, not for clinical diagnosis"  # part of every output
 
-SCHEMA_VERSION = 1
-"""Version of the JSON documents this package writes; raised when a key changes its meaning."""
+SCHEMA_VERSION = 1  # version of the JSON documents this package writes; raised when a key changes its meaning
 
 _PACKAGES = ("meddinov3-stroke", "torch", "openvino", "numpy", "nibabel", "scikit-learn", "safetensors")
 
