@@ -6,22 +6,34 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
 from meddinov3_stroke import config
+from meddinov3_stroke import metrics as measures
 from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.errors import UsageError
+from meddinov3_stroke.heads import (
+    EmbeddingOrigin,
+    HeadCheckpoint,
+    check_backbone,
+    check_head_data,
+    load_checkpoint,
+    load_head_data,
+    predict_logits,
+    read_origin,
+)
 from meddinov3_stroke.labels import LabelPolicy, label_names
 from meddinov3_stroke.options import DeviceName
+from meddinov3_stroke.report.training import about_backbone, metrics_table
+from meddinov3_stroke.system.atomic import write_json, write_npy
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.devices import resolve_device
+from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
 from meddinov3_stroke.types import LABELS, HeadData
-
-if TYPE_CHECKING:
-    from meddinov3_stroke.heads import EmbeddingOrigin, HeadCheckpoint
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -53,19 +65,7 @@ class Args(ConsoleOptions):
 
 
 def run(args: Args) -> dict[str, Any]:
-    """The metrics, as written to `args.output_json`.
-
-    Raises:
-        UsageError: a threshold outside [0, 1], or no such device name.
-        DeviceUnavailable: a device named explicitly does not exist.
-        DatasetError: arrays that are missing, damaged or inconsistent.
-        WeightsError: a checkpoint that is missing, damaged, or of other embeddings or labels.
-    """
-    from meddinov3_stroke.heads import load_checkpoint, load_head_data, read_origin
-    from meddinov3_stroke.report.training import metrics_table
-    from meddinov3_stroke.system.atomic import write_json, write_npy
-    from meddinov3_stroke.system.devices import resolve_device
-
+    """The metrics, as written to `args.output_json`."""
     if args.device not in ("auto", "cpu"):
         resolve_device(args.device)  # a wrong or missing device is still an error
         LOGGER.info("--device %s: a head is applied on the CPU", args.device)
@@ -102,9 +102,6 @@ def evaluate_head(
         CheckpointError: the embedding size or the labels differ from the checkpoint's; lists expected and found.
         DatasetError: NaN, empty, or counts that differ.
     """
-    from meddinov3_stroke import metrics as measures
-    from meddinov3_stroke.heads import check_head_data, predict_logits
-
     if not 0 <= threshold <= 1:
         raise UsageError(f"threshold {threshold:g}: expected a probability from 0 to 1")
     check_head_data(data, "test")
@@ -143,8 +140,6 @@ def _column_names(checkpoint: HeadCheckpoint, n_labels: int) -> tuple[str, ...]:
 
 
 def _check_origin(checkpoint: HeadCheckpoint, origin: EmbeddingOrigin) -> list[str]:
-    from meddinov3_stroke.heads import check_backbone
-
     if checkpoint.is_foreign:
         return ["the checkpoint was written by another implementation; its embeddings must come from it too"]
     if origin.identity is None:
@@ -158,9 +153,6 @@ def _check_origin(checkpoint: HeadCheckpoint, origin: EmbeddingOrigin) -> list[s
 
 
 def _about_inputs(args: Args, checkpoint: HeadCheckpoint) -> dict[str, Any]:
-    from meddinov3_stroke.report.training import about_backbone
-    from meddinov3_stroke.system.digest import sha256_of_file
-
     return {
         "inputs": {
             name: {"path": str(path), "sha256": sha256_of_file(path)}

@@ -6,14 +6,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from meddinov3_stroke.config import CASE_OUTPUT_PREFIX, TOP_K
-from meddinov3_stroke.options import CaseOptions, OptionalOutputDir, case_name
+from meddinov3_stroke.options import CaseOptions, OptionalOutputDir, case_name, slice_progress
+from meddinov3_stroke.predictor import Case, ICHPredictor
+from meddinov3_stroke.report import print_case
 from meddinov3_stroke.system.command import run_command
-
-if TYPE_CHECKING:
-    from meddinov3_stroke.predictor import Case
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -40,18 +38,7 @@ class Args(CaseOptions):
 
 
 def run(args: Args) -> Case:
-    """The case, as written to the output folder.
-
-    Raises:
-        UsageError: a flag out of range.
-        InputError: the volume is missing, corrupt or unsupported.
-        OutOfScope: readable, but outside what the model is meant for.
-        WeightsError: no weights or no head, or a head of another backbone, preprocessing or resize.
-    """
-    from meddinov3_stroke.options import slice_progress
-    from meddinov3_stroke.predictor import ICHPredictor
-    from meddinov3_stroke.report import print_case
-
+    """The case, as written to the output folder."""
     source = args.source()
     predictor = ICHPredictor.load(
         args.checkpoint,

@@ -6,18 +6,18 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from meddinov3_stroke import config
-from meddinov3_stroke.options import CaseOptions, OptionalOutputDir, case_name
+from meddinov3_stroke.backbone import Backbone
+from meddinov3_stroke.explain import demo_warnings, is_demo, parse_patch, patch_similarity, sim_slice_index
+from meddinov3_stroke.features import FeatureExtractor, extract_one, pool_slices
+from meddinov3_stroke.options import CaseOptions, OptionalOutputDir, case_name, slice_progress
+from meddinov3_stroke.report import SliceMap, map_document, origin_document, slice_picture
+from meddinov3_stroke.system.atomic import write_bytes, write_json, write_npy
 from meddinov3_stroke.system.command import run_command
-from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
+from meddinov3_stroke.system.provenance import DISCLAIMER, Stopwatch, memory_statistics, provenance
 from meddinov3_stroke.types import SliceEmbeddings, Volume
-
-if TYPE_CHECKING:
-    from meddinov3_stroke.backbone import Backbone
-    from meddinov3_stroke.features import FeatureExtractor
-    from meddinov3_stroke.report import SliceMap
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -37,19 +37,7 @@ class Args(CaseOptions):
 
 
 def run(args: Args) -> dict[str, Any]:
-    """The document written as `summary.json`.
-
-    Raises:
-        UsageError: a flag out of range.
-        InputError: the volume is missing, corrupt or unsupported.
-        OutOfScope: readable, but outside what the model is meant for.
-        WeightsError: no weights, or weights that give NaN.
-    """
-    from meddinov3_stroke.explain import parse_patch, sim_slice_index
-    from meddinov3_stroke.features import extract_one
-    from meddinov3_stroke.options import slice_progress
-    from meddinov3_stroke.system.provenance import Stopwatch
-
+    """The document written as `summary.json`."""
     watch, source, extractor = Stopwatch(), args.source(), args.extractor(args.resize)
     side = extractor.backbone.side(args.resize)
     patch = parse_patch(args.sim_patch, (side, side))
@@ -61,20 +49,25 @@ def run(args: Args) -> dict[str, Any]:
     with slice_progress(args.show_progress) as on_slices, extractor.warming_up():
         volume, embeddings, read_s = extract_one(source, extractor, on_slices, check)
     embed_s = watch.elapsed_s - opened_s - read_s
-    similar = _similarity(args.sim_slice, patch, volume, extractor)
+    similar = _similarity(sim_slice_index(args.sim_slice, volume.n_slices), patch, volume, extractor)
     summary = _summary(embeddings, extractor.backbone, similar, embed_s)
     summary["elapsed_s"] = round(watch.elapsed_s, 4)
-    name = case_name(source.path, source.series_uid)
-    folder = args.output_dir or Path(f"{config.EMBED_OUTPUT_PREFIX}{name}")
-    _print(summary, _save(folder, embeddings, similar, summary))
+    folder = args.output_dir or Path(f"{config.EMBED_OUTPUT_PREFIX}{case_name(source.path, source.series_uid)}")
+    arrays = {
+        "meddinov3_slice_embeddings.npy": embeddings.cls,
+        "slice_indices.npy": embeddings.slice_indices,
+        "embedding_mean.npy": pool_slices(embeddings.cls, "mean"),
+        "similarity_map.npy": similar.similarity,
+    }
+    for name, array in arrays.items():
+        write_npy(folder / name, array)
+    write_bytes(folder / "similarity_map.png", slice_picture(similar, is_demo(embeddings.backbone)))
+    write_json(folder / "summary.json", summary)
+    _print(summary, [folder / name for name in (*arrays, "similarity_map.png", "summary.json")])
     return summary
 
 
-def _similarity(sim_slice: int, patch: tuple[int, int], volume: Volume, extractor: FeatureExtractor) -> SliceMap:
-    from meddinov3_stroke.explain import patch_similarity, sim_slice_index
-    from meddinov3_stroke.report import SliceMap
-
-    index = sim_slice_index(sim_slice, volume.n_slices)
+def _similarity(index: int, patch: tuple[int, int], volume: Volume, extractor: FeatureExtractor) -> SliceMap:
     tokens = extractor.tokens(volume, [index])
     assert tokens.patches is not None  # asked for
     x, y, z = volume.slice_positions_mm[index].tolist()
@@ -89,46 +82,21 @@ def _similarity(sim_slice: int, patch: tuple[int, int], volume: Volume, extracto
     )
 
 
-def _save(folder: Path, embeddings: SliceEmbeddings, similar: SliceMap, summary: dict[str, Any]) -> list[Path]:
-    """Paths of the files written, `summary.json` last."""
-    from meddinov3_stroke.explain import is_demo
-    from meddinov3_stroke.features import pool_slices
-    from meddinov3_stroke.report import slice_picture
-    from meddinov3_stroke.system.atomic import write_bytes, write_json, write_npy
-
-    arrays = {
-        "meddinov3_slice_embeddings.npy": embeddings.cls,
-        "slice_indices.npy": embeddings.slice_indices,
-        "embedding_mean.npy": pool_slices(embeddings.cls, "mean"),
-        "similarity_map.npy": similar.similarity,
-    }
-    for name, array in arrays.items():
-        write_npy(folder / name, array)
-    write_bytes(folder / "similarity_map.png", slice_picture(similar, is_demo(embeddings.backbone)))
-    write_json(folder / "summary.json", summary)
-    return [folder / name for name in (*arrays, "similarity_map.png", "summary.json")]
-
-
 def _summary(embeddings: SliceEmbeddings, backbone: Backbone, similar: SliceMap, embed_s: float) -> dict[str, Any]:
-    from meddinov3_stroke.explain import demo_warnings
-    from meddinov3_stroke.report import map_document, origin_document
-    from meddinov3_stroke.system.provenance import memory_statistics
-
     found = similar.similarity
-    about_map = {
-        **map_document("the reference patch", similar.grid),
-        "slice_index": similar.slice_index,
-        "position_mm": list(similar.position_mm),
-        "patch": similar.patch and list(similar.patch),
-        "minimum": float(found.min()),
-        "mean": float(found.mean()),
-        "maximum": float(found.max()),
-    }
     return {
         **provenance(),
         **origin_document(embeddings, backbone.device),
         "pool_mode": "slice",
-        "similarity": about_map,
+        "similarity": {
+            **map_document("the reference patch", similar.grid),
+            "slice_index": similar.slice_index,
+            "position_mm": list(similar.position_mm),
+            "patch": similar.patch and list(similar.patch),
+            "minimum": float(found.min()),
+            "mean": float(found.mean()),
+            "maximum": float(found.max()),
+        },
         "elapsed_s": None,
         "embed_s": round(embed_s, 6),
         "slices_per_s": round(len(embeddings.slice_indices) / embed_s, 3),

@@ -9,18 +9,12 @@ from meddinov3_stroke.report.case import (
     save_case,
 )
 from meddinov3_stroke.report.pictures import (
-    SIMILARITY_RANGE,
-    WINDOW_CENTER,
-    WINDOW_WIDTH,
     SliceMap,
     case_picture,
     slice_picture,
 )
 
 __all__ = [
-    "SIMILARITY_RANGE",
-    "WINDOW_CENTER",
-    "WINDOW_WIDTH",
     "SliceMap",
     "case_document",
     "case_picture",

@@ -63,9 +63,6 @@ def save_case(findings: CaseFindings, folder: Path) -> dict[str, Path]:
     """Name -> path of the files written into `folder`, `summary.json` last, each whole or not at all.
 
     `slice_probs.npy` of an earlier case is removed where this one has none, so that the folder is of one case.
-
-    Raises:
-        StorageError: the folder cannot be written.
     """
     arrays = _arrays(findings)
     if SLICE_PROBS not in arrays:

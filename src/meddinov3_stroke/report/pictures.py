@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from meddinov3_stroke.explain import DEMO_NOTICE, HEAD_ABOVE_HU, is_demo
 from meddinov3_stroke.system.provenance import DISCLAIMER
@@ -19,13 +20,8 @@ from meddinov3_stroke.types import CaseFindings
 
 WINDOW_CENTER = 40.0  # HU; the usual brain window (level 40, width 80)
 WINDOW_WIDTH = 80.0  # HU; see `WINDOW_CENTER`
-
-SIMILARITY_RANGE = (0.0, 1.0)
-"""Cosine similarities at the ends of the colour bar; fixed, so that pictures can be compared."""
-
-LARGEST_OPACITY = 0.6
-"""Opacity of the overlay at similarity 1, falling to 0 at similarity 0, so that the CT stays readable."""
-
+SIMILARITY_RANGE = (0.0, 1.0)  # similarities at the ends of the colour bar; fixed, so that pictures can be compared
+LARGEST_OPACITY = 0.6  # of the overlay at similarity 1, falling to 0 at 0, so that the CT stays readable
 _COLOURS = (
     *("#57106e", "#6a176e", "#7f1e6c", "#932667", "#a82e5f", "#bc3754", "#cc4248"),
     *("#dd513a", "#ea632a", "#f37819", "#f98e09", "#fca50a", "#fbbe23", "#f6d746"),
@@ -36,8 +32,7 @@ BACKGROUND = "#0b0d10"
 TEXT = "#eceff1"
 MUTED = "#9aa4ad"
 WARNING = "#ffb74d"
-MARK = "#40e0ff"
-"""Outline of the reference patch; unlike every colour of the overlay."""
+MARK = "#40e0ff"  # outline of the reference patch; unlike every colour of the overlay
 _BAR_BACKGROUND = "#3c3c3c"
 
 DPI = 150
@@ -48,12 +43,17 @@ _BAR = round(0.95 * DPI)  # width of the colour bar with its labels
 _CAPTION = round(0.5 * DPI)
 _COLUMNS = 5  # slices side by side in a case picture; further ones go below
 
+OVER_BONE: dict[str, Any] = {"stroke_width": 2, "stroke_fill": "black"}  # keeps letters on a slice readable
+
 AID_NOTE = "Patch similarity is a viewing aid, not a lesion map"
 _WINDOW_NOTE = f"Brain window L {WINDOW_CENTER:.0f} W {WINDOW_WIDTH:.0f} HU"
 _SCALE_NOTE = (
     f"Colour: cosine similarity to the outlined patch, fixed scale {SIMILARITY_RANGE[0]:g} to {SIMILARITY_RANGE[1]:g} "
     "(negative values drawn as 0), interpolated between patches, air not coloured"
 )
+
+
+Number = int | float  # the run-time checks in the tests do not accept an int for a float
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +87,9 @@ def slice_picture(shown: SliceMap, demo: bool = False) -> bytes:
     panel = _panel_size(shown, width_in=4.6, height_in=9.0)
     width = max(2 * panel[0] + 3 * _MARGIN + _BAR, round(7.5 * DPI))
     patch = "none" if shown.patch is None else "row {}, column {} of {} × {}".format(*shown.patch, *shown.grid)
-    about = (
-        f"of 0 to {shown.n_slices - 1}, inferior to superior   ·   z = {shown.position_mm[2]:.1f} mm   ·   reference "
-        f"patch: {patch}"
-    )
-    header = [
-        *_wrap(f"Slice {shown.slice_index}", 13.0, width, style="Bold"),
-        *_wrap(about, 9.0, width, MUTED),
-    ]
+    place = f"of 0 to {shown.n_slices - 1}, inferior to superior   ·   z = {shown.position_mm[2]:.1f} mm"
+    header = _wrap(f"Slice {shown.slice_index}", 13.0, width, style="Bold")
+    header += _wrap(f"{place}   ·   reference patch: {patch}", 9.0, width, MUTED)
     footer = _wrap(f"{_WINDOW_NOTE}. {AID_NOTE}. {_SCALE_NOTE}.", 7.5, width, MUTED)
     page = _Page(width, header, panel[1], footer, demo)
     page.panel(_MARGIN, page.top, panel, shown)
@@ -106,7 +101,11 @@ def slice_picture(shown: SliceMap, demo: bool = False) -> bytes:
 
 def case_picture(findings: CaseFindings) -> bytes:
     """PNG of the most suspicious slices, highest score first, each without and with its patch similarity."""
-    maps = [_map_of(findings, k) for k in range(len(findings.map_slices))]
+    spacing, n_slices = findings.spacing_mm, findings.embeddings.n_slices
+    maps = [
+        SliceMap(hu, spacing, similarity, one.reference_patch, one.slice_index, n_slices, one.position_mm)
+        for hu, similarity, one in zip(findings.map_hu, findings.similarity, findings.map_slices, strict=True)
+    ]
     panel = _panel_size(maps[0], width_in=2.7, height_in=5.4)
     n_columns, n_rows = min(len(maps), _COLUMNS), -(-len(maps) // _COLUMNS)
     width = max(2 * _MARGIN + n_columns * (panel[0] + _GAP) + _BAR, round(8.4 * DPI))
@@ -134,7 +133,7 @@ def brain_window(hu: Float32[np.ndarray, "row col"]) -> Float32[np.ndarray, "row
 
 def similarity_colours(share: Float[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape 4"]:
     """Red, green, blue and opacity in [0, 1] for shares of `SIMILARITY_RANGE`."""
-    table = np.array([[int(colour[k : k + 2], 16) for k in (1, 3, 5)] for colour in _COLOURS]) / 255.0
+    table = np.array([ImageColor.getrgb(colour) for colour in _COLOURS]) / 255.0
     stops = np.linspace(0.0, 1.0, len(table))
     channels = [np.interp(share, stops, table[:, k]) for k in range(3)]
     return np.stack([*channels, np.asarray(share) * LARGEST_OPACITY], axis=-1)
@@ -144,13 +143,11 @@ def stretch(similarity: Float32[np.ndarray, "h w"], shape: tuple[int, ...]) -> F
     """The map at `shape` pixels as a share of `SIMILARITY_RANGE`: bilinear between the centres of patches."""
     low, high = SIMILARITY_RANGE
     share = np.clip((similarity.astype(np.float64) - low) / (high - low), 0.0, 1.0)
-    rows, columns = (_interpolation(m, n) for m, n in zip(similarity.shape, shape, strict=True))
-    return np.asarray(rows @ share @ columns.T)
-
-
-def _interpolation(n_patches: int, n_pixels: int) -> Float64[np.ndarray, "pixel patch"]:
-    centres = np.clip((np.arange(n_pixels) + 0.5) * n_patches / n_pixels - 0.5, 0, n_patches - 1)
-    return np.asarray(np.clip(1.0 - np.abs(centres[:, None] - np.arange(n_patches)), 0.0, None))
+    weights = []
+    for n_patches, n_pixels in zip(similarity.shape, shape, strict=True):
+        centres = np.clip((np.arange(n_pixels) + 0.5) * n_patches / n_pixels - 0.5, 0, n_patches - 1)
+        weights.append(np.clip(1.0 - np.abs(centres[:, None] - np.arange(n_patches)), 0.0, None))
+    return np.asarray(weights[0] @ share @ weights[1].T)
 
 
 def head_pixels(hu: Float32[np.ndarray, "row col"]) -> Bool[np.ndarray, "row col"]:
@@ -166,7 +163,7 @@ def head_pixels(hu: Float32[np.ndarray, "row col"]) -> Bool[np.ndarray, "row col
 
 
 def _spread_along_rows(seeds: Bool[np.ndarray, "row col"], area: Bool[np.ndarray, "row col"]) -> np.ndarray:
-    """Every run of `area` within a row that holds a seed, whole."""
+    # every run of `area` within a row that holds a seed, whole
     padded = np.pad(area, ((0, 0), (1, 0)))
     run = np.cumsum((padded[:, 1:] != padded[:, :-1]).ravel()) + np.repeat(np.arange(len(area)), area.shape[1])
     seeded = np.bincount(run, weights=seeds.ravel()) > 0
@@ -204,16 +201,9 @@ class _Page:
             self.text(width - _MARGIN, bottom, DEMO_NOTICE, 7.5, WARNING, anchor="rd")
 
     def text(
-        self,
-        x: int | float,
-        y: int | float,
-        text: str,
-        size: float,
-        colour: str = TEXT,
-        style: str = "",
-        anchor: str = "la",
+        self, x: Number, y: Number, text: str, size: float, colour: str = TEXT, style: str = "", **options: Any
     ) -> None:
-        self.draw.text((x, y), drawable(text), colour, _font(size, style), anchor=anchor)
+        self.draw.text((x, y), drawable(text), colour, _font(size, style), **options)
 
     def panel(self, left: int, top: int, size: tuple[int, int], shown: SliceMap, overlay: bool = False) -> None:
         """The slice with its reference patch, sides and scale bar; rows downwards, the patient's right at the left."""
@@ -227,7 +217,8 @@ class _Page:
         self.image.paste(Image.fromarray(pixels.round().astype(np.uint8)), (left, top))
         self._outline(left, top, size, shown)
         for x, y, side, anchor in ((0.02, 0.5, "R", "lm"), (0.98, 0.5, "L", "rm"), (0.5, 0.015, "A", "ma")):
-            self._on_slice(left + x * size[0], top + y * size[1], side, 9.0, "Bold", anchor)
+            place = (left + x * size[0], top + y * size[1])
+            self.text(*place, side, 9.0, style="Bold", anchor=anchor, **OVER_BONE)
         self._scale_bar(left, top, size, shown.extent_mm[1])
 
     def _outline(self, left: int, top: int, size: tuple[int, int], shown: SliceMap) -> None:
@@ -245,18 +236,16 @@ class _Page:
         right, y, length = left + 0.97 * size[0], top + 0.965 * size[1], SCALE_BAR_MM * size[0] / width_mm
         for colour, line in (("black", 7), (TEXT, 3)):
             self.draw.line((right - length, y, right, y), colour, line)
-        self._on_slice(right - length / 2, y - 0.012 * size[1], f"{SCALE_BAR_MM / 10:.0f} cm", 6.5, "", "md")
-
-    def _on_slice(self, x: int | float, y: int | float, text: str, size: float, style: str, anchor: str) -> None:
-        # The dark stroke keeps letters readable over bone.
-        self.draw.text((x, y), text, TEXT, _font(size, style), anchor=anchor, stroke_width=2, stroke_fill="black")
+        middle, above = right - length / 2, y - 0.012 * size[1]
+        self.text(middle, above, f"{SCALE_BAR_MM / 10:.0f} cm", 6.5, anchor="md", **OVER_BONE)
 
     def colour_bar(self, left: int, top: int, height: int) -> None:
         """The scale of the overlay, with ticks and a label."""
         width, tick = round(0.16 * DPI), round(0.03 * DPI)
         colours = similarity_colours(np.linspace(1.0, 0.0, height))
-        base = np.array([int(_BAR_BACKGROUND[k : k + 2], 16) for k in (1, 3, 5)])
-        column = base * (1 - colours[:, 3:]) + 255 * colours[:, :3] * colours[:, 3:]
+        column = (
+            np.array(ImageColor.getrgb(_BAR_BACKGROUND)) * (1 - colours[:, 3:]) + 255 * colours[:, :3] * colours[:, 3:]
+        )
         bar = np.repeat(column.round().astype(np.uint8)[:, None], width, axis=1)
         self.image.paste(Image.fromarray(bar), (left, top))
         low, high = SIMILARITY_RANGE
@@ -274,8 +263,7 @@ class _Page:
 
     def png(self) -> bytes:
         """The page as PNG; equal pages give equal bytes."""
-        buffer = io.BytesIO()
-        self.image.save(buffer, format="PNG", dpi=(DPI, DPI))
+        self.image.save(buffer := io.BytesIO(), format="PNG", dpi=(DPI, DPI))
         return buffer.getvalue()
 
 
@@ -287,35 +275,19 @@ def _case_header(findings: CaseFindings, width: int) -> list[_Line]:
     sign = {name: " (positive)" if decided else "" for name, decided in findings.decisions.items()}
     others = [f"{name} {value:.3f}{sign[name]}" for name, value in named.items() if name != label]
     answer = f"P({label}) = {named[label]:.3f}, {side} the threshold {threshold.value:.3f}"
-    return [
-        *_wrap(answer, 14.0, width, style="Bold"),
-        *_wrap("  ·  ".join(others), 9.5, width),
-        *_wrap(f"Threshold: {threshold.origin}. {findings.ranking}.", 7.5, width, MUTED),
-    ]
-
-
-def _map_of(findings: CaseFindings, k: int) -> SliceMap:
-    top = findings.map_slices[k]
-    return SliceMap(
-        hu=findings.map_hu[k],
-        spacing_mm=findings.spacing_mm,
-        similarity=findings.similarity[k],
-        patch=top.reference_patch,
-        slice_index=top.slice_index,
-        n_slices=findings.embeddings.n_slices,
-        position_mm=top.position_mm,
-    )
+    header = [*_wrap(answer, 14.0, width, style="Bold"), *_wrap("  ·  ".join(others), 9.5, width)]
+    return header + _wrap(f"Threshold: {threshold.origin}. {findings.ranking}.", 7.5, width, MUTED)
 
 
 def _panel_size(shown: SliceMap, width_in: float, height_in: float) -> tuple[int, int]:
-    """(width, height) in pixels of a panel in the slice's true proportions, within both limits in inches."""
+    # (width, height) in pixels of a panel in the slice's true proportions, within both limits in inches
     height_mm, width_mm = shown.extent_mm
     scale = DPI * min(width_in / width_mm, height_in / height_mm)
     return max(1, round(scale * width_mm)), max(1, round(scale * height_mm))
 
 
 def _wrap(text: str, size: float, page_width: int, colour: str = TEXT, style: str = "") -> list[_Line]:
-    """`text` in lines that fit between the page's margins."""
+    # lines that fit between the page's margins
     font, lines = _font(size, style), [""]
     for word in text.split(" "):
         longer = f"{lines[-1]} {word}" if lines[-1] else word
