@@ -26,8 +26,7 @@ TEMPORARY_SUFFIX = ".tmp"  # suffix of files not yet renamed; a killed writer le
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary handle whose bytes become `path` if the block succeeds; otherwise `path` is unchanged.
 
-    Raises:
-        StorageError: the folder cannot be written, the disk is full, or an I/O error.
+    Raises StorageError: the folder cannot be written, the disk is full, or an I/O error.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
@@ -80,8 +79,7 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, document: Any) -> None:
     """Write a JSON document, atomically; numpy scalars and arrays become numbers and lists.
 
-    Raises:
-        ValueError: the document holds NaN or infinity, which JSON cannot represent.
+    Raises ValueError where the document holds NaN or infinity, which JSON cannot represent.
     """
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
 
@@ -94,9 +92,7 @@ def write_npy(path: Path, array: np.ndarray) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, Path):
         return str(value)

@@ -21,10 +21,7 @@ def read_ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
 
     Closing the generator, or an exception in its `next`, begins no further item, waits for the one in the making (it
     is thrown away, and so is its error), joins the thread and closes `items`. A `for` loop over an unnamed generator
-    closes it however the loop ends; elsewhere use `contextlib.closing`.
-
-    Raises:
-        ValueError: `depth` is below 1.
+    closes it however the loop ends; elsewhere use `contextlib.closing`. Raises ValueError for a `depth` below 1.
     """
     if depth < 1:
         raise ValueError(f"read_ahead: depth is {depth}; expected at least 1 item")
@@ -34,7 +31,7 @@ def read_ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
 def _read_ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
     try:
-        pool.submit(_nothing)  # starts the thread: an interrupt in that moment finds no item in the making
+        pool.submit(int)  # starts the thread: an interrupt in that moment finds no item in the making
         ahead = deque(pool.submit(next, items, _END) for _ in range(depth))
         while (item := ahead.popleft().result()) is not _END:
             ahead.append(pool.submit(next, items, _END))
@@ -42,10 +39,6 @@ def _read_ahead(items: Generator[T, None, None], depth: int) -> Generator[T, Non
     finally:
         pool.shutdown(cancel_futures=True)
         items.close()
-
-
-def _nothing() -> None:
-    pass
 
 
 def _as_generator(items: Iterable[T]) -> Generator[T, None, None]:

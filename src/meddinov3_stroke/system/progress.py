@@ -8,61 +8,53 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
 MIB = 1 << 20
 
 
-@runtime_checkable
-class Advance(Protocol):
-    """Called with the number of units just finished."""
+Advance = Callable[..., None]
+"""Called with the number of units just finished, 1 by default."""
 
-    def __call__(self, n: int = 1) -> None: ...
+Update = Callable[[int, int | None], None]
+"""Called with what is done and what there is in all, None if that is not known; `done` may fall back."""
 
 
 @contextmanager
 def progress_bar(description: str, total: int, unit: str, enabled: bool = True) -> Iterator[Advance]:
     """A function that advances a bar with rate (`unit`/s), elapsed time and ETA."""
-    if not enabled or total <= 0:
-        yield lambda n=1: None
-        return
-    with _bar(description, total, unit) as update:
+    with _bar(description, unit, enabled and total > 0) as update:
         done = 0
-        update(0, total)
 
         def advance(n: int = 1) -> None:
             nonlocal done
             done += n
             update(done, total)
 
+        advance(0)
         yield advance
 
 
-@contextmanager
-def byte_bar(description: str, enabled: bool = True) -> Iterator[Callable[[int, int | None], None]]:
+def byte_bar(description: str, enabled: bool = True) -> AbstractContextManager[Update]:
     """A function of (bytes done, bytes in all or None) that sets a bar; `done` may start anywhere and fall back."""
-    if enabled:
-        with _bar(description, None, None) as update:
-            yield update
-    else:
-        yield lambda done, total: None
+    return _bar(description, None, enabled)
 
 
 @contextmanager
-def _bar(description: str, total: int | None, unit: str | None) -> Iterator[Callable[[int, int | None], None]]:
-    if not sys.stderr.isatty():
-        yield _Tenths(description, unit).update
+def _bar(description: str, unit: str | None, enabled: bool) -> Iterator[Update]:
+    if not enabled or not sys.stderr.isatty():
+        yield _Tenths(description, unit).update if enabled else lambda done, total: None
         return
     from rich.console import Console
     from rich.progress import Progress
 
     held: int | None = None
     with Progress(*_columns(unit), console=Console(stderr=True)) as progress:
-        task = progress.add_task(description, total=total, rate="")
+        task = progress.add_task(description, total=None, rate="")
 
         def update(done: int, total: int | None) -> None:
             nonlocal held
@@ -102,12 +94,10 @@ class _Tenths:
             return
         self.logged = 10 * done // total
         rate = max(done - self.first, 1) / max(time.perf_counter() - self.start, 1e-9)
-        LOGGER.info("%s: %s, ETA %.0f s", self.description, self._counts(done, total, rate), (total - done) / rate)
-
-    def _counts(self, done: int, total: int, rate: float) -> str:
+        counts = f"{done / MIB:.1f}/{total / MIB:.1f} MiB, {rate / MIB:.1f} MiB/s"
         if self.unit is not None:
-            return f"{done}/{total} {self.unit}, {rate:.1f} {self.unit}/s"
-        return f"{done / MIB:.1f}/{total / MIB:.1f} MiB, {rate / MIB:.1f} MiB/s"
+            counts = f"{done}/{total} {self.unit}, {rate:.1f} {self.unit}/s"
+        LOGGER.info("%s: %s, ETA %.0f s", self.description, counts, (total - done) / rate)
 
 
 class Interruption:
