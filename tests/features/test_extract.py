@@ -16,6 +16,7 @@ import pytest
 from meddinov3_stroke.errors import InputError, NonFiniteEmbedding, OutOfScope, StorageError, UsageError
 from meddinov3_stroke.features import EmbeddingStore, Entry, extract, extract_one
 from meddinov3_stroke.types import BackboneIdentity, Preprocessing, SliceImage, SliceSelection, VolumeInput
+from stored_entries import stored_keys
 
 Scan = Callable[[str, str], Path]
 Store = EmbeddingStore
@@ -197,7 +198,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_stored(
     reader.before_read = lambda path: scan("a.nii", "6")
     (found,) = extract([path], extractor, store)
     assert found.outcome.status == "failed"
-    assert list(store.stored_keys()) == []
+    assert stored_keys(store) == []
 
 
 def test_a_nan_embedding_stops_the_run_and_names_the_volume(
@@ -206,7 +207,7 @@ def test_a_nan_embedding_stops_the_run_and_names_the_volume(
     paths = [scan("good.nii", "4"), scan("nan.nii", "13"), scan("later.nii", "5")]
     with pytest.raises(NonFiniteEmbedding, match=r"nan\.nii"):
         list(extract(paths, extractor, store))
-    assert len(list(store.stored_keys())) == 1
+    assert len(stored_keys(store)) == 1
 
 
 def test_a_corrupted_entry_is_computed_again_once(
@@ -214,7 +215,7 @@ def test_a_corrupted_entry_is_computed_again_once(
 ) -> None:
     path = scan("a.nii", "5")
     list(extract([path], extractor, store))
-    (key,) = store.stored_keys()
+    (key,) = stored_keys(store)
     entry = store.path(key)
     entry.write_bytes(entry.read_bytes()[:-1] + b"\x00\x01")
     runs = [next(iter(extract([path], extractor, store))) for _ in range(2)]
@@ -227,12 +228,12 @@ def test_a_volume_is_stored_before_it_is_yielded(
 ) -> None:
     paths = [scan(f"{k}.nii", str(k + 2)) for k in range(3)]
     for n_done, _ in enumerate(extract(paths, extractor, store), start=1):
-        assert len(list(store.stored_keys())) == n_done
+        assert len(stored_keys(store)) == n_done
 
 
 def test_entries_hold_no_path(scan: Scan, extractor: Any, reader: Any, store: Store) -> None:
     list(extract([scan("Canary-Patient.nii", "5")], extractor, store))
-    (key,) = store.stored_keys()
+    (key,) = stored_keys(store)
     assert b"Canary" not in store.path(key).read_bytes()
 
 
@@ -242,8 +243,8 @@ def test_two_halves_give_the_same_store_as_one_run(scan: Scan, extractor: Any, r
     list(extract(paths, extractor, one))
     for part in (paths[::2], paths[1::2]):
         list(extract(part, extractor, two))
-    assert list(one.stored_keys()) == list(two.stored_keys())
-    for key in one.stored_keys():
+    assert stored_keys(one) == stored_keys(two)
+    for key in stored_keys(one):
         assert one.path(key).read_bytes() == two.path(key).read_bytes()
 
 
@@ -268,8 +269,8 @@ def test_small_volumes_share_passes_and_their_entries_do_not_show_it(
     assert extractor.backbone.passes == [4, 4, 3]
     for path in paths:
         list(extract([path], extractor, each))
-    assert [one.path(key).read_bytes() for key in one.stored_keys()] == [
-        each.path(key).read_bytes() for key in each.stored_keys()
+    assert [one.path(key).read_bytes() for key in stored_keys(one)] == [
+        each.path(key).read_bytes() for key in stored_keys(each)
     ]
 
 
@@ -287,7 +288,7 @@ def test_volumes_finished_in_the_pass_of_a_nan_are_kept(
     paths = [scan("good.nii", "3"), scan("nan.nii", "13")]
     with pytest.raises(NonFiniteEmbedding, match=r"nan\.nii: backbone fake gave NaN .* first at position 0"):
         list(extract(paths, extractor, store))
-    assert len(list(store.stored_keys())) == 1
+    assert len(stored_keys(store)) == 1
 
 
 def test_a_run_that_is_left_early_leaves_no_thread(

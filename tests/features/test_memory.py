@@ -18,6 +18,7 @@ from meddinov3_stroke.errors import CorruptInput, StorageError
 from meddinov3_stroke.features import EmbeddingStore, InputMemory, extract
 from meddinov3_stroke.system.digest import sha256_of_bytes
 from meddinov3_stroke.types import VolumeInput
+from stored_entries import stored_keys
 
 OLD_S = 1_600_000_000
 
@@ -190,7 +191,7 @@ def test_two_series_of_a_path_are_remembered_apart(run, reader, scan) -> None:
 def test_a_remembered_input_without_its_entry_is_computed_again(run, reader, scan, store) -> None:
     path = scan("a.nii", "5")
     run(path)
-    shutil.rmtree(store.path(next(store.stored_keys())).parent)
+    shutil.rmtree(store.path(stored_keys(store)[0]).parent)
     (found,) = run(path)
     assert (found.from_cache, reader.calls) == (False, [path])
 

@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from meddinov3_stroke.errors import NonFiniteEmbedding, StorageError, UsageError
 from meddinov3_stroke.features import EmbeddingStore, Entry
+from stored_entries import stored_keys
 
 KEY = "ab" * 32
 DTYPES = st.sampled_from([np.float32, np.float64, np.int64, np.uint8, np.bool_])
@@ -146,7 +147,7 @@ def test_keys_lists_what_was_put(tmp_path: Path) -> None:
     store = EmbeddingStore(tmp_path)
     for k in (3, 1, 2):
         store.put(f"{k:064x}", Entry({"cls": expected_cls(k)}))
-    assert list(store.stored_keys()) == [f"{k:064x}" for k in (1, 2, 3)]
+    assert stored_keys(store) == [f"{k:064x}" for k in (1, 2, 3)]
 
 
 def test_a_killed_writer_leaves_every_entry_absent_or_whole(tmp_path: Path) -> None:
@@ -156,11 +157,11 @@ def test_a_killed_writer_leaves_every_entry_absent_or_whole(tmp_path: Path) -> N
         time.sleep(float(generator.uniform(0.005, 0.15)))
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        for key in store.stored_keys():
+        for key in stored_keys(store):
             entry = store.get(key)
             assert entry is not None, f"torn entry {key}"
             np.testing.assert_array_equal(entry.arrays["cls"], expected_cls(entry.metadata["k"]))
-    assert list(store.stored_keys()), "the writers were killed before they wrote anything"
+    assert stored_keys(store), "the writers were killed before they wrote anything"
     assert list(tmp_path.rglob("*.corrupt")) == []
 
 
@@ -168,7 +169,7 @@ def test_concurrent_writers_of_the_same_keys_corrupt_nothing(tmp_path: Path) -> 
     n_keys, store = 8, EmbeddingStore(tmp_path)
     writers = [start_writer(tmp_path, n_keys, rounds=6) for _ in range(4)]
     while any(writer.poll() is None for writer in writers):
-        for key in list(store.stored_keys()):
+        for key in stored_keys(store):
             assert store.get(key) is not None
     assert [writer.communicate() and writer.returncode for writer in writers] == [0] * 4
     for k in range(n_keys):

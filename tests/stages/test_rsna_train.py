@@ -21,6 +21,7 @@ from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, Spli
 from meddinov3_stroke.features import EmbeddingStore, FeatureExtractor
 from meddinov3_stroke.heads import load_checkpoint
 from meddinov3_stroke.types import LABELS, BackboneIdentity, Preprocessing, SliceEmbeddings, SliceSelection, Volume
+from stored_entries import stored_keys
 
 N_PATIENTS = 60
 IDENTITY = BackboneIdentity(
@@ -242,7 +243,7 @@ def test_an_interrupted_run_keeps_finished_volumes_and_resumes(
     extractor.after_call = lambda calls: signal.raise_signal(signal.SIGINT) if calls == 5 else None
     with pytest.raises(KeyboardInterrupt):
         rsna_train.run(args)
-    assert extractor.calls == len(list(EmbeddingStore(args.cache_dir).stored_keys())) == 5
+    assert extractor.calls == len(stored_keys(EmbeddingStore(args.cache_dir))) == 5
     assert not args.checkpoints_dir.exists()
     extractor.after_call = lambda calls: None
     summary = rsna_train.run(args)
@@ -259,7 +260,7 @@ def test_a_second_interrupt_stops_at_once(args: rsna_train.Args, extractor: Coun
     extractor.after_call = twice
     with pytest.raises(KeyboardInterrupt):
         rsna_train.run(args)
-    assert list(EmbeddingStore(args.cache_dir).stored_keys()) == []
+    assert stored_keys(EmbeddingStore(args.cache_dir)) == []
 
 
 @pytest.mark.usefixtures("python_sigint")
@@ -326,7 +327,7 @@ def test_more_bad_volumes_than_the_cap_stop_the_run_before_training(
         rsna_train.run(replace(args, series_csv=csv, skip_invalid_nifti=True))
     assert not args.checkpoints_dir.exists()
     assert read(args.output_dir / "invalid_nifti_report.json")["n_invalid"] == 6
-    n_cached = len(list(EmbeddingStore(args.cache_dir).stored_keys()))
+    n_cached = len(stored_keys(EmbeddingStore(args.cache_dir)))
     assert n_cached == extractor.calls > 0
 
 

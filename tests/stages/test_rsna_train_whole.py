@@ -19,6 +19,7 @@ import torch
 from meddinov3_stroke.backbone import VisionTransformer
 from meddinov3_stroke.features import EmbeddingStore
 from meddinov3_stroke.types import LABELS
+from stored_entries import stored_keys
 
 SCRIPT = Path(__file__).resolve().parents[2] / "script" / "train_meddinov3_rsna.py"
 
@@ -88,7 +89,7 @@ def uninterrupted(prepared: Path) -> Path:
 def finished_volumes(cache: Path) -> int:
     """Number of entries in the cache, each of which must be whole."""
     store = EmbeddingStore(cache)
-    keys = list(store.stored_keys())
+    keys = stored_keys(store)
     assert all(store.get(key) is not None for key in keys)
     return len(keys)
 

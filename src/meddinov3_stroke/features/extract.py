@@ -78,10 +78,9 @@ def extract(
     the voxels too. `memory` saves hashing unchanged inputs again, unless `verify_inputs`. `check` may raise for a
     volume that is about to be embedded; the error is then that input's.
 
-    Raises:
-        NonFiniteEmbedding: the backbone gave NaN or infinity; the message names the file, and nothing of it is stored.
-        StorageError: the store cannot be read or written.
-        UsageError: the extractor's slices, batch or size cannot be honoured.
+    Raises NonFiniteEmbedding (the backbone gave NaN or infinity; the message names the file, and nothing of it is
+    stored), StorageError (the store cannot be read or written) or UsageError (the extractor's slices, batch or size
+    cannot be honoured).
     """
     report = on_slices or (lambda n_done, n_chosen: None)
     run = _Run(extractor, store, keep_volume, memory, verify_inputs, report, check or (lambda volume: None))
@@ -111,8 +110,7 @@ def extract_one(
 
 @dataclass(eq=False)
 class _Case:
-    """An input on its way through the loop."""
-
+    # an input on its way through the loop
     input: Source | None
     key: str = ""
     n_chosen: int = 0  # 0 where the engine has nothing to do
@@ -124,7 +122,12 @@ class _Case:
 
 
 class _UnusableInputError(Exception):
-    """Ends one input, not the run; its cause is the error."""
+    """Ends one input, not the run."""
+
+    def __init__(self, error: MedDINOError) -> None:
+        self.error, self.outcome = error, Outcome.of(error)
+        if isinstance(error, UsageError):  # a header index without a series, say: the other inputs may be sound
+            self.outcome = Outcome(UnsupportedInput.status, UnsupportedInput.code, str(error))
 
 
 @contextmanager
@@ -132,15 +135,7 @@ def _ends_one_input() -> Iterator[None]:
     try:
         yield
     except (InputError, OutOfScope, MachineError, UsageError) as error:
-        raise _UnusableInputError from error
-
-
-def _unusable(source: Source | None, error: BaseException | None) -> Extraction:
-    assert isinstance(error, MedDINOError)
-    outcome = Outcome.of(error)
-    if isinstance(error, UsageError):  # a header index without a series, say: the other inputs may be sound
-        outcome = Outcome(UnsupportedInput.status, UnsupportedInput.code, str(error))
-    return Extraction(source, outcome, error=error)
+        raise _UnusableInputError(error) from error
 
 
 _Window = tuple[_Case, Float32[np.ndarray, "n 1 r r"] | None]
@@ -168,7 +163,7 @@ class _Run:
             try:
                 yield from self._read_one(source)
             except _UnusableInputError as fault:
-                yield _Case(source, result=_unusable(source, fault.__cause__)), None
+                yield _Case(source, result=Extraction(source, fault.outcome, error=fault.error)), None
 
     def _read_one(self, source: Source | None) -> Iterator[_Window]:
         watch = Stopwatch()
@@ -181,11 +176,10 @@ class _Run:
         kept = volume if self.keep_volume else None
         case = _Case(source, key, len(chosen), self.extractor.finisher(volume, chosen), kept, watch.elapsed_s)
         yield case, None
-        for pixels in windows:
-            yield case, pixels
+        yield from ((case, pixels) for pixels in windows)
 
     def _open(self, source: Source | None) -> tuple[str, Volume | None, Extraction | None]:
-        """(key, volume to embed, extraction from the cache); neither of the latter for a repeated input."""
+        # (key, volume to embed, extraction from the cache); neither of the latter for a repeated input
         with _ends_one_input():
             if source is None:
                 raise MissingInput("nifti_path is empty; expected a NIfTI file, or dicom_path or header_index")
@@ -195,15 +189,14 @@ class _Run:
             return key, None, found
         with _ends_one_input():
             volume = opened.volume()
-            # Whether a sound volume is one the model is meant for is decided here, once, before its first slice.
-            self.check(volume)
+            self.check(volume)  # the one place where a sound volume may be refused, before its first slice
             if key and self._key(volume.source.sha256) != key:
                 raise StorageError(f"{opened.path} changed while it was read; run again to retry")
         self.begun.update([key] if key else [])
         return key, volume, None
 
     def _look_up(self, source: Source, opened: OpenedInput) -> tuple[str, Extraction | None]:
-        """The input's key, and its extraction if it is cached; a remembered digest serves for a hit only."""
+        # the input's key, and its extraction if it is cached; a remembered digest serves for a hit only
         series_uid = source.series_uid if isinstance(source, VolumeInput) else None
         memory = self.memory if isinstance(source, VolumeInput | Path | str) else None
         with _ends_one_input():  # listing the input's files may fail
@@ -250,7 +243,6 @@ class _Run:
                 self._take_tokens(case, [row for _, row in rows])
 
     def _take_tokens(self, case: _Case, rows: list[Float32[np.ndarray, " dim"]]) -> None:
-        """Check the tokens a case has just got; store its embeddings once all are there."""
         assert case.finish is not None
         assert case.input is not None
         with naming(source_path(case.input)):

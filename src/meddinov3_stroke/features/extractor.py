@@ -21,7 +21,6 @@ PoolMode = Literal["mean", "max", "mean_max"]
 """`mean` is the baseline; `max` keeps the strongest slice per dimension; `mean_max` is the two side by side (2 d)."""
 
 POOL_MODES: tuple[str, ...] = get_args(PoolMode)  # the names in `PoolMode`
-
 EVERY_SLICE = SliceSelection()  # every slice of a volume
 
 
@@ -37,9 +36,7 @@ class FeatureExtractor:
     def embed(self, volume: Volume) -> SliceEmbeddings:
         """Class tokens of the chosen slices of a volume in memory; `extract` is faster on files.
 
-        Raises:
-            UsageError: no slice is chosen, or `resize` or `batch` cannot be honoured.
-            NonFiniteEmbedding: the backbone gave NaN or infinity.
+        Raises UsageError (no slice chosen, or `resize` or `batch` cannot be honoured) or NonFiniteEmbedding.
         """
         chosen = self.chosen(volume)
         cls = np.concatenate([self.backbone.class_tokens(pixels) for pixels in self.windows(volume, chosen)])
@@ -117,28 +114,21 @@ def pool_mode_name(mode: str) -> PoolMode:
 def pool_slices(cls: Float32[np.ndarray, "n dim"], mode: str) -> Float32[np.ndarray, " pooled"]:
     """One vector per volume: [dim] for mean and max, [2 dim] (mean, then max) for mean_max.
 
-    The mean is summed in float64, so that rounding does not grow with the number of slices.
-
-    Raises:
-        UsageError: no slice (the mean of nothing), or an unknown mode.
+    The mean is summed in float64, so that rounding does not grow with the number of slices. Raises UsageError for no
+    slice (the mean of nothing) or an unknown mode.
     """
     name = pool_mode_name(mode)
     if cls.shape[0] == 0:
         raise UsageError("no slice embeddings to pool; the selection left no slice of the volume")
-    mean = cls.mean(axis=0, dtype=np.float64).astype(np.float32)
-    if name == "mean":
-        return np.asarray(mean)
-    return np.asarray(cls.max(axis=0)) if name == "max" else np.concatenate([mean, cls.max(axis=0)])
+    pooled = {"mean": cls.mean(axis=0, dtype=np.float64).astype(np.float32), "max": cls.max(axis=0)}
+    return np.concatenate([pooled[part] for part in name.split("_")])
 
 
 def select_slices(n_slices: int, selection: SliceSelection) -> Int64[np.ndarray, " chosen"]:
     """Ascending, distinct 0-based indices: every `stride`-th slice, then at most `max_slices` of those, evenly spaced.
 
     The evenly spaced ones are the middles of `max_slices` equal parts, so one slice is the middle one and neither end
-    of the head is favoured.
-
-    Raises:
-        UsageError: `stride` below 1, `max_slices` below 0, or no slice to choose from.
+    of the head is favoured. Raises UsageError for a `stride` below 1, `max_slices` below 0, or no slice.
     """
     if selection.stride < 1:
         raise UsageError(f"--stride {selection.stride}: expected 1 or more; use 1 to take every slice")

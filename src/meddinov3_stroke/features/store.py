@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,7 @@ from meddinov3_stroke.types import BackboneIdentity, SliceEmbeddings, SliceImage
 LOGGER = logging.getLogger("meddinov3_stroke")
 
 MAGIC = b"MDSEMB1\n"  # first bytes of an entry; the digit is the version of this layout
-
 SUFFIX = ".emb"
-
 CORRUPT_SUFFIX = ".corrupt"  # appended to the name of an entry whose digest fails, which is kept for inspection
 
 KEY_SCHEMA = 2
@@ -40,15 +38,9 @@ ENTRY_SCHEMA = 2  # version of an entry's metadata; 2 added the study, the serie
 
 CLS_VIEW = "cls"  # the class token after the final norm of each chosen slice, at `resize`, without windowing
 
-_DIGEST_BYTES = 32
-
 
 def embedding_key(
-    source_sha256: str,
-    backbone: BackboneIdentity,
-    resize: int,
-    selection: SliceSelection,
-    view: str = CLS_VIEW,
+    source_sha256: str, backbone: BackboneIdentity, resize: int, selection: SliceSelection, view: str = CLS_VIEW
 ) -> str:
     """Hex sha256 over the input's bytes, the backbone, side, slices and view.
 
@@ -57,20 +49,8 @@ def embedding_key(
     """
     decisive = asdict(backbone)
     del decisive["name"]
-    return sha256_of_document(
-        {
-            "schema": KEY_SCHEMA,
-            "source_sha256": source_sha256,
-            "backbone": decisive,
-            "resize": resize,
-            "selection": asdict(selection),
-            "view": view,
-        }
-    )
-
-
-class _DamagedEntryError(Exception):
-    """Why the bytes of an entry cannot be trusted."""
+    document = {"schema": KEY_SCHEMA, "source_sha256": source_sha256, "backbone": decisive, "resize": resize}
+    return sha256_of_document(document | {"selection": asdict(selection), "view": view})
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +116,7 @@ class EmbeddingStore:
             raise StorageError(f"cannot read {path}: {error.strerror}; check the disk and the permissions") from error
         try:
             return _decode(content, key)
-        except _DamagedEntryError as damage:
+        except ValueError as damage:
             _set_aside(path, str(damage))
             return None
 
@@ -146,11 +126,6 @@ class EmbeddingStore:
             if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
                 raise NonFiniteEmbedding(f"array {name!r} of entry {key[:12]} holds NaN or infinity; it was not stored")
         write_bytes(self.path(key), _encode(key, entry))
-
-    def stored_keys(self) -> Iterator[str]:
-        """Keys of the entries on disk, in ascending order; their digests are checked only by `get`."""
-        for path in sorted(self.folder.glob(f"??/*{SUFFIX}")):
-            yield path.stem
 
 
 def _encode(key: str, entry: Entry) -> bytes:
@@ -162,22 +137,22 @@ def _encode(key: str, entry: Entry) -> bytes:
 
 
 def _decode(content: bytes, key: str) -> Entry:
-    start = len(MAGIC) + _DIGEST_BYTES
+    # ValueError says why the bytes cannot be trusted
+    start = len(MAGIC) + hashlib.sha256().digest_size
     payload = content[start:]
     if len(content) < start or not content.startswith(MAGIC):
-        raise _DamagedEntryError(f"{len(content)} bytes without the entry's first bytes")
+        raise ValueError(f"{len(content)} bytes without the entry's first bytes")
     if hashlib.sha256(payload).digest() != content[len(MAGIC) : start]:
-        raise _DamagedEntryError("the content does not match its sha256")
+        raise ValueError("the content does not match its sha256")
     try:
         header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
         document = json.loads(header["__metadata__"]["entry"])
-        stored_key, metadata = document["key"], document["metadata"]
-        arrays = tensors_of(payload)
+        stored_key, entry = document["key"], Entry(arrays=tensors_of(payload), metadata=document["metadata"])
     except (SafetensorError, ValueError, KeyError) as error:
-        raise _DamagedEntryError(f"sound bytes of another layout ({error})") from error
+        raise ValueError(f"sound bytes of another layout ({error})") from error
     if stored_key != key:
-        raise _DamagedEntryError(f"it was written under the key {stored_key[:12]}")
-    return Entry(arrays=arrays, metadata=metadata)
+        raise ValueError(f"it was written under the key {stored_key[:12]}")
+    return entry
 
 
 def _set_aside(path: Path, reason: str) -> None:
