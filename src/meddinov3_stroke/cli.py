@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from meddinov3_stroke import __version__
 from meddinov3_stroke.system.provenance import DISCLAIMER
 
 PROG = "meddinov3-stroke"
@@ -14,10 +15,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("commands.demo", "make a phantom cohort and run the whole pipeline on it, with no weights and no network"),
     "predict": ("ich_infer", "haemorrhage probabilities, suspicious slices and heat-maps of one head CT"),
     "embed": ("meddinov3_infer", "slice embeddings and a patch-similarity map of one head CT"),
-    "inspect": (
-        "commands.inspect",
-        "studies and series of a DICOM folder or archive, each with a verdict and reason",
-    ),
+    "inspect": ("commands.inspect", "studies and series of a DICOM folder or archive, each with a verdict and reason"),
     "convert": ("commands.convert", "DICOM or NIfTI -> NIfTI, optionally reoriented and resampled"),
     "prepare-rsna": ("commands.prepare_rsna", "the Kaggle RSNA folder -> header index, series CSV and slice labels"),
     "prepare-cohort": ("commands.prepare_cohort", "CQ500, PhysioNet CT-ICH or BHSD -> the same series table"),
@@ -44,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(overview())
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        print(_version_line())
+        print(f"{PROG} {__version__}")
         return 0
     verb, *rest = arguments
     if verb not in VERBS:
@@ -57,20 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def overview() -> str:
     """What `--help` prints: every verb with a line of its own."""
     width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()]
-    return "\n".join(
-        [
-            f"usage: {PROG} <verb> [flags]     ({PROG} <verb> --help lists the flags of a verb)",
-            "",
-            "Intracranial haemorrhage on non-contrast head CT by a frozen MedDINOv3 and a light head.",
-            f"{DISCLAIMER[0].upper()}{DISCLAIMER[1:]}.",
-            "",
-            *lines,
-        ]
-    )
-
-
-def _version_line() -> str:
-    from meddinov3_stroke import __version__
-
-    return f"{PROG} {__version__}"
+    lines = [
+        f"usage: {PROG} <verb> [flags]     ({PROG} <verb> --help lists the flags of a verb)\n",
+        "Intracranial haemorrhage on non-contrast head CT by a frozen MedDINOv3 and a light head.",
+        f"{DISCLAIMER.capitalize()}.\n",
+        *(f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()),
+    ]
+    return "\n".join(lines)

@@ -71,8 +71,7 @@ class HeadConfig:
         return {"hidden_dim": max(self.hidden_dim, 0), "dropout": float(self.dropout)}
 
 
-EVAL_THRESHOLD = 0.5
-"""Default of `--threshold` of `test_meddinov3_head.py` and `--eval-threshold` of `train_meddinov3_rsna.py`."""
+EVAL_THRESHOLD = 0.5  # `--threshold` of `test_meddinov3_head.py`, `--eval-threshold` of `train_meddinov3_rsna.py`
 RSNA_EPOCHS = 30  # epochs of `train_meddinov3_rsna.py`
 
 PREPARE_WORKERS = 0  # processes that read DICOM headers; 0 is one a CPU
@@ -168,13 +167,12 @@ def load_settings(folder: Path | None = None) -> Settings:
     """Settings from the environment and the nearest `.env` (`folder`, by default the working directory, or above).
 
     Relative paths written in `.env` start at its folder, all others at the working directory. Empty values are ignored.
-
-    Raises:
-        UsageError: a number cannot be read.
+    Raises UsageError where a number cannot be read.
     """
     from dotenv import dotenv_values
 
-    env_file = find_env_file(folder or Path.cwd())
+    folder = folder or Path.cwd()
+    env_file = next((p / ".env" for p in (folder, *folder.parents) if (p / ".env").is_file()), None)
     written = dotenv_values(env_file, encoding="utf-8-sig") if env_file else {}
     given = {key.lower(): (text, env_file.parent) for key, text in written.items() if text and env_file}
     given |= {key.lower(): (text, Path()) for key, text in os.environ.items() if text}
@@ -192,8 +190,3 @@ def _parse(name: str, text: str, base: Path, kind: type) -> Any:
         return kind(text) if kind in (int, float) else text
     except ValueError:
         raise UsageError(f"{name.upper()}: found {text!r}, expected a number; correct it in .env") from None
-
-
-def find_env_file(folder: Path) -> Path | None:
-    """The `.env` in `folder` or the nearest folder above it that has one."""
-    return next((p / ".env" for p in (folder, *folder.parents) if (p / ".env").is_file()), None)

@@ -103,7 +103,6 @@ def case_text(kind: HeadInput) -> str:
 
 
 CENTER = "center"  # name of the patch at (rows // 2, columns // 2)
-
 MIDDLE = -1  # --sim-slice for the slice at n_slices // 2
 
 

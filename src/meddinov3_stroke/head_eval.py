@@ -97,10 +97,8 @@ def evaluate_head(
     columns are the six labels, and any other number takes the checkpoint's names. The loss weights positives as in
     training.
 
-    Raises:
-        UsageError: a threshold outside [0, 1].
-        CheckpointError: the embedding size or the labels differ from the checkpoint's; lists expected and found.
-        DatasetError: NaN, empty, or counts that differ.
+    Raises UsageError (a threshold outside [0, 1]), CheckpointError (embedding size or labels differ from the
+    checkpoint's; lists expected and found) or DatasetError (NaN, empty, or counts that differ).
     """
     if not 0 <= threshold <= 1:
         raise UsageError(f"threshold {threshold:g}: expected a probability from 0 to 1")
@@ -110,11 +108,10 @@ def evaluate_head(
     truth, probabilities = data.labels, output.probabilities
     report = measures.auroc_report(truth, probabilities, names)
     thresholds = {name: checkpoint.thresholds[name] for name in names}  # in the order of the columns
+    weights = np.array([checkpoint.pos_weight[name] for name in names])
     own = {name: value.value for name, value in thresholds.items()}
     metrics: dict[str, Any] = {
-        "loss": measures.binary_cross_entropy(
-            truth, output.logits, np.array([checkpoint.pos_weight[name] for name in names])
-        ),
+        "loss": measures.binary_cross_entropy(truth, output.logits, weights),
         "loss_name": "binary cross-entropy, positives weighted as in training (pos_weight)",
         "pos_weight": dict(checkpoint.pos_weight),
         "macro_auroc": report.macro,

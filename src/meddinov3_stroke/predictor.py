@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
@@ -125,9 +125,8 @@ class ICHPredictor:
         `backbone` is a weights file, a registered name or an opened backbone (which has its device, engine and
         precision already). `resize` is the head's own by default. `threshold` replaces the checkpoint's thresholds.
 
-        Raises:
-            UsageError: `top_k` or `batch` below 1, or a threshold outside [0, 1].
-            WeightsError: no weights or no head; a head of other weights, preprocessing or `resize`.
+        Raises UsageError (`top_k` or `batch` below 1, or a threshold outside [0, 1]) or WeightsError (no weights or no
+        head; a head of other weights, preprocessing or `resize`).
         """
         for flag, value in (("--top-k", top_k), ("--batch", batch)):
             if value < 1:
@@ -155,10 +154,8 @@ class ICHPredictor:
     def __call__(self, source: Source, on_slices: OnSlices | None = None) -> Case:
         """The findings of the volume in `source` (all that `read_volume` takes).
 
-        Raises:
-            InputError: corrupt, unsupported or ambiguous.
-            OutOfScope: readable, but outside what the model is meant for.
-            NonFiniteEmbedding: the backbone or the head gave NaN; the message names the file.
+        Raises InputError (corrupt, unsupported or ambiguous), OutOfScope (readable, but outside what the model is meant
+        for) or NonFiniteEmbedding (the backbone or the head gave NaN; the message names the file).
         """
         watch = Stopwatch()
         volume, embeddings, read_s = extract_one(source, self.extractor, on_slices, self._check_flags)
@@ -237,7 +234,7 @@ class ICHPredictor:
         kind: HeadInput,
         rows: Float64[np.ndarray, "shown label"] | None = None,
     ) -> tuple[tuple[TopSlice, ...], Float32[np.ndarray, "shown h w"]]:
-        """The slices with score and reference patch, and the similarity map of each; `rows` are their probabilities."""
+        # the slices with score and reference patch, and the similarity map of each; `rows` are their probabilities
         tokens, labels = self.extractor.tokens(volume, slice_indices), self.checkpoint.labels
         assert tokens.patches is not None  # asked for
         rows = self._probabilities(head_rows(tokens.cls, kind)) if rows is None else rows
@@ -261,8 +258,9 @@ class ICHPredictor:
 
 def applied_as(head: HeadCheckpoint, embed_dim: int) -> HeadInput:
     """The input the head is used with; for `unknown` by its width: mean_max if twice the embedding, else mean."""
-    kinds: dict[str, HeadInput] = {"slice": "slice", "mean": "mean", "max": "max", "mean_max": "mean_max"}
-    return kinds.get(head.pool_mode, "mean_max" if head.input_dim == 2 * embed_dim else "mean")
+    if head.pool_mode != "unknown":
+        return cast("HeadInput", head.pool_mode)
+    return "mean_max" if head.input_dim == 2 * embed_dim else "mean"
 
 
 def contradictions(decisions: Mapping[str, bool]) -> tuple[str, ...]:

@@ -14,16 +14,22 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from rich.console import Console
+from rich.table import Column, Table
 
 from meddinov3_stroke import config, ich_infer, rsna_train
 from meddinov3_stroke.commands import phantom
+from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.errors import DatasetError
+from meddinov3_stroke.head_eval import evaluate_head
+from meddinov3_stroke.head_train import train_head
+from meddinov3_stroke.heads import load_checkpoint, load_head_data
 from meddinov3_stroke.options import DeviceName, OutputDir
 from meddinov3_stroke.system.atomic import write_json
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.devices import require_torch
 from meddinov3_stroke.system.provenance import DISCLAIMER, Stopwatch, provenance
-from meddinov3_stroke.types import LABELS
+from meddinov3_stroke.types import LABELS, HeadContext, HeadData
 
 LEAST_HELD_OUT_PATIENTS = 60  # least number of held-out patients; with fewer, the demo's AUROC would be too uncertain
 SMALL_LESION_ML = 2.0  # haemorrhages below this volume are counted as small
@@ -48,11 +54,7 @@ class Args(ConsoleOptions):
 
 
 def run(args: Args) -> dict[str, Any]:
-    """The demo's summary, as written to `demo_summary.json`.
-
-    Raises:
-        DatasetError: too few patients to hold out `LEAST_HELD_OUT_PATIENTS`.
-    """
+    """The demo's summary, as written to `demo_summary.json`."""
     require_torch()  # training the head needs it
     watch, folder = Stopwatch(), args.output_dir
     if args.patients * config.DEMO_TEST_RATIO < LEAST_HELD_OUT_PATIENTS:
@@ -97,10 +99,6 @@ def run(args: Args) -> dict[str, Any]:
 
 def _run_control(output_dir: Path, seed: int) -> dict[str, Any]:
     # test metrics of heads trained on the same features with permuted labels: near 0.5, unless something leaks
-    from meddinov3_stroke.head_eval import evaluate_head
-    from meddinov3_stroke.head_train import HeadConfig, HeadContext, HeadData, train_head
-    from meddinov3_stroke.heads import load_checkpoint, load_head_data
-
     folder, features = output_dir / "control_shuffled_labels", output_dir / "rsna_pipeline" / "features"
     train, val, test = (
         load_head_data(features / f"{name}_embeddings.npy", features / f"{name}_labels.npy")[0]
@@ -115,14 +113,13 @@ def _run_control(output_dir: Path, seed: int) -> dict[str, Any]:
         train_head(shuffled[0], shuffled[1], head, context, run_dir, progress=False)
         shuffles.append(evaluate_head(load_checkpoint(run_dir / "best.pt"), test)[0])
     scores = [shuffle["macro_auroc"] for shuffle in shuffles]
+    per_class = {label: [shuffle["per_class_auroc"][label] for shuffle in shuffles] for label in LABELS}
     document = {
         **provenance(),
         "control": "training and validation labels permuted between series; test labels as they are",
         "macro_auroc": float(np.mean(scores)),
         "macro_auroc_of_shuffles": scores,
-        "per_class_auroc": {
-            label: float(np.mean([shuffle["per_class_auroc"][label] for shuffle in shuffles])) for label in LABELS
-        },
+        "per_class_auroc": {label: float(np.mean(aurocs)) for label, aurocs in per_class.items()},
         "loss": float(np.mean([shuffle["loss"] for shuffle in shuffles])),
     }
     write_json(folder / "test_metrics.json", document)
@@ -150,9 +147,6 @@ def _describe(held_out: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _print_summary(args: Args, summary: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Column, Table
-
     held_out, interval = summary["held_out"], summary["macro_auroc_interval"]
     title = "Test AUROC on held-out phantom patients (synthetic; says nothing about patients)"
     table = Table("label", *(Column(name, justify="right") for name in ("AUROC", "labels shuffled")), title=title)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from meddinov3_stroke import config
 from meddinov3_stroke.options import OutputDir
+from meddinov3_stroke.phantom import CohortManifest, count_series, write_cohort
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.devices import available_cpus
 from meddinov3_stroke.system.progress import progress_bar
 from meddinov3_stroke.system.provenance import DISCLAIMER
-
-if TYPE_CHECKING:
-    from meddinov3_stroke.phantom import CohortManifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +30,7 @@ class Args(ConsoleOptions):
 
 
 def run(args: Args) -> CohortManifest:
-    """The manifest of the cohort written under `args.output_dir`.
-
-    Raises:
-        UsageError: fewer than one patient, or a negative seed.
-    """
-    from meddinov3_stroke.phantom import count_series, write_cohort
-
+    """The manifest of the cohort written under `args.output_dir`."""
     total = count_series(args.patients, args.seed)
     with progress_bar("phantoms", total, "volumes", args.show_progress) as advance:
         folder, workers = args.output_dir, available_cpus()

@@ -8,11 +8,7 @@ from meddinov3_stroke.report.case import (
     print_case,
     save_case,
 )
-from meddinov3_stroke.report.pictures import (
-    SliceMap,
-    case_picture,
-    slice_picture,
-)
+from meddinov3_stroke.report.pictures import SliceMap, case_picture, slice_picture
 
 __all__ = [
     "SliceMap",
