@@ -19,10 +19,9 @@ from meddinov3_stroke.phantom.anatomy import Brain, Field, Mask, Points, norm, p
 from meddinov3_stroke.phantom.spec import HeadSpec, LesionSpec, PhantomSpec
 from meddinov3_stroke.types import LABELS
 
+# (slice, row, column) steps in RAS+: slices go superior, rows posterior, columns to the patient's left
 CANONICAL_TO_RAS = np.array([[0.0, 0.0, -1.0], [0.0, -1.0, 0.0], [1.0, 0.0, 0.0]])
-"""(slice, row, column) steps in RAS+: slices go superior, rows posterior, columns to the patient's left."""
-MAX_BLEED_HU = 9.0
-"""Most that a voxel takes from its neighbour through the point spread, since scanners correct the edge of the skull."""
+MAX_BLEED_HU = 9.0  # most that the point spread adds to a voxel, since scanners correct the edge of the skull
 OUTSIDE_MM = 32.0  # beyond this distance from the inner table of the vault there is air (the tip of the nose excepted)
 PLASTIC_HU, HOLDER_GAP_MM = 110.0, 7.0  # the head-holder, and its distance from the back of the head
 MIN_RISE_HU = 8.0  # a voxel is in the mask only where the blood raised it by at least this much

@@ -152,10 +152,8 @@ def draw_spec(
     """The specification of one head CT; the same arguments give the same one.
 
     `seed` decides the acquisition and the noise, and the head too unless `head_seed` is given. `lesions` are labels,
-    repeats allowed; empty for none. Lesions, volumes, shape (the spacing follows) and tilt are drawn where None.
-
-    Raises:
-        UsageError: a negative seed, an unknown label, or volumes that do not match the lesions.
+    repeats allowed; empty for none. Lesions, volumes, shape (the spacing follows) and tilt are drawn where None. Raises
+    UsageError for a negative seed, an unknown label, or volumes that do not match the lesions.
     """
     if seed < 0 or (head_seed or 0) < 0:
         raise UsageError(f"phantom seed {seed}, head seed {head_seed}: expected whole numbers from 0")
@@ -243,9 +241,7 @@ def draw_cohort(n_patients: int, seed: int, *, shape: Shape | None = None) -> tu
 
     About half have no haemorrhage; the types are drawn evenly, the volumes log-uniformly. A follow-up shows the same
     head and haemorrhages, larger or smaller, in another acquisition. `shape` is drawn for each study unless given.
-
-    Raises:
-        UsageError: fewer than one patient, or a negative seed.
+    Raises UsageError for fewer than one patient or a negative seed.
     """
     if n_patients < 1 or seed < 0:
         raise UsageError(f"phantom cohort of {n_patients} patients, seed {seed}: expected at least 1 and a seed from 0")
@@ -253,14 +249,14 @@ def draw_cohort(n_patients: int, seed: int, *, shape: Shape | None = None) -> tu
     types, volumes_ml = _draw_lesion_lists(random, n_patients)
     n_studies = 1 + (random.permutation(n_patients) < round(SECOND_STUDY_SHARE * n_patients))
     patients = []
-    for index in range(n_patients):
+    for index, (labels, volumes) in enumerate(zip(types, volumes_ml, strict=True)):
         digest = hashlib.blake2s(f"phantom {seed} {index}".encode()).hexdigest()
         head_seed, series_number = int(digest[:12], 16), 1_000_000_000 + int(digest[20:28], 16)
         studies = []
         for number in range(n_studies[index]):
             growth = 1.0 if number == 0 else random.uniform(0.6, 1.3)
-            grown_ml = [volume * growth for volume in volumes_ml[index]]
-            spec = draw_spec(head_seed + number, types[index], volumes_ml=grown_ml, head_seed=head_seed, shape=shape)
+            grown_ml = [volume * growth for volume in volumes]
+            spec = draw_spec(head_seed + number, labels, volumes_ml=grown_ml, head_seed=head_seed, shape=shape)
             studies.append(StudySpec(f"ST_{digest[12:20]}{number}", str(series_number + number), spec))
         patients.append(PatientSpec(f"PH_{digest[:10]}", tuple(studies)))
     return tuple(patients)
@@ -282,10 +278,10 @@ def _draw_lesion_lists(random: np.random.Generator, n_patients: int) -> tuple[li
         types[index] = sorted(shuffled, key=lambda label: used[label])[: int(count)]
         used.update(types[index])
     position = {label: random.random() for label in LABELS[1:]}
-    volumes_ml: list[list[float]] = [[] for _ in types]
-    for labels, volumes in zip(types, volumes_ml, strict=True):
-        for label in labels:
-            position[label] = (position[label] + GOLDEN) % 1.0
-            low, high = np.log((LEAST_COHORT_ML, MOST_DRAWN_ML[label]))
-            volumes.append(float(np.exp(low + (high - low) * position[label])))
-    return types, volumes_ml
+
+    def next_volume_ml(label: str) -> float:
+        position[label] = (position[label] + GOLDEN) % 1.0
+        low, high = np.log((LEAST_COHORT_ML, MOST_DRAWN_ML[label]))
+        return float(np.exp(low + (high - low) * position[label]))
+
+    return types, [[next_volume_ml(label) for label in labels] for labels in types]

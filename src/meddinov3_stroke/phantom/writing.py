@@ -53,10 +53,7 @@ def write_cohort(
     Writes `volumes/<patient>/<study>/_<series>.nii.gz` (as DICOM, a folder `_<series>/`), NIfTI masks under `masks/`
     with the same names, `phantom_cohort.json` and the series CSV, whose column `nifti_path` or `dicom_path` is relative
     to the folder. `on_progress` is called with 1 after each volume; `shape` is drawn for each volume unless given.
-
-    Raises:
-        UsageError: fewer than one patient or worker, or a negative seed.
-        StorageError: the folder cannot be written.
+    Raises UsageError (fewer than one patient or worker, or a negative seed) or StorageError.
     """
     if workers < 1:
         raise UsageError(f"phantom workers {workers}: expected at least 1")
@@ -93,14 +90,14 @@ def write_cohort(
 def _write_study(folder: Path, patient_id: str, study: StudySpec, volume_format: str) -> dict[str, Any]:
     name, spec = f"{patient_id}/{study.study_uid}/_{study.series_uid}", study.spec
     phantom, uids = make_phantom(spec), (study.study_uid, study.series_uid)
+    paths = {"nifti_path": f"volumes/{name}.nii.gz", "dicom_path": f"volumes/{name}"}
     write_bytes(folder / "masks" / f"{name}.nii.gz", nifti_bytes(phantom.mask, phantom.affine))
     if volume_format == "nifti":
-        write_bytes(folder / "volumes" / f"{name}.nii.gz", nifti_bytes(phantom.hu, phantom.affine))
+        write_bytes(folder / paths["nifti_path"], nifti_bytes(phantom.hu, phantom.affine))
     else:
-        uids = write_series(folder / "volumes" / name, phantom, patient_id)
+        uids = write_series(folder / paths["dicom_path"], phantom, patient_id)
     return {
-        "nifti_path": f"volumes/{name}.nii.gz" if volume_format == "nifti" else None,
-        "dicom_path": f"volumes/{name}" if volume_format == "dicom" else None,
+        **{key: path if key.startswith(volume_format) else None for key, path in paths.items()},
         "mask_path": f"masks/{name}.nii.gz",
         "patient_id": patient_id,
         "study_uid": uids[0],
@@ -118,10 +115,7 @@ def write_series(folder: Path, phantom: Phantom, patient_id: str) -> tuple[str, 
     """(Study UID, Series UID) of the series written into `folder`: IM0001.dcm, IM0002.dcm, ... from inferior up.
 
     The images are uncompressed axial CT, one for each slice; the same phantom gives the same bytes. The slices lie
-    where its affine puts them: a tilted phantom is a head tilted in a straight gantry.
-
-    Raises:
-        StorageError: the folder cannot be written.
+    where its affine puts them: a tilted phantom is a head tilted in a straight gantry. Raises StorageError.
     """
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.filewriter import dcmwrite
@@ -159,8 +153,7 @@ def write_series(folder: Path, phantom: Phantom, patient_id: str) -> tuple[str, 
         position = _decimals(*np.round(phantom.affine[:3, 3] * to_lps + index * steps[:, 0], 6))
         image.ImagePositionPatient, image.SliceLocation = position, position[2]
         image.add_new("PixelData", "OW", (hu - np.int16(INTERCEPT_HU)).astype("<i2").tobytes())
-        buffer = io.BytesIO()
-        dcmwrite(buffer, image, enforce_file_format=True)
+        dcmwrite(buffer := io.BytesIO(), image, enforce_file_format=True)
         write_bytes(folder / f"IM{index + 1:04d}.dcm", buffer.getvalue())
     return str(image.StudyInstanceUID), str(image.SeriesInstanceUID)
 
