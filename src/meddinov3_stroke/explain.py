@@ -19,8 +19,7 @@ SOFT_TISSUE_HU = (0.0, 100.0)
 """Brain (20 to 45), CSF (0 to 15) and acute blood (50 to 100) lie between; bone, air and fat do not.
 Source: usual figures of CT textbooks."""
 
-LEAST_SOFT_TISSUE = 0.6
-"""Least share of soft tissue among the pixels of a reference patch; excludes air and the rim of the skull."""
+LEAST_SOFT_TISSUE = 0.6  # of the pixels of a reference patch; excludes air and the rim of the skull
 
 HEAD_ABOVE_HU = -300.0
 """Mean of a patch, or value of a pixel, above which it is head and not air: fat (-100) is above, foam below."""

@@ -112,11 +112,9 @@ def train_head(
     The best epoch has the highest validation macro AUROC, then the lowest validation loss; if no label has an AUROC on
     validation, the lowest loss; without validation it is the last. Checkpoints are written after each epoch.
 
-    Raises:
-        UsageError: a hyper-parameter out of range.
-        DatasetError: inconsistent arrays; a label without positives or negatives in training.
-        NonFiniteLoss: a NaN or infinite loss; earlier checkpoints are kept.
-        KeyboardInterrupt: after SIGINT, once the epoch is finished and everything is saved.
+    Raises UsageError (a hyper-parameter out of range), DatasetError (inconsistent arrays; a label without positives or
+    negatives in training), NonFiniteLoss (earlier checkpoints are kept) or KeyboardInterrupt (after SIGINT, once the
+    epoch is finished and everything is saved).
     """
     from meddinov3_stroke.heads.training import check_config, train_epochs
 

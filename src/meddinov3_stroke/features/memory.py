@@ -12,14 +12,11 @@ import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from meddinov3_stroke.ct import OpenedInput
 from meddinov3_stroke.errors import StorageError
 from meddinov3_stroke.system.atomic import write_bytes
 from meddinov3_stroke.system.digest import sha256_of_bytes, sha256_of_document
-
-if TYPE_CHECKING:
-    from meddinov3_stroke.ct import OpenedInput
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -75,7 +72,7 @@ class InputMemory:
 
 
 def _schema(opened: OpenedInput) -> str:
-    """Versions of the record and of the reader whose digest it holds (DICOM; the digest of NIfTI is of its bytes)."""
+    # versions of the record and of the reader whose digest it holds (DICOM; the digest of NIfTI is of its bytes)
     return f"{MEMORY_SCHEMA}.{getattr(opened, 'reader_version', 0)}"
 
 
