@@ -20,7 +20,6 @@ SOFT_TISSUE_HU = (0.0, 100.0)
 Source: usual figures of CT textbooks."""
 
 LEAST_SOFT_TISSUE = 0.6  # of the pixels of a reference patch; excludes air and the rim of the skull
-
 HEAD_ABOVE_HU = -300.0
 """Mean of a patch, or value of a pixel, above which it is head and not air: fat (-100) is above, foam below."""
 

@@ -32,9 +32,6 @@ OptionalPath = Annotated[Path | None, tyro.conf.arg(aliases=["-i"])]
 OptionalOutputDir = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
 DeviceName = Annotated[str, tyro.conf.arg(aliases=["-d"], metavar="auto|cpu|gpu|cuda:N|mps")]
 
-_ENDING = re.compile(r"\.(nii\.gz|nii|zip|dcm|txt|parquet)$", re.IGNORECASE)
-_NOT_IN_A_NAME = re.compile(r"[^0-9A-Za-z._-]")
-
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneOptions(ConsoleOptions):
@@ -194,5 +191,6 @@ def input_or_first(path: Path | None, folder: Path = config.INPUT_DIR) -> Path:
 
 def case_name(path: Path, series_uid: str | None = None) -> str:
     """The name of a file without its ending, or of a folder; with a series `<name>_<series>`, never a path."""
-    name = _ENDING.sub("", path.name or path.resolve().name)
-    return name if series_uid is None else f"{name}_{_NOT_IN_A_NAME.sub('_', series_uid)}"
+    ending = r"\.(nii\.gz|nii|zip|dcm|txt|parquet)$"
+    name = re.sub(ending, "", path.name or path.resolve().name, flags=re.IGNORECASE)
+    return name if series_uid is None else f"{name}_{re.sub('[^0-9A-Za-z._-]', '_', series_uid)}"

@@ -21,7 +21,6 @@ from meddinov3_stroke.system.digest import sha256_of_bytes, sha256_of_document
 LOGGER = logging.getLogger("meddinov3_stroke")
 
 MEMORY_SCHEMA = 1  # raised when a record changes its meaning. The version of the DICOM reader is recorded beside it
-
 SETTLED_S = 2.0  # least age in seconds of a file's mtime and ctime when it is hashed; FAT stores times in steps of 2 s
 
 
