@@ -16,8 +16,7 @@ LabelPolicy = Literal["strict", "fix-any", "ignore"]
 
 LABEL_POLICIES: tuple[str, ...] = get_args(LabelPolicy)
 
-NAMED = 8
-"""Rows, IDs or cases that a message names before it only counts the rest."""
+NAMED = 8  # rows, IDs or cases that a message names before it only counts the rest
 
 
 def label_matrix(values: np.ndarray, where: str) -> Int8[np.ndarray, "n label"]:

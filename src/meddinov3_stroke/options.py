@@ -104,36 +104,22 @@ class CaseOptions(SliceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CohortOptions(SliceOptions):
-    """Which table of series, and how its volumes become one row of features each."""
+class TableOptions(ConsoleOptions):
+    """Which table of series, and how it is read."""
 
     series_csv: Path
     """CSV: nifti_path (or dicom_path, or header_index), study_uid, the six labels; patient_id, series_uid if known."""
-    cache_dir: Path = config.RSNA_CACHE_DIR
-    """Folder of cached embeddings and remembered input digests; runs and processes may share it."""
-    verify_inputs: bool = False
-    """Hash every input again instead of trusting the digest remembered for an unchanged path, size and times."""
     columns: str | None = None
     """Names of the CSV's columns if they differ, such as nifti_path=path,patient_id=PatientID."""
     label_policy: LabelPolicy = "strict"
     """If any is not the OR of the five types: stop, set any to the OR, or keep the row as it is."""
     exclude_ids: Path | None = None
     """Text file of patient, study or series IDs, one a line: the patients they belong to are left out."""
-    pool_mode: Literal["mean", "max", "mean_max", "meanmax"] = config.POOL_MODE
-    """How the embeddings of slices become one row per series; meanmax is mean_max."""
-    resize: int = config.RESIZE
-    """Side in pixels of the square the backbone sees; a multiple of 16."""
-    skip_invalid_nifti: bool = False
-    """Skip and report volumes that cannot be read or are out of scope, up to --max-invalid."""
-    max_invalid: float = config.MAX_INVALID
-    """Largest share of volumes that may be skipped, 0 to 1; above it the run stops (exit 8)."""
 
     def read_table(self) -> SeriesTable:
         """The checked rows of the series CSV, without those of excluded patients."""
         from meddinov3_stroke.data import parse_column_mapping, read_series_table
 
-        if not 0 <= self.max_invalid <= 1:
-            raise UsageError(f"--max-invalid {self.max_invalid:g}: expected a share from 0 to 1, such as 0.05")
         table = read_series_table(
             self.series_csv,
             columns=parse_column_mapping(self.columns),
@@ -144,6 +130,30 @@ class CohortOptions(SliceOptions):
         if table.exclusion is not None:
             LOGGER.info("%s", table.exclusion.sentence)
         return table
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortOptions(TableOptions, SliceOptions):
+    """How the volumes of a table become one row of features each."""
+
+    cache_dir: Path = config.RSNA_CACHE_DIR
+    """Folder of cached embeddings and remembered input digests; runs and processes may share it."""
+    verify_inputs: bool = False
+    """Hash every input again instead of trusting the digest remembered for an unchanged path, size and times."""
+    pool_mode: Literal["mean", "max", "mean_max", "meanmax"] = config.POOL_MODE
+    """How the embeddings of slices become one row per series; meanmax is mean_max."""
+    resize: int = config.RESIZE
+    """Side in pixels of the square the backbone sees; a multiple of 16."""
+    skip_invalid_nifti: bool = False
+    """Skip and report volumes that cannot be read or are out of scope, up to --max-invalid."""
+    max_invalid: float = config.MAX_INVALID
+    """Largest share of volumes that may be skipped, 0 to 1; above it the run stops (exit 8)."""
+
+    def read_table(self) -> SeriesTable:
+        """As `TableOptions.read_table`, after a check of `max_invalid`."""
+        if not 0 <= self.max_invalid <= 1:
+            raise UsageError(f"--max-invalid {self.max_invalid:g}: expected a share from 0 to 1, such as 0.05")
+        return super().read_table()
 
     def extract(self, tables: Mapping[str, SeriesTable]) -> Cohort:
         """The embeddings of every row, computed or from the cache; the first unusable volume raises or is skipped."""

@@ -53,8 +53,7 @@ __all__ = [
     "write_splits",
 ]
 
-EXAMPLES = 20
-"""Volumes listed one by one in the summary; all are counted."""
+EXAMPLES = 20  # volumes listed one by one in the summary; all are counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +61,7 @@ class SplitFeatures:
     """One row per series of a split that could be read."""
 
     data: HeadData
-    table: SeriesTable
-    """The remaining rows, in the order of `data`."""
+    table: SeriesTable  # the remaining rows, in the order of `data`
 
 
 @dataclass(frozen=True, eq=False)

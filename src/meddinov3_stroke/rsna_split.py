@@ -2,67 +2,57 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meddinov3_stroke import config
-from meddinov3_stroke.labels import LabelPolicy
-from meddinov3_stroke.options import OutputDir
-from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.options import OutputDir, TableOptions
+from meddinov3_stroke.system.command import log_warnings, run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER
 
 if TYPE_CHECKING:
     from meddinov3_stroke.data import SeriesTable, Splits
 
-LOGGER = logging.getLogger("meddinov3_stroke")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Args(ConsoleOptions):
-    """Split a series CSV into train, validation and test: by patient, stratified on the six labels."""
+class SplitOptions(TableOptions):
+    """How a table is split by patient."""
 
-    series_csv: Path
-    """CSV with nifti_path (or dicom_path, or header_index), study_uid and the six labels; patient_id and series_uid
-    where known."""
-    output_dir: OutputDir = config.SPLITS_DIR
-    """Folder for train.csv, val.csv, test.csv and split_summary.json."""
     train_ratio: float = config.TRAIN_RATIO
     """Share of patients (never of series) in the training split."""
     val_ratio: float = config.VAL_RATIO
     """Share of patients in the validation split."""
     test_ratio: float = config.TEST_RATIO
     """Share of patients in the test split; the three sum to 1."""
+
+    def split(self, seed: int) -> Splits:
+        """The split of the table; its warnings are logged."""
+        from meddinov3_stroke.data import check_ratios, split_by_patient
+
+        ratios = check_ratios((self.train_ratio, self.val_ratio, self.test_ratio))  # before the table is read
+        splits = split_by_patient(self.read_table(), ratios, seed)
+        log_warnings(splits.warnings)
+        return splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(SplitOptions):
+    """Split a series CSV into train, validation and test: by patient, stratified on the six labels."""
+
+    output_dir: OutputDir = config.SPLITS_DIR
+    """Folder for train.csv, val.csv, test.csv and split_summary.json."""
     seed: int = config.SEED
     """The same CSV, ratios and seed give the same split."""
-    columns: str | None = None
-    """Names of the CSV's columns where they differ, such as nifti_path=path,patient_id=PatientID."""
-    label_policy: LabelPolicy = "strict"
-    """Where any is not the OR of the five types: fail, set any to the OR, or keep the row as it is."""
-    exclude_ids: Path | None = None
-    """Text file of IDs, one a line: all series of patients named there by patient, study or series ID are left out."""
 
 
 def run(args: Args) -> Splits:
     """The splits, written to `args.output_dir`."""
-    from meddinov3_stroke import data
+    from meddinov3_stroke.data import write_splits
 
-    ratios = data.check_ratios((args.train_ratio, args.val_ratio, args.test_ratio))
-    table = data.read_series_table(
-        args.series_csv,
-        columns=data.parse_column_mapping(args.columns),
-        datasets_dir=config.load_settings().datasets_dir,
-        label_policy=args.label_policy,
-        exclude_ids=args.exclude_ids,
-    )
-    splits = data.split_by_patient(table, ratios, args.seed)
-    for warning in splits.warnings:
-        LOGGER.warning(warning)
-    if table.exclusion is not None:
-        LOGGER.info(table.exclusion.sentence)
-    written = data.write_splits(splits, args.output_dir)
+    splits = args.split(args.seed)
+    written = write_splits(splits, args.output_dir)
     print_counts("Split by patient", dict(splits.items()), [path for path in written.values() if path.suffix == ".csv"])
     return splits
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,14 +13,13 @@ from meddinov3_stroke import config
 from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.options import CohortOptions, OutputDir
-from meddinov3_stroke.system.command import run_command
+from meddinov3_stroke.rsna_split import SplitOptions
+from meddinov3_stroke.system.command import log_warnings, run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
 from meddinov3_stroke.types import LABELS, HeadContext
 
 if TYPE_CHECKING:
     from meddinov3_stroke.rsna_pipeline import Cohort, SplitFeatures, Splits
-
-LOGGER = logging.getLogger("meddinov3_stroke")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +35,13 @@ class SeriesHeadConfig(HeadConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(CohortOptions):
+class Args(SplitOptions, CohortOptions):
     """Split a series CSV by patient, embed and cache every volume, train a head and test it."""
 
     output_dir: OutputDir = config.RSNA_OUTPUT_DIR
     """Folder for splits/, features/, test_metrics.json and pipeline_summary.json."""
     checkpoints_dir: Path = config.RSNA_CHECKPOINTS_DIR
     """Folder for best.pt, last.pt, train_summary.json and training_curve.png."""
-    train_ratio: float = config.TRAIN_RATIO
-    """Share of patients (never of series) in the training split."""
-    val_ratio: float = config.VAL_RATIO
-    """Share of patients in the validation split."""
-    test_ratio: float = config.TEST_RATIO
-    """Share of patients in the test split; the three sum to 1."""
     head: Annotated[SeriesHeadConfig, tyro.conf.OmitArgPrefixes] = SeriesHeadConfig()
     eval_threshold: float = config.EVAL_THRESHOLD
     """Probability at which the test figures (accuracy, precision, F1 ...) are also reported, 0 to 1."""
@@ -81,7 +73,7 @@ def run(args: Args) -> dict[str, Any]:
     origin = {**provenance(), **_origin(args, splits, cohort)}
     write_json(args.output_dir / "invalid_nifti_report.json", {**origin, **report})
     found = [*rsna.require_within_cap(report, args.max_invalid), *backbone.warnings, *cohort.audit()]
-    _warn(found)
+    log_warnings(found)
     features = cohort.features()
     rsna.write_features(cohort, features, args.output_dir / "features")
     train = _train(args, cohort, features)
@@ -106,22 +98,17 @@ def run(args: Args) -> dict[str, Any]:
 
 
 def _flags(args: Args) -> dict[str, Any]:
-    flags = {field.name: getattr(args, field.name) for field in fields(args)} | asdict(args.head)
+    flags = vars(args) | asdict(args.head)
     return {name: value for name, value in flags.items() if name not in ("head", "batch_size")}
 
 
 def _split(args: Args) -> Splits:
-    from meddinov3_stroke.data import check_ratios
     from meddinov3_stroke.heads.training import check_config
-    from meddinov3_stroke.rsna_pipeline import split_by_patient
 
-    ratios = check_ratios((args.train_ratio, args.val_ratio, args.test_ratio))
     check_config(args.head)
     if not 0 <= args.eval_threshold <= 1:
         raise UsageError(f"--eval-threshold {args.eval_threshold:g}: expected a probability from 0 to 1")
-    splits = split_by_patient(args.read_table(), ratios, args.head.seed)
-    _warn(splits.warnings)
-    return splits
+    return args.split(args.head.seed)
 
 
 def _train(args: Args, cohort: Cohort, features: Mapping[str, SplitFeatures]) -> dict[str, Any]:
@@ -168,11 +155,6 @@ def _origin(args: Args, splits: Splits, cohort: Cohort) -> dict[str, Any]:
         "resize": args.resize,
         "selection": asdict(args.selection),
     }
-
-
-def _warn(warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        LOGGER.warning("%s", warning)
 
 
 def _files(args: Args) -> dict[str, str]:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from meddinov3_stroke import config
 from meddinov3_stroke.options import CohortOptions, OutputDir
-from meddinov3_stroke.system.command import run_command
+from meddinov3_stroke.system.command import log_warnings, run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER
-
-LOGGER = logging.getLogger("meddinov3_stroke")
 
 NAME = "cohort"
 """Begins the names of the arrays: `cohort_embeddings.npy`, `cohort_labels.npy`, `cohort_source_rows.npy`."""
@@ -52,7 +48,7 @@ def run(args: Args) -> dict[str, Any]:
     origin = rsna.write_features(cohort, features, args.output_dir)
     summary = {
         **origin,
-        "config": {field.name: getattr(args, field.name) for field in fields(args)},
+        "config": vars(args),
         "device": backbone.device,
         "extraction": cohort.document(),
         "invalid_nifti_report": report,
@@ -62,20 +58,15 @@ def run(args: Args) -> dict[str, Any]:
         "memory": memory_statistics(backbone.device),
     }
     write_json(args.output_dir / "extraction_summary.json", summary)
-    _print(args.output_dir, summary)
-    return summary
-
-
-def _print(folder: Path, summary: dict[str, Any]) -> None:
-    for warning in summary["warnings"]:
-        LOGGER.warning("%s", warning)
+    log_warnings(summary["warnings"])
     counts = summary["extraction"]
     names = [f"{NAME}_{what}.npy" for what in ("embeddings", "labels", "source_rows")] + ["extraction_summary.json"]
     print(
         f"{counts['done']} of {counts['n_total']} volumes, {summary['embedding_dim']}-dimensional features "
         f"({counts['n_from_cache']} from the cache)"
     )
-    print("\n".join([*(f"wrote {folder / name}" for name in names), DISCLAIMER]))
+    print("\n".join([*(f"wrote {args.output_dir / name}" for name in names), DISCLAIMER]))
+    return summary
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

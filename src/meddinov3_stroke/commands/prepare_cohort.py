@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ import tyro
 from meddinov3_stroke import config
 from meddinov3_stroke.errors import PartialFailure, UsageError
 from meddinov3_stroke.options import OptionalOutputDir
-from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.command import ConsoleOptions, log_warnings, run_command
 from meddinov3_stroke.system.provenance import provenance
 
 if TYPE_CHECKING:
@@ -74,11 +74,10 @@ def finish(
     from meddinov3_stroke.system.atomic import write_json
     from meddinov3_stroke.system.provenance import memory_statistics
 
-    for warning in found.warnings:
-        LOGGER.warning("%s", warning)
+    log_warnings(found.warnings)
     if found.table.exclusion is not None:
         LOGGER.info("%s", found.table.exclusion.sentence)
-    config_used = {field.name: getattr(args, field.name) for field in fields(args)}
+    config_used = vars(args)
     summary = {
         **provenance(),
         "input": str(root),

@@ -26,8 +26,7 @@ FINDINGS = dict(zip(LABELS, ("ICH", "EDH", "IPH", "IVH", "SAH", "SDH"), strict=T
 """The readers' names for the six labels."""
 
 N_READERS = 3
-LEAST_VOTES = 2
-"""Votes that make a label positive: the majority of three, as in the paper."""
+LEAST_VOTES = 2  # votes that make a label positive: the majority of three, as in the paper
 
 UndecidedPolicy = Literal["leave-out", "keep"]
 """A case with a majority for ICH and for no type: leave it out, or keep it as `any` without a type."""

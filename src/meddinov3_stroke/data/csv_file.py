@@ -13,11 +13,9 @@ from jaxtyping import Int8
 from meddinov3_stroke.errors import LabelError, SeriesTableError
 from meddinov3_stroke.system.digest import sha256_of_bytes
 
-CHINESE_ENCODING = "gb18030"
-"""Superset of GBK and GB2312, which Chinese Windows writes; tried only after UTF-8."""
+CHINESE_ENCODING = "gb18030"  # superset of GBK and GB2312, which Chinese Windows writes; tried only after UTF-8
 
-ZERO_OR_ONE = r"[01](\.0*)?"
-"""Spellings of a label that are read: `0`, `1`, `0.0`, `1.0`. No other number is rounded."""
+ZERO_OR_ONE = r"[01](\.0*)?"  # spellings of a label that are read: `0`, `1`, `0.0`, `1.0`. No other number is rounded.
 
 _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 

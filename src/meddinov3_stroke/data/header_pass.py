@@ -6,15 +6,14 @@ of its bytes, so that damage is noticed and the files concerned are read again.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -29,7 +28,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from meddinov3_stroke.ct.contents import machine_errors
-from meddinov3_stroke.data.header_rows import DICTIONARY_COLUMNS, FAILED, SCHEMA, read_files
+from meddinov3_stroke.data.header_rows import FAILED, SCHEMA, read_files
 from meddinov3_stroke.errors import LockTimeout, MachineError, MissingInput, UnsupportedInput
 from meddinov3_stroke.system.atomic import storage_error, write_bytes
 from meddinov3_stroke.system.digest import sha256_of_bytes
@@ -37,11 +36,9 @@ from meddinov3_stroke.system.progress import finish_on_interrupt, progress_bar
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
-CHUNK_FILES = 128
-"""Files that a process reads at a time."""
+CHUNK_FILES = 128  # files that a process reads at a time
 
-SAVE_CHUNKS = 32
-"""Chunks between two saves; a killed pass loses at most these."""
+SAVE_CHUNKS = 32  # chunks between two saves; a killed pass loses at most these
 
 TABLES = "headers-*.parquet"
 
@@ -51,12 +48,11 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, eq=False)
 class HeaderPass:
-    """The rows of every file of a folder, as `header_rows.SCHEMA` with dictionary columns, by file name."""
+    """The rows of every file of a folder, as `header_rows.SCHEMA`, by file name."""
 
     rows: pa.Table
     n_files: int
-    n_read_now: int
-    """Files whose header this run read; the others were known from an earlier run."""
+    n_read_now: int  # files whose header this run read; the others were known from an earlier run
 
 
 def read_headers_of_folder(folder: Path, parts: Path, *, workers: int, show_progress: bool = True) -> HeaderPass:
@@ -83,7 +79,7 @@ def read_headers_of_folder(folder: Path, parts: Path, *, workers: int, show_prog
                 closing(_read(folder, pending, workers)) as batches,
             ):
                 for batch in batches:
-                    found.append(_as_dictionaries(pa.Table.from_batches([batch])))
+                    found.append(pa.Table.from_batches([batch]))
                     if len(found) - n_saved == SAVE_CHUNKS:
                         _save(parts, found[n_saved:])
                         n_saved = len(found)
@@ -160,22 +156,16 @@ def _read(folder: Path, pending: pa.Table, workers: int) -> Generator[pa.RecordB
     return in_processes(partial(read_files, folder), chunks, 1 if len(pending) <= CHUNK_FILES else workers)
 
 
-@contextmanager
-def _locked(parts: Path) -> Iterator[None]:
-    lock = filelock.FileLock(parts / ".lock")
+def _locked(parts: Path) -> AbstractContextManager[object]:
     try:
         parts.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        return filelock.FileLock(parts / ".lock").acquire(timeout=0)
     except filelock.Timeout as error:
         raise LockTimeout(
             f"another process reads headers into {parts}; wait for it, or choose another --output-dir"
         ) from error
     except OSError as error:
         raise storage_error(parts, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _known_rows(parts: Path, listing: pa.Table) -> pa.Table:
@@ -199,18 +189,14 @@ def _places(rows: pa.Table, listing: pa.Table) -> Int64[np.ndarray, " row"]:
 
 def _saved(path: Path) -> pa.Table | None:
     """The rows of a parquet file; None if it is damaged or of another version, after renaming it with a warning."""
-    try:
+    why = "damaged"
+    with suppress(pa.ArrowException, OSError):
         content = path.read_bytes()
-        if path.stem.rpartition("-")[2] != _digest(content):
-            why = "damaged (its bytes are not those that were written)"
-        else:
-            table = pq.read_table(pa.BufferReader(content), read_dictionary=DICTIONARY_COLUMNS)
-            version = (table.schema.metadata or {}).get(b"header_pass")
-            if version == SCHEMA.metadata[b"header_pass"]:
+        if path.stem.rpartition("-")[2] == _digest(content):
+            table = pq.read_table(pa.BufferReader(content))
+            if (table.schema.metadata or {}).get(b"header_pass") == SCHEMA.metadata[b"header_pass"]:
                 return table
-            why = f"of another version of the header pass ({version!r})"
-    except (pa.ArrowException, OSError) as error:
-        why = f"damaged ({' '.join(str(error).split())[:200]})"
+            why = "of another version of the header pass"
     LOGGER.warning("%s is %s; it is ignored and its files are read again", path.name, why)
     with suppress(OSError):  # otherwise the next run repeats the warning
         path.replace(path.with_suffix(".aside"))
@@ -222,24 +208,16 @@ def _digest(content: bytes) -> str:
 
 
 def _joined(*tables: pa.Table) -> pa.Table:
-    """One table with dictionary columns."""
-    return pa.concat_tables(map(_as_dictionaries, tables)).unify_dictionaries().combine_chunks()
-
-
-def _as_dictionaries(table: pa.Table) -> pa.Table:
-    for name in DICTIONARY_COLUMNS:
-        if not pa.types.is_dictionary(table.schema.field(name).type):
-            place = table.schema.get_field_index(name)
-            table = table.set_column(place, name, table[name].dictionary_encode())
-    return table
+    return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
 
 
 def _save(parts: Path, tables: Sequence[pa.Table]) -> Path:
     """Write the rows of some files as one parquet file; those of files that failed are tried again next time."""
     rows = _joined(*tables)
     rows = rows.filter(pc.not_equal(rows["status"], FAILED)).replace_schema_metadata(SCHEMA.metadata)
-    content = io.BytesIO()
-    pq.write_table(rows, content, compression="zstd")
-    path = parts / f"headers-{_digest(content.getvalue())}.parquet"
-    write_bytes(path, content.getvalue())
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, compression="zstd")
+    content = sink.getvalue().to_pybytes()
+    path = parts / f"headers-{_digest(content)}.parquet"
+    write_bytes(path, content)
     return path

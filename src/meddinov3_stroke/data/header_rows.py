@@ -17,8 +17,7 @@ from meddinov3_stroke.ct.dicom.header import HeaderFields, ImageHeader
 from meddinov3_stroke.ct.dicom.survey import HEAD_BYTES, read_file_headers
 from meddinov3_stroke.errors import InputError, MachineError
 
-PASS_VERSION = 4
-"""Raised when the same file would give another row; rows of older passes are then read again."""
+PASS_VERSION = 4  # raised when the same file would give another row; rows of older passes are then read again
 
 READ, SET_ASIDE, REJECTED, FAILED = "read", "set aside", "rejected", "failed"
 """Status of a file: its header was read, it has no image, it is damaged, or the machine could not read it this time."""
@@ -26,12 +25,15 @@ READ, SET_ASIDE, REJECTED, FAILED = "read", "set aside", "rejected", "failed"
 _IDENTITY = ("sop_instance_uid", "series_instance_uid", "study_instance_uid", "patient_id")
 """What is still read of a damaged file, to find the series that it belongs to."""
 
-_SEPARATOR = "\\"
-"""Between the values of a multi-valued text."""
+_SEPARATOR = "\\"  # between the values of a multi-valued text
+
+_CODED = pa.dictionary(pa.int32(), pa.string())
+_DISTINCT = ("file", "sop_instance_uid")
+"""How texts are held: as codes, but for those that differ from image to image."""
 
 _ARROW = {
-    str: pa.string(),
-    tuple[str, ...]: pa.string(),
+    str: _CODED,
+    tuple[str, ...]: _CODED,
     bool: pa.bool_(),
     int: pa.int32(),
     int | None: pa.int64(),
@@ -48,26 +50,27 @@ def _columns(kind: type[Any]) -> Iterator[tuple[str, pa.DataType]]:
         if is_dataclass(hints[one.name]):
             yield from _columns(hints[one.name])
         else:
-            kind_of_column = _ARROW.get(hints[one.name], pa.float64())
-            yield from ((name, kind_of_column) for name in one.metadata.get("columns", (one.name,)))
+            of_column = pa.string() if one.name in _DISTINCT else _ARROW.get(hints[one.name], pa.float64())
+            yield from ((name, of_column) for name in one.metadata.get("columns", (one.name,)))
 
 
 SCHEMA = pa.schema(
     [
         ("n_bytes", pa.int64()),
         ("mtime_ns", pa.int64()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
+        ("status", _CODED),
+        ("reason", _CODED),
         *_columns(ImageHeader),
     ],
     metadata={b"header_pass": str(PASS_VERSION).encode()},
 )
 """One row for each image (a file, or a frame of one), and one for a file without an image."""
 
-DICTIONARY_COLUMNS = [
-    one.name for one in SCHEMA if pa.types.is_string(one.type) and one.name not in ("file", "sop_instance_uid")
-]
-"""Columns with few different values, held as codes in memory."""
+
+def plain_type(column: str) -> pa.DataType:
+    """The type of a column's values; text for a column of codes."""
+    kind = SCHEMA.field(column).type
+    return getattr(kind, "value_type", kind)
 
 
 def read_files(folder: Path, listed: Sequence[dict[str, Any]]) -> pa.RecordBatch:
@@ -133,7 +136,7 @@ def headers_of_rows(table: pa.Table, kind: type[Any] = ImageHeader) -> list[Any]
             values.append(headers_of_rows(table, hint))  # type: ignore[arg-type]
             continue
         names = one.metadata.get("columns", (one.name,))
-        columns = [table[name].cast(SCHEMA.field(name).type).to_pylist() for name in names]  # no dictionaries
+        columns = [table[name].cast(plain_type(name)).to_pylist() for name in names]  # codes are slow to list
         if len(columns) > 1:
             make = np.array if len(columns) == 3 else tuple
             values.append([None if None in cells else make(cells) for cells in zip(*columns, strict=True)])

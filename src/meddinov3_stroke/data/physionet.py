@@ -26,8 +26,7 @@ from meddinov3_stroke.types import LABELS, Volume
 
 SCANS_FOLDER, MASKS_FOLDER = "ct_scans", "masks"
 DIAGNOSES_CSV = "hemorrhage_diagnosis_raw_ct.csv"
-AXIS_TOLERANCE = 0.01
-"""How far the canonical slice axis may deviate from the file's third axis, in slices."""
+AXIS_TOLERANCE = 0.01  # how far the canonical slice axis may deviate from the file's third axis, in slices
 
 _MASK_CLASSES = ("n_both", "n_mask_alone", "n_label_alone", "n_neither")
 _SCAN = re.compile(r"([0-9]{1,9})\.nii(\.gz)?", re.IGNORECASE)

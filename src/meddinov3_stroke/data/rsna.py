@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +41,9 @@ PARTS_FOLDER = "header_parts"
 """Folder of every header that was read. It may be deleted afterwards; a later run then reads the headers again."""
 
 NIFTI_FOLDER = "nifti"
-UNKNOWN_PATIENT = "unknown"
-"""Folder of patients without an ID."""
+UNKNOWN_PATIENT = "unknown"  # folder of patients without an ID
 
-_SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-"""An ID that may be part of a path; `../../x` may not."""
+_SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # an ID that may be part of a path; `../../x` may not
 
 
 @dataclass(frozen=True)
@@ -80,31 +77,35 @@ def prepare_rsna(
         InputError: no folder of images, or an empty one.
         MachineError: the machine refuses to read or write.
     """
-    watch, marks = Stopwatch(), [("", 0.0)]
+    watch, seconds = Stopwatch(), dict[str, float]()
+
+    def lap(name: str) -> None:
+        seconds[name] = round(watch.elapsed_s - sum(seconds.values()), 3)
+
     images_folder, files = root / IMAGES_FOLDER, {name: output_dir / file for name, file in FILES.items()}
     ids = None if exclude_ids is None else read_id_list(exclude_ids)
     labels = read_slice_labels(root / LABELS_CSV, conflicts=conflicting_labels, policy=label_policy)
-    marks.append(("labels", watch.elapsed_s))
-    parts = output_dir / PARTS_FOLDER
-    headers = read_headers_of_folder(images_folder, parts, workers=workers, show_progress=show_progress)
-    marks.append(("headers", watch.elapsed_s))
+    lap("labels")
+    headers = read_headers_of_folder(
+        images_folder, output_dir / PARTS_FOLDER, workers=workers, show_progress=show_progress
+    )
+    lap("headers")
     images = assemble_rows(headers.rows, images_folder)
     order = index_order(images)
     found = label_series(images, order, labels, ids)
     _require_series(found, root)
-    marks.append(("series", watch.elapsed_s))
+    lap("series")
     write_header_index(files["header_index"], images, order, images_folder)
-    marks.append(("index", watch.elapsed_s))
+    lap("index")
     copies: list[_NiftiCopy] = []
     if write_nifti:
         copies = _write_copies(found, files["header_index"], output_dir, workers, show_progress)
         _require_series(found, root)
-        marks.append(("nifti", watch.elapsed_s))
+        lap("nifti")
     write_slice_labels(files["slice_labels"], found.slice_labels)
     _write_table(found, files, copies)
     table = read_series_table(files["series_csv"], label_policy=label_policy)  # as the pipeline will read it
-    marks.append(("writing", watch.elapsed_s))
-    seconds = {name: round(end - start, 3) for (_, start), (name, end) in pairwise(marks)}
+    lap("writing")
     exclusion, ledger = found.exclusion, ledger_document(found)
     facts = {
         "ledger": ledger,
@@ -114,7 +115,7 @@ def prepare_rsna(
         "seconds": seconds,
     }
     about = (*labels.warnings, *(exclusion.warnings if exclusion else ()), *table.warnings)
-    warnings = (*about, *ledger_warnings(ledger), *_copies_warnings(copies))
+    warnings = (*about, *ledger_warnings(ledger), *_copies_warnings(facts["nifti"]))
     n_failed = ledger["images"]["failed"] + ledger["series"]["by_outcome"]["failed"]
     return Prepared(replace(table, exclusion=exclusion), facts, files, warnings, n_failed)
 
@@ -143,9 +144,7 @@ def _write_copies(
 
 def _require_series(found: LabelledSeries, root: Path) -> None:
     if found.usable.empty:
-        first = (
-            f", the first {found.series['kind'].iloc[0]}: {found.series['reason'].iloc[0]}" if len(found.series) else ""
-        )
+        first = "".join(f", the first {one.kind}: {one.reason}" for one in found.series.iloc[:1].itertuples())
         raise SeriesTableError(f"{root}: no series is left for the table; found {len(found.series)} series{first}")
 
 
@@ -183,30 +182,24 @@ def _copies_document(copies: Sequence[_NiftiCopy]) -> dict[str, Any]:
     }
 
 
-def _copies_warnings(copies: Sequence[_NiftiCopy]) -> tuple[str, ...]:
-    """One if slices are not where NIfTI puts them."""
-    counts = _copies_document(copies)
-    if not counts["n_misplaced"]:
-        return ()
-    return (
-        f"NIfTI cannot hold the positions of {counts['n_misplaced']} series whose slices are not evenly spaced (off by "
-        f"up to {counts['most_misplaced_mm']:g} mm); the true ones are in the .slices.json beside each",
-    )
+def _copies_warnings(counts: Mapping[str, Any] | None) -> Iterator[str]:
+    if counts and counts["n_misplaced"]:
+        yield (
+            f"NIfTI cannot hold the positions of {counts['n_misplaced']} series whose slices are not evenly spaced "
+            f"(off by up to {counts['most_misplaced_mm']:g} mm); the true ones are in the .slices.json beside each"
+        )
 
 
 def _write_copy(identity: tuple[str, str, str], *, index: Path, folder: Path) -> _NiftiCopy:
     names = (identity[0] or UNKNOWN_PATIENT, *identity[1:])
     if not all(_SAFE.fullmatch(name) for name in names):
-        unsafe = Outcome("refused", message="an ID that cannot be part of a file name")
-        return _NiftiCopy(names[2], outcome=unsafe)
-    path = folder / names[0] / names[1] / f"_{names[2]}.nii.gz"
-    beside = path.with_name(f"_{names[2]}.slices.json")
+        return _NiftiCopy(names[2], outcome=Outcome("refused", message="an ID that cannot be part of a file name"))
+    path, beside = (folder / names[0] / names[1] / f"_{names[2]}{ending}" for ending in (".nii.gz", ".slices.json"))
     try:
         opened = open_input(VolumeInput(index, names[2]))
         known = _known(path, beside)
         if known and known["input_sha256"] == opened.digest:
-            misplaced = float(known["nifti_misplaces_slices_by_mm"])
-            return _NiftiCopy(names[2], path, was_there=True, misplaced_mm=misplaced)
+            return _NiftiCopy(names[2], path, was_there=True, misplaced_mm=known["nifti_misplaces_slices_by_mm"])
         volume = opened.volume()
     except (InputError, OutOfScope, MachineError) as error:
         return _NiftiCopy(names[2], outcome=Outcome.of(error))

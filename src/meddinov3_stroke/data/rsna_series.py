@@ -25,7 +25,7 @@ from meddinov3_stroke.ct.dicom.header import ImageHeader
 from meddinov3_stroke.ct.dicom.layout import canonical_positions_mm
 from meddinov3_stroke.ct.dicom.series import LPS_TO_RAS, Stack, assemble, distance_mm, scaling_fault
 from meddinov3_stroke.ct.dicom.survey import same_pixels
-from meddinov3_stroke.data.header_rows import READ, SCHEMA, headers_of_rows
+from meddinov3_stroke.data.header_rows import READ, headers_of_rows, plain_type
 from meddinov3_stroke.errors import InputError
 from meddinov3_stroke.system.atomic import atomic_file
 
@@ -50,7 +50,7 @@ _COLUMN_OF = {
 _COMPUTED = {"slice_index": pa.int32(), **{f"position_{axis}_mm": pa.float64() for axis in "xyz"}}
 
 INDEX_SCHEMA = pa.schema(
-    [(name, SCHEMA.field(source).type if source else _COMPUTED[name]) for name, source in _COLUMN_OF.items()],
+    [(name, plain_type(source) if source else _COMPUTED[name]) for name, source in _COLUMN_OF.items()],
     metadata={b"header_index": b"1"},  # raised when a column changes its meaning
 )
 

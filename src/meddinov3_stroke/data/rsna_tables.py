@@ -20,19 +20,11 @@ from meddinov3_stroke.data.table import IDENTITY_COLUMNS, Exclusion, exclude
 from meddinov3_stroke.errors import STATUSES
 from meddinov3_stroke.types import LABELS
 
-EXAMPLES = 20
-"""Faults listed of each kind; all are counted."""
+EXAMPLES = 20  # faults listed of each kind; all are counted
 
 IMAGE_KINDS = ("slice", "set aside", "refused", "rejected", "failed")
 SERIES_KINDS = ("usable", "set aside", "refused", "unlabelled", "excluded", "rejected", "failed")
 """What an image or a series is, in the order in which the ledger counts them."""
-
-_IN_NO_SERIES = """images with a positive label are in no series: their files are missing, or too damaged to name one; \
-a series that lacks one may be labelled negative by mistake"""
-_BESIDE_THE_SLICES = (
-    """images with a positive label are of series in the table but not among the slices that are read"""
-)
-_OTHER_LABELS = "slices have duplicates with other labels; each is positive for every label that one of them has"
 
 
 @dataclass(eq=False)
@@ -219,9 +211,19 @@ def ledger_warnings(ledger: Mapping[str, Any]) -> list[str]:
     counted = [
         (n_out, f"of {n_images} images are not slices of a volume: {_reasons(images)}"),
         (n_left, f"of {n_series} series are not in the table: {_reasons(series)}"),
-        (ends["positive_any_in_no_series"], _IN_NO_SERIES),
-        (ends["positive_any_beside_the_slices_read"], _BESIDE_THE_SLICES),
-        (ledger["labels"]["copies"]["n_slices_with_other_labels"], _OTHER_LABELS),
+        (
+            ends["positive_any_in_no_series"],
+            "images with a positive label are in no series: their files are missing, or too damaged to name one; a "
+            "series that lacks one may be labelled negative by mistake",
+        ),
+        (
+            ends["positive_any_beside_the_slices_read"],
+            "images with a positive label are of series in the table but not among the slices that are read",
+        ),
+        (
+            ledger["labels"]["copies"]["n_slices_with_other_labels"],
+            "slices have duplicates with other labels; each is positive for every label that one of them has",
+        ),
         (ends["without_a_readable_file"], "labelled images have no file that can be read"),
         (
             hu["n_slices_repaired"],

@@ -23,8 +23,7 @@ from meddinov3_stroke.system.atomic import atomic_file
 from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.types import LABELS
 
-SLICE_LABELS = "slice_labels.parquet"
-"""File name, beside every series table that has slice labels."""
+SLICE_LABELS = "slice_labels.parquet"  # file name, beside every series table that has slice labels
 
 SLICE_LABEL_SCHEMA = pa.schema(
     [

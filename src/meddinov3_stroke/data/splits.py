@@ -24,11 +24,9 @@ from meddinov3_stroke.system.atomic import write_json, write_text
 from meddinov3_stroke.system.provenance import provenance
 from meddinov3_stroke.types import LABELS
 
-SPLITS = ("train", "val", "test")
-"""Names of the splits, in the order of the ratios."""
+SPLITS = ("train", "val", "test")  # names of the splits, in the order of the ratios
 
-ATTEMPTS = 20
-"""Splits drawn before giving up on one in which training has every label."""
+ATTEMPTS = 20  # splits drawn before giving up on one in which training has every label
 
 _SHOWN = 5
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -27,7 +27,9 @@ IDENTITY_COLUMNS = ("patient_id", "study_uid", "series_uid")
 """Optional columns; what they lack is taken from a path of the form `<patient>/<study>/_<series>.nii.gz`."""
 
 _NAMES = (*VOLUME_COLUMNS, *LABELS, *IDENTITY_COLUMNS)
-_SERIES_FILE = re.compile(r"_(?P<series>[^/]+?)\.nii(\.gz)?", re.IGNORECASE)
+_NIFTI_PATH = r"(?:^|/){}/(?:\.?/)*{}/(?:\.?/)*_{}\.nii(?:\.gz)?/*$".format(
+    *(rf"(?!\.\.?/)(?P<{name}>[^/]+?)" for name in IDENTITY_COLUMNS)
+)
 
 
 @dataclass(frozen=True)
@@ -249,22 +251,13 @@ def _parse_labels(cells: pd.DataFrame, where: str) -> Int8[np.ndarray, "row 6"]:
     return np.asarray(labels.apply(lambda column: column.str[0]).to_numpy().astype(np.int8))
 
 
-def _identity_from_path(nifti_path: str) -> tuple[str, str, str]:
-    """(patient, study, series) of `<patient>/<study>/_<series>.nii.gz`, empty for a path of another form."""
-    parts = PurePosixPath(nifti_path.replace("\\", "/")).parts
-    match = _SERIES_FILE.fullmatch(parts[-1]) if len(parts) >= 3 else None
-    if match is None or parts[-3] in ("/", "..", ".") or parts[-2] == "..":
-        return "", "", ""
-    return parts[-3], parts[-2], match["series"]
-
-
 def _resolve_identities(cells: pd.DataFrame, where: str) -> pd.DataFrame:
     """The `IDENTITY_COLUMNS` of each row, from its cells, else from its path; `patient_id` is empty where unknown.
 
     A patient known in one row of a study is the patient of the whole study.
     """
-    of_path = [_identity_from_path(path) for path in cells["nifti_path"]]
-    resolved = pd.DataFrame(of_path, index=cells.index, columns=list(IDENTITY_COLUMNS), dtype=object)
+    paths = cells["nifti_path"].str.replace("\\", "/")
+    resolved = paths.str.extract(_NIFTI_PATH, flags=re.IGNORECASE).astype(object).fillna("")
     for name in set(IDENTITY_COLUMNS) & set(cells):
         resolved[name] = cells[name].where(cells[name] != "", resolved[name])
     # A row without a volume is reported at extraction; until then it counts as a study of its own.

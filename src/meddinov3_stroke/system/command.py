@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -74,6 +74,12 @@ def set_up_logging(options: ConsoleOptions) -> None:
     LOGGER.handlers = [handler]
     LOGGER.propagate = False
     LOGGER.setLevel(logging.WARNING if options.quiet else logging.INFO)
+
+
+def log_warnings(warnings: Iterable[str]) -> None:
+    """Send each warning to standard error."""
+    for warning in warnings:
+        LOGGER.warning("%s", warning)
 
 
 class _PlainLines(logging.Formatter):
