@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from meddinov3_stroke import config
 from meddinov3_stroke.options import OutputDir, TableOptions
 from meddinov3_stroke.system.command import log_warnings, run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER
+from meddinov3_stroke.types import LABELS
 
 if TYPE_CHECKING:
     from meddinov3_stroke.data import SeriesTable, Splits
@@ -57,22 +58,26 @@ def run(args: Args) -> Splits:
     return splits
 
 
-def print_counts(title: str, tables: Mapping[str, SeriesTable], files: Sequence[Path]) -> None:
+def print_counts(title: str, tables: Mapping[str, SeriesTable], files: Iterable[Path]) -> None:
     """Print the patients, studies, series and positive series of each table, and the files written."""
+    from meddinov3_stroke.data import split_statistics
+
+    counts = [split_statistics(table) for table in tables.values()]
+    rows = [[what, *(str(one[f"n_{what}"]) for one in counts)] for what in ("patients", "studies", "series")]
+    rows += [[f"{label} (series)", *(str(one["n_positive"][label]) for one in counts)] for label in LABELS]
+    print_table(title, ("", *tables), rows, files)
+
+
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], files: Iterable[Path | str]) -> None:
+    """Print rows of a text and numbers (an empty row is a line) and the files written."""
     from rich.console import Console
     from rich.table import Table
 
-    from meddinov3_stroke.data import split_statistics
-    from meddinov3_stroke.types import LABELS
-
-    counts = [split_statistics(table) for table in tables.values()]
-    shown = Table("", *tables, title=title, title_justify="left")
+    shown = Table(*header, title=title, title_justify="left")
     for column in shown.columns[1:]:
         column.justify = "right"
-    for what in ("patients", "studies", "series"):
-        shown.add_row(what, *(str(one[f"n_{what}"]) for one in counts))
-    for label in LABELS:
-        shown.add_row(f"{label} (series)", *(str(one["n_positive"][label]) for one in counts))
+    for row in rows:
+        shown.add_row(*row) if row else shown.add_section()
     Console().print(shown)
     print("\n".join([*map(str, files), DISCLAIMER]))
 

@@ -13,9 +13,9 @@ from meddinov3_stroke import config
 from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.options import CohortOptions, OutputDir
-from meddinov3_stroke.rsna_split import SplitOptions
+from meddinov3_stroke.rsna_split import SplitOptions, print_table
 from meddinov3_stroke.system.command import log_warnings, run_command
-from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
+from meddinov3_stroke.system.provenance import provenance
 from meddinov3_stroke.types import LABELS, HeadContext
 
 if TYPE_CHECKING:
@@ -165,23 +165,14 @@ def _files(args: Args) -> dict[str, str]:
 
 
 def _print(args: Args, summary: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     test, balance = summary["test"], summary["train"]["class_balance"]["test"]["after"]
-    shown = Table("label", "test AUROC", "positive / series", title="Held-out test", title_justify="left")
-    for column in shown.columns[1:]:
-        column.justify = "right"
-    for label in LABELS:
-        positive = f"{balance['n_positive'][label]} / {balance['n_series']}"
-        shown.add_row(label, _auroc(test["per_class_auroc"][label]), positive)
+    positive = {label: f"{n} / {balance['n_series']}" for label, n in balance["n_positive"].items()}
+    rows = [[label, _auroc(test["per_class_auroc"][label]), positive[label]] for label in LABELS]
     interval, macro = test.get("macro_auroc_interval") or {}, _auroc(test["macro_auroc"])
     if test["macro_auroc"] is not None and interval.get("low") is not None:
         macro += f" ({interval['low']:.3f} to {interval['high']:.3f})"
-    shown.add_section()
-    shown.add_row("macro", macro, f"{balance['n_patients']} patients")
-    Console().print(shown)
-    print("\n".join([*_files(args).values(), DISCLAIMER]))
+    rows += [[], ["macro", macro, f"{balance['n_patients']} patients"]]
+    print_table("Held-out test", ("label", "test AUROC", "positive / series"), rows, _files(args).values())
 
 
 def _auroc(value: float | None) -> str:

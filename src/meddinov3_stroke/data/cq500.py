@@ -96,10 +96,8 @@ def _find_cases(root: Path) -> dict[int, list[Path]]:
 
 
 def _find_reads(root: Path) -> Path:
-    if (root / READS_CSV).is_file():
-        return root / READS_CSV
     with machine_errors(root):
-        found = sorted(root.glob(f"*/{READS_CSV}"))
+        found = [root / READS_CSV] if (root / READS_CSV).is_file() else sorted(root.glob(f"*/{READS_CSV}"))
     if len(found) != 1:
         listed = ", ".join(str(path.relative_to(root)) for path in found) or "nothing"
         raise SeriesTableError(f"{root}: expected {READS_CSV} there or one folder below; found {listed}; check --root")

@@ -21,11 +21,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import filelock
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Int64
 
 from meddinov3_stroke.ct.contents import machine_errors
 from meddinov3_stroke.data.header_rows import FAILED, SCHEMA, read_files
@@ -70,13 +68,15 @@ def read_headers_of_folder(folder: Path, parts: Path, *, workers: int, show_prog
         is_known = pc.is_in(listing["file"], value_set=known["file"].combine_chunks())
         pending = listing.filter(pc.invert(is_known))
         LOGGER.info("%d files; the headers of %d are known from an earlier run", len(listing), pc.sum(is_known).as_py())
+        chunks = (pending.slice(start, CHUNK_FILES).to_pylist() for start in range(0, len(pending), CHUNK_FILES))
+        n_processes = 1 if len(pending) <= CHUNK_FILES else workers
         found: list[pa.Table] = []
         n_saved = 0
         try:
             with (
                 progress_bar("headers", len(pending), "files", show_progress) as advance,
                 finish_on_interrupt("chunk of files") as stop,
-                closing(_read(folder, pending, workers)) as batches,
+                closing(in_processes(partial(read_files, folder), chunks, n_processes)) as batches,
             ):
                 for batch in batches:
                     found.append(pa.Table.from_batches([batch]))
@@ -95,10 +95,7 @@ def read_headers_of_folder(folder: Path, parts: Path, *, workers: int, show_prog
                 if other != whole:
                     with suppress(OSError):
                         other.unlink()
-    places = _places(rows, listing)
-    if (np.diff(places) < 0).any():
-        rows = rows.take(pa.array(np.argsort(places, kind="stable")))
-    return HeaderPass(rows, len(listing), len(pending))
+    return HeaderPass(rows.sort_by("file"), len(listing), len(pending))
 
 
 def in_processes(
@@ -134,26 +131,19 @@ def _list_files(folder: Path) -> pa.Table:
     """`file`, `n_bytes` and `mtime_ns` of the regular files of `folder` itself, by name; subfolders are ignored."""
     with machine_errors(folder):
         if not folder.is_dir():
-            instead = "a file" if folder.exists() else "nothing"
-            raise MissingInput(f"no folder of DICOM files at {folder}; found {instead}; check the path")
+            found = "a file" if folder.exists() else "nothing"
+            raise MissingInput(f"no folder of DICOM files at {folder}; found {found}; check the path")
         with os.scandir(folder) as entries:
             listed = sorted(
-                (entry.name, (found := entry.stat()).st_size, found.st_mtime_ns) for entry in entries if entry.is_file()
+                (entry.name, (of := entry.stat()).st_size, of.st_mtime_ns) for entry in entries if entry.is_file()
             )
     if not listed:
         raise MissingInput(f"{folder} holds no files; expected DICOM images")
-    names, sizes, times = zip(*listed, strict=True)
     try:
-        return pa.table({"file": pa.array(names, pa.string()), "n_bytes": pa.array(sizes), "mtime_ns": pa.array(times)})
+        return pa.table(dict(zip(("file", "n_bytes", "mtime_ns"), zip(*listed, strict=True), strict=True)))
     except UnicodeEncodeError as error:
         name = os.fsencode(error.object)
         raise UnsupportedInput(f"file name {name!r} is not UTF-8; rename or remove the file") from error
-
-
-def _read(folder: Path, pending: pa.Table, workers: int) -> Generator[pa.RecordBatch, None, None]:
-    """The rows of chunk after chunk, in order."""
-    chunks = (pending.slice(start, CHUNK_FILES).to_pylist() for start in range(0, len(pending), CHUNK_FILES))
-    return in_processes(partial(read_files, folder), chunks, 1 if len(pending) <= CHUNK_FILES else workers)
 
 
 def _locked(parts: Path) -> AbstractContextManager[object]:
@@ -172,19 +162,13 @@ def _known_rows(parts: Path, listing: pa.Table) -> pa.Table:
     """The rows that earlier passes saved of files that are listed unchanged, each once."""
     saved = [table for path in sorted(parts.glob(TABLES)) if (table := _saved(path)) is not None]
     rows = _joined(SCHEMA.empty_table(), *saved)
-    places = _places(rows, listing)
+    places = pc.fill_null(pc.index_in(rows["file"], value_set=listing["file"].combine_chunks()), -1).to_numpy()
     is_same = places >= 0
     for name in ("n_bytes", "mtime_ns"):
         is_same &= rows[name].to_numpy() == listing[name].to_numpy()[places]
     rows = rows.filter(pa.array(is_same))
     # a pass killed between its last save and the removal of the parts leaves rows twice
     return rows.filter(pa.array(~rows.select(["file", "frame"]).to_pandas().duplicated()))
-
-
-def _places(rows: pa.Table, listing: pa.Table) -> Int64[np.ndarray, " row"]:
-    """Place in the listing of each row's file, -1 where it is not listed."""
-    places = pc.fill_null(pc.index_in(rows["file"], value_set=listing["file"].combine_chunks()), -1)
-    return np.asarray(places.to_numpy().astype(np.int64))
 
 
 def _saved(path: Path) -> pa.Table | None:

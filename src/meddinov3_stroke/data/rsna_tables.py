@@ -70,12 +70,10 @@ class LabelledSeries:
     @property
     def slice_labels(self) -> pa.Table:
         """The content of `slice_labels.parquet`."""
-        places = self.table_rows
-        uids = self.images.rows.select(["series_instance_uid", "sop_instance_uid"]).take(pa.array(places)).columns
-        positions_mm = self.images.slice_positions_mm[places]
-        return slice_label_table(
-            uids[0], self.images.slice_index[places], uids[1], positions_mm, self.image_labels[places]
-        )
+        images, places = self.images, self.table_rows
+        uids = images.rows.select(["series_instance_uid", "sop_instance_uid"]).take(pa.array(places)).columns
+        indices, positions_mm = images.slice_index[places], images.slice_positions_mm[places]
+        return slice_label_table(uids[0], indices, uids[1], positions_mm, self.image_labels[places])
 
 
 def label_series(
@@ -102,7 +100,6 @@ def label_series(
 
 
 def _labels_at(labels: SliceLabels, places: Int64[np.ndarray, " some"]) -> Int8[np.ndarray, "some 6"]:
-    """The labels at these places, -1 where a place is."""
     return np.where((places >= 0)[:, None], labels.labels[places], np.int8(-1))
 
 

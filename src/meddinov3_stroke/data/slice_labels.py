@@ -30,9 +30,8 @@ SLICE_LABEL_SCHEMA = pa.schema(
         ("series_uid", pa.string()),
         ("slice_index", pa.int32()),  # canonical, 0-based, inferior to superior
         ("sop_uid", pa.string()),  # empty where the volume has no images
-        ("position_x_mm", pa.float64()),  # RAS+ of the centre of voxel (row 0, col 0), as Volume.slice_positions_mm
-        ("position_y_mm", pa.float64()),
-        ("position_z_mm", pa.float64()),
+        # RAS+ of the centre of voxel (row 0, col 0), as Volume.slice_positions_mm
+        *((f"position_{axis}_mm", pa.float64()) for axis in "xyz"),
         *((label, pa.int8()) for label in LABELS),
     ]
 )
@@ -130,9 +129,7 @@ def _rows(path: Path) -> tuple[pa.Array, Int64[np.ndarray, " row"], Int8[np.ndar
     """(SOP UIDs; of each row of the CSV 6 * (place of its SOP UID) + (place of its label), and its value)."""
     if not path.is_file():
         found = "a directory" if path.is_dir() else "nothing"
-        raise LabelError(
-            f"no labels at {path}; found {found}, expected Kaggle's stage_2_train.csv; --root is its folder"
-        )
+        raise LabelError(f"no labels at {path}; found {found}, expected Kaggle's {path.name}; --root is its folder")
     wanted = {"ID": pa.string(), "Label": pa.int8()}
     convert = pcsv.ConvertOptions(column_types=wanted, include_columns=list(wanted), strings_can_be_null=False)
     try:
