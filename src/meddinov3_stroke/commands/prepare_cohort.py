@@ -58,12 +58,10 @@ def run(args: Args) -> dict[str, Any]:
         found = physionet.prepare_physionet(args.root, folder, show_progress=args.show_progress)
     else:
         found = bhsd.prepare_bhsd(args.root, folder, args.mapping, show_progress=args.show_progress)
-    return finish(args.cohort, args, args.root, folder, found, watch)
+    return finish(args.cohort, args, folder, found, watch)
 
 
-def finish(
-    title: str, args: ConsoleOptions, root: Path, folder: Path, found: Prepared, watch: Stopwatch
-) -> dict[str, Any]:
+def finish(title: str, args: ConsoleOptions, folder: Path, found: Prepared, watch: Stopwatch) -> dict[str, Any]:
     """The summary of a preparation, written to `folder`; warnings are logged and counts printed.
 
     Raises:
@@ -80,7 +78,7 @@ def finish(
     config_used = vars(args)
     summary = {
         **provenance(),
-        "input": str(root),
+        "input": str(config_used["root"]),
         **({"cohort": config_used["cohort"]} if "cohort" in config_used else {}),
         "config": config_used,
         "series_csv_sha256": found.table.sha256,

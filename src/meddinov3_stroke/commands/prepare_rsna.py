@@ -57,7 +57,7 @@ def run(args: Args) -> dict[str, Any]:
         write_nifti=args.write_nifti,
         show_progress=args.show_progress,
     )
-    return finish("RSNA 2019", args, args.root, args.output_dir, found, watch)
+    return finish("RSNA 2019", args, args.output_dir, found, watch)
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

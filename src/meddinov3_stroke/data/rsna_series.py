@@ -32,25 +32,23 @@ from meddinov3_stroke.system.atomic import atomic_file
 ROWS_AT_ONCE = 1 << 13
 """Headers held at a time, in addition to those of one series; rows of a row group of the index (about 235 series)."""
 
-_COLUMN_OF = {
+_COLUMNS: dict[str, str | pa.DataType] = {
     "series_uid": "series_instance_uid",
     "study_uid": "study_instance_uid",
     "patient_id": "patient_id",
     "sop_uid": "sop_instance_uid",
     "file": "file",  # absolute path
     "frame": "frame",  # 0-based in a multi-frame file, else null
-    "slice_index": None,  # canonical, 0-based, inferior to superior; -1 if not a slice of the series' volume
-    "position_x_mm": None,  # RAS+, centre of the first voxel as stored (Image Position), of any image
-    "position_y_mm": None,
-    "position_z_mm": None,
+    "slice_index": pa.int32(),  # canonical, 0-based, inferior to superior; -1 if not a slice of the series' volume
+    "position_x_mm": pa.float64(),  # RAS+, centre of the first voxel as stored (Image Position), of any image
+    "position_y_mm": pa.float64(),
+    "position_z_mm": pa.float64(),
     **{name: name for name in ("rows", "columns", "slope", "intercept", "is_wrapped", "status", "reason")},
 }
-"""Columns of the index in their order, and the column of the header pass that each is, or has its type from."""
-
-_COMPUTED = {"slice_index": pa.int32(), **{f"position_{axis}_mm": pa.float64() for axis in "xyz"}}
+"""Columns of the index in their order: each is a column of the header pass (or has its type), or is of this type."""
 
 INDEX_SCHEMA = pa.schema(
-    [(name, plain_type(source) if source else _COMPUTED[name]) for name, source in _COLUMN_OF.items()],
+    [(name, plain_type(of) if isinstance(of, str) else of) for name, of in _COLUMNS.items()],
     metadata={b"header_index": b"1"},  # raised when a column changes its meaning
 )
 
@@ -106,14 +104,14 @@ def write_header_index(path: Path, images: AssembledImages, order: Int64[np.ndar
         for start in range(0, max(len(order), 1), ROWS_AT_ONCE):
             places = order[start : start + ROWS_AT_ONCE]
             rows = images.rows.take(pa.array(places))
-            columns = {name: rows[source] for name, source in _COLUMN_OF.items() if source}
+            columns = {name: rows[of] for name, of in _COLUMNS.items() if isinstance(of, str)}
             columns["file"] = pc.binary_join_element_wise(folder.resolve().as_posix(), rows["file"], "/")
             columns["slice_index"] = pa.array(images.slice_index[places])
             for k, axis in enumerate("xyz"):
                 columns[f"position_{axis}_mm"] = pa.array(images.positions_mm[places, k], from_pandas=True)
             columns["status"] = pa.array(images.status[places], pa.string())
             columns["reason"] = pa.array(images.reason[places], pa.string())
-            writer.write_table(pa.table({name: columns[name] for name in INDEX_SCHEMA.names}).cast(INDEX_SCHEMA))
+            writer.write_table(pa.table(columns).select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA))
 
 
 def _texts(rows: pa.Table, name: str) -> Shaped[np.ndarray, " row"]:
