@@ -25,16 +25,7 @@ class Args(CohortOptions):
 
 
 def run(args: Args) -> dict[str, Any]:
-    """The document written as `extraction_summary.json`.
-
-    Raises:
-        UsageError: a flag out of range.
-        DatasetError: the table, its labels, or the same pixels under two patients.
-        InputError, OutOfScope: the first volume that cannot be used, without --skip-invalid-nifti.
-        TooManyInvalid: more of them than --max-invalid.
-        WeightsError: no backbone, or one that gives NaN.
-        KeyboardInterrupt: SIGINT; what is finished is kept and not computed again.
-    """
+    """The document written as `extraction_summary.json`; errors are those of `rsna_train.run` up to the features."""
     from meddinov3_stroke import rsna_pipeline as rsna
     from meddinov3_stroke.system.atomic import write_json
     from meddinov3_stroke.system.provenance import Stopwatch, memory_statistics

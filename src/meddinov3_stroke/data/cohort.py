@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +16,7 @@ from jaxtyping import Int8
 from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.data.slice_labels import SLICE_LABELS, slice_label_table, write_slice_labels
 from meddinov3_stroke.data.table import SeriesTable, read_series_table
-from meddinov3_stroke.errors import (
-    STATUSES,
-    CorruptInput,
-    MedDINOError,
-    Outcome,
-    SeriesTableError,
-    UnsupportedInput,
-)
+from meddinov3_stroke.errors import STATUSES, CorruptInput, MedDINOError, Outcome, SeriesTableError, UnsupportedInput
 from meddinov3_stroke.labels import LabelPolicy, name_some
 from meddinov3_stroke.system.atomic import write_text
 from meddinov3_stroke.types import LABELS, Volume
@@ -145,13 +138,11 @@ def mask_values(path: Path, volume: Volume) -> list[frozenset[int]]:
 
 def _ledger(cases: Sequence[CohortCase]) -> tuple[dict[str, Any], list[str]]:
     """(counts by kind and by outcome, which both sum to n_cases, and every case not in the table; warnings)."""
-    outcomes = Counter(case.outcome.status for case in cases)
-    by_kind: dict[str, list[CohortCase]] = defaultdict(list)
-    for case in cases:
-        by_kind[case.kind].append(case)
+    outcomes, kinds = Counter(case.outcome.status for case in cases), Counter(case.kind for case in cases)
+    by_kind = {kind: [case for case in cases if case.kind == kind] for kind in kinds}
     ledger = {
         "n_cases": len(cases),
-        "by_status": {kind: len(some) for kind, some in by_kind.items()},
+        "by_status": dict(kinds),
         "by_outcome": {status: outcomes[status] for status in STATUSES},
         "left_out": [
             {"case": case.name, "status": case.kind, "reason": case.outcome.reason}

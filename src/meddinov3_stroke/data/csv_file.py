@@ -92,7 +92,7 @@ def read_id_list(path: Path) -> IdList:
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise SeriesTableError(f"{path} is not UTF-8 (byte {error.start}); save it as text in UTF-8") from error
-    texts = [line.split("#", 1)[0].strip() for line in lines]
+    texts = [line.partition("#")[0].strip() for line in lines]
     for number, text in enumerate(texts, start=1):
         if "," in text or "\t" in text:
             raise SeriesTableError(f"{path} line {number}: found {text!r}; expected one ID a line and nothing else")

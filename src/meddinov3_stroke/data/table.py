@@ -230,9 +230,8 @@ def _find_columns(header: Sequence[str], mapping: Mapping[str, str], where: str)
 def _find_column(header: Sequence[str], name: str, where: str) -> str:
     # label_any, ...: the names in RSNA series tables in circulation
     for wanted in (name, f"label_{name}") if name in LABELS else (name,):
-        if wanted in header:
-            return wanted
-        matches = [column for column in header if column.casefold() == wanted.casefold()]
+        same = [column for column in header if column == wanted]
+        matches = same or [column for column in header if column.casefold() == wanted.casefold()]
         if len(matches) > 1:
             raise SeriesTableError(
                 f"{where}: {name} could be {' or '.join(matches)}; choose one with --columns {name}=..."
