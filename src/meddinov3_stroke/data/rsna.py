@@ -16,7 +16,7 @@ from meddinov3_stroke.ct.writing import POSITION_TOLERANCE_MM, misplaced_mm, nif
 from meddinov3_stroke.data.cohort import Prepared
 from meddinov3_stroke.data.csv_file import read_id_list
 from meddinov3_stroke.data.header_pass import HeaderPass, in_processes, read_headers_of_folder
-from meddinov3_stroke.data.rsna_series import assemble_rows, index_order, write_header_index
+from meddinov3_stroke.data.rsna_series import assemble_rows, write_header_index
 from meddinov3_stroke.data.rsna_tables import LabelledSeries, label_series, ledger_document, ledger_warnings
 from meddinov3_stroke.data.slice_labels import SLICE_LABELS, ConflictPolicy, read_slice_labels, write_slice_labels
 from meddinov3_stroke.data.table import IDENTITY_COLUMNS, read_series_table
@@ -86,16 +86,14 @@ def prepare_rsna(
     ids = None if exclude_ids is None else read_id_list(exclude_ids)
     labels = read_slice_labels(root / LABELS_CSV, conflicts=conflicting_labels, policy=label_policy)
     lap("labels")
-    headers = read_headers_of_folder(
-        images_folder, output_dir / PARTS_FOLDER, workers=workers, show_progress=show_progress
-    )
+    parts = output_dir / PARTS_FOLDER
+    headers = read_headers_of_folder(images_folder, parts, workers=workers, show_progress=show_progress)
     lap("headers")
     images = assemble_rows(headers.rows, images_folder)
-    order = index_order(images)
-    found = label_series(images, order, labels, ids)
+    found = label_series(images, labels, ids)
     _require_series(found, root)
     lap("series")
-    write_header_index(files["header_index"], images, order, images_folder)
+    write_header_index(files["header_index"], images, images_folder)
     lap("index")
     copies: list[_NiftiCopy] = []
     if write_nifti:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,14 @@ class AssembledImages:
     reason: Shaped[np.ndarray, " row"]  # why it is not a slice
     series: pd.DataFrame = field(default_factory=pd.DataFrame)
 
+    @cached_property
+    def order(self) -> Int64[np.ndarray, " row"]:
+        """The rows by series, then slices in order, then the other images by file; files without an image first."""
+        series = pd.factorize(_texts(self.rows, "series_instance_uid"), sort=True)[0]
+        series[np.asarray(self.rows["series_instance_uid"].is_null())] = -1
+        slice_place = np.where(self.slice_index < 0, np.iinfo(np.int32).max, self.slice_index)
+        return np.lexsort((np.arange(len(series)), slice_place, series)).astype(np.int64)
+
 
 def assemble_rows(rows: pa.Table, folder: Path) -> AssembledImages:
     """What every image of a header pass over `folder` is, by the rules by which volumes are read."""
@@ -90,19 +99,11 @@ def assemble_rows(rows: pa.Table, folder: Path) -> AssembledImages:
     return images
 
 
-def index_order(images: AssembledImages) -> Int64[np.ndarray, " row"]:
-    """The rows by series, then slices in order, then the other images by file; files without an image first."""
-    series = pd.factorize(_texts(images.rows, "series_instance_uid"), sort=True)[0]
-    series[np.asarray(images.rows["series_instance_uid"].is_null())] = -1
-    slice_place = np.where(images.slice_index < 0, np.iinfo(np.int32).max, images.slice_index)
-    return np.lexsort((np.arange(len(series)), slice_place, series)).astype(np.int64)
-
-
-def write_header_index(path: Path, images: AssembledImages, order: Int64[np.ndarray, " row"], folder: Path) -> None:
+def write_header_index(path: Path, images: AssembledImages, folder: Path) -> None:
     """Write the index of a header pass over `folder`, one row group at a time."""
     with atomic_file(path) as handle, pq.ParquetWriter(handle, INDEX_SCHEMA, compression="zstd") as writer:
-        for start in range(0, max(len(order), 1), ROWS_AT_ONCE):
-            places = order[start : start + ROWS_AT_ONCE]
+        for start in range(0, len(images.order), ROWS_AT_ONCE):
+            places = images.order[start : start + ROWS_AT_ONCE]
             rows = images.rows.take(pa.array(places))
             columns = {name: rows[of] for name, of in _COLUMNS.items() if isinstance(of, str)}
             columns["file"] = pc.binary_join_element_wise(folder.resolve().as_posix(), rows["file"], "/")

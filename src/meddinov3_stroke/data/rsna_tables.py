@@ -76,15 +76,13 @@ class LabelledSeries:
         return slice_label_table(uids[0], indices, uids[1], positions_mm, self.image_labels[places])
 
 
-def label_series(
-    images: AssembledImages, order: Int64[np.ndarray, " row"], labels: SliceLabels, exclude_ids: IdList | None
-) -> LabelledSeries:
+def label_series(images: AssembledImages, labels: SliceLabels, exclude_ids: IdList | None) -> LabelledSeries:
     """The series with their labels; those with an unlabelled slice or an excluded patient are not usable."""
     places = labels.places_of(images.rows["sop_instance_uid"].combine_chunks())
     image_labels = _labels_at(labels, places)
     copies = np.flatnonzero(images.copy_of >= 0)
     np.maximum.at(image_labels, images.copy_of[copies], image_labels[copies])
-    slices = order[images.slice_index[order] >= 0]
+    slices = images.order[images.slice_index[images.order] >= 0]
     found = LabelledSeries(images, images.series, slices, labels, places, image_labels)
     frame = found.frame
     is_unlabelled = pd.Series(image_labels[slices, 0] < 0)
