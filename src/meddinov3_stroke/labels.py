@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int8
@@ -13,8 +13,6 @@ from meddinov3_stroke.types import LABELS
 
 LabelPolicy = Literal["strict", "fix-any", "ignore"]
 """What to do where `any` is not the OR of the five subtypes: fail, set `any` to the OR, or keep it as it is."""
-
-LABEL_POLICIES: tuple[str, ...] = get_args(LabelPolicy)
 
 NAMED = 8  # rows, IDs or cases that a message names before it only counts the rest
 
