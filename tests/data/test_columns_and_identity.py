@@ -35,6 +35,8 @@ def test_a_mapping_of_another_form_is_a_usage_error(text: str) -> None:
         ("ID_p/ID_s/_1.nii", ("ID_p", "ID_s", "1")),
         ("C:\\data\\ID_p\\ID_s\\_1.nii.gz", ("ID_p", "ID_s", "1")),
         ("ID_p/ID_s/_1.NII.GZ", ("ID_p", "ID_s", "1")),
+        ("x/.//ID_p//./ID_s/./_1.nii.gz/", ("ID_p", "ID_s", "1")),
+        ("x/ID_p/../_1.nii.gz", None),
         ("ID_p/ID_s/1.nii.gz", None),
         ("ID_s/_1.nii.gz", None),
         ("/ID_s/_1.nii.gz", None),
