@@ -17,7 +17,6 @@ from meddinov3_stroke.backbone import (
     load_backbone,
     loading,
     prepare_channel,
-    prepare_slices,
 )
 from meddinov3_stroke.backbone.backbone import is_out_of_memory
 from meddinov3_stroke.backbone.loading import REGISTERED
@@ -35,7 +34,7 @@ def slices(n: int = 5, n_rows: int = 40, n_columns: int = 40) -> np.ndarray:
 def test_tokens_are_those_of_the_transformer_on_prepared_slices(small_backbone: Backbone, small_vit: MakeVit) -> None:
     hu = slices()
     tokens = small_backbone.embed(hu, resize=64, batch=5, patches=True)
-    features = small_vit().forward_features(torch.from_numpy(prepare_slices(hu, 64).copy()))
+    features = small_vit().forward_features(torch.from_numpy(prepare_channel(hu, 64)).expand(-1, 3, -1, -1))
     assert tokens.grid == (4, 4)
     np.testing.assert_allclose(tokens.cls, features["x_norm_clstoken"].numpy(), rtol=0, atol=1e-3)
     np.testing.assert_allclose(tokens.patches, features["x_norm_patchtokens"].numpy(), rtol=0, atol=1e-3)

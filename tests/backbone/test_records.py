@@ -34,7 +34,7 @@ RECORD = WeightsRecord(WEIGHTS, 64, 16, "bf16", Preprocessing(-1000.0, 1000.0, 6
 
 
 def test_a_record_comes_back_under_the_files_digest_and_under_no_other(tmp_path: Path) -> None:
-    written = RECORD.with_fidelity("torch-2-bf16-cuda", 0.99995)
+    written = replace(RECORD, fidelity={"torch-2-bf16-cuda": 0.99995, "openvino-2-bf16-amx_bf16": 0.9})
     write_record(tmp_path, FILE, written)
     assert read_record(tmp_path, FILE) == written
     assert read_record(tmp_path, FILE[:-1] + "0") is None
@@ -57,12 +57,6 @@ def test_a_record_of_another_version_is_ignored(tmp_path: Path, monkeypatch: pyt
     write_record(tmp_path, FILE, RECORD)
     monkeypatch.setattr(records, "RECORD_SCHEMA", records.RECORD_SCHEMA + 1)
     assert read_record(tmp_path, FILE) is None
-
-
-def test_fidelities_are_kept_side_by_side() -> None:
-    both = RECORD.with_fidelity("a", 0.9).with_fidelity("b", 0.8)
-    assert both.fidelity == {"a": 0.9, "b": 0.8}
-    assert RECORD.fidelity == {}
 
 
 def test_a_record_that_cannot_be_written_is_reported_and_does_no_harm(

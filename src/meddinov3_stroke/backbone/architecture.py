@@ -30,7 +30,7 @@ HEAD_DIM = 64
 """Width of a head in every ViT of the DINOv3 family (arXiv 2508.10104), unless metadata names the number of heads."""
 
 HIDDEN_FIELDS = ("num_heads", "norm_layer", "rope_base", "rope_dtype")
-"""What shapes do not show; metadata may state these."""
+"""What shapes do not show; metadata may state these, and they enter the digest of the weights in this order."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,15 @@ class Architecture:
         """The torch module, by default without memory of its own."""
         from meddinov3_stroke.backbone.vit import VisionTransformer
 
-        renamed = {"ffn_dim", "layerscale", "rope_base", "rope_dtype"}
-        same = {name: value for name, value in dataclasses.asdict(self).items() if name not in renamed}
-        return VisionTransformer(
-            **same,
-            ffn_ratio=self.ffn_dim / self.embed_dim,
-            layerscale_init=1.0 if self.layerscale else None,
-            pos_embed_rope_base=self.rope_base,
-            pos_embed_rope_dtype=self.rope_dtype,
-            device=device,
-        )
+        published = dataclasses.asdict(self) | {
+            "ffn_ratio": self.ffn_dim / self.embed_dim,
+            "layerscale_init": 1.0 if self.layerscale else None,
+            "pos_embed_rope_base": self.rope_base,
+            "pos_embed_rope_dtype": self.rope_dtype,
+        }
+        for name in ("ffn_dim", "layerscale", "rope_base", "rope_dtype"):
+            del published[name]
+        return VisionTransformer(**published, device=device)
 
 
 def architecture_of(
@@ -116,11 +115,22 @@ def architecture_of(
             raise WeightsMismatch(
                 f"{where}: metadata states {name} {stated[name]!r}, the tensors show {visible[name]!r}; convert again"
             )
-    hidden = {name: stated[name] for name in HIDDEN_FIELDS if name in stated}
+    assumed: dict[str, Any] = {"num_heads": max(1, visible["embed_dim"] // HEAD_DIM)}
     if visible["mask_k_bias"]:
-        hidden = {"norm_layer": "layernormbf16", "rope_dtype": "fp32"} | hidden
-    heads = {"num_heads": max(1, visible["embed_dim"] // HEAD_DIM)}
-    return _checked(Architecture(**(heads | visible | hidden)), where)
+        assumed |= {"norm_layer": "layernormbf16", "rope_dtype": "fp32"}
+    found = Architecture(**(assumed | visible | stated))
+    dim, heads = found.embed_dim, found.num_heads
+    if not isinstance(heads, int) or heads < 1 or dim % heads or (dim // heads) % 4:
+        raise WeightsMismatch(
+            f"{where}: {dim} channels do not divide into {heads} heads of a width divisible by 4; state num_heads in "
+            "the metadata of a safetensors file"
+        )
+    if found.rope_dtype not in ROPE_DTYPES or found.norm_layer not in NORM_EPS:
+        raise WeightsMismatch(
+            f"{where}: metadata states rope_dtype {found.rope_dtype!r}, norm_layer {found.norm_layer!r}; "
+            f"expected one of {', '.join(ROPE_DTYPES)} and one of {', '.join(NORM_EPS)}"
+        )
+    return found
 
 
 def architecture_of_module(vit: VisionTransformer) -> Architecture:
@@ -129,7 +139,7 @@ def architecture_of_module(vit: VisionTransformer) -> Architecture:
         "num_heads": vit.num_heads,
         "norm_layer": next(name for name, eps in NORM_EPS.items() if eps == vit.norm.eps),
         "rope_base": vit.rope_embed.base,
-        "rope_dtype": vit.pos_embed_rope_dtype,
+        "rope_dtype": vit.rope_embed.rope_dtype,
     }
     return Architecture(**(_visible_fields(vit.state_dict()) | hidden))
 
@@ -139,7 +149,6 @@ def _visible_fields(state: Mapping[str, Any]) -> dict[str, Any]:
     dim = _axis(state, "norm.weight", 0) or _axis(state, "cls_token", -1) or published.embed_dim
     blocks = {match.group(1) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
     first = f"blocks.{min(blocks, key=int, default='0')}"
-    has_blocks = bool(blocks)
     return {
         "embed_dim": dim,
         "depth": len(blocks) or published.depth,  # a gap in the numbers shows as missing and unexpected tensors
@@ -149,9 +158,9 @@ def _visible_fields(state: Mapping[str, Any]) -> dict[str, Any]:
         "n_storage_tokens": _axis(state, "storage_tokens", 1) or 0,
         "qkv_bias": f"{first}.attn.qkv.bias" in state,
         "mask_k_bias": f"{first}.attn.qkv.bias_mask" in state,
-        "proj_bias": not has_blocks or f"{first}.attn.proj.bias" in state,
-        "ffn_bias": not has_blocks or f"{first}.mlp.fc1.bias" in state,
-        "layerscale": not has_blocks or f"{first}.ls1.gamma" in state,
+        "proj_bias": not blocks or f"{first}.attn.proj.bias" in state,
+        "ffn_bias": not blocks or f"{first}.mlp.fc1.bias" in state,
+        "layerscale": not blocks or f"{first}.ls1.gamma" in state,
     }
 
 
@@ -163,33 +172,15 @@ def _axis(state: Mapping[str, Any], name: str, axis: int) -> int | None:
 def _stated_fields(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
     known = {field.name: field.type for field in dataclasses.fields(Architecture)}
     try:
-        flat = {name: _parsed(metadata[name], str(known[name])) for name in known.keys() & metadata.keys()}
-        stated = {**flat, **json.loads(metadata.get("architecture", "{}"))}
+        flat = {name: metadata[name] for name in known.keys() & metadata.keys()}
+        flat = {name: text if known[name] == "str" else json.loads(text.lower()) for name, text in flat.items()}
+        stated: dict[str, Any] = flat | json.loads(metadata.get("architecture", "{}"))
     except (ValueError, TypeError) as error:
         raise WeightsMismatch(f"{where}: metadata states no readable architecture: {error}; convert again") from error
     unknown = sorted(stated.keys() - known.keys())
     if unknown:
         raise WeightsMismatch(f"{where}: metadata states unknown fields {', '.join(unknown[:8])}; update the package")
     return stated
-
-
-def _parsed(text: str, kind: str) -> Any:
-    return text if kind == "str" else json.loads(text.lower())
-
-
-def _checked(architecture: Architecture, where: str) -> Architecture:
-    dim, heads = architecture.embed_dim, architecture.num_heads
-    if not isinstance(heads, int) or heads < 1 or dim % heads or (dim // heads) % 4:
-        raise WeightsMismatch(
-            f"{where}: {dim} channels do not divide into {heads} heads of a width divisible by 4; state num_heads in "
-            "the metadata of a safetensors file"
-        )
-    if architecture.rope_dtype not in ROPE_DTYPES or architecture.norm_layer not in NORM_EPS:
-        raise WeightsMismatch(
-            f"{where}: metadata states rope_dtype {architecture.rope_dtype!r}, norm_layer {architecture.norm_layer!r}; "
-            f"expected one of {', '.join(ROPE_DTYPES)} and one of {', '.join(NORM_EPS)}"
-        )
-    return architecture
 
 
 def round_bf16(x: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:

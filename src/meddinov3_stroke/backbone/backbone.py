@@ -70,29 +70,24 @@ class Backbone:
         """Class tokens, and patch tokens on request, of HU slices in canonical orientation.
 
         `resize` is the side in pixels of the square the slices are brought to; `batch` the slices of a forward pass,
-        halved when memory runs out; `on_batch` is called with the number of slices just finished.
-
-        Raises:
-            UsageError: no slices, a batch below 1, or a resize that is not a multiple of the patch size.
-            NonFiniteEmbedding: the tokens of a slice are NaN or infinite.
-            MachineError: one slice alone does not fit in memory.
+        halved when memory runs out; `on_batch` is called with the number of slices just finished. Raises UsageError,
+        NonFiniteEmbedding for tokens that are NaN or infinite, MachineError if one slice alone does not fit in memory.
         """
         if batch < 1:
             raise UsageError(f"--batch {batch}: found {batch}, expected at least 1")
         if hu.ndim != 3 or 0 in hu.shape:
             raise UsageError(f"slices to embed: found an array of shape {hu.shape}, expected [n, row, col] with n >= 1")
         side = self.side(resize)
-        found_cls: list[np.ndarray] = []
-        found_patches: list[np.ndarray] = []
+        found: list[tuple[np.ndarray, np.ndarray]] = []
         windows = (self.prepare(hu[start : start + batch], resize) for start in range(0, len(hu), batch))
         with closing(read_ahead(windows, WINDOWS_AHEAD)) as prepared:
             for cls, patch_tokens in chain.from_iterable(self._passes(pixels, patches) for pixels in prepared):
-                self.refuse_non_finite(cls, patch_tokens, first=sum(map(len, found_cls)))
-                found_cls.append(cls)
-                found_patches.append(patch_tokens)
+                self.refuse_non_finite(cls, patch_tokens, first=sum(len(before) for before, _ in found))
+                found.append((cls, patch_tokens))
                 if on_batch is not None:
                     on_batch(len(cls))
-        return SliceTokens(np.concatenate(found_cls), np.concatenate(found_patches) if patches else None, (side, side))
+        all_cls, all_patches = map(np.concatenate, zip(*found, strict=True))
+        return SliceTokens(all_cls, all_patches if patches else None, (side, side))
 
     def prepare(self, hu: Float32[np.ndarray, "n row col"], resize: int) -> Float32[np.ndarray, "n 1 resize resize"]:
         """Pixels as the engine takes them, from HU in canonical orientation; warns once of non-square slices."""
@@ -114,8 +109,8 @@ class Backbone:
         self, pixels: Float32[np.ndarray, "n 1 row col"]
     ) -> tuple[Float32[np.ndarray, "n dim"], Float32[np.ndarray, "n patch dim"]]:
         """Class tokens and patch tokens (row-major) of prepared pixels; otherwise as `class_tokens`."""
-        cls, patches = zip(*self._passes(pixels, patches=True), strict=True)
-        return np.concatenate(cls), np.concatenate(patches)
+        cls, patches = map(np.concatenate, zip(*self._passes(pixels, patches=True), strict=True))
+        return cls, patches
 
     def warm_up(self, resize: int) -> None:
         """Make the engine and its graphs for slices of `resize` pixels ahead of the first pass."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
-import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +17,7 @@ from jaxtyping import Float32
 
 from meddinov3_stroke.backbone.openvino_engine import import_openvino
 from meddinov3_stroke.errors import MachineError, StorageError
-from meddinov3_stroke.system.atomic import atomic_file, storage_error
+from meddinov3_stroke.system.atomic import storage_error, write_bytes
 from meddinov3_stroke.system.digest import sha256_of_document, sha256_of_file
 
 if TYPE_CHECKING:
@@ -42,16 +40,18 @@ def quantize_graph(graph: openvino.Model, pixels: Float32[np.ndarray, "n 1 row c
     """The graph with its matrix products in int8, scales taken from these prepared slices (NNCF post-training for
     transformers: SmoothQuant moves outlier channels from activations into weights).
     """
-    with _quiet():
-        import nncf
+    logged = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            import nncf
 
-        return nncf.quantize(
-            graph,
-            nncf.Dataset([one[None] for one in pixels]),
-            preset=nncf.QuantizationPreset(PRESET),
-            model_type=nncf.ModelType.TRANSFORMER,
-            subset_size=len(pixels),
-        )
+            data = nncf.Dataset([one[None] for one in pixels])
+            options = {"preset": nncf.QuantizationPreset(PRESET), "model_type": nncf.ModelType.TRANSFORMER}
+            return nncf.quantize(graph, data, **options, subset_size=len(pixels))
+        finally:
+            logging.disable(logged)
 
 
 def quantizer_settings() -> dict[str, str]:
@@ -67,41 +67,22 @@ def save_graph(graph: openvino.Model, folder: Path) -> str:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as scratch:
             import_openvino().save_model(graph, Path(scratch) / GRAPH_FILES[0], compress_to_fp16=False)
             for name in GRAPH_FILES:
-                with (Path(scratch) / name).open("rb") as made, atomic_file(folder / name) as kept:
-                    shutil.copyfileobj(made, kept)
+                write_bytes(folder / name, (Path(scratch) / name).read_bytes())
     except RuntimeError as error:  # all that OpenVINO says of a full disk
         raise StorageError(f"cannot write {folder} (disk full?): {str(error).splitlines()[0]}") from error
     except OSError as error:
         raise storage_error(folder, error) from error
-    digest = _graph_sha256(folder)
-    assert digest is not None  # just written
-    return digest
+    return _graph_sha256(folder)
 
 
 def read_graph(folder: Path, graph_sha256: str) -> Any | None:
     """The graph in `folder`; None unless its files have this digest."""
-    if _graph_sha256(folder) != graph_sha256:
-        return None
-    return import_openvino().Core().read_model(folder / GRAPH_FILES[0])
-
-
-def _graph_sha256(folder: Path) -> str | None:
     try:
-        return sha256_of_document({name: sha256_of_file(folder / name) for name in GRAPH_FILES})
+        is_whole = _graph_sha256(folder) == graph_sha256
     except OSError:
         return None
+    return import_openvino().Core().read_model(folder / GRAPH_FILES[0]) if is_whole else None
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("nncf", "torch.utils.cpp_extension")]
-    before = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, before, strict=True):
-                logger.setLevel(level)
+def _graph_sha256(folder: Path) -> str:
+    return sha256_of_document({name: sha256_of_file(folder / name) for name in GRAPH_FILES})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
@@ -67,12 +67,10 @@ def load_backbone(
     run = resolve_execution(engine, precision, device)
     load = _Loader(WeightsFile.find(source, models_dir), run, torch_compile, accept_int8)
     record = read_record(load.file.folder, load.file.sha256) or load.learned()
-    made: Any = None
-    precision, calibration = run.precision, None
-    if load.fidelity_way is not None:
-        made, precision, record = load.faithful(record, load.fidelity_way)
-    if precision == "int8":
-        calibration = load.calibration(record.weights_sha256)
+    precision, made = run.precision, None
+    if run.precision_was_auto and precision != "fp32":
+        precision, made = load.faithful(record)
+    calibration = load.calibration(record.weights_sha256) if precision == "int8" else None
     learned = {field.name: getattr(record, field.name) for field in fields(record) if field.name != "fidelity"}
     identity = BackboneIdentity(
         **learned,
@@ -83,7 +81,7 @@ def load_backbone(
     )
     LOGGER.info("backbone %s on %s: %s, %s (%s)", identity.name, run.device, run.engine, precision, run.reason)
     make = (lambda: made) if made is not None else partial(load.engine, precision, calibration)
-    return Backbone(identity, run.device, make, _int8_warnings(calibration))
+    return Backbone(identity, run.device, make, (calibration.statement,) if calibration else ())
 
 
 @dataclass
@@ -147,30 +145,21 @@ class _Loader:
         write_record(self.file.folder, self.file.sha256, record)
         return record
 
-    @property
-    def fidelity_way(self) -> str | None:
-        """Key of this engine and precision among the measured fidelities; None if the precision was requested."""
-        run = self.run
-        if not run.precision_was_auto or run.precision == "fp32":
-            return None
+    def faithful(self, record: WeightsRecord) -> tuple[str, Any]:
+        """The precision that `auto` takes for these weights, measured once, and the engine if one was made."""
+        run, engine = self.run, None
         where = bf16_flag() if run.device == "cpu" else run.device.split(":")[0]
-        return f"{run.engine}-{version(run.engine)}-{run.precision}-{where}"
-
-    def faithful(self, record: WeightsRecord, way: str) -> tuple[Any, str, WeightsRecord]:
-        """The engine if one was made, the precision that `auto` takes for these weights, and the record."""
-        engine, cosine = None, record.fidelity.get(way)
+        way = f"{run.engine}-{version(run.engine)}-{run.precision}-{where}"
+        cosine = record.fidelity.get(way)
         if cosine is None:
-            engine = self.engine(self.run.precision)
-            reference = self.engine("fp32", device="cpu")
-            cosine = measure_fidelity(engine, reference, record.preprocessing)
-            record = record.with_fidelity(way, cosine)
+            engine = self.engine(run.precision)
+            cosine = measure_fidelity(engine, self.engine("fp32", device="cpu"), record.preprocessing)
+            record = replace(record, fidelity={**record.fidelity, way: cosine})
             write_record(self.file.folder, self.file.sha256, record)
             if cosine < LEAST_AUTO_COSINE:
-                lower, name = self.run.precision, self.file.name
-                LOGGER.warning("%s: CLS cosine to fp32 is %.6f in %s; using fp32", name, cosine, lower)
-        if cosine >= LEAST_AUTO_COSINE:
-            return engine, self.run.precision, record
-        return None, "fp32", record
+                name = self.file.name
+                LOGGER.warning("%s: CLS cosine to fp32 is %.6f in %s; using fp32", name, cosine, run.precision)
+        return (run.precision, engine) if cosine >= LEAST_AUTO_COSINE else ("fp32", None)
 
     def calibration(self, digest: str) -> Calibration:
         name, folder = self.file.name, self.file.folder
@@ -219,22 +208,8 @@ class _Loader:
         assert self.file.folder is not None  # where the calibration was found
         graph = read_graph(calibration_folder(self.file.folder, calibration.weights_sha256), calibration.graph_sha256)
         if graph is None:
-            raise WeightsError(
-                f"the int8 graph of {self.file.name} is damaged, missing or another one; calibrate again"
-            )
+            raise WeightsError(f"int8 graph of {self.file.name}: damaged, missing or another one; calibrate again")
         return graph
-
-
-def _int8_warnings(calibration: Calibration | None) -> tuple[str, ...]:
-    if calibration is None:
-        return ()
-    measured = (
-        f"int8 backbone: CLS cosine to fp32 at least {calibration.cls_cosine_min:.5f}, mean "
-        f"{calibration.cls_cosine_mean:.5f}, on {calibration.n_check_slices} held-out slices"
-    )
-    if calibration.is_faithful:
-        return (measured,)
-    return (f"{measured}; that is below {LEAST_INT8_COSINE} and was accepted with --accept-int8",)
 
 
 def measure_fidelity(engine: Any, reference: Any, preprocessing: Preprocessing) -> float:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 ALL_TOKENS = 2**31 - 1
 """More than any grid has; the CPU plugin reads larger ends of a slice as -1."""
 
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
-
 
 class OpenVINOEngine:
     """Graphs compiled at first use, one for each size; any number of slices in a pass.
@@ -66,7 +64,7 @@ class OpenVINOEngine:
 
     def _compiled(self, graph: Any) -> Any:
         options = {
-            "INFERENCE_PRECISION_HINT": _HINTS[plain_precision(self._precision)],
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[plain_precision(self._precision)],
             "INFERENCE_NUM_THREADS": cpu_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }

@@ -21,6 +21,8 @@ PREPROCESSING = Preprocessing(
 METADATA_KEY = "preprocessing"
 """Key in the header of our safetensors for a range, mean and deviation other than MedDINOv3's."""
 
+Taps = tuple[Int64[np.ndarray, "tap out"], Float32[np.ndarray, "tap out"]]
+
 
 def preprocessing_of(metadata: Mapping[str, str], where: str) -> Preprocessing:
     """The preprocessing in the header of a weights file, MedDINOv3's own by default; raises WeightsMismatch."""
@@ -54,18 +56,7 @@ def prepare_channel(
     return pixels
 
 
-def prepare_slices(
-    hu: Float32[np.ndarray, "n row col"], resize: int, preprocessing: Preprocessing = PREPROCESSING
-) -> Float32[np.ndarray, "n 3 resize resize"]:
-    """Pixels as the published backbone takes them: `prepare_channel` three times (a read-only view)."""
-    return np.broadcast_to(prepare_channel(hu, resize, preprocessing), (len(hu), 3, resize, resize))
-
-
-def _resized(
-    image: Float32[np.ndarray, "row col"],
-    indices: Int64[np.ndarray, "tap out"],
-    weights: Float32[np.ndarray, "tap out"],
-) -> Float32[np.ndarray, "out col"]:
+def _resized(image: np.ndarray, indices: np.ndarray, weights: np.ndarray) -> Float32[np.ndarray, "out col"]:
     image = np.ascontiguousarray(image)
     resized = image[indices[0]] * weights[0][:, None]
     for index, weight in zip(indices[1:], weights[1:], strict=True):
@@ -74,7 +65,7 @@ def _resized(
 
 
 @lru_cache(maxsize=16)
-def _resize_taps(n_in: int, n_out: int) -> tuple[Int64[np.ndarray, "tap out"], Float32[np.ndarray, "tap out"]]:
+def _resize_taps(n_in: int, n_out: int) -> Taps:
     """Which inputs make each output of an antialiased bilinear resize (a triangle filter cut off at the border), and
     their weights, which sum to 1.
     """

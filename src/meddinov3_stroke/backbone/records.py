@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,6 @@ class WeightsRecord:
     fidelity: Mapping[str, float] = field(default_factory=dict)
     """Engine, version, precision and instructions -> least CLS cosine to fp32."""
 
-    def with_fidelity(self, way: str, cosine: float) -> WeightsRecord:
-        """The record with one more fidelity."""
-        return replace(self, fidelity={**self.fidelity, way: cosine})
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -80,10 +76,20 @@ class Calibration:
         """Whether int8 may be used without --accept-int8."""
         return self.cls_cosine_min >= LEAST_INT8_COSINE
 
+    @property
+    def statement(self) -> str:
+        """What every output of the int8 backbone states."""
+        measured = (
+            f"int8 backbone: CLS cosine to fp32 at least {self.cls_cosine_min:.5f}, mean {self.cls_cosine_mean:.5f}, "
+            f"on {self.n_check_slices} held-out slices"
+        )
+        accepted = f"; that is below {LEAST_INT8_COSINE} and was accepted with --accept-int8"
+        return measured if self.is_faithful else measured + accepted
+
 
 def read_record(folder: Path | None, file_sha256: str) -> WeightsRecord | None:
     """The record of the weights file with this digest; None without one of this version."""
-    document = None if folder is None else read_document(_record_path(folder, file_sha256))
+    document = None if folder is None else read_document(folder / "records" / f"{file_sha256}.json")
     if document is None or document.pop("schema", None) != RECORD_SCHEMA:
         return None
     return WeightsRecord(**document | {"preprocessing": Preprocessing(**document["preprocessing"])})
@@ -93,13 +99,9 @@ def write_record(folder: Path | None, file_sha256: str, record: WeightsRecord) -
     """Keep the record of a weights file; a folder that cannot be written is reported and does no harm."""
     try:
         if folder is not None:
-            write_document(_record_path(folder, file_sha256), {"schema": RECORD_SCHEMA, **asdict(record)})
+            write_document(folder / "records" / f"{file_sha256}.json", {"schema": RECORD_SCHEMA, **asdict(record)})
     except StorageError as error:
         LOGGER.warning("%s; it will be measured again next time", error)
-
-
-def _record_path(folder: Path, file_sha256: str) -> Path:
-    return folder / "records" / f"{file_sha256}.json"
 
 
 def calibration_folder(cache: Path, weights_sha256: str) -> Path:
@@ -126,8 +128,7 @@ def read_calibration(folder: Path) -> Calibration | None:
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:
     """Write a JSON document with its digest, atomically; raises StorageError."""
-    plain = json.loads(json.dumps(document, allow_nan=False))
-    write_json(path, {**plain, DIGEST_KEY: sha256_of_document(plain)})
+    write_json(path, {**document, DIGEST_KEY: sha256_of_document(document)})
 
 
 def read_document(path: Path) -> dict[str, Any] | None:

@@ -18,8 +18,12 @@ from torch.nn import functional
 from meddinov3_stroke.backbone.architecture import NORM_EPS, ROPE_BASE, rope_periods, rope_tables
 from meddinov3_stroke.errors import UsageError
 
-Rope = tuple[Tensor, Tensor]
-"""Sines and cosines of the patch grid, each [patch, head_dim]."""
+Image = Float[Tensor, "n channel row col"]
+Tokens = Float[Tensor, "n token dim"]
+Heads = Float[Tensor, "n head token head_dim"]
+Masks = Bool[Tensor, "n patch"]
+Rope = tuple[Float[Tensor, "patch head_dim"], Float[Tensor, "patch head_dim"]]
+"""Sines and cosines of the patch grid."""
 
 TORCH_ROPE_DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """Arithmetic of the rotation by its published name."""
@@ -28,11 +32,7 @@ INIT_STD = 0.02
 """Standard deviation of fresh tokens and linear weights (truncated normal, as in ViT and DINOv2)."""
 
 
-def rotate_patches(
-    x: Float[Tensor, "n head token head_dim"],
-    sin: Float[Tensor, "patch head_dim"],
-    cos: Float[Tensor, "patch head_dim"],
-) -> Float[Tensor, "n head token head_dim"]:
+def rotate_patches(x: Heads, sin: Float[Tensor, "patch head_dim"], cos: Float[Tensor, "patch head_dim"]) -> Heads:
     """Queries or keys with the patches rotated and the prefix tokens as they are, in the dtype of `x`.
 
     All tokens, prefix included, pass through the dtype of `sin`; there every product and the sum is rounded by itself.
@@ -111,27 +111,14 @@ class SelfAttention(nn.Module):
             self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device)
         self.proj = nn.Linear(dim, dim, bias=proj_bias, device=device)
 
-    def forward(
-        self, x: Float[Tensor, "n token dim"], rope: Rope, n_out: int | None = None
-    ) -> Float[Tensor, "n out dim"]:
+    def forward(self, x: Tokens, rope: Rope, n_out: int | None = None) -> Float[Tensor, "n out dim"]:
         """The first `n_out` tokens (default: all), attended to all tokens and projected."""
-        q, k, v = self.queries_keys_values(x, rope)
+        parts = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = parts.permute(2, 0, 3, 1, 4)  # [n, t, 3, heads, d] -> 3 x [n, heads, t, d]
+        q, k = rotate_patches(q, *rope), rotate_patches(k, *rope)
         attended = functional.scaled_dot_product_attention(q[:, :, :n_out], k, v)
         out: Tensor = self.proj(attended.transpose(1, 2).flatten(2))  # [n, heads, t, d] -> [n, t, heads*d]
         return out
-
-    def queries_keys_values(self, x: Float[Tensor, "n token dim"], rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
-        """Each [n, head, token, d]; the patches' queries and keys are rotated."""
-        qkv: Tensor = self.qkv(x)
-        parts = qkv.reshape(*qkv.shape[:2], 3, self.num_heads, -1)
-        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)  # [n, t, 3, heads, d] -> 3 x [n, heads, t, d]
-        return rotate_patches(q, *rope), rotate_patches(k, *rope), v
-
-    def weights(self, x: Float[Tensor, "n token dim"], rope: Rope) -> Float[Tensor, "n head token token"]:
-        """Attention weights; rows are queries and sum to 1."""
-        q, k, _ = self.queries_keys_values(x, rope)
-        found: Tensor = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)
-        return found
 
 
 class Block(nn.Module):
@@ -148,16 +135,14 @@ class Block(nn.Module):
         )
         self.attn, self.mlp, self.drop_path_rate = attention, mlp, drop
 
-    def forward(
-        self, x: Float[Tensor, "n token dim"], rope: Rope, n_out: int | None = None
-    ) -> Float[Tensor, "n out dim"]:
+    def forward(self, x: Tokens, rope: Rope, n_out: int | None = None) -> Float[Tensor, "n out dim"]:
         """The next tokens of the stream, or the first `n_out` of them alone."""
         rate = self.drop_path_rate if self.training else 0.0
         x = x[:, :n_out] + drop_path(self.ls1(self.attn(self.norm1(x), rope, n_out)), rate)
         return x + drop_path(self.ls2(self.mlp(self.norm2(x))), rate)
 
 
-def drop_path(residual: Float[Tensor, "n token dim"], rate: float) -> Float[Tensor, "n token dim"]:
+def drop_path(residual: Tokens, rate: float) -> Tokens:
     """`residual` with whole samples zeroed at `rate`, the others scaled to keep the mean (arXiv 1603.09382)."""
     if rate <= 0.0:
         return residual
@@ -197,7 +182,7 @@ class VisionTransformer(nn.Module):
         norm_eps = NORM_EPS[norm_layer]
         self.embed_dim = self.num_features = embed_dim
         self.n_blocks, self.num_heads, self.patch_size, self.in_chans = depth, num_heads, patch_size, in_chans
-        self.n_storage_tokens, self.pos_embed_rope_dtype = n_storage_tokens, pos_embed_rope_dtype
+        self.n_storage_tokens = n_storage_tokens
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, device=device))
         if n_storage_tokens > 0:
             self.storage_tokens = nn.Parameter(torch.empty(1, n_storage_tokens, embed_dim, device=device))
@@ -231,19 +216,11 @@ class VisionTransformer(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def patch_grid(self, x: Float[Tensor, "n channel row col"]) -> tuple[int, int]:
+    def patch_grid(self, x: Image) -> tuple[int, int]:
         """(rows, columns) of the patches of an image."""
         return x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
 
-    def prepare_tokens(
-        self, x: Float[Tensor, "n channel row col"], masks: Bool[Tensor, "n patch"] | None = None
-    ) -> tuple[Float[Tensor, "n token dim"], Rope]:
-        """The tokens that enter the first block, and the sines and cosines of their grid."""
-        return self.embed(x, masks), self.rope_embed(self.patch_grid(x))
-
-    def embed(
-        self, x: Float[Tensor, "n channel row col"], masks: Bool[Tensor, "n patch"] | None = None
-    ) -> Float[Tensor, "n token dim"]:
+    def embed(self, x: Image, masks: Masks | None = None) -> Tokens:
         """The tokens that enter the first block."""
         patches = self.patch_embed(x).flatten(2).transpose(1, 2)  # [n, d, h, w] -> [n, h*w, d]
         if masks is not None:
@@ -253,9 +230,7 @@ class VisionTransformer(nn.Module):
         # Under autocast the patches are bf16 and the prefix float32: the cat promotes, the stream stays float32.
         return torch.cat([*expanded, patches], dim=1)
 
-    def forward_features(
-        self, x: Float[Tensor, "n channel row col"], masks: Bool[Tensor, "n patch"] | None = None
-    ) -> dict[str, Tensor | None]:
+    def forward_features(self, x: Image, masks: Masks | None = None) -> dict[str, Tensor | None]:
         """The tokens by name: `x_norm_clstoken` [n, d], `x_storage_tokens` [n, s, d], `x_norm_patchtokens` [n, h*w, d]
         (all after the final norm), `x_prenorm` [n, 1+s+h*w, d] (before it), and `masks` as given.
         """
@@ -265,10 +240,7 @@ class VisionTransformer(nn.Module):
         return {**named, "x_prenorm": tokens, "masks": masks}
 
     def forward(
-        self,
-        x: Float[Tensor, "n channel row col"],
-        is_training: bool = False,
-        masks: Bool[Tensor, "n patch"] | None = None,
+        self, x: Image, is_training: bool = False, masks: Masks | None = None
     ) -> Tensor | dict[str, Tensor | None] | None:
         """The CLS token [n, d] after the final norm; with `is_training` the dictionary of `forward_features`."""
         features = self.forward_features(x, masks)
@@ -276,7 +248,7 @@ class VisionTransformer(nn.Module):
 
     def get_intermediate_layers(
         self,
-        x: Float[Tensor, "n channel row col"],
+        x: Image,
         *,
         n: int | Sequence[int] = 1,
         reshape: bool = False,
@@ -287,10 +259,8 @@ class VisionTransformer(nn.Module):
         """Patch tokens after the last `n` blocks, or after the blocks listed in `n`, in block order.
 
         Each is [n, h*w, d], or [n, d, h, w] with `reshape`; with a `return_…` flag it is a tuple of patches, then CLS
-        [n, d], then storage tokens [n, s, d]. `norm` applies the final norm.
-
-        Raises:
-            UsageError: `n` names blocks that do not exist.
+        [n, d], then storage tokens [n, s, d]. `norm` applies the final norm. Raises UsageError for blocks that do not
+        exist.
         """
         depth = self.n_blocks
         wanted = list(range(depth - n, depth)) if isinstance(n, int) else sorted(set(n))
@@ -304,32 +274,13 @@ class VisionTransformer(nn.Module):
                 continue
             cls, storage, patches = self._split(self.norm(tokens) if norm else tokens)
             if reshape:
-                patches = patches.transpose(1, 2).reshape(
-                    len(x), -1, *self.patch_grid(x)
-                )  # [n, h*w, d] -> [n, d, h, w]
+                patches = patches.mT.reshape(len(x), -1, *self.patch_grid(x))  # [n, h*w, d] -> [n, d, h, w]
             extras = ((cls,) if return_class_token else ()) + ((storage,) if return_extra_tokens else ())
             layers.append((patches, *extras) if extras else patches)
         return tuple(layers)
 
-    def get_attention_maps(
-        self, x: Float[Tensor, "n channel row col"], block: int = -1
-    ) -> Float[Tensor, "n head token token"]:
-        """Attention weights of one block (negative counts from the end); rows are queries and sum to 1.
-
-        Raises:
-            UsageError: there is no such block.
-        """
-        if not -self.n_blocks <= block < self.n_blocks:
-            raise UsageError(f"attention maps: found block {block}, expected -{self.n_blocks} to {self.n_blocks - 1}")
-        tokens, rope = self.prepare_tokens(x)
-        blocks: list[Any] = list(self.blocks)
-        for earlier in blocks[: block % self.n_blocks]:
-            tokens = earlier(tokens, rope)
-        weights: Tensor = blocks[block].attn.weights(blocks[block].norm1(tokens), rope)
-        return weights
-
     def _after_blocks(self, x: Tensor, masks: Tensor | None = None) -> Iterator[Tensor]:
-        tokens, rope = self.prepare_tokens(x, masks)
+        tokens, rope = self.embed(x, masks), self.rope_embed(self.patch_grid(x))
         for block in self.blocks:
             tokens = block(tokens, rope)
             yield tokens

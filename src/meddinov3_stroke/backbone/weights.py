@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from meddinov3_stroke.backbone.architecture import (
+    HIDDEN_FIELDS,
     Architecture,
     architecture_of,
     architecture_of_module,
@@ -42,7 +43,7 @@ PREFIX = "backbone."
 PERIODS = "rope_embed.periods"
 """The one tensor that is not a parameter: read from the file for bf16 RoPE, recomputed for fp32."""
 N_LISTED = 8
-"""Names of each kind that an error lists before it counts the rest."""
+"""Names of a kind that a message lists before it counts the rest."""
 
 _SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "BOOL": "?"}
 
@@ -73,15 +74,11 @@ class Conversion:
 def load_weights(path: Path | str, verified: bool = False) -> Weights:
     """The canonical tensors of a weights file, mapped from disk where they are float32; no code of the file runs.
 
-    `verified` skips the checksums of a `.pth` whose digest is known to be sound.
-
-    Raises:
-        WeightsError: its subclasses MissingWeights, UnsafeWeights (more than tensors), WeightsMismatch (other tensors);
-            itself for what is not a weights file.
+    `verified` skips the checksums of a `.pth` whose digest is known to be sound. Raises WeightsError for what is not a
+    weights file, or its subclass MissingWeights, UnsafeWeights (more than tensors) or WeightsMismatch (other tensors).
     """
-    path = Path(path)
+    path, metadata = Path(path), dict[str, str]()
     refuse_impostors(path)
-    metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
         content, metadata = _read_safetensors(path)
     else:
@@ -92,7 +89,6 @@ def load_weights(path: Path | str, verified: bool = False) -> Weights:
 
 def convert_weights(source: Path, output: Path) -> Conversion:
     """The record of writing the backbone in a `torch.save` file as our safetensors; raises as `load_weights`."""
-    source, output = Path(source), Path(output)
     if output.suffix != ".safetensors":
         raise UsageError(f"--output {output.name}: found {output.suffix or 'no ending'}, expected .safetensors")
     content, names = unpickle_torch_file(source)
@@ -111,10 +107,7 @@ def published_layout(content: Any, where: str) -> tuple[dict[str, Any], tuple[st
     outer = content if isinstance(content, Mapping) else {}
     source = outer.get(TEACHER, outer)
     if not isinstance(source, Mapping) or not source or not all(isinstance(name, str) for name in source):
-        raise WeightsMismatch(
-            f"{where}: found {type(content).__name__} with {_listed([str(k) for k in outer]) or 'no names'}, expected "
-            f"{TEACHER!r} with a state dict in it, or a plain state dict; check that this is a backbone"
-        )
+        raise _no_state_dict(where, f"{type(content).__name__} with {listed([str(k) for k in outer]) or 'no names'}")
     kept = {name: value for name, value in source.items() if not any(part in name for part in DROPPED_PARTS)}
     entries = {name.removeprefix(PREFIX): value for name, value in kept.items()}
     if len(entries) < len(kept):
@@ -149,7 +142,7 @@ def weights_sha256(state: Mapping[str, Any], architecture: Architecture | None =
     not, so a `.pth` and our safetensors of the same weights agree.
     """
     architecture = architecture or architecture_of(state)
-    hidden = (architecture.num_heads, architecture.norm_layer, architecture.rope_base, architecture.rope_dtype)
+    hidden = [getattr(architecture, name) for name in HIDDEN_FIELDS]
     digest = hashlib.sha256(json.dumps(["meddinov3-weights-1", *hidden]).encode("ascii"))
     for name, tensor in canonical_state(state, architecture).items():
         digest.update(json.dumps([name, list(tensor.shape)]).encode("ascii"))
@@ -163,21 +156,18 @@ def fold(weights: Weights) -> Weights:
     The three input channels are equal, so one with the summed kernel gives the same patches; LayerScale goes into the
     projection before it; a masked q|k|v bias becomes the bias it amounts to.
     """
-    state, architecture = dict(weights.state), weights.architecture
+    state = dict(weights.state)
     state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].sum(axis=1, keepdims=True)
-    for i in range(architecture.depth):
-        for layer, scale in (("attn.proj", "ls1"), ("mlp.fc2", "ls2")):
-            gamma = state.pop(f"blocks.{i}.{scale}.gamma", None)
-            for part in ("weight", "bias"):
-                name = f"blocks.{i}.{layer}.{part}"
-                if gamma is not None and name in state:
-                    state[name] = state[name] * (gamma[:, None] if part == "weight" else gamma)
-        mask = state.pop(f"blocks.{i}.attn.qkv.bias_mask", None)
-        if mask is not None:
-            state[f"blocks.{i}.attn.qkv.bias"] = state[f"blocks.{i}.attn.qkv.bias"] * mask
-    return weights._replace(
-        state=state, architecture=replace(architecture, in_chans=1, layerscale=False, mask_k_bias=False)
-    )
+    scaled = {"ls1.gamma": "attn.proj", "ls2.gamma": "mlp.fc2", "attn.qkv.bias_mask": "attn.qkv"}
+    for name in [name for name in state if name.endswith(tuple(scaled))]:
+        _, i, scale = name.split(".", 2)
+        factor, layer = state.pop(name), f"blocks.{i}.{scaled[scale]}"
+        if scale != "attn.qkv.bias_mask":
+            state[f"{layer}.weight"] = state[f"{layer}.weight"] * factor[:, None]
+        if f"{layer}.bias" in state:
+            state[f"{layer}.bias"] = state[f"{layer}.bias"] * factor
+    folded = replace(weights.architecture, in_chans=1, layerscale=False, mask_k_bias=False)
+    return weights._replace(state=state, architecture=folded)
 
 
 def build_module(weights: Weights) -> VisionTransformer:
@@ -210,7 +200,7 @@ def save_backbone(
 ) -> str:
     """The sha256 of the weights as they will load, after writing a module as our safetensors, parameters in `dtype`."""
     architecture = architecture_of_module(vit)
-    kind = np.dtype(str(dtype).removeprefix("torch.")) if "torch" in str(dtype) else np.dtype(dtype)
+    kind = np.dtype(getattr(dtype, "__name__", str(dtype)).removeprefix("torch."))
     arrays = {key: _array(tensor) for key, tensor in vit.state_dict().items()}
     state = {key: array if key == PERIODS else array.astype(kind) for key, array in arrays.items()}
     save_safetensors(state, path, _metadata(architecture, name) | {METADATA_KEY: json.dumps(asdict(preprocessing))})
@@ -226,13 +216,15 @@ def _canonical_weights(
 ) -> Weights:
     foreign = [name for name, value in entries.items() if not isinstance(value, np.ndarray)]
     if foreign or not entries:
-        raise WeightsMismatch(
-            f"{where}: found {_listed(foreign) or 'no tensors'} where a state dict should be, expected {TEACHER!r} "
-            "with a state dict in it, or a plain state dict; check that this is a backbone"
-        )
+        raise _no_state_dict(where, f"{listed(foreign) or 'no tensors'} where a state dict should be")
     architecture = architecture_of(entries, metadata, where)
     preprocessing = preprocessing_of(metadata, where)
     return Weights(canonical_state(entries, architecture, where), architecture, ignored, preprocessing)
+
+
+def _no_state_dict(where: str, found: str) -> WeightsMismatch:
+    wanted = f"{TEACHER!r} with a state dict in it, or a plain state dict"
+    return WeightsMismatch(f"{where}: found {found}, expected {wanted}; check that this is a backbone")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -246,17 +238,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         unsupported = {about["dtype"] for about in header.values()} - _SAFETENSORS_DTYPES.keys()
         if unsupported:
             raise WeightsMismatch(f"{path} holds tensors of type {', '.join(sorted(unsupported))}; convert them to F32")
-        body = np.memmap(path, np.uint8, "c", offset=8 + size)
-        return {name: _mapped(body, about) for name, about in header.items()}, metadata
+        body, tensors = np.memmap(path, np.uint8, "c", offset=8 + size), dict[str, np.ndarray]()
+        for name, about in header.items():
+            flat = body[slice(*about["data_offsets"])].view(_SAFETENSORS_DTYPES[about["dtype"]])
+            tensors[name] = np.asarray(widen_bf16(flat) if about["dtype"] == "BF16" else flat).reshape(about["shape"])
+        return tensors, metadata
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise WeightsError(
             f"{path} is not a readable safetensors file (truncated?): {error}; fetch it again"
         ) from error
-
-
-def _mapped(body: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
-    array = body[slice(*about["data_offsets"])].view(_SAFETENSORS_DTYPES[about["dtype"]]).reshape(about["shape"])
-    return np.asarray(widen_bf16(array) if about["dtype"] == "BF16" else array)
 
 
 def _array(tensor: Any) -> np.ndarray:
@@ -267,24 +257,23 @@ def _array(tensor: Any) -> np.ndarray:
 
 
 def _compare(found: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
-    missing = sorted(expected.keys() - found.keys())
-    unexpected = sorted(found.keys() - expected.keys())
-    wrong = [_difference(name, found[name], expected[name]) for name in sorted(found.keys() & expected.keys())]
-    kinds = {"missing": missing, "unexpected": unexpected, "wrong": [text for text in wrong if text]}
+    both = [(name, expected[name]) for name in sorted(found.keys() & expected.keys())]
+    wrong = [f"{name} found {found[name].shape} expected {shape}" for name, shape in both if found[name].shape != shape]
+    integers = [(name, found[name].dtype) for name, _ in both if found[name].dtype.kind != "f"]
+    kinds = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "wrong": wrong + [f"{name} found {dtype} expected floating point" for name, dtype in integers],
+    }
     if any(kinds.values()):
-        differences = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in kinds.items() if names)
+        differences = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names)
         raise WeightsMismatch(
             f"{where}: the tensors fit no backbone that this package builds (found {len(found)}, expected "
             f"{len(expected)}); {differences}; use the weights that the model card names"
         )
 
 
-def _difference(name: str, found: np.ndarray, expected: tuple[int, ...]) -> str:
-    if found.shape != expected:
-        return f"{name} found {found.shape} expected {expected}"
-    return "" if found.dtype.kind == "f" else f"{name} found {found.dtype} expected floating point"
-
-
-def _listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
     more = f" and {len(names) - N_LISTED} more" if len(names) > N_LISTED else ""
     return ", ".join(names[:N_LISTED]) + more

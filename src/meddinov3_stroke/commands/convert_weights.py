@@ -40,18 +40,15 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 
 def _summary(conversion: Conversion) -> list[str]:
+    from meddinov3_stroke.backbone.weights import listed
+
     shape = conversion.architecture
     lines = [
         f"wrote {conversion.output}: {conversion.n_tensors} tensors, {shape.depth} blocks, {shape.embed_dim} channels",
         f"weights sha256 {conversion.weights_sha256}",
     ]
     if conversion.ignored_entries:
-        lines.append(f"left out {_some(conversion.ignored_entries)}")
+        lines.append(f"left out {listed(conversion.ignored_entries)}")
     if conversion.ignored_names:
-        lines.append(f"named by the pickle, neither imported nor run: {_some(conversion.ignored_names)}")
+        lines.append(f"named by the pickle, neither imported nor run: {listed(conversion.ignored_names)}")
     return [*lines, DISCLAIMER]
-
-
-def _some(names: Sequence[str], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
