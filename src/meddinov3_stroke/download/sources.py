@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -59,6 +59,10 @@ class SourceFailed(DownloadError):
         self.retry, self.wait_s = retry, wait_s
 
 
+class _EnoughRead(Exception):
+    """Ends a transfer of which only the first bytes are wanted."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A file at a URL or, of the kind `file`, a path. URL and token may be secret: only `str(source)` is shown."""
@@ -87,8 +91,7 @@ class Offer:
 def configured_sources(settings: Settings) -> list[Source]:
     """The sources in the order they are tried: MEDDINOV3_URL, Hugging Face or its mirrors, Google Drive.
 
-    Raises:
-        UsageError: MEDDINOV3_HF_REPO is not owner/name.
+    Raises UsageError unless MEDDINOV3_HF_REPO is owner/name.
     """
     from huggingface_hub import constants
 
@@ -118,11 +121,7 @@ def _drive_source(link: str) -> Source:
 
 
 def remote_offer(source: Source, limits: Limits) -> Offer:
-    """What `source` states of its file; at most the first bytes are read, to refuse what is not weights.
-
-    Raises:
-        SourceFailed: it has no such file.
-    """
+    """What `source` states of its file; at most the first bytes are read. Raises SourceFailed if it has no weights."""
     with _library_failures():
         if source.kind == "file":
             if not Path(source.url).is_file():
@@ -165,13 +164,10 @@ def _drive_offer(source: Source, limits: Limits) -> Offer:
 
     def stop(done: int, total: int | None) -> None:
         sizes.append(total)
-        raise SourceFailed("stopped")
+        raise _EnoughRead
 
-    try:
+    with suppress(_EnoughRead):
         _gdown(source.url, buffer, limits, stop)
-    except SourceFailed:
-        if not sizes:
-            raise
     refuse_impostor(buffer.getvalue()[:HEAD_BYTES])
     return Offer(source, sizes[0])
 
@@ -179,20 +175,20 @@ def _drive_offer(source: Source, limits: Limits) -> Offer:
 def fetch(source: Source, folder: Path, limits: Limits, sha256: str | None, report: Report) -> tuple[Path, str | None]:
     """The complete file, not verified yet, and the sha256 that the source states of it.
 
-    Raises:
-        SourceFailed: the source refuses, sends something else, or keeps failing.
-        StorageError: the disk is too small.
+    Raises SourceFailed if the source refuses, sends something else or keeps failing, StorageError for a small disk.
     """
-    for attempt in range(limits.retries if source.kind in ("url", "drive") else 0):
+    attempt, retries = 0, limits.retries if source.kind in ("url", "drive") else 0
+    while True:
         try:
-            return _attempt(source, folder, limits, sha256, report)
+            with _library_failures():
+                return _attempt(source, folder, limits, sha256, report)
         except SourceFailed as failure:
-            if not failure.retry:
+            if not failure.retry or attempt == retries:
                 raise
             wait_s = max(failure.wait_s, limits.backoff_s * 2**attempt)
             LOGGER.info("%s: %s; retrying in %.1f s", source.name, failure, wait_s)
             time.sleep(wait_s)
-    return _attempt(source, folder, limits, sha256, report)
+            attempt += 1
 
 
 def _attempt(
@@ -207,13 +203,11 @@ def _attempt(
     if size > free:
         where = f"cannot write to {folder.parent}: found {free} bytes free, expected {size}"
         raise StorageError(f"{where}; free space, or choose another place with --output")
-    with _library_failures():
-        if source.kind == "hub":
-            return _fetch_from_hub(source, folder / "hub", limits), offer.stated_sha256
-        if source.kind == "file":
-            return Path(shutil.copyfile(source.url, folder / "copy")), None
-        _fetch_resumably(offer, folder, limits, sha256, report)
-        return folder / "file", None
+    if source.kind == "hub":
+        return _fetch_from_hub(source, folder / "hub", limits), offer.stated_sha256
+    if source.kind == "file":
+        return Path(shutil.copyfile(source.url, folder / "copy")), None
+    return _fetch_resumably(offer, folder, limits, sha256, report), None
 
 
 def _fetch_from_hub(source: Source, staging: Path, limits: Limits) -> Path:
@@ -227,12 +221,12 @@ def _fetch_from_hub(source: Source, staging: Path, limits: Limits) -> Path:
     return Path(hf_hub_download(f"{owner}/{name}", HUB_FILE, local_dir=staging, **options))
 
 
-def _fetch_resumably(offer: Offer, folder: Path, limits: Limits, sha256: str | None, report: Report) -> None:
+def _fetch_resumably(offer: Offer, folder: Path, limits: Limits, sha256: str | None, report: Report) -> Path:
     """Write `folder`/file; bytes of an earlier attempt or run are used only if the source still has that version.
 
     Google Drive states no version: there, those bytes are used only if the sha256 of the file is known.
     """
-    source, on_drive = offer.source, offer.source.kind == "drive"
+    source, on_drive, file = offer.source, offer.source.kind == "drive", folder / "file"
     version = sha256 if on_drive else offer.version
     stamp, note = sha256_of_document([source.url, version, offer.size]), folder / "version"
     if not version or not note.exists() or note.read_bytes() != stamp.encode() or len(_held(folder)) > 1:
@@ -241,15 +235,16 @@ def _fetch_resumably(offer: Offer, folder: Path, limits: Limits, sha256: str | N
     resumed = bool(_held(folder))
     retries = limits.retries if version or on_drive else 0  # gdown resumes when it retries, version or none
     try:
-        if not (folder / "file").exists():  # renamed by gdown once it was complete
-            _gdown(source.url, str(folder / "file"), limits, report, retries)
-    except SourceFailed as failure:
-        if resumed and "byte range" in str(failure):  # the server cannot resume
+        if not file.exists():  # renamed by gdown once it was complete
+            _gdown(source.url, str(file), limits, report, retries)
+    except Exception as error:
+        if resumed and "byte range" in str(error):  # the server cannot resume
             _discard(folder)
         raise
     if not on_drive and version and remote_offer(source, limits).version != version:  # gdown trusts If-Range
         _discard(folder)
         raise SourceFailed("the file changed during the transfer", retry=True)
+    return file
 
 
 def _gdown(url: str, output: str | io.BytesIO, limits: Limits, report: Report, retries: int = 0) -> None:
@@ -262,8 +257,7 @@ def _gdown(url: str, output: str | io.BytesIO, limits: Limits, report: Report, r
         report(done, total)
 
     options: dict[str, Any] = {"timeout": (limits.connect_s, limits.read_s), "retries": retries, "progress": progress}
-    with _library_failures():
-        gdown.download(url, output, quiet=True, use_cookies=False, resume=isinstance(output, str), **options)
+    gdown.download(url, output, quiet=True, use_cookies=False, resume=isinstance(output, str), **options)
 
 
 def _held(folder: Path) -> list[Path]:
@@ -276,7 +270,7 @@ def _discard(folder: Path) -> None:
 
 
 def refuse_impostor(head: bytes) -> None:
-    """Raise `SourceFailed`, saying what it is, for a file that cannot be weights by its first `HEAD_BYTES` bytes."""
+    """Raise `SourceFailed` for a file that cannot be weights, saying what it is by its first `HEAD_BYTES` bytes."""
     if found := describe_impostor(head):
         raise SourceFailed(f"it is {found}")
     if not (head.startswith((b"PK\x03\x04", b"\x80")) or head[8:9] == b"{"):
@@ -293,7 +287,10 @@ def _library_failures() -> Iterator[None]:
             raise
         answer: Any = getattr(error, "response", None)
         status, wait = getattr(answer, "status_code", None), ""
-        reason = _printable(str(error)) or type(error).__name__
+        # on one line, without markup, control characters and secrets in URLs
+        text = re.sub(r"https?://\S+", lambda url: _without_secrets(url[0]), re.sub(r"<[^>]*>", "", str(error)))
+        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]
+        reason = text or type(error).__name__
         if status is not None:
             wait = answer.headers.get("Retry-After", "")
             login = "accept the terms on the file's page and set HF_TOKEN; " if status in (401, 403) else ""
@@ -303,16 +300,9 @@ def _library_failures() -> Iterator[None]:
 
 
 def _without_secrets(url: str) -> str:
-    # user, password, query and fragment may hold secrets
     try:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
         return "not a URL"
-    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
-
-
-def _printable(text: str) -> str:
-    # on one line, without markup, control characters and secrets in URLs
-    text = re.sub(r"https?://\S+", lambda url: _without_secrets(url[0]), re.sub(r"<[^>]*>", "", text))
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]
+    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"  # user, password, query may hold secrets

@@ -8,11 +8,12 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from meddinov3_stroke.download.sources import Limits, Offer, Source, SourceFailed, fetch, refuse_impostor, remote_offer
 from meddinov3_stroke.errors import DownloadError, LockTimeout, UsageError, WeightsMismatch
@@ -20,9 +21,6 @@ from meddinov3_stroke.system.atomic import commit, storage_error, write_json
 from meddinov3_stroke.system.digest import HEAD_BYTES, sha256_of_file
 from meddinov3_stroke.system.progress import byte_bar
 from meddinov3_stroke.system.provenance import provenance
-
-if TYPE_CHECKING:
-    import filelock
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 LICENCE = (
@@ -79,7 +77,7 @@ def download_weights(
         if sha256 and not force and path.is_file() and sha256_of_file(path) == sha256:
             return Download(path, sha256, origin)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(path, limits):
+        with _locked(path, limits.lock_wait_s):
             _finish_interrupted(path)
             sha256, origin = _expected_digest(path, pinned, force)
             if path.exists() and not force:
@@ -99,11 +97,7 @@ def download_weights(
 
 
 def remote_offers(sources: Sequence[Source], limits: Limits | None = None) -> list[Offer]:
-    """What each source says of its file; nothing is kept.
-
-    Raises:
-        DownloadError: no source is configured, or none has the weights.
-    """
+    """What each source says of its file; nothing is kept. Raises DownloadError if none has the weights."""
     offers = []
     for source in sources:
         try:
@@ -121,11 +115,7 @@ def record_path(path: Path) -> Path:
 
 
 def parse_sha256(text: str, where: str) -> str:
-    """`text` as a lower-case hex sha256; `where` names the flag or key it came from.
-
-    Raises:
-        UsageError: it is not a sha256.
-    """
+    """`text` as a lower-case hex sha256; a UsageError names the flag or key `where` it came from."""
     digest = text.strip().lower().removeprefix("sha256:")
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise UsageError(f"{where}: found {text!r}, expected a sha256 of 64 hex digits; correct or remove it")
@@ -167,15 +157,17 @@ def _record(path: Path, file: Path, sha256: str, source: str, origin: str) -> di
     return provenance() | document | {"date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
-def _lock(path: Path, limits: Limits) -> filelock.AcquireReturnProxy[filelock.FileLock]:
+@contextmanager
+def _locked(path: Path, wait_s: float) -> Iterator[None]:
     import filelock
 
-    lock = filelock.FileLock(f"{path}.lock", timeout=limits.lock_wait_s)
+    lock = f"{path}.lock"
     try:
-        return lock.acquire()
+        with filelock.FileLock(lock, timeout=wait_s):
+            yield
     except filelock.Timeout as error:
-        waited = f"held by another process for more than {limits.lock_wait_s:g} s"
-        raise LockTimeout(f"{lock.lock_file}: {waited}; wait for its download, or stop it, and run again") from error
+        waited = f"held by another process for more than {wait_s:g} s"
+        raise LockTimeout(f"{lock}: {waited}; wait for its download, or stop it, and run again") from error
 
 
 def _staging(path: Path) -> Path:
