@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from meddinov3_stroke.system.devices import available_cpus, bf16_flag, cpu_model, cpu_threads
+from meddinov3_stroke.system.devices import CPUINFO, available_cpus, bf16_flag, cpu_threads
 
 PACKAGES = ("meddinov3-stroke", "torch", "openvino", "transformers", "nncf", "numpy", "nibabel", "scikit-learn")
 
@@ -15,7 +15,7 @@ PACKAGES = ("meddinov3-stroke", "torch", "openvino", "transformers", "nncf", "nu
 def describe_machine() -> dict[str, Any]:
     """Processor, bf16 instructions, cores, threads, versions, and the load average at this moment."""
     return {
-        "cpu_model": cpu_model(),
+        "cpu_model": _cpu_model(),
         "bf16_flag": bf16_flag(),
         "cores": available_cpus(),
         "threads": cpu_threads(),
@@ -24,6 +24,11 @@ def describe_machine() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "load_average": list(os.getloadavg()),
     }
+
+
+def _cpu_model() -> str:
+    lines = CPUINFO.read_text(errors="replace").splitlines() if CPUINFO.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def _version(name: str) -> str:

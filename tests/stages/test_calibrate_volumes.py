@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meddinov3_stroke.commands.calibrate import Args, _volumes, hold_out, refuse_copies
-from meddinov3_stroke.errors import DatasetError, SplitError
+from meddinov3_stroke.commands.calibrate import Args, _volumes, hold_out
+from meddinov3_stroke.errors import DatasetError
 
 cohorts = st.lists(st.integers(0, 12), min_size=2, max_size=40).filter(lambda groups: len(set(groups)) > 1)
 shares = st.floats(0.01, 0.99)
@@ -53,9 +53,3 @@ def test_the_same_file_named_twice_is_one_patient(tmp_path: Path) -> None:
     _, groups, _ = _volumes(Args(input=(path, tmp_path / "." / "a.nii.gz")))
     assert len(groups) == 2
     assert len(set(groups)) == 1
-
-
-def test_a_copy_under_another_name_on_the_other_side_is_refused() -> None:
-    refuse_copies(["a", "b"], ["c"])
-    with pytest.raises(SplitError, match="same pixels"):
-        refuse_copies(["a", "b"], ["c", "b"])

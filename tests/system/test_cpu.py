@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from meddinov3_stroke.system.devices import bf16_flag, cpu_model
+from meddinov3_stroke.system.devices import bf16_flag
 
-X86 = "processor\t: 0\nmodel name\t: {model}\nvmx flags\t: vnmi avx512_bf16\nflags\t\t: fpu sse2 avx512f {flags}\n\n"
+X86 = "processor\t: 0\nmodel name\t: Xeon\nvmx flags\t: vnmi avx512_bf16\nflags\t\t: fpu sse2 avx512f {flags}\n\n"
 ARM = "processor\t: 0\nBogoMIPS\t: 2100.00\nFeatures\t: fp asimd {flags}\nCPU implementer\t: 0x41\n\n"
 
 
-def cpuinfo(folder: Path, template: str, flags: str, model: str = "Xeon") -> Path:
+def cpuinfo(folder: Path, template: str, flags: str) -> Path:
     path = folder / "cpuinfo"
-    path.write_text(template.format(flags=flags, model=model) * 2)
+    path.write_text(template.format(flags=flags) * 2)
     return path
 
 
@@ -39,12 +39,6 @@ def test_bf16_is_read_from_the_processors_own_flags(
 
 def test_nothing_is_claimed_where_the_system_lists_nothing(tmp_path: Path) -> None:
     assert bf16_flag(tmp_path / "none") is None
-    assert cpu_model(tmp_path / "none") == "unknown"
-    assert cpu_model(cpuinfo(tmp_path, ARM, "bf16")) == "unknown"
-
-
-def test_the_model_is_the_systems_name_for_it(tmp_path: Path) -> None:
-    assert cpu_model(cpuinfo(tmp_path, X86, "", "AMD EPYC 9B14: 96-Core")) == "AMD EPYC 9B14: 96-Core"
 
 
 def test_bytes_that_are_no_text_do_not_stop_the_reading(tmp_path: Path) -> None:

@@ -7,22 +7,27 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 from jaxtyping import Float32, Float64, Int8
 
 from meddinov3_stroke import config
+from meddinov3_stroke.backbone import Backbone, load_backbone
+from meddinov3_stroke.backbone.int8 import quantize_graph, quantizer_settings, require_quantizer, save_graph
+from meddinov3_stroke.backbone.loading import CACHE_FOLDER, WeightsFile, cosines
+from meddinov3_stroke.backbone.openvino_engine import OpenVINOEngine, build_graph
+from meddinov3_stroke.backbone.records import LEAST_INT8_COSINE, Calibration, calibration_folder, write_calibration
+from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.errors import CheckpointError, DatasetError, MissingInput, SplitError, UsageError
+from meddinov3_stroke.features import FeatureExtractor, extract, pool_slices, select_slices
+from meddinov3_stroke.heads import HeadCheckpoint, check_backbone, load_checkpoint, predict_logits
+from meddinov3_stroke.metrics import auroc_report
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.progress import progress_bar
 from meddinov3_stroke.system.provenance import DISCLAIMER
 from meddinov3_stroke.types import SliceSelection, VolumeInput, VolumeSource
-
-if TYPE_CHECKING:
-    from meddinov3_stroke.backbone import Backbone
-    from meddinov3_stroke.backbone.records import Calibration
-    from meddinov3_stroke.heads import HeadCheckpoint
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -65,27 +70,27 @@ def run(args: Args) -> Calibration:
     inputs, groups, labels = _volumes(args)
     to_calibrate, to_check = hold_out(groups, args.check_share, args.seed)
     to_check = to_check[: args.check_volumes]
-    from meddinov3_stroke.backbone import Backbone, load_backbone
-    from meddinov3_stroke.backbone.int8 import quantize_graph, quantizer_settings, require_quantizer, save_graph
-    from meddinov3_stroke.backbone.loading import CACHE_FOLDER, WeightsFile, cosines
-    from meddinov3_stroke.backbone.openvino_engine import OpenVINOEngine, build_graph
-    from meddinov3_stroke.backbone.records import Calibration, calibration_folder, write_calibration
-
     require_quantizer()
     settings = config.load_settings()
     source = args.backbone or settings.meddinov3_ckpt_path
     fp32 = load_backbone(source, "openvino", "fp32", "cpu", models_dir=settings.models_dir)
-    head = _head(args, fp32)
-    weights, folder = WeightsFile.find(source).weights(), settings.models_dir / CACHE_FOLDER
+    head = None if args.checkpoint is None else load_checkpoint(args.checkpoint)
+    for warning in () if head is None else check_backbone(head, fp32.identity, args.resize):
+        LOGGER.warning("%s", warning)
+    weights = WeightsFile.find(source).weights()
     pixels, calibrated = _calibration_slices(args, [inputs[k] for k in to_calibrate], fp32)
     LOGGER.info("quantizing on %d slices of %d volumes; this takes minutes", len(pixels), len(calibrated))
     graph = quantize_graph(build_graph(weights, args.resize, class_tokens_only=True), pixels)
     engine = OpenVINOEngine(lambda side: graph, "int8", lambda side: graph)
     int8 = Backbone(replace(fp32.identity, precision="int8"), "cpu", lambda: engine)
     checked, tokens = _measure(args, [inputs[k] for k in to_check], fp32, int8)
-    refuse_copies([one.pixels_sha256 for one in calibrated], [one.pixels_sha256 for one in checked])
+    if copies := {one.pixels_sha256 for one in calibrated} & {one.pixels_sha256 for one in checked}:
+        raise SplitError(
+            f"{len(copies)} volume(s) to measure on hold the same pixels as one calibrated on, under another name; "
+            "remove the copies"
+        )
     found = np.concatenate([cosines(*pair) for pair in zip(tokens["int8"], tokens["fp32"], strict=True)])
-    folder = calibration_folder(folder, fp32.identity.weights_sha256)
+    folder = calibration_folder(settings.models_dir / CACHE_FOLDER, fp32.identity.weights_sha256)
     calibration = Calibration(
         weights_sha256=fp32.identity.weights_sha256,
         resize=args.resize,
@@ -126,8 +131,8 @@ def _volumes(args: Args) -> tuple[list[VolumeInput], list[str], Int8[np.ndarray,
         return [VolumeInput(path) for path in args.input], [str(path.resolve()) for path in args.input], None
     from meddinov3_stroke.data import read_series_table
 
-    datasets_dir = config.load_settings().datasets_dir
-    table = read_series_table(args.series_csv, datasets_dir=datasets_dir, exclude_ids=args.exclude_ids)
+    settings = config.load_settings()
+    table = read_series_table(args.series_csv, datasets_dir=settings.datasets_dir, exclude_ids=args.exclude_ids)
     for warning in table.exclusion.warnings if table.exclusion else ():
         LOGGER.warning("%s", warning)
     inputs = [named for named in table.inputs if named is not None]
@@ -152,27 +157,13 @@ def hold_out(groups: Sequence[str], share: float, seed: int) -> tuple[list[int],
     return shuffled[n_check:], shuffled[:n_check]
 
 
-def refuse_copies(calibration_pixels: Sequence[str], check_pixels: Sequence[str]) -> None:
-    """Raise SplitError if the same pixels are on both sides under two names."""
-    shared = set(calibration_pixels) & set(check_pixels)
-    if shared:
-        raise SplitError(
-            f"{len(shared)} volume(s) to measure on hold the same pixels as one calibrated on, under another name; "
-            "remove the copies"
-        )
-
-
 def _calibration_slices(
     args: Args, inputs: Sequence[VolumeInput], backbone: Backbone
 ) -> tuple[Float32[np.ndarray, "n 1 row col"], list[VolumeSource]]:
-    from meddinov3_stroke.ct import read_volume
-    from meddinov3_stroke.features import select_slices
-
     most = args.calibration_slices
     selection = SliceSelection(max_slices=math.ceil(most / min(most, len(inputs))))
     windows, sources = [], []
-    for each in inputs[:most]:
-        volume = read_volume(each)
+    for volume in map(read_volume, inputs[:most]):
         windows.append(backbone.prepare(volume.hu_slices(select_slices(volume.n_slices, selection)), args.resize))
         sources.append(volume.source)
     return np.concatenate(windows)[:most], sources
@@ -181,9 +172,6 @@ def _calibration_slices(
 def _measure(
     args: Args, inputs: Sequence[VolumeInput], fp32: Backbone, int8: Backbone
 ) -> tuple[list[VolumeSource], dict[str, list[Tokens]]]:
-    from meddinov3_stroke.features import FeatureExtractor, extract
-    from meddinov3_stroke.system.progress import progress_bar
-
     plain, quantized = (FeatureExtractor(one, args.resize, args.batch) for one in (fp32, int8))
     sources: list[VolumeSource] = []
     tokens: dict[str, list[Tokens]] = {"fp32": [], "int8": []}
@@ -204,8 +192,6 @@ def auroc_change(
     head: HeadCheckpoint, tokens: Mapping[str, Sequence[Tokens]], labels: Int8[np.ndarray, "n label"]
 ) -> dict[str, Any]:
     """Macro and per-class AUROC of the head on fp32 and on int8 tokens of the same volumes, and their difference."""
-    from meddinov3_stroke.metrics import auroc_report
-
     reports = {name: auroc_report(labels, _probabilities(head, tokens[name]), head.labels) for name in ("fp32", "int8")}
     macros = [report.macro for report in reports.values()]
     return {
@@ -217,9 +203,6 @@ def auroc_change(
 
 
 def _probabilities(head: HeadCheckpoint, tokens: Sequence[Tokens]) -> Float64[np.ndarray, "volume label"]:
-    from meddinov3_stroke.features import pool_slices
-    from meddinov3_stroke.heads import predict_logits
-
     mode = head.pool_mode
     if mode == "slice":  # the label of a series is the maximum over its slices
         return np.stack([predict_logits(head, cls).probabilities.max(axis=0) for cls in tokens])
@@ -228,20 +211,7 @@ def _probabilities(head: HeadCheckpoint, tokens: Sequence[Tokens]) -> Float64[np
     return predict_logits(head, np.stack([pool_slices(cls, mode) for cls in tokens])).probabilities
 
 
-def _head(args: Args, reference: Backbone) -> HeadCheckpoint | None:
-    if args.checkpoint is None:
-        return None
-    from meddinov3_stroke.heads import check_backbone, load_checkpoint
-
-    head = load_checkpoint(args.checkpoint)
-    for warning in check_backbone(head, reference.identity, args.resize):
-        LOGGER.warning("%s", warning)
-    return head
-
-
 def _summary(found: Calibration) -> list[str]:
-    from meddinov3_stroke.backbone.records import LEAST_INT8_COSINE
-
     lines = [
         f"int8 on {found.n_check_slices} slices of {found.n_check_volumes} held-out volumes: CLS cosine to fp32 at "
         f"least {found.cls_cosine_min:.6f}, mean {found.cls_cosine_mean:.6f}",

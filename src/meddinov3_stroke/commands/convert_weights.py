@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from meddinov3_stroke.backbone import Conversion, convert_weights
+from meddinov3_stroke.backbone.weights import listed
 from meddinov3_stroke.options import InputPath
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER
-
-if TYPE_CHECKING:
-    from meddinov3_stroke.backbone import Conversion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +25,6 @@ class Args(ConsoleOptions):
 
 def run(args: Args) -> Conversion:
     """Convert and print what was written and what was left out."""
-    from meddinov3_stroke.backbone import convert_weights
-
     conversion = convert_weights(args.input, args.output)
     print("\n".join(_summary(conversion)))
     return conversion
@@ -40,8 +36,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 
 def _summary(conversion: Conversion) -> list[str]:
-    from meddinov3_stroke.backbone.weights import listed
-
     shape = conversion.architecture
     lines = [
         f"wrote {conversion.output}: {conversion.n_tensors} tensors, {shape.depth} blocks, {shape.embed_dim} channels",

@@ -160,19 +160,9 @@ def use_available_cpus() -> int:
 
 def bf16_flag(cpuinfo: Path = CPUINFO) -> str | None:
     """The first of `BF16_FLAGS` that this CPU has, if any; without, bf16 is emulated, 6 times slower than fp32."""
-    flags = (_cpuinfo_field(cpuinfo, "flags|Features") or "").split()
-    return next((flag for flag in BF16_FLAGS if flag in flags), None)
-
-
-def cpu_model(cpuinfo: Path = CPUINFO) -> str:
-    """The processor's name, `unknown` if the system does not give it."""
-    return _cpuinfo_field(cpuinfo, "model name") or "unknown"
-
-
-def _cpuinfo_field(cpuinfo: Path, name: str) -> str | None:
     try:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None  # not Linux
-    found = re.search(rf"^(?:{name})\s*:\s*(.*)$", text, re.MULTILINE)
-    return found.group(1).strip() if found else None
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return next((flag for flag in BF16_FLAGS if found and flag in found[1].split()), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import mmap
 import pickle
 import re
 import struct
@@ -40,26 +39,21 @@ _TENSOR_GLOBALS = re.compile(
 def read_torch_file(path: Path, verified: bool = False) -> Any:
     """The content of a `torch.save` file, tensors as numpy arrays; neither torch nor code of the file runs.
 
-    `verified` skips the CRC-32 of the records, for a file whose digest is known to be sound.
-
-    Raises:
-        MissingWeights: no such file.
-        UnsafeWeights: the pickle asks for more than tensors; the message names what.
-        WeightsError: not a torch file (a directory, an HTML page, a Git-LFS pointer, a truncated archive).
+    `verified` skips the CRC-32 of the records, for a file whose digest is known to be sound. Raises UnsafeWeights if
+    the pickle asks for more than tensors, and names what; MissingWeights; WeightsError for what is not a torch file.
     """
     content, foreign = unpickle_torch_file(path, verified)
     if foreign:
-        raise _unsafe(Path(path), foreign)
+        raise _unsafe(path, foreign)
     return content
 
 
 def unpickle_torch_file(path: Path, verified: bool = False) -> tuple[Any, tuple[str, ...]]:
     """As `read_torch_file`, with inert stand-ins for foreign classes and functions, and the names of those."""
-    path, found = Path(path), set[str]()
+    found = set[str]()
     refuse_impostors(path)
     try:
-        with path.open("rb") as handle:
-            raw = np.frombuffer(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
+        raw = np.asarray(np.memmap(path, np.uint8, "c"))
         is_archive = raw[:4].tobytes() == b"PK\x03\x04" or zipfile.is_zipfile(path)
         content = _read_archive(path, raw, verified, found) if is_archive else _read_legacy(raw, found)
     except _ERRORS as error:
