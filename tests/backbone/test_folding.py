@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from meddinov3_stroke.backbone import TorchEngine, VisionTransformer, Weights
-from meddinov3_stroke.backbone.architecture import architecture_of_module
 from meddinov3_stroke.backbone.loading import cosines
 from meddinov3_stroke.backbone.weights import build_module, canonical_state, fold
 
@@ -54,7 +53,7 @@ def tokens(vit: VisionTransformer, pixels: Tensor) -> tuple[Tensor, Tensor]:
 def folded(vit: VisionTransformer) -> VisionTransformer:
     """A module of the folded weights, in float64."""
     state = {name: np.asarray(tensor.double()) for name, tensor in vit.state_dict().items()}
-    weights = fold(Weights(state, architecture_of_module(vit), ()))
+    weights = fold(Weights(state, vit.architecture, ()))
     module = weights.architecture.build("cpu").double()
     module.load_state_dict({name: torch.from_numpy(array) for name, array in weights.state.items()}, strict=True)
     return module.eval()
@@ -116,7 +115,7 @@ def test_the_last_block_works_for_the_class_token_alone(small_vit: MakeVit) -> N
 def test_float32_with_a_bf16_rotation_stays_with_the_plain_module(small_vit: MakeVit) -> None:
     vit, pixels = small_vit(), channel(n=8).float()
     expected_cls, expected_patches = tokens(vit, pixels)
-    architecture = architecture_of_module(vit)
+    architecture = vit.architecture
     weights = Weights(canonical_state(vit.state_dict(), architecture), architecture, ())
     engine = TorchEngine(build_module(fold(weights)), "cpu", "fp32")
     cls, patches = engine.tokens(pixels.numpy())
@@ -130,7 +129,7 @@ def test_float32_with_a_bf16_rotation_stays_with_the_plain_module(small_vit: Mak
 
 def test_folding_leaves_the_weights_as_they_were(small_vit: MakeVit) -> None:
     vit = small_vit(qkv_bias=True)
-    architecture = architecture_of_module(vit)
+    architecture = vit.architecture
     weights = Weights(canonical_state(vit.state_dict(), architecture), architecture, ())
     before = {name: array.copy() for name, array in weights.state.items()}
     fold(weights)
@@ -143,4 +142,4 @@ def test_folding_leaves_the_weights_as_they_were(small_vit: MakeVit) -> None:
 def test_the_shapes_of_an_architecture_are_those_of_its_module(small_vit: MakeVit, changes: dict[str, object]) -> None:
     vit = small_vit(**changes)
     expected = {name: tuple(tensor.shape) for name, tensor in vit.state_dict().items()}
-    assert architecture_of_module(vit).shapes() == expected
+    assert vit.architecture.shapes() == expected

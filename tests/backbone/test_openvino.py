@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meddinov3_stroke.backbone import TorchEngine, VisionTransformer, Weights, load_weights
-from meddinov3_stroke.backbone.architecture import architecture_of_module, rope_periods, rope_tables, round_bf16
+from meddinov3_stroke.backbone.architecture import rope_periods, rope_tables, round_bf16
 from meddinov3_stroke.backbone.loading import WeightsFile, cosines
 from meddinov3_stroke.backbone.openvino_engine import OpenVINOEngine, build_graph, plain_precision
 from meddinov3_stroke.backbone.weights import build_module, canonical_state
@@ -50,7 +50,7 @@ def pixels(n: int = N_SLICES, side: int = 64) -> np.ndarray:
 
 
 def weights_of(vit: VisionTransformer) -> Weights:
-    architecture = architecture_of_module(vit)
+    architecture = vit.architecture
     return Weights(canonical_state(vit.state_dict(), architecture), architecture, ())
 
 

@@ -204,10 +204,10 @@ def test_drop_path_is_silent_outside_training(small_vit: MakeVit) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_heads": 3}, "not divisible by num_heads"),
+        ({"num_heads": 3}, "do not divide into 3 heads"),
         ({"norm_layer": "rmsnorm"}, "expected one of layernorm, layernormbf16"),
         ({"pos_embed_rope_dtype": "fp16"}, "expected one of bf16, fp32"),
-        ({"num_heads": 64}, "multiple of 4"),
+        ({"num_heads": 64}, "width divisible by 4"),
     ],
 )
 def test_an_architecture_that_cannot_be_built_is_refused(changes: dict[str, object], message: str) -> None:

@@ -22,7 +22,6 @@ from meddinov3_stroke.backbone import (
     save_safetensors,
     weights_sha256,
 )
-from meddinov3_stroke.backbone.architecture import architecture_of_module
 from meddinov3_stroke.backbone.weights import build_module, published_layout
 from meddinov3_stroke.errors import MissingWeights, UnsafeWeights, WeightsError, WeightsMismatch
 
@@ -79,7 +78,7 @@ def test_the_digest_changes_with_any_tensor(small_vit: MakeVit, name: str) -> No
 @pytest.mark.parametrize("change", [{"norm_layer": "layernormbf16"}, {"rope_dtype": "fp32"}])
 def test_the_digest_changes_with_what_no_shape_shows(small_vit: MakeVit, change: dict[str, object]) -> None:
     vit = small_vit()
-    architecture = architecture_of_module(vit)
+    architecture = vit.architecture
     state = vit.state_dict()
     other = dataclasses.replace(architecture, **change)
     assert weights_sha256(state, other) != weights_sha256(state, architecture)

@@ -8,7 +8,6 @@ from torch import nn
 
 from meddinov3_stroke.backbone import TorchEngine, Weights, vit_base
 from meddinov3_stroke.backbone import openvino_engine as openvino
-from meddinov3_stroke.backbone.architecture import architecture_of_module
 from meddinov3_stroke.backbone.loading import cosines
 from meddinov3_stroke.backbone.openvino_engine import OpenVINOEngine, build_graph
 from meddinov3_stroke.backbone.weights import canonical_state
@@ -25,7 +24,7 @@ def vit(randomised) -> nn.Module:
 
 def graph_tokens(vit: nn.Module, pixels: np.ndarray) -> list[np.ndarray]:
     """Class tokens alone, then class and patch tokens."""
-    architecture = architecture_of_module(vit)
+    architecture = vit.architecture
     weights = Weights(canonical_state(vit.state_dict(), architecture), architecture, ())
     engine = OpenVINOEngine(lambda side: build_graph(weights, side), "fp32")
     return [engine.class_tokens(pixels), *engine.tokens(pixels)]

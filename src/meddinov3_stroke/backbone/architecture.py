@@ -83,6 +83,19 @@ class Architecture:
             block["attn.qkv.bias_mask"] = (3 * dim,)
         return shapes | {f"blocks.{i}.{name}": shape for i in range(self.depth) for name, shape in block.items()}
 
+    def problem(self) -> str:
+        """Why no transformer can be built of it, empty if one can."""
+        dim, heads = self.embed_dim, self.num_heads
+        if not isinstance(heads, int) or heads < 1 or dim % heads or (dim // heads) % 4:
+            return f"{dim} channels do not divide into {heads} heads of a width divisible by 4; change num_heads"
+        for name, value, known in (
+            ("norm_layer", self.norm_layer, NORM_EPS),
+            ("rope_dtype", self.rope_dtype, ROPE_DTYPES),
+        ):
+            if value not in known:
+                return f"{name} {value!r}, expected one of {', '.join(known)}; change it"
+        return ""
+
     def build(self, device: str = "meta") -> VisionTransformer:
         """The torch module, by default without memory of its own."""
         from meddinov3_stroke.backbone.vit import VisionTransformer
@@ -119,29 +132,9 @@ def architecture_of(
     if visible["mask_k_bias"]:
         assumed |= {"norm_layer": "layernormbf16", "rope_dtype": "fp32"}
     found = Architecture(**(assumed | visible | stated))
-    dim, heads = found.embed_dim, found.num_heads
-    if not isinstance(heads, int) or heads < 1 or dim % heads or (dim // heads) % 4:
-        raise WeightsMismatch(
-            f"{where}: {dim} channels do not divide into {heads} heads of a width divisible by 4; state num_heads in "
-            "the metadata of a safetensors file"
-        )
-    if found.rope_dtype not in ROPE_DTYPES or found.norm_layer not in NORM_EPS:
-        raise WeightsMismatch(
-            f"{where}: metadata states rope_dtype {found.rope_dtype!r}, norm_layer {found.norm_layer!r}; "
-            f"expected one of {', '.join(ROPE_DTYPES)} and one of {', '.join(NORM_EPS)}"
-        )
+    if problem := found.problem():
+        raise WeightsMismatch(f"{where}: {problem} (in the metadata of a safetensors file)")
     return found
-
-
-def architecture_of_module(vit: VisionTransformer) -> Architecture:
-    """The architecture of a built module."""
-    hidden = {
-        "num_heads": vit.num_heads,
-        "norm_layer": next(name for name, eps in NORM_EPS.items() if eps == vit.norm.eps),
-        "rope_base": vit.rope_embed.base,
-        "rope_dtype": vit.rope_embed.rope_dtype,
-    }
-    return Architecture(**(_visible_fields(vit.state_dict()) | hidden))
 
 
 def _visible_fields(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from meddinov3_stroke.backbone.architecture import NORM_EPS, ROPE_BASE, rope_periods, rope_tables
+from meddinov3_stroke.backbone.architecture import NORM_EPS, ROPE_BASE, Architecture, rope_periods, rope_tables
 from meddinov3_stroke.errors import UsageError
 
 Image = Float[Tensor, "n channel row col"]
@@ -52,10 +52,6 @@ class RopePositionEmbedding(nn.Module):
 
     def __init__(self, head_dim: int, base: float, dtype: str, device: str | None) -> None:
         super().__init__()
-        if dtype not in TORCH_ROPE_DTYPES:
-            raise UsageError(f"RoPE dtype: found {dtype!r}, expected one of {', '.join(TORCH_ROPE_DTYPES)}")
-        if head_dim % 4:
-            raise UsageError(f"RoPE: found heads of {head_dim}, expected a multiple of 4; change num_heads")
         self.head_dim, self.base, self.rope_dtype, self.dtype = head_dim, base, dtype, TORCH_ROPE_DTYPES[dtype]
         self.register_buffer("periods", torch.from_numpy(rope_periods(head_dim, base)).to(device, self.dtype))
 
@@ -99,17 +95,12 @@ class LayerScale(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head attention over all tokens, with the patches' queries and keys rotated."""
 
-    def __init__(
-        self, dim: int, num_heads: int, qkv_bias: bool, proj_bias: bool, mask_k_bias: bool, device: str | None
-    ) -> None:
+    def __init__(self, shape: Architecture, device: str | None) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.qkv: nn.Linear
-        if qkv_bias and mask_k_bias:
-            self.qkv = KeyMaskedLinear(dim, device)
-        else:
-            self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device)
-        self.proj = nn.Linear(dim, dim, bias=proj_bias, device=device)
+        self.num_heads, dim = shape.num_heads, shape.embed_dim
+        bias, masked = shape.qkv_bias, shape.mask_k_bias
+        self.qkv = KeyMaskedLinear(dim, device) if masked else nn.Linear(dim, 3 * dim, bias, device)
+        self.proj = nn.Linear(dim, dim, shape.proj_bias, device)
 
     def forward(self, x: Tokens, rope: Rope, n_out: int | None = None) -> Float[Tensor, "n out dim"]:
         """The first `n_out` tokens (default: all), attended to all tokens and projected."""
@@ -124,16 +115,17 @@ class SelfAttention(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and MLP, each scaled per channel (where LayerScale is on) and added to the stream."""
 
-    def __init__(
-        self, attention: SelfAttention, mlp: nn.Module, eps: float, layerscale: float | None, drop: float, device: Any
-    ) -> None:
+    def __init__(self, shape: Architecture, layerscale: float | None, drop: float, device: str | None) -> None:
         super().__init__()
-        dim = attention.proj.out_features
-        self.norm1, self.norm2 = (nn.LayerNorm(dim, eps=eps, device=device) for _ in range(2))
+        dim, hidden, eps = shape.embed_dim, shape.ffn_dim, NORM_EPS[shape.norm_layer]
+        self.norm1, self.norm2 = (nn.LayerNorm(dim, eps, device=device) for _ in range(2))
         self.ls1, self.ls2 = (
             nn.Identity() if layerscale is None else LayerScale(dim, layerscale, device) for _ in range(2)
         )
-        self.attn, self.mlp, self.drop_path_rate = attention, mlp, drop
+        self.attn = SelfAttention(shape, device)
+        fc1, fc2 = (nn.Linear(n, m, shape.ffn_bias, device) for n, m in ((dim, hidden), (hidden, dim)))
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, gelu=nn.GELU(), fc2=fc2))
+        self.drop_path_rate = drop
 
     def forward(self, x: Tokens, rope: Rope, n_out: int | None = None) -> Float[Tensor, "n out dim"]:
         """The next tokens of the stream, or the first `n_out` of them alone."""
@@ -175,14 +167,16 @@ class VisionTransformer(nn.Module):
         device: str | None = None,
     ) -> None:
         super().__init__()
-        if embed_dim % num_heads:
-            raise UsageError(f"embed_dim {embed_dim} is not divisible by num_heads {num_heads}; change one of them")
-        if norm_layer not in NORM_EPS:
-            raise UsageError(f"norm_layer: found {norm_layer!r}, expected one of {', '.join(NORM_EPS)}")
-        norm_eps = NORM_EPS[norm_layer]
+        self.architecture = shape = Architecture(
+            embed_dim, depth, num_heads, patch_size, in_chans, round(embed_dim * ffn_ratio), n_storage_tokens,
+            qkv_bias, qkv_bias and mask_k_bias, proj_bias, ffn_bias, layerscale_init is not None,
+            norm_layer, pos_embed_rope_base, pos_embed_rope_dtype,
+        )  # fmt: skip
+        if problem := shape.problem():
+            raise UsageError(f"transformer: {problem}")
         self.embed_dim = self.num_features = embed_dim
-        self.n_blocks, self.num_heads, self.patch_size, self.in_chans = depth, num_heads, patch_size, in_chans
-        self.n_storage_tokens = n_storage_tokens
+        self.n_blocks, self.num_heads, self.patch_size = depth, num_heads, patch_size
+        self.n_storage_tokens, self.in_chans = n_storage_tokens, in_chans
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, device=device))
         if n_storage_tokens > 0:
             self.storage_tokens = nn.Parameter(torch.empty(1, n_storage_tokens, embed_dim, device=device))
@@ -191,17 +185,8 @@ class VisionTransformer(nn.Module):
         self.patch_embed = nn.Sequential(OrderedDict(proj=proj))
         head_dim = embed_dim // num_heads
         self.rope_embed = RopePositionEmbedding(head_dim, pos_embed_rope_base, pos_embed_rope_dtype, device)
-
-        def block() -> Block:
-            attention = SelfAttention(embed_dim, num_heads, qkv_bias, proj_bias, mask_k_bias, device)
-            hidden = round(embed_dim * ffn_ratio)
-            fc1 = nn.Linear(embed_dim, hidden, bias=ffn_bias, device=device)
-            fc2 = nn.Linear(hidden, embed_dim, bias=ffn_bias, device=device)
-            mlp = nn.Sequential(OrderedDict(fc1=fc1, gelu=nn.GELU(), fc2=fc2))
-            return Block(attention, mlp, norm_eps, layerscale_init, drop_path_rate, device)
-
-        self.blocks = nn.ModuleList(block() for _ in range(depth))
-        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps, device=device)
+        self.blocks = nn.ModuleList(Block(shape, layerscale_init, drop_path_rate, device) for _ in range(depth))
+        self.norm = nn.LayerNorm(embed_dim, NORM_EPS[norm_layer], device=device)
         self.init_weights()
 
     def init_weights(self) -> None:

@@ -21,7 +21,6 @@ from meddinov3_stroke.backbone.architecture import (
     HIDDEN_FIELDS,
     Architecture,
     architecture_of,
-    architecture_of_module,
     rope_periods,
     round_bf16,
 )
@@ -199,7 +198,7 @@ def save_backbone(
     vit: VisionTransformer, path: Path, name: str, dtype: Any = np.float32, preprocessing: Preprocessing = PREPROCESSING
 ) -> str:
     """The sha256 of the weights as they will load, after writing a module as our safetensors, parameters in `dtype`."""
-    architecture = architecture_of_module(vit)
+    architecture = vit.architecture
     kind = np.dtype(getattr(dtype, "__name__", str(dtype)).removeprefix("torch."))
     arrays = {key: _array(tensor) for key, tensor in vit.state_dict().items()}
     state = {key: array if key == PERIODS else array.astype(kind) for key, array in arrays.items()}
