@@ -147,28 +147,25 @@ class Backbone:
         start = 0
         while start < len(pixels):
             some = pixels[start : start + (self._most_slices or len(pixels))]
-            tokens = self._tokens_or_none(some, patches)
-            if tokens is None:
+            tokens: tuple[np.ndarray, np.ndarray] | None = None
+            try:
+                engine = self._engine
+                tokens = engine.tokens(some) if patches else (engine.class_tokens(some), np.empty(0, dtype=np.float32))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(some) == 1:
+                    raise MachineError(
+                        f"{self.device} has too little memory for one slice at --resize {some.shape[-1]}; use a "
+                        "smaller --resize, free memory, or --device cpu"
+                    ) from error
+            if tokens is not None:
+                yield tokens
+                start += len(some)
+            else:  # outside the handler: the error's frames hold the tensors of the pass
+                release_cached_memory(self.device)
                 self._most_slices = n = len(some) // 2
                 LOGGER.warning("%s ran out of memory; continuing with %d slice(s) in a pass", self.device, n)
-                continue
-            yield tokens
-            start += len(some)
-
-    def _tokens_or_none(self, pixels: np.ndarray, patches: bool) -> tuple[np.ndarray, np.ndarray] | None:
-        try:
-            engine = self._engine
-            return engine.tokens(pixels) if patches else (engine.class_tokens(pixels), np.empty(0, dtype=np.float32))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(pixels) == 1:
-                raise MachineError(
-                    f"{self.device} has too little memory for one slice at --resize {pixels.shape[-1]}; use a smaller "
-                    "--resize, free memory, or --device cpu"
-                ) from error
-        release_cached_memory(self.device)  # outside the handler: the error's frames hold the tensors of the pass
-        return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -29,7 +29,6 @@ class TorchEngine:
                     part.to(torch.bfloat16)
         self._device, self._precision = torch.device(device), precision
         self._ropes: dict[tuple[int, int], Rope] = {}
-        self._in_chans = vit.in_chans
         self._normed: Callable[..., Tensor] = torch.compile(self._forward, dynamic=True) if compiled else self._forward
 
     def class_tokens(self, pixels: Float32[np.ndarray, "n 1 row col"]) -> Float32[np.ndarray, "n dim"]:
@@ -61,7 +60,7 @@ class TorchEngine:
         grid = self._vit.patch_grid(x)
         if grid not in self._ropes:
             self._ropes[grid] = self._vit.rope_embed(grid)
-        return x.expand(-1, self._in_chans, -1, -1), self._ropes[grid]
+        return x.expand(-1, self._vit.in_chans, -1, -1), self._ropes[grid]
 
     def _arithmetic(self) -> AbstractContextManager[object]:
         if self._precision == "bf16":

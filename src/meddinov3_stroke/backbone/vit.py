@@ -50,17 +50,16 @@ class RopePositionEmbedding(nn.Module):
 
     periods: Tensor
 
-    def __init__(self, head_dim: int, base: float, dtype: str, device: str | None) -> None:
+    def __init__(self, shape: Architecture, device: str | None) -> None:
         super().__init__()
-        self.head_dim, self.base, self.rope_dtype, self.dtype = head_dim, base, dtype, TORCH_ROPE_DTYPES[dtype]
-        self.register_buffer("periods", torch.from_numpy(rope_periods(head_dim, base)).to(device, self.dtype))
+        self.rope_dtype, self.dtype = shape.rope_dtype, TORCH_ROPE_DTYPES[shape.rope_dtype]
+        self.exact_periods = rope_periods(shape.embed_dim // shape.num_heads, shape.rope_base)
+        self.register_buffer("periods", torch.tensor(self.exact_periods, dtype=self.dtype, device=device))
 
     def forward(self, grid: tuple[int, int]) -> Rope:
         """(sin, cos), each [rows*columns, head_dim] in this embedding's dtype, whatever the module was cast to."""
-        if self.dtype is torch.float32:  # a file's periods are rounded to bf16: 1.9e-3 in the tokens
-            periods = rope_periods(self.head_dim, self.base)
-        else:
-            periods = self.periods.float().cpu().numpy()
+        is_exact = self.dtype is torch.float32  # a file's periods are rounded to bf16: 1.9e-3 in the tokens
+        periods = self.exact_periods if is_exact else self.periods.float().cpu().numpy()
         tables = rope_tables(grid, periods, self.rope_dtype)
         sin, cos = (torch.tensor(table, dtype=self.dtype, device=self.periods.device) for table in tables)
         return sin, cos
@@ -168,9 +167,11 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.architecture = shape = Architecture(
-            embed_dim, depth, num_heads, patch_size, in_chans, round(embed_dim * ffn_ratio), n_storage_tokens,
-            qkv_bias, qkv_bias and mask_k_bias, proj_bias, ffn_bias, layerscale_init is not None,
-            norm_layer, pos_embed_rope_base, pos_embed_rope_dtype,
+            embed_dim=embed_dim, depth=depth, num_heads=num_heads, patch_size=patch_size, in_chans=in_chans,
+            ffn_dim=round(embed_dim * ffn_ratio), n_storage_tokens=n_storage_tokens, qkv_bias=qkv_bias,
+            mask_k_bias=qkv_bias and mask_k_bias, proj_bias=proj_bias, ffn_bias=ffn_bias,
+            layerscale=layerscale_init is not None, norm_layer=norm_layer,
+            rope_base=pos_embed_rope_base, rope_dtype=pos_embed_rope_dtype,
         )  # fmt: skip
         if problem := shape.problem():
             raise UsageError(f"transformer: {problem}")
@@ -183,8 +184,7 @@ class VisionTransformer(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(1, embed_dim, device=device))
         proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size, device=device)
         self.patch_embed = nn.Sequential(OrderedDict(proj=proj))
-        head_dim = embed_dim // num_heads
-        self.rope_embed = RopePositionEmbedding(head_dim, pos_embed_rope_base, pos_embed_rope_dtype, device)
+        self.rope_embed = RopePositionEmbedding(shape, device)
         self.blocks = nn.ModuleList(Block(shape, layerscale_init, drop_path_rate, device) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim, NORM_EPS[norm_layer], device=device)
         self.init_weights()
