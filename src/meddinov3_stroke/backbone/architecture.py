@@ -88,13 +88,10 @@ class Architecture:
         dim, heads = self.embed_dim, self.num_heads
         if not isinstance(heads, int) or heads < 1 or dim % heads or (dim // heads) % 4:
             return f"{dim} channels do not divide into {heads} heads of a width divisible by 4; change num_heads"
-        for name, value, known in (
-            ("norm_layer", self.norm_layer, NORM_EPS),
-            ("rope_dtype", self.rope_dtype, ROPE_DTYPES),
-        ):
-            if value not in known:
-                return f"{name} {value!r}, expected one of {', '.join(known)}; change it"
-        return ""
+        if self.norm_layer not in NORM_EPS:
+            return f"norm_layer {self.norm_layer!r}, expected one of {', '.join(NORM_EPS)}; change it"
+        known = self.rope_dtype in ROPE_DTYPES
+        return "" if known else f"rope_dtype {self.rope_dtype!r}, expected one of {', '.join(ROPE_DTYPES)}; change it"
 
     def build(self, device: str = "meta") -> VisionTransformer:
         """The torch module, by default without memory of its own."""

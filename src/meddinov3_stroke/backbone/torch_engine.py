@@ -33,19 +33,21 @@ class TorchEngine:
 
     def class_tokens(self, pixels: Float32[np.ndarray, "n 1 row col"]) -> Float32[np.ndarray, "n dim"]:
         """The class token of each slice; the last block computes nothing else."""
-        with torch.inference_mode(), self._arithmetic():
-            return _to_numpy(self._normed(*self._inputs(pixels), 1)[:, 0])
+        return self._infer(pixels, 1)[:, 0]
 
     def tokens(
         self, pixels: Float32[np.ndarray, "n 1 row col"]
     ) -> tuple[Float32[np.ndarray, "n dim"], Float32[np.ndarray, "n patch dim"]]:
         """The class token and the patch tokens, row-major, of each slice."""
+        tokens = self._infer(pixels)
+        return tokens[:, 0], tokens[:, 1 + self._vit.n_storage_tokens :]
+
+    def _infer(self, pixels: np.ndarray, *n_out: int) -> np.ndarray:
         with torch.inference_mode(), self._arithmetic():
-            tokens = self._normed(*self._inputs(pixels))
-            return _to_numpy(tokens[:, 0]), _to_numpy(tokens[:, 1 + self._vit.n_storage_tokens :])
+            return np.asarray(self._normed(*self._inputs(pixels), *n_out).float().cpu())
 
     def _forward(self, x: Tensor, rope: Rope, n_out: int | None = None) -> Tensor:
-        *earlier, last = list(self._vit.blocks)
+        *earlier, last = self._vit.blocks
         tokens = self._vit.embed(x)
         for block in earlier:
             tokens = block(tokens, rope)
@@ -78,7 +80,3 @@ def full_float32_products() -> Iterator[None]:
         yield
     finally:
         products.allow_tf32, convolutions.allow_tf32 = before
-
-
-def _to_numpy(tokens: Tensor) -> np.ndarray:
-    return np.asarray(tokens.float().cpu().numpy())

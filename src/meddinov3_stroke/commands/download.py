@@ -47,13 +47,7 @@ class Args(ConsoleOptions):
 
 
 def run(args: Args) -> download.Download | list[download.Offer]:
-    """The verified file or, with `--check-size`, what the sources offer; a summary is printed.
-
-    Raises:
-        UsageError: a flag or setting is out of range.
-        WeightsError: no source gave the weights, or the file that is there is not the expected one.
-        MachineError: the disk, or another process's lock.
-    """
+    """The verified file or, with `--check-size`, what the sources offer; a summary is printed."""
     settings = config.load_settings()
     limits = _limits(args, settings)
     if settings.unused:
