@@ -66,8 +66,7 @@ class Architecture:
             "norm.weight": (dim,),
             "norm.bias": (dim,),
         }
-        if self.n_storage_tokens:
-            shapes["storage_tokens"] = (1, self.n_storage_tokens, dim)
+        shapes |= {"storage_tokens": (1, self.n_storage_tokens, dim)} if self.n_storage_tokens else {}
         layers = {
             "attn.qkv": (3 * dim, dim, self.qkv_bias),
             "attn.proj": (dim, dim, self.proj_bias),
@@ -77,10 +76,8 @@ class Architecture:
         block: dict[str, tuple[int, ...]] = {f"{name}.weight": (n, m) for name, (n, m, _) in layers.items()}
         block |= {f"{name}.bias": (n,) for name, (n, _, has_bias) in layers.items() if has_bias}
         block |= {f"{norm}.{part}": (dim,) for norm in ("norm1", "norm2") for part in ("weight", "bias")}
-        if self.layerscale:
-            block |= {"ls1.gamma": (dim,), "ls2.gamma": (dim,)}
-        if self.qkv_bias and self.mask_k_bias:
-            block["attn.qkv.bias_mask"] = (3 * dim,)
+        block |= {"ls1.gamma": (dim,), "ls2.gamma": (dim,)} if self.layerscale else {}
+        block |= {"attn.qkv.bias_mask": (3 * dim,)} if self.qkv_bias and self.mask_k_bias else {}
         return shapes | {f"blocks.{i}.{name}": shape for i in range(self.depth) for name, shape in block.items()}
 
     def problem(self) -> str:
@@ -90,22 +87,18 @@ class Architecture:
             return f"{dim} channels do not divide into {heads} heads of a width divisible by 4; change num_heads"
         if self.norm_layer not in NORM_EPS:
             return f"norm_layer {self.norm_layer!r}, expected one of {', '.join(NORM_EPS)}; change it"
-        known = self.rope_dtype in ROPE_DTYPES
-        return "" if known else f"rope_dtype {self.rope_dtype!r}, expected one of {', '.join(ROPE_DTYPES)}; change it"
+        if self.rope_dtype not in ROPE_DTYPES:
+            return f"rope_dtype {self.rope_dtype!r}, expected one of {', '.join(ROPE_DTYPES)}; change it"
+        return ""
 
     def build(self, device: str = "meta") -> VisionTransformer:
         """The torch module, by default without memory of its own."""
         from meddinov3_stroke.backbone.vit import VisionTransformer
 
-        published = dataclasses.asdict(self) | {
-            "ffn_ratio": self.ffn_dim / self.embed_dim,
-            "layerscale_init": 1.0 if self.layerscale else None,
-            "pos_embed_rope_base": self.rope_base,
-            "pos_embed_rope_dtype": self.rope_dtype,
-        }
-        for name in ("ffn_dim", "layerscale", "rope_base", "rope_dtype"):
-            del published[name]
-        return VisionTransformer(**published, device=device)
+        same = dataclasses.asdict(self)
+        ratio, scale = same.pop("ffn_dim") / self.embed_dim, 1.0 if same.pop("layerscale") else None
+        rope = {f"pos_embed_{name}": same.pop(name) for name in ("rope_base", "rope_dtype")}
+        return VisionTransformer(**same, **rope, ffn_ratio=ratio, layerscale_init=scale, device=device)
 
 
 def architecture_of(
