@@ -33,6 +33,12 @@ HIDDEN_FIELDS = ("num_heads", "norm_layer", "rope_base", "rope_dtype")
 """What shapes do not show; metadata may state these, and they enter the digest of the weights in this order."""
 
 
+Pixels = Float32[np.ndarray, "n 1 row col"]
+ClassTokens = Float32[np.ndarray, "n dim"]
+PatchTokens = Float32[np.ndarray, "n patch dim"]
+"""Row-major."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """What it takes to build the module that a state dict fits; the defaults are MedDINOv3's published ones."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from meddinov3_stroke.backbone.architecture import ClassTokens, PatchTokens, Pixels
 from meddinov3_stroke.backbone.preprocessing import prepare_channel
 from meddinov3_stroke.errors import MachineError, NonFiniteEmbedding, UsageError
 from meddinov3_stroke.system.prefetch import read_ahead
@@ -97,7 +98,7 @@ class Backbone:
             self._warned_of_squashing = True
         return prepare_channel(hu, resize, self.identity.preprocessing)
 
-    def class_tokens(self, pixels: Float32[np.ndarray, "n 1 row col"]) -> Float32[np.ndarray, "n dim"]:
+    def class_tokens(self, pixels: Pixels) -> ClassTokens:
         """Class tokens of prepared pixels, in smaller passes if memory runs out; they may be NaN.
 
         They differ from those of `tokens` in their last bits (3e-7), because the last block computes nothing else.
@@ -105,9 +106,7 @@ class Backbone:
         """
         return np.concatenate([cls for cls, _ in self._passes(pixels, patches=False)])
 
-    def tokens(
-        self, pixels: Float32[np.ndarray, "n 1 row col"]
-    ) -> tuple[Float32[np.ndarray, "n dim"], Float32[np.ndarray, "n patch dim"]]:
+    def tokens(self, pixels: Pixels) -> tuple[ClassTokens, PatchTokens]:
         """Class tokens and patch tokens (row-major) of prepared pixels; otherwise as `class_tokens`."""
         cls, patches = map(np.concatenate, zip(*self._passes(pixels, patches=True), strict=True))
         return cls, patches
@@ -128,9 +127,7 @@ class Backbone:
             )
         return resize // patch
 
-    def refuse_non_finite(
-        self, cls: Float32[np.ndarray, "n dim"], patches: np.ndarray | None = None, *, first: int = 0
-    ) -> None:
+    def refuse_non_finite(self, cls: ClassTokens, patches: np.ndarray | None = None, *, first: int = 0) -> None:
         """Raise NonFiniteEmbedding unless all tokens are finite; `first` is the position of the first slice."""
         finite = np.isfinite(cls).all(axis=1)
         if patches is not None and patches.size:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from meddinov3_stroke.backbone.architecture import ClassTokens
 from meddinov3_stroke.backbone.backbone import Backbone
 from meddinov3_stroke.backbone.preprocessing import prepare_channel
 from meddinov3_stroke.backbone.records import (
@@ -234,7 +235,7 @@ def sample_slices(n_slices: int = 4, side: int = SAMPLE_SIDE) -> Float32[np.ndar
     return slices
 
 
-def cosines(found: Float32[np.ndarray, "n dim"], expected: Float32[np.ndarray, "n dim"]) -> Float64[np.ndarray, " n"]:
+def cosines(found: ClassTokens, expected: ClassTokens) -> Float64[np.ndarray, " n"]:
     """Cosine similarity row by row, in float64."""
     a, b = found.astype(np.float64), expected.astype(np.float64)
     return np.asarray((a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)))

@@ -13,9 +13,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float32
 
-from meddinov3_stroke.backbone.architecture import NORM_EPS, rope_tables
+from meddinov3_stroke.backbone.architecture import NORM_EPS, ClassTokens, PatchTokens, Pixels, rope_tables
 from meddinov3_stroke.backbone.weights import PERIODS, Weights, fold
 from meddinov3_stroke.system.devices import bf16_flag, cpu_threads
 
@@ -40,15 +39,13 @@ class OpenVINOEngine:
         self._requests: dict[tuple[int, Any], Any] = {}
         self._lock = Lock()
 
-    def class_tokens(self, pixels: Float32[np.ndarray, "n 1 row col"]) -> Float32[np.ndarray, "n dim"]:
+    def class_tokens(self, pixels: Pixels) -> ClassTokens:
         """The class token of each slice; the last block computes nothing else."""
         if self._int8_graph_of is None:
             return self._infer(self._graph_of, pixels, 1)[0]
         return self._infer(self._int8_graph_of, pixels)[0]
 
-    def tokens(
-        self, pixels: Float32[np.ndarray, "n 1 row col"]
-    ) -> tuple[Float32[np.ndarray, "n dim"], Float32[np.ndarray, "n patch dim"]]:
+    def tokens(self, pixels: Pixels) -> tuple[ClassTokens, PatchTokens]:
         """The class token and the patch tokens, row-major, of each slice."""
         cls, patches = self._infer(self._graph_of, pixels, ALL_TOKENS)
         return cls, patches

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
-from jaxtyping import Float32
 from torch import Tensor, nn
 
+from meddinov3_stroke.backbone.architecture import ClassTokens, PatchTokens, Pixels
 from meddinov3_stroke.backbone.vit import Rope, VisionTransformer
 
 
@@ -31,13 +31,11 @@ class TorchEngine:
         self._ropes: dict[tuple[int, int], Rope] = {}
         self._normed: Callable[..., Tensor] = torch.compile(self._forward, dynamic=True) if compiled else self._forward
 
-    def class_tokens(self, pixels: Float32[np.ndarray, "n 1 row col"]) -> Float32[np.ndarray, "n dim"]:
+    def class_tokens(self, pixels: Pixels) -> ClassTokens:
         """The class token of each slice; the last block computes nothing else."""
         return self._infer(pixels, 1)[:, 0]
 
-    def tokens(
-        self, pixels: Float32[np.ndarray, "n 1 row col"]
-    ) -> tuple[Float32[np.ndarray, "n dim"], Float32[np.ndarray, "n patch dim"]]:
+    def tokens(self, pixels: Pixels) -> tuple[ClassTokens, PatchTokens]:
         """The class token and the patch tokens, row-major, of each slice."""
         tokens = self._infer(pixels)
         return tokens[:, 0], tokens[:, 1 + self._vit.n_storage_tokens :]
