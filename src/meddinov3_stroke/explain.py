@@ -155,6 +155,10 @@ def _check_inside(patch: tuple[int, int], grid: tuple[int, int], text: str) -> N
         )
 
 
+AID_NOTE = "Patch similarity is a viewing aid, not a lesion map"
+SIMILARITY_RANGE = (0.0, 1.0)  # similarities at the ends of the colour bar; fixed, so that pictures can be compared
+WINDOW_CENTER, WINDOW_WIDTH = 40.0, 80.0  # HU; the usual brain window
+
 DEMO_NOTICE = "demonstration backbone: trained on synthetic phantoms, says nothing about patients"
 """In every output made with the bundled backbone."""
 

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from meddinov3_stroke.config import CASE_OUTPUT_PREFIX, TOP_K
 from meddinov3_stroke.options import CaseOptions, OptionalOutputDir, case_name, slice_progress
-from meddinov3_stroke.predictor import Case, ICHPredictor
-from meddinov3_stroke.report import print_case
 from meddinov3_stroke.system.command import run_command
+
+if TYPE_CHECKING:
+    from meddinov3_stroke.predictor import Case
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -39,6 +41,9 @@ class Args(CaseOptions):
 
 def run(args: Args) -> Case:
     """The case, as written to the output folder."""
+    from meddinov3_stroke.predictor import ICHPredictor
+    from meddinov3_stroke.report import print_case
+
     source = args.source()
     predictor = ICHPredictor.load(
         args.checkpoint,

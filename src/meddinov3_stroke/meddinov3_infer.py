@@ -6,18 +6,21 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from meddinov3_stroke import config
-from meddinov3_stroke.backbone import Backbone
 from meddinov3_stroke.explain import demo_warnings, is_demo, parse_patch, patch_similarity, sim_slice_index
-from meddinov3_stroke.features import FeatureExtractor, extract_one, pool_slices
 from meddinov3_stroke.options import CaseOptions, OptionalOutputDir, case_name, slice_progress
-from meddinov3_stroke.report import SliceMap, map_document, origin_document, slice_picture
+from meddinov3_stroke.report import map_document, origin_document
 from meddinov3_stroke.system.atomic import write_bytes, write_json, write_npy
 from meddinov3_stroke.system.command import run_command
 from meddinov3_stroke.system.provenance import DISCLAIMER, Stopwatch, memory_statistics, provenance
 from meddinov3_stroke.types import SliceEmbeddings, Volume
+
+if TYPE_CHECKING:
+    from meddinov3_stroke.backbone import Backbone
+    from meddinov3_stroke.features import FeatureExtractor
+    from meddinov3_stroke.report.pictures import SliceMap
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -38,6 +41,9 @@ class Args(CaseOptions):
 
 def run(args: Args) -> dict[str, Any]:
     """The document written as `summary.json`."""
+    from meddinov3_stroke.features import extract_one, pool_slices
+    from meddinov3_stroke.report.pictures import slice_picture
+
     watch, source, extractor = Stopwatch(), args.source(), args.extractor(args.resize)
     side = extractor.backbone.side(args.resize)
     patch = parse_patch(args.sim_patch, (side, side))
@@ -68,6 +74,8 @@ def run(args: Args) -> dict[str, Any]:
 
 
 def _similarity(index: int, patch: tuple[int, int], volume: Volume, extractor: FeatureExtractor) -> SliceMap:
+    from meddinov3_stroke.report.pictures import SliceMap
+
     tokens = extractor.tokens(volume, [index])
     assert tokens.patches is not None  # asked for
     x, y, z = volume.slice_positions_mm[index].tolist()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from meddinov3_stroke.backbone import PREPROCESSING, prepare_channel
+from meddinov3_stroke.backbone import PREPROCESSING, prepare_channel, prepare_slices
 
 
 def head_like(n_rows: int, n_columns: int) -> np.ndarray:
@@ -36,8 +36,8 @@ def published(hu: np.ndarray, resize: int, order: str = "clip zscore repeat resi
 def test_pixels_equal_the_published_steps(shape: tuple[int, int], resize: int) -> None:
     hu = head_like(*shape)
     expected = published(hu, resize).numpy()
-    assert prepare_channel(hu, resize).shape == expected[:, :1].shape
-    assert np.abs(prepare_channel(hu, resize) - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert prepare_slices(hu, resize).shape == expected.shape
+    assert np.abs(prepare_slices(hu, resize) - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 @settings(max_examples=30)
@@ -56,13 +56,13 @@ def test_a_slice_has_the_same_pixels_in_any_company() -> None:
 @pytest.mark.parametrize("order", ["zscore clip repeat resize", "repeat resize clip zscore"])
 def test_another_order_of_the_steps_gives_other_pixels(order: str) -> None:
     hu = head_like(64, 64)
-    assert np.abs(prepare_channel(hu, 32) - published(hu, 32, order).numpy()).max() > 0.1
+    assert np.abs(prepare_slices(hu, 32) - published(hu, 32, order).numpy()).max() > 0.1
 
 
 def test_shrinking_averages_and_does_not_pick() -> None:
     stripes = np.zeros((1, 64, 64), dtype=np.float32)
     stripes[:, :, ::2] = 100.0
-    pixels = prepare_channel(stripes, 16) * PREPROCESSING.std + PREPROCESSING.mean
+    pixels = prepare_slices(stripes, 16) * PREPROCESSING.std + PREPROCESSING.mean
     assert np.abs(pixels - 50.0).max() < 5.0
 
 
@@ -70,7 +70,7 @@ def test_the_input_is_not_modified_and_may_be_read_only() -> None:
     hu = head_like(32, 32)
     before = hu.copy()
     hu.flags.writeable = False
-    prepare_channel(hu[:, ::-1], 16)
+    prepare_slices(hu[:, ::-1], 16)
     assert np.array_equal(hu, before)
 
 

@@ -123,6 +123,28 @@ def test_blocks_that_are_not_there_are_refused(small_vit: MakeVit, n: int | list
         small_vit(depth=3).get_intermediate_layers(image(32, 32), n=n)
 
 
+@pytest.mark.parametrize("block", [0, 1, -1])
+@torch.inference_mode()
+def test_attention_maps_are_what_the_fused_attention_applies(small_vit: MakeVit, block: int) -> None:
+    vit = small_vit()
+    x = image(64, 96)
+    weights = vit.get_attention_maps(x, block=block)
+    tokens, rope = vit.prepare_tokens(x)
+    for earlier in vit.blocks[: block % 2]:
+        tokens = earlier(tokens, rope)
+    attention, normed = vit.blocks[block].attn, vit.blocks[block].norm1(tokens)
+    values = attention.queries_keys_values(normed, rope)[2]
+    applied = attention.proj((weights @ values).transpose(1, 2).flatten(2))
+    assert weights.shape == (2, 2, 29, 29)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 29))
+    torch.testing.assert_close(applied, attention(normed, rope), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_maps_of_no_block_are_refused(small_vit: MakeVit) -> None:
+    with pytest.raises(UsageError, match="found block 2, expected -2 to 1"):
+        small_vit().get_attention_maps(image(32, 32), block=2)
+
+
 @pytest.mark.parametrize("rope_dtype", ["bf16", "fp32"])
 def test_every_parameter_but_the_mask_token_learns(small_vit: MakeVit, rope_dtype: str) -> None:
     vit = small_vit(pos_embed_rope_dtype=rope_dtype).train()

@@ -17,8 +17,17 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import binary_fill_holes
 
 from meddinov3_stroke.explain import REFERENCE_RULE
-from meddinov3_stroke.report import SliceMap, case_picture, slice_picture
-from meddinov3_stroke.report.pictures import MARK, brain_window, drawable, head_pixels, similarity_colours, stretch
+from meddinov3_stroke.report.pictures import (
+    MARK,
+    SliceMap,
+    brain_window,
+    case_picture,
+    drawable,
+    head_pixels,
+    similarity_colours,
+    slice_picture,
+    stretch,
+)
 from meddinov3_stroke.types import (
     BackboneIdentity,
     CaseFindings,

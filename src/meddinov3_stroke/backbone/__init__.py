@@ -8,7 +8,7 @@ from __future__ import annotations
 from meddinov3_stroke.backbone.architecture import Architecture
 from meddinov3_stroke.backbone.backbone import Backbone
 from meddinov3_stroke.backbone.loading import load_backbone
-from meddinov3_stroke.backbone.preprocessing import PREPROCESSING, prepare_channel
+from meddinov3_stroke.backbone.preprocessing import PREPROCESSING, prepare_channel, prepare_slices
 from meddinov3_stroke.backbone.weights import (
     Conversion,
     Weights,
@@ -34,6 +34,7 @@ __all__ = [
     "load_backbone",
     "load_weights",
     "prepare_channel",
+    "prepare_slices",
     "save_backbone",
     "save_safetensors",
     "vit_base",

@@ -56,6 +56,13 @@ def prepare_channel(
     return pixels
 
 
+def prepare_slices(
+    hu: Float32[np.ndarray, "n row col"], resize: int, preprocessing: Preprocessing = PREPROCESSING
+) -> Float32[np.ndarray, "n 3 resize resize"]:
+    """Pixels as the published backbone takes them: `prepare_channel` three times (a read-only view)."""
+    return np.broadcast_to(prepare_channel(hu, resize, preprocessing), (len(hu), 3, resize, resize))
+
+
 def _resized(image: np.ndarray, indices: np.ndarray, weights: np.ndarray) -> Float32[np.ndarray, "out col"]:
     image = np.ascontiguousarray(image)
     resized = image[indices[0]] * weights[0][:, None]

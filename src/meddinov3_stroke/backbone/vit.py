@@ -103,12 +103,16 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tokens, rope: Rope, n_out: int | None = None) -> Float[Tensor, "n out dim"]:
         """The first `n_out` tokens (default: all), attended to all tokens and projected."""
-        parts = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = parts.permute(2, 0, 3, 1, 4)  # [n, t, 3, heads, d] -> 3 x [n, heads, t, d]
-        q, k = rotate_patches(q, *rope), rotate_patches(k, *rope)
+        q, k, v = self.queries_keys_values(x, rope)
         attended = functional.scaled_dot_product_attention(q[:, :, :n_out], k, v)
         out: Tensor = self.proj(attended.transpose(1, 2).flatten(2))  # [n, heads, t, d] -> [n, t, heads*d]
         return out
+
+    def queries_keys_values(self, x: Tokens, rope: Rope) -> tuple[Heads, Heads, Heads]:
+        """The patches' queries and keys are rotated."""
+        parts = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = parts.permute(2, 0, 3, 1, 4)  # [n, t, 3, heads, d] -> 3 x [n, heads, t, d]
+        return rotate_patches(q, *rope), rotate_patches(k, *rope), v
 
 
 class Block(nn.Module):
@@ -264,8 +268,27 @@ class VisionTransformer(nn.Module):
             layers.append((patches, *extras) if extras else patches)
         return tuple(layers)
 
+    def get_attention_maps(self, x: Image, block: int = -1) -> Float[Tensor, "n head token token"]:
+        """Attention weights of one block (negative: from the end); rows are queries and sum to 1.
+
+        Raises UsageError for a block that does not exist.
+        """
+        if not -self.n_blocks <= block < self.n_blocks:
+            raise UsageError(f"attention maps: found block {block}, expected -{self.n_blocks} to {self.n_blocks - 1}")
+        tokens, rope = self.prepare_tokens(x)
+        blocks: list[Any] = list(self.blocks)
+        for earlier in blocks[: block % self.n_blocks]:
+            tokens = earlier(tokens, rope)
+        q, k, _ = blocks[block].attn.queries_keys_values(blocks[block].norm1(tokens), rope)
+        weights: Tensor = (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1)
+        return weights
+
+    def prepare_tokens(self, x: Image, masks: Masks | None = None) -> tuple[Tokens, Rope]:
+        """The tokens that enter the first block, and the sines and cosines of their grid."""
+        return self.embed(x, masks), self.rope_embed(self.patch_grid(x))
+
     def _after_blocks(self, x: Tensor, masks: Tensor | None = None) -> Iterator[Tensor]:
-        tokens, rope = self.embed(x, masks), self.rope_embed(self.patch_grid(x))
+        tokens, rope = self.prepare_tokens(x, masks)
         for block in self.blocks:
             tokens = block(tokens, rope)
             yield tokens

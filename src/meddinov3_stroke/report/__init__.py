@@ -1,4 +1,4 @@
-"""Findings as JSON, terminal text and pictures."""
+"""Findings as JSON, terminal text and pictures; `pictures` loads Pillow and is imported where one is drawn."""
 
 from meddinov3_stroke.report.case import (
     case_document,
@@ -8,16 +8,12 @@ from meddinov3_stroke.report.case import (
     print_case,
     save_case,
 )
-from meddinov3_stroke.report.pictures import SliceMap, case_picture, slice_picture
 
 __all__ = [
-    "SliceMap",
     "case_document",
-    "case_picture",
     "dicom_document",
     "map_document",
     "origin_document",
     "print_case",
     "save_case",
-    "slice_picture",
 ]

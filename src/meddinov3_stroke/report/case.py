@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from meddinov3_stroke.explain import case_text
-from meddinov3_stroke.report.pictures import AID_NOTE, SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH, case_picture
+from meddinov3_stroke.explain import AID_NOTE, SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH, case_text
 from meddinov3_stroke.system.atomic import write_bytes, write_json, write_npy
 from meddinov3_stroke.system.provenance import DISCLAIMER, memory_statistics, provenance
 from meddinov3_stroke.types import CaseFindings, SliceEmbeddings, TopSlice, VolumeSource
@@ -64,6 +63,8 @@ def save_case(findings: CaseFindings, folder: Path) -> dict[str, Path]:
 
     `slice_probs.npy` of an earlier case is removed where this one has none, so that the folder is of one case.
     """
+    from meddinov3_stroke.report.pictures import case_picture
+
     arrays = _arrays(findings)
     if SLICE_PROBS not in arrays:
         (folder / SLICE_PROBS).unlink(missing_ok=True)

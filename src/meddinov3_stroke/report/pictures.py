@@ -14,13 +14,18 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from meddinov3_stroke.explain import DEMO_NOTICE, HEAD_ABOVE_HU, is_demo
+from meddinov3_stroke.explain import (
+    AID_NOTE,
+    DEMO_NOTICE,
+    HEAD_ABOVE_HU,
+    SIMILARITY_RANGE,
+    WINDOW_CENTER,
+    WINDOW_WIDTH,
+    is_demo,
+)
 from meddinov3_stroke.system.provenance import DISCLAIMER
 from meddinov3_stroke.types import CaseFindings
 
-WINDOW_CENTER = 40.0  # HU; the usual brain window (level 40, width 80)
-WINDOW_WIDTH = 80.0  # HU; see `WINDOW_CENTER`
-SIMILARITY_RANGE = (0.0, 1.0)  # similarities at the ends of the colour bar; fixed, so that pictures can be compared
 LARGEST_OPACITY = 0.6  # of the overlay at similarity 1, falling to 0 at 0, so that the CT stays readable
 _COLOURS = (
     *("#57106e", "#6a176e", "#7f1e6c", "#932667", "#a82e5f", "#bc3754", "#cc4248"),
@@ -45,7 +50,6 @@ _COLUMNS = 5  # slices side by side in a case picture; further ones go below
 
 OVER_BONE: dict[str, Any] = {"stroke_width": 2, "stroke_fill": "black"}  # keeps letters on a slice readable
 
-AID_NOTE = "Patch similarity is a viewing aid, not a lesion map"
 _WINDOW_NOTE = f"Brain window L {WINDOW_CENTER:.0f} W {WINDOW_WIDTH:.0f} HU"
 _SCALE_NOTE = (
     f"Colour: cosine similarity to the outlined patch, fixed scale {SIMILARITY_RANGE[0]:g} to {SIMILARITY_RANGE[1]:g} "
