@@ -13,11 +13,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "meddinov3_stroke"
 MODULES = sorted(SOURCE.rglob("*.py"))
-MAX_LINES = 16_750
+MAX_LINES = 16_810
 """Lines under src/. The plan was 14,000 and has not been reached; lower this figure when the code shrinks. A later
-capability may raise it by at most 1,800, with the reason here."""
-MAX_FILES = 108
-"""Modules under src/. A later capability may raise this by at most 15, with the reason here."""
+capability may raise it by at most 1,800, with the reason here. Raised by 60: training curves without matplotlib."""
+MAX_FILES = 109
+"""Modules under src/. A later capability may raise this by at most 15, with the reason here. Raised by 1: `charts`."""
 MAX_LINES_BESIDE = {"script": 42, "tools": 387, "benchmarks": 1844}
 LONGEST_MODULE = 350
 LONGEST_FUNCTION = 60

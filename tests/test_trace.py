@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from meddinov3_stroke.backbone import load_backbone
@@ -106,11 +107,22 @@ def test_neither_predict_nor_embed_imports_torch_pandas_scikit_learn_or_scipy(tr
     assert set(found["imported"]) & {"torch", "pandas", "sklearn", "scipy"} == set()
 
 
+def test_training_a_head_draws_its_curve_without_matplotlib(traced, tmp_path) -> None:
+    numbers = np.random.default_rng(0)
+    np.save(tmp_path / "embeddings.npy", numbers.standard_normal((40, 8)).astype(np.float32))
+    labels = (numbers.random((40, len(LABELS))) < 0.2).astype(np.float32)
+    labels[:, 0] = labels[:, 1:].max(axis=1)
+    np.save(tmp_path / "labels.npy", labels)
+    rows = ("embeddings", tmp_path / "embeddings.npy"), ("labels", tmp_path / "labels.npy")
+    arrays = [word for part in ("train", "val") for name, path in rows for word in (f"--{part}-{name}", path)]
+    found = traced("train-head", *arrays, "--epochs", 2, "--device", "cpu", "--quiet", "--no-trace")
+    assert (tmp_path / "out" / "training_curve.png").exists()
+    assert "matplotlib" not in found["imported"]
+
+
 @pytest.fixture
 def dicom_folder(head_nifti: Callable[..., Path], tmp_path: Path) -> Path:
     """The 50 DICOM files of one series."""
-    import numpy as np
-
     from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
     from meddinov3_stroke.ct import read_volume
 

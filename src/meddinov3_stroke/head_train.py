@@ -25,7 +25,7 @@ from meddinov3_stroke.heads import (
 from meddinov3_stroke.labels import LabelPolicy, label_names
 from meddinov3_stroke.metrics import auroc_report, undefined_reason, youden_thresholds
 from meddinov3_stroke.options import DeviceName, OutputDir
-from meddinov3_stroke.report.training import about_backbone, about_rows, training_curve_png, training_table
+from meddinov3_stroke.report.training import about_backbone, about_rows, training_table
 from meddinov3_stroke.system.atomic import write_bytes, write_json
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.devices import require_torch, resolve_device, use_available_cpus
@@ -207,6 +207,8 @@ class _Training:
 
     def write(self, warnings: Sequence[str], stopped: str) -> dict[str, Any]:
         """The summary, written with the curve next to the checkpoints once an epoch has finished."""
+        from meddinov3_stroke.report.charts import training_curve_png
+
         if self.best_checkpoint is None:
             return {}
         summary = self._summary(self.best_checkpoint, stopped) | {"warnings": list(warnings)}

@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from matplotlib import colormaps
-from PIL import Image, ImageDraw
+from PIL import Image
 from scipy.ndimage import binary_fill_holes
 
 from meddinov3_stroke.explain import REFERENCE_RULE
@@ -88,63 +87,6 @@ def findings(n_shown: int = 3, **changes) -> CaseFindings:
         elapsed_s=1.0,
     )
     return replace(case, **changes)
-
-
-@dataclass
-class Drawn:
-    """What a drawing function put on its page."""
-
-    page: np.ndarray
-    """Pixels [row, column, rgb]."""
-    texts: list[tuple[str, tuple[float, float, float, float]]] = field(default_factory=list)
-    """(text, (left, top, right, bottom)) in pixels of the image it was drawn on."""
-    rectangles: list[tuple[tuple[int, ...], str]] = field(default_factory=list)
-    """(box, colour)."""
-    pastes: list[tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=list)
-    """((left, top), (width, height)) of images put on the page: panels, then the colour bar and its label."""
-
-    def panel(self, number: int) -> np.ndarray:
-        """Pixels of a panel."""
-        (left, top), (width, height) = self.pastes[number]
-        return self.page[top : top + height, left : left + width]
-
-    @property
-    def words(self) -> str:
-        """All texts, in the order of drawing."""
-        return " ".join(text for text, _ in self.texts)
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], bytes]], Drawn]:
-    """Draws, and records the texts, rectangles and images that reach the page."""
-
-    def record(draw: Callable[[], bytes]) -> Drawn:
-        found = Drawn(np.empty(0))
-        text, rectangle, paste = ImageDraw.ImageDraw.text, ImageDraw.ImageDraw.rectangle, Image.Image.paste
-
-        def on_text(self, xy, content, fill=None, font=None, anchor=None, **more) -> None:
-            box = self.textbbox(xy, content, font, anchor=anchor, stroke_width=more.get("stroke_width", 0))
-            found.texts.append((content, box))
-            text(self, xy, content, fill, font, anchor=anchor, **more)
-
-        def on_rectangle(self, xy, fill=None, outline=None, width=1) -> None:
-            found.rectangles.append((tuple(xy), outline))
-            rectangle(self, xy, fill, outline, width)
-
-        def on_paste(self, im, box=None, mask=None) -> None:
-            if isinstance(im, Image.Image) and mask is None and isinstance(box, tuple) and len(box) == 2:
-                found.pastes.append((box, im.size))
-            paste(self, im, box, mask)
-
-        with monkeypatch.context() as patched:
-            patched.setattr(ImageDraw.ImageDraw, "text", on_text)
-            patched.setattr(ImageDraw.ImageDraw, "rectangle", on_rectangle)
-            patched.setattr(Image.Image, "paste", on_paste)
-            png = draw()
-        found.page = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-        return found
-
-    return record
 
 
 def test_the_window_is_level_40_width_80() -> None:
@@ -314,7 +256,7 @@ def test_equal_findings_give_equal_bytes() -> None:
 
 def test_pictures_import_neither_matplotlib_nor_scipy() -> None:
     probe = (
-        "import sys, meddinov3_stroke.report.pictures as p; p._font(9.0, '');"
+        "import sys, meddinov3_stroke.report.pictures as p; p.font_of(9.0);"
         "sys.exit(any(name in sys.modules for name in ('matplotlib', 'scipy', 'torch')))"
     )
     assert subprocess.run([sys.executable, "-c", probe], timeout=120, check=False).returncode == 0

@@ -44,13 +44,13 @@ def real_head(shared_data_dir: Path) -> Path:
 def panels(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int, int]]:
     """(left, top, right, bottom) of the panels drawn, in pixels of the picture."""
     drawn: list[tuple[int, int, int, int]] = []
-    draw = pictures._Page.panel
+    draw = pictures.Page.panel
 
     def panel(page: Any, left: int, top: int, size: tuple[int, int], *rest: Any, **options: Any) -> None:
         drawn.append((left, top, left + size[0], top + size[1]))
         draw(page, left, top, size, *rest, **options)
 
-    monkeypatch.setattr(pictures._Page, "panel", panel)
+    monkeypatch.setattr(pictures.Page, "panel", panel)
     return drawn
 
 

@@ -1,4 +1,4 @@
-"""Findings as JSON, terminal text and pictures; `pictures` loads Pillow and is imported where one is drawn."""
+"""Findings as JSON, terminal text and pictures; `pictures` and `charts` load Pillow, where one is drawn."""
 
 from meddinov3_stroke.report.case import (
     case_document,

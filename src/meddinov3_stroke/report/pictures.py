@@ -42,7 +42,7 @@ _BAR_BACKGROUND = "#3c3c3c"
 
 DPI = 150
 SCALE_BAR_MM = 50.0
-_MARGIN = round(0.3 * DPI)
+MARGIN = round(0.3 * DPI)
 _GAP = round(0.08 * DPI)
 _BAR = round(0.95 * DPI)  # width of the colour bar with its labels
 _CAPTION = round(0.5 * DPI)
@@ -89,15 +89,15 @@ def slice_picture(shown: SliceMap, demo: bool = False) -> bytes:
     `demo` marks the picture as made with the demonstration backbone.
     """
     panel = _panel_size(shown, width_in=4.6, height_in=9.0)
-    width = max(2 * panel[0] + 3 * _MARGIN + _BAR, round(7.5 * DPI))
+    width = max(2 * panel[0] + 3 * MARGIN + _BAR, round(7.5 * DPI))
     patch = "none" if shown.patch is None else "row {}, column {} of {} × {}".format(*shown.patch, *shown.grid)
     place = f"of 0 to {shown.n_slices - 1}, inferior to superior   ·   z = {shown.position_mm[2]:.1f} mm"
-    header = _wrap(f"Slice {shown.slice_index}", 13.0, width, style="Bold")
-    header += _wrap(f"{place}   ·   reference patch: {patch}", 9.0, width, MUTED)
-    footer = _wrap(f"{_WINDOW_NOTE}. {AID_NOTE}. {_SCALE_NOTE}.", 7.5, width, MUTED)
-    page = _Page(width, header, panel[1], footer, demo)
-    page.panel(_MARGIN, page.top, panel, shown)
-    left = _MARGIN + panel[0] + _MARGIN
+    header = wrap(f"Slice {shown.slice_index}", 13.0, width, style="Bold")
+    header += wrap(f"{place}   ·   reference patch: {patch}", 9.0, width, MUTED)
+    footer = wrap(f"{_WINDOW_NOTE}. {AID_NOTE}. {_SCALE_NOTE}.", 7.5, width, MUTED)
+    page = Page(width, header, panel[1], footer, demo)
+    page.panel(MARGIN, page.top, panel, shown)
+    left = MARGIN + panel[0] + MARGIN
     page.panel(left, page.top, panel, shown, overlay=True)
     page.colour_bar(left + panel[0] + _GAP, page.top, panel[1])
     return page.png()
@@ -112,20 +112,20 @@ def case_picture(findings: CaseFindings) -> bytes:
     ]
     panel = _panel_size(maps[0], width_in=2.7, height_in=5.4)
     n_columns, n_rows = min(len(maps), _COLUMNS), -(-len(maps) // _COLUMNS)
-    width = max(2 * _MARGIN + n_columns * (panel[0] + _GAP) + _BAR, round(8.4 * DPI))
+    width = max(2 * MARGIN + n_columns * (panel[0] + _GAP) + _BAR, round(8.4 * DPI))
     block = _CAPTION + 2 * (panel[1] + _GAP)
     grid = findings.similarity.shape[1:]
     notes = f"{_WINDOW_NOTE}. {AID_NOTE}. {grid[0]} × {grid[1]} patches. {_SCALE_NOTE}. {findings.reference_rule}."
-    footer = _wrap(notes, 7.5, width, MUTED)
-    page = _Page(width, _case_header(findings, width), n_rows * block, footer, is_demo(findings.embeddings.backbone))
+    footer = wrap(notes, 7.5, width, MUTED)
+    page = Page(width, _case_header(findings, width), n_rows * block, footer, is_demo(findings.embeddings.backbone))
     for k, shown in enumerate(maps):
-        left, top = _MARGIN + k % _COLUMNS * (panel[0] + _GAP), page.top + k // _COLUMNS * block
+        left, top = MARGIN + k % _COLUMNS * (panel[0] + _GAP), page.top + k // _COLUMNS * block
         score = findings.map_slices[k].score
         page.text(left, top, f"{k + 1}.  slice {shown.slice_index}   score {score:.3f}", 9.5, style="Bold")
         page.text(left, top + round(0.2 * DPI), f"z = {shown.position_mm[2]:.1f} mm", 8.0, MUTED)
         page.panel(left, top + _CAPTION, panel, shown)
         page.panel(left, top + _CAPTION + panel[1] + _GAP, panel, shown, overlay=True)
-    page.colour_bar(_MARGIN + n_columns * (panel[0] + _GAP), page.top + _CAPTION + panel[1] + _GAP, panel[1])
+    page.colour_bar(MARGIN + n_columns * (panel[0] + _GAP), page.top + _CAPTION + panel[1] + _GAP, panel[1])
     return page.png()
 
 
@@ -186,28 +186,28 @@ class _Line:
         return round(1.45 * self.size * DPI / 72)
 
 
-class _Page:
+class Page:
     """A dark page: header lines, room for panels from `top` on, footer lines, disclaimer."""
 
     def __init__(self, width: int, header: Sequence[_Line], body: int, footer: Sequence[_Line], demo: bool) -> None:
-        self.top = _MARGIN + sum(line.height for line in header) + round(0.15 * DPI)
+        self.top = MARGIN + sum(line.height for line in header) + round(0.15 * DPI)
         below = self.top + body + round(0.1 * DPI)
         height = below + sum(line.height for line in footer) + round(0.32 * DPI)
         self.image = Image.new("RGB", (width, height), BACKGROUND)
         self.draw = ImageDraw.Draw(self.image)
-        for lines, top in ((header, _MARGIN), (footer, below)):
+        for lines, top in ((header, MARGIN), (footer, below)):
             for line in lines:
-                self.text(_MARGIN, top, line.text, line.size, line.colour, line.style)
+                self.text(MARGIN, top, line.text, line.size, line.colour, line.style)
                 top += line.height
         bottom = height - round(0.08 * DPI)
-        self.text(_MARGIN, bottom, f"{DISCLAIMER.capitalize()}.", 7.5, MUTED, "Oblique", anchor="ld")
+        self.text(MARGIN, bottom, f"{DISCLAIMER.capitalize()}.", 7.5, MUTED, "Oblique", anchor="ld")
         if demo:
-            self.text(width - _MARGIN, bottom, DEMO_NOTICE, 7.5, WARNING, anchor="rd")
+            self.text(width - MARGIN, bottom, DEMO_NOTICE, 7.5, WARNING, anchor="rd")
 
     def text(
         self, x: Number, y: Number, text: str, size: float, colour: str = TEXT, style: str = "", **options: Any
     ) -> None:
-        self.draw.text((x, y), drawable(text), colour, _font(size, style), **options)
+        self.draw.text((x, y), drawable(text), colour, font_of(size, style), **options)
 
     def panel(self, left: int, top: int, size: tuple[int, int], shown: SliceMap, overlay: bool = False) -> None:
         """The slice with its reference patch, sides and scale bar; rows downwards, the patient's right at the left."""
@@ -258,7 +258,7 @@ class _Page:
             self.draw.line((left + width, y, left + width + tick, y), MUTED, 1)
             anchor = "la" if share == 1 else "ld" if share == 0 else "lm"
             self.text(left + width + 2 * tick, y, f"{low + share * (high - low):.1f}", 7.0, anchor=anchor)
-        label, font = "cosine similarity to outlined patch", _font(8.0, "")
+        label, font = "cosine similarity to outlined patch", font_of(8.0)
         upright = Image.new("RGB", (round(font.getlength(label)), round(0.18 * DPI)), BACKGROUND)
         ImageDraw.Draw(upright).text((0, 0), label, TEXT, font)
         turned = upright.rotate(90, expand=True)
@@ -279,8 +279,8 @@ def _case_header(findings: CaseFindings, width: int) -> list[_Line]:
     sign = {name: " (positive)" if decided else "" for name, decided in findings.decisions.items()}
     others = [f"{name} {value:.3f}{sign[name]}" for name, value in named.items() if name != label]
     answer = f"P({label}) = {named[label]:.3f}, {side} the threshold {threshold.value:.3f}"
-    header = [*_wrap(answer, 14.0, width, style="Bold"), *_wrap("  ·  ".join(others), 9.5, width)]
-    return header + _wrap(f"Threshold: {threshold.origin}. {findings.ranking}.", 7.5, width, MUTED)
+    header = [*wrap(answer, 14.0, width, style="Bold"), *wrap("  ·  ".join(others), 9.5, width)]
+    return header + wrap(f"Threshold: {threshold.origin}. {findings.ranking}.", 7.5, width, MUTED)
 
 
 def _panel_size(shown: SliceMap, width_in: float, height_in: float) -> tuple[int, int]:
@@ -290,12 +290,12 @@ def _panel_size(shown: SliceMap, width_in: float, height_in: float) -> tuple[int
     return max(1, round(scale * width_mm)), max(1, round(scale * height_mm))
 
 
-def _wrap(text: str, size: float, page_width: int, colour: str = TEXT, style: str = "") -> list[_Line]:
+def wrap(text: str, size: float, page_width: int, colour: str = TEXT, style: str = "") -> list[_Line]:
     # lines that fit between the page's margins
-    font, lines = _font(size, style), [""]
+    font, lines = font_of(size, style), [""]
     for word in text.split(" "):
         longer = f"{lines[-1]} {word}" if lines[-1] else word
-        if lines[-1] and font.getlength(drawable(longer)) > page_width - 2 * _MARGIN:
+        if lines[-1] and font.getlength(drawable(longer)) > page_width - 2 * MARGIN:
             lines.append(word)
         else:
             lines[-1] = longer
@@ -308,7 +308,7 @@ def drawable(text: str) -> str:
 
 
 @cache
-def _font(size: float, style: str) -> ImageFont.FreeTypeFont:
+def font_of(size: float, style: str = "") -> ImageFont.FreeTypeFont:
     """DejaVu Sans from matplotlib's files, found without importing matplotlib: the same letters everywhere."""
     folder = Path(str(getattr(find_spec("matplotlib"), "origin", ""))).parent / "mpl-data" / "fonts" / "ttf"
     name = f"DejaVuSans-{style}.ttf" if style else "DejaVuSans.ttf"

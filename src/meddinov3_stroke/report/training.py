@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from meddinov3_stroke.system.digest import sha256_of_array
 from meddinov3_stroke.system.provenance import DISCLAIMER
 from meddinov3_stroke.types import HeadData
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-TRAIN_COLOUR = "#7a7a7a"
-VAL_COLOUR = "#0b5fa5"
-CLASS_COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1")
-"""Distinguishable by colour-blind readers (after Okabe and Ito); reused beyond six labels."""
 
 
 def about_rows(data: HeadData, names: Sequence[str]) -> dict[str, Any]:
@@ -70,46 +60,3 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def training_curve_png(history: Sequence[Mapping[str, Any]], best_epoch: int) -> bytes:
-    """PNG of losses (left) and validation AUROC, macro and per label (right), with the best epoch marked.
-
-    `history` is that of `train_summary.json`: epoch, train_loss, val_loss, val_macro_auroc, val_per_class_auroc.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(11, 4), dpi=120, layout="constrained")
-    losses, aurocs = figure.subplots(1, 2)
-    figure.supxlabel(DISCLAIMER, fontsize=7, color=TRAIN_COLOUR)
-    epochs = [row["epoch"] for row in history]
-    columns = {name: [row[name] for row in history] for name in ("train_loss", "val_loss", "val_macro_auroc")}
-
-    def draw(axes: Axes, values: Sequence[Any], **style: Any) -> None:
-        if values[0] is not None:
-            axes.plot(epochs, values, **style)
-
-    draw(losses, columns["train_loss"], color=TRAIN_COLOUR, marker=".", label="training")
-    draw(losses, columns["val_loss"], color=VAL_COLOUR, marker=".", label="validation")
-    for label, colour in zip(history[0]["val_per_class_auroc"], cycle(CLASS_COLOURS), strict=False):
-        values = [row["val_per_class_auroc"][label] for row in history]
-        draw(aurocs, values, color=colour, linewidth=1, alpha=0.75, label=label)
-    draw(aurocs, columns["val_macro_auroc"], color=VAL_COLOUR, linewidth=2.5, marker=".", label="macro")
-    if columns["val_macro_auroc"][0] is None:
-        unvalidated = columns["val_loss"][0] is None
-        reason = "no validation data" if unvalidated else "undefined: validation has one class only"
-        aurocs.text(0.5, 0.5, reason, ha="center", transform=aurocs.transAxes)
-    else:
-        aurocs.axhline(0.5, color="#bbbbbb", linewidth=1, linestyle=":")
-    aurocs.set_ylim(top=1.005)
-    for axes, name in ((losses, "weighted binary cross-entropy"), (aurocs, "validation AUROC")):
-        axes.axvline(best_epoch, color="#222222", linewidth=1, linestyle="--", label=f"best epoch ({best_epoch})")
-        axes.set(xlabel="epoch", ylabel=name)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer := io.BytesIO(), format="png")
-    return buffer.getvalue()
