@@ -77,6 +77,9 @@ class AmbiguousInput(InputError, code="E-INPUT-AMBIGUOUS"):
 class OutOfScope(MedDINOError, code="E-SCOPE", exit_code=4, status="refused"):
     """Readable, but outside what the model is meant for."""
 
+    rules: tuple[str, ...] = ()
+    """Names of the rules of `ct.scope` that the volume breaks, if it was judged."""
+
 
 class DatasetError(MedDINOError, code="E-DATASET", exit_code=5, status="rejected"):
     """A data set whose tables, labels or arrays contradict themselves or each other."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meddinov3_stroke.config import CASE_OUTPUT_PREFIX, TOP_K
-from meddinov3_stroke.options import CaseOptions, OptionalOutputDir, case_name, slice_progress
+from meddinov3_stroke.options import CaseOptions, ForceOption, OptionalOutputDir, case_name, slice_progress
 from meddinov3_stroke.system.command import run_command
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ LOGGER = logging.getLogger("meddinov3_stroke")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(CaseOptions):
+class Args(CaseOptions, ForceOption):
     """Find intracranial haemorrhage in one head CT: probabilities, decisions, suspicious slices, similarity maps."""
 
     checkpoint: Path
@@ -55,6 +55,7 @@ def run(args: Args) -> Case:
         threshold=args.threshold,
         sim_slice=args.sim_slice,
         sim_patch=args.sim_patch,
+        force=args.force,
     )
     with slice_progress(args.show_progress) as on_slices, predictor.extractor.warming_up():
         case = predictor(source, on_slices)

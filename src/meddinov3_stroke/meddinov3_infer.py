@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meddinov3_stroke import config
+from meddinov3_stroke.ct.scope import scope_warnings
 from meddinov3_stroke.explain import demo_warnings, is_demo, parse_patch, patch_similarity, sim_slice_index
 from meddinov3_stroke.options import CaseOptions, OptionalOutputDir, case_name, slice_progress
 from meddinov3_stroke.report import map_document, origin_document
@@ -67,7 +68,10 @@ def run(args: Args) -> dict[str, Any]:
     }
     for name, array in arrays.items():
         write_npy(folder / name, array)
-    write_bytes(folder / "similarity_map.png", slice_picture(similar, is_demo(embeddings.backbone)))
+    write_bytes(
+        folder / "similarity_map.png",
+        slice_picture(similar, is_demo(embeddings.backbone), scope_warnings(embeddings.scope)),
+    )
     write_json(folder / "summary.json", summary)
     _print(summary, [folder / name for name in (*arrays, "similarity_map.png", "summary.json")])
     return summary

@@ -155,8 +155,11 @@ class CohortOptions(TableOptions, SliceOptions):
             raise UsageError(f"--max-invalid {self.max_invalid:g}: expected a share from 0 to 1, such as 0.05")
         return super().read_table()
 
-    def extract(self, tables: Mapping[str, SeriesTable]) -> Cohort:
-        """The embeddings of every row, computed or from the cache; the first unusable volume raises or is skipped."""
+    def extract(self, tables: Mapping[str, SeriesTable], force: bool) -> Cohort:
+        """The embeddings of every row, computed or from the cache; the first unusable volume raises or is skipped.
+
+        Unless `force`, volumes outside the intended use count as unusable.
+        """
         from meddinov3_stroke.rsna_pipeline import extract_cohort
 
         return extract_cohort(
@@ -167,7 +170,16 @@ class CohortOptions(TableOptions, SliceOptions):
             skip_invalid=self.skip_invalid_nifti,
             verify_inputs=self.verify_inputs,
             show_progress=self.show_progress,
+            force=force,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForceOption:
+    """Whether a volume outside the intended use ends the run."""
+
+    force: bool = False
+    """Compute volumes outside the intended use too (not a non-contrast head CT in HU); every output says so."""
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from jaxtyping import Float32, Float64, Int64
 from meddinov3_stroke import config
 from meddinov3_stroke.backbone import Backbone, load_backbone
 from meddinov3_stroke.ct import Source, source_path
+from meddinov3_stroke.ct.scope import judge, require_in_scope
 from meddinov3_stroke.errors import MedDINOError, Outcome, UsageError
 from meddinov3_stroke.explain import (
     REFERENCE_RULE,
@@ -102,6 +103,7 @@ class ICHPredictor:
     sim_slice: int | None = None
     """The slice of the similarity map, -1 for the middle one; None maps the suspicious slices."""
     sim_patch: str | None = None  # the reference patch of the map: center or row,column; None chooses one by head score
+    force: bool = False  # compute volumes outside the intended use
 
     @classmethod
     def load(
@@ -119,11 +121,13 @@ class ICHPredictor:
         threshold: float | None = None,
         sim_slice: int | None = None,
         sim_patch: str | None = None,
+        force: bool = False,
     ) -> ICHPredictor:
         """A predictor, after checking that backbone and head belong together.
 
         `backbone` is a weights file, a registered name or an opened backbone (which has its device, engine and
-        precision already). `resize` is the head's own by default. `threshold` replaces the checkpoint's thresholds.
+        precision already). `resize` is the head's own by default. `threshold` replaces the checkpoint's thresholds. `force`
+        computes volumes outside the intended use, with a warning.
 
         Raises UsageError (`top_k` or `batch` below 1, or a threshold outside [0, 1]) or WeightsError (no weights or no
         head; a head of other weights, preprocessing or `resize`).
@@ -149,7 +153,7 @@ class ICHPredictor:
         if sim_patch is not None:
             parse_patch(sim_patch, (backbone.side(side), backbone.side(side)))
         extractor = FeatureExtractor(backbone, resize=side, batch=batch, selection=selection)
-        return cls(extractor, head, top_k, tuple(warnings), sim_slice, sim_patch)
+        return cls(extractor, head, top_k, tuple(warnings), sim_slice, sim_patch, force)
 
     def __call__(self, source: Source, on_slices: OnSlices | None = None) -> Case:
         """The findings of the volume in `source` (all that `read_volume` takes).
@@ -158,13 +162,15 @@ class ICHPredictor:
         for) or NonFiniteEmbedding (the backbone or the head gave NaN; the message names the file).
         """
         watch = Stopwatch()
-        volume, embeddings, read_s = extract_one(source, self.extractor, on_slices, self._check_flags)
+        volume, embeddings, read_s = extract_one(source, self.extractor, on_slices, self._check_flags, self.force)
         return self._case(volume, embeddings, watch, read_s)
 
     def judge(self, volume: Volume) -> Case:
         """The findings of a volume in memory; errors as for a call, without those of reading."""
         watch = Stopwatch()
         self._check_flags(volume)
+        if not self.force:
+            require_in_scope(judge(volume).document(), volume.source.path)
         return self._case(volume, self.extractor.embed(volume), watch)
 
     def _check_flags(self, volume: Volume) -> None:

@@ -100,6 +100,9 @@ class Cohort:
             "n_total": sum(map(len, self.tables.values())),
             "n_invalid": len(bad),
             "by_reason": dict(Counter(found.outcome.code for *_, found in bad).most_common()),
+            "by_rule": dict(
+                Counter(rule for *_, found in bad for rule in getattr(found.error, "rules", ())).most_common()
+            ),
             "by_split": {name: sum(split == name for split, *_ in bad) for name in self.tables},
             "examples": examples,
         }
@@ -161,6 +164,7 @@ def extract_cohort(
     skip_invalid: bool = False,
     verify_inputs: bool = False,
     show_progress: bool = True,
+    force: bool = True,
 ) -> Cohort:
     """The extraction of every series, with one progress bar over all; what the cache holds is not computed again.
 
@@ -170,7 +174,7 @@ def extract_cohort(
     done: dict[str, list[Extraction]] = {name: [] for name in tables}
     rows = [(name, table.name, row) for name, table in tables.items() for row in table.rows]
     inputs = [source for table in tables.values() for source in table.inputs]
-    run = extract(inputs, extractor, EmbeddingStore(cache_dir), memory=memory, verify_inputs=verify_inputs)
+    run = extract(inputs, extractor, EmbeddingStore(cache_dir), memory=memory, verify_inputs=verify_inputs, force=force)
     bar = progress_bar("embedding", len(rows), "volumes", show_progress)
     with bar as advance, finish_on_interrupt("volume") as stop, closing(run) as found_in_order:
         for (name, csv, row), found in zip(rows, found_in_order, strict=True):

@@ -35,7 +35,7 @@ class SeriesHeadConfig(HeadConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(SplitOptions, CohortOptions):
+class Args(SplitOptions, CohortOptions, ForceOption):
     """Split a series CSV by patient, embed and cache every volume, train a head and test it."""
 
     output_dir: OutputDir = config.RSNA_OUTPUT_DIR
@@ -68,7 +68,7 @@ def run(args: Args) -> dict[str, Any]:
     require_torch()  # before hours of extraction
     splits = _split(args)
     rsna.write_splits(splits, args.output_dir / "splits")
-    cohort = args.extract(dict(splits.items()))
+    cohort = args.extract(dict(splits.items()), args.force)
     report, backbone = cohort.invalid_report(), cohort.extractor.backbone
     origin = {**provenance(), **_origin(args, splits, cohort)}
     write_json(args.output_dir / "invalid_nifti_report.json", {**origin, **report})

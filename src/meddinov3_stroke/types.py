@@ -87,6 +87,8 @@ class Volume:
     """(slice, row, column): nominal distance between slice centres along the slice axis, then pixel spacing."""
     source: VolumeSource
     n_padding_voxels: int = 0  # voxels below `PADDING_BELOW_HU` that read as `AIR_HU`
+    header_hints: tuple[str, ...] = ()
+    """What the DICOM header says against the intended use, as keys of `ct.scope.HEADER_RULES`."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -162,6 +164,8 @@ class SliceEmbeddings:
     backbone: BackboneIdentity
     source: VolumeSource
     warnings: tuple[str, ...] = ()
+    scope: Mapping[str, Any] = field(default_factory=dict)
+    """`ct.scope.Scope.document()` of the volume."""
 
 
 @dataclass(frozen=True, eq=False)

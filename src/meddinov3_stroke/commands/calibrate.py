@@ -20,10 +20,12 @@ from meddinov3_stroke.backbone.loading import CACHE_FOLDER, WeightsFile, cosines
 from meddinov3_stroke.backbone.openvino_engine import OpenVINOEngine, build_graph
 from meddinov3_stroke.backbone.records import LEAST_INT8_COSINE, Calibration, calibration_folder, write_calibration
 from meddinov3_stroke.ct import read_volume
+from meddinov3_stroke.ct.scope import judge, require_in_scope
 from meddinov3_stroke.errors import CheckpointError, DatasetError, MissingInput, SplitError, UsageError
 from meddinov3_stroke.features import FeatureExtractor, extract, pool_slices, select_slices
 from meddinov3_stroke.heads import HeadCheckpoint, check_backbone, load_checkpoint, predict_logits
 from meddinov3_stroke.metrics import auroc_report
+from meddinov3_stroke.options import ForceOption
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.progress import progress_bar
 from meddinov3_stroke.system.provenance import DISCLAIMER
@@ -36,7 +38,7 @@ InputPaths = Annotated[tuple[Path, ...], tyro.conf.arg(aliases=["-i"])]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(ConsoleOptions):
+class Args(ForceOption, ConsoleOptions):
     """Quantize the backbone to int8 on some of your volumes and measure its fidelity on others."""
 
     series_csv: Path | None = None
@@ -164,6 +166,8 @@ def _calibration_slices(
     selection = SliceSelection(max_slices=math.ceil(most / min(most, len(inputs))))
     windows, sources = [], []
     for volume in map(read_volume, inputs[:most]):
+        if not args.force:
+            require_in_scope(judge(volume).document(), volume.source.path)
         windows.append(backbone.prepare(volume.hu_slices(select_slices(volume.n_slices, selection)), args.resize))
         sources.append(volume.source)
     return np.concatenate(windows)[:most], sources
@@ -176,7 +180,7 @@ def _measure(
     sources: list[VolumeSource] = []
     tokens: dict[str, list[Tokens]] = {"fp32": [], "int8": []}
     with progress_bar("measuring", len(inputs), "volumes", args.show_progress) as advance:
-        for found in extract(inputs, plain, keep_volume=True):
+        for found in extract(inputs, plain, keep_volume=True, force=args.force):
             if found.error is not None:
                 raise found.error
             assert found.embeddings is not None

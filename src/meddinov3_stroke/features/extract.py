@@ -7,17 +7,19 @@ Several processes may run it on parts of the inputs and on one store.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from meddinov3_stroke.ct import OpenedInput, Source, open_input, source_path
+from meddinov3_stroke.ct.scope import judge, require_in_scope
 from meddinov3_stroke.errors import (
     InputError,
     MachineError,
@@ -71,19 +73,21 @@ def extract(
     verify_inputs: bool = False,
     on_slices: OnSlices | None = None,
     check: Callable[[Volume], object] | None = None,
+    force: bool = True,
 ) -> Generator[Extraction, None, None]:
     """The extraction of each input, in order, each as soon as it is known; an input in the store is not decoded.
 
     A finished volume is stored before it is yielded. Close the generator to stop reading ahead. `keep_volume` yields
     the voxels too. `memory` saves hashing unchanged inputs again, unless `verify_inputs`. `check` may raise for a
-    volume that is about to be embedded; the error is then that input's.
+    volume that is about to be embedded; the error is then that input's. Unless `force`, so is `OutOfScope` for a volume
+    outside the intended use, cached or not; with it such a volume is embedded with a warning.
 
     Raises NonFiniteEmbedding (the backbone gave NaN or infinity; the message names the file, and nothing of it is
     stored), StorageError (the store cannot be read or written) or UsageError (the extractor's slices, batch or size
     cannot be honoured).
     """
     report = on_slices or (lambda n_done, n_chosen: None)
-    run = _Run(extractor, store, keep_volume, memory, verify_inputs, report, check or (lambda volume: None))
+    run = _Run(extractor, store, keep_volume, memory, verify_inputs, report, check or (lambda volume: None), force)
     with closing(read_ahead(run.read(inputs), WINDOWS_AHEAD)) as items:
         for case, pixels in items:
             run.take(case, pixels)
@@ -98,9 +102,10 @@ def extract_one(
     extractor: FeatureExtractor,
     on_slices: OnSlices | None = None,
     check: Callable[[Volume], object] | None = None,
+    force: bool = True,
 ) -> tuple[Volume, SliceEmbeddings, float]:
     """(volume, embeddings, seconds of reading) of one input; raises the error of an input that cannot be used."""
-    (found,) = extract([source], extractor, keep_volume=True, on_slices=on_slices, check=check)
+    (found,) = extract([source], extractor, keep_volume=True, on_slices=on_slices, check=check, force=force)
     if found.error is not None:
         raise found.error
     assert found.volume is not None
@@ -153,6 +158,7 @@ class _Run:
     verify_inputs: bool
     on_slices: OnSlices
     check: Callable[[Volume], object]
+    force: bool
     begun: set[str] = field(default_factory=set)  # keys of the inputs being embedded or stored in this run
     rows: deque[_Case] = field(default_factory=deque)  # cases not yet yielded, in order
     waiting: deque[tuple[_Case, np.ndarray]] = field(default_factory=deque)  # slices that wait for a full pass
@@ -167,19 +173,20 @@ class _Run:
 
     def _read_one(self, source: Source | None) -> Iterator[_Window]:
         watch = Stopwatch()
-        key, volume, found = self._open(source)
-        if volume is None:
+        key, judged, found = self._open(source)
+        if judged is None:
             yield _Case(source, key, result=found), None
             return
+        volume, scope = judged
         chosen = self.extractor.chosen(volume)
         windows = self.extractor.windows(volume, chosen)
         kept = volume if self.keep_volume else None
-        case = _Case(source, key, len(chosen), self.extractor.finisher(volume, chosen), kept, watch.elapsed_s)
+        case = _Case(source, key, len(chosen), self.extractor.finisher(volume, chosen, scope), kept, watch.elapsed_s)
         yield case, None
         yield from ((case, pixels) for pixels in windows)
 
-    def _open(self, source: Source | None) -> tuple[str, Volume | None, Extraction | None]:
-        # (key, volume to embed, extraction from the cache); neither of the latter for a repeated input
+    def _open(self, source: Source | None) -> tuple[str, tuple[Volume, Mapping[str, Any]] | None, Extraction | None]:
+        # (key, volume to embed and its scope, extraction from the cache); neither of the latter for a repeated input
         with _ends_one_input():
             if source is None:
                 raise MissingInput("nifti_path is empty; expected a NIfTI file, or dicom_path or header_index")
@@ -189,11 +196,15 @@ class _Run:
             return key, None, found
         with _ends_one_input():
             volume = opened.volume()
-            self.check(volume)  # the one place where a sound volume may be refused, before its first slice
+            scope = judge(
+                volume
+            ).document()  # the one place where a sound volume may be refused, before its first slice
+            self._require_in_scope(scope, source)
+            self.check(volume)
             if key and self._key(volume.source.sha256) != key:
                 raise StorageError(f"{opened.path} changed while it was read; run again to retry")
         self.begun.update([key] if key else [])
-        return key, volume, None
+        return key, (volume, scope), None
 
     def _look_up(self, source: Source, opened: OpenedInput) -> tuple[str, Extraction | None]:
         # the input's key, and its extraction if it is cached; a remembered digest serves for a hit only
@@ -209,6 +220,10 @@ class _Run:
             key = self._key(opened.digest if memory is None else memory.digest(opened, series_uid))
         return key, self._cached(source, key)
 
+    def _require_in_scope(self, scope: Mapping[str, Any], source: Source) -> None:
+        if not self.force:
+            require_in_scope(scope, source_path(source))
+
     def _key(self, sha256: str) -> str:
         return embedding_key(sha256, self.extractor.backbone.identity, self.extractor.resize, self.extractor.selection)
 
@@ -217,6 +232,8 @@ class _Run:
         if entry is None:
             return None
         embeddings = entry.embeddings(source_path(source), self.extractor.backbone.identity)
+        with _ends_one_input():
+            self._require_in_scope(embeddings.scope, source)
         return Extraction(source, embeddings=embeddings, from_cache=True)
 
     def take(self, case: _Case, pixels: Float32[np.ndarray, "n 1 r r"] | None) -> None:

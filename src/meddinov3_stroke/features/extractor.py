@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from meddinov3_stroke.backbone import Backbone
+from meddinov3_stroke.ct.scope import judge, scope_warnings
 from meddinov3_stroke.errors import NonFiniteEmbedding, UsageError
 from meddinov3_stroke.types import SliceEmbeddings, SliceSelection, SliceTokens, Volume
 
@@ -42,7 +43,7 @@ class FeatureExtractor:
         cls = np.concatenate([self.backbone.class_tokens(pixels) for pixels in self.windows(volume, chosen)])
         with naming(volume.source.path):
             self.backbone.refuse_non_finite(cls)
-        return self.finisher(volume, chosen)(cls)
+        return self.finisher(volume, chosen, judge(volume).document())(cls)
 
     def tokens(self, volume: Volume, slice_indices: Sequence[int] | Int64[np.ndarray, " n"]) -> SliceTokens:
         """Class and patch tokens of the given slices, whatever the selection is; errors as for `embed`."""
@@ -77,7 +78,7 @@ class FeatureExtractor:
         return (self.backbone.prepare(slices, self.resize) for slices in hu)
 
     def finisher(
-        self, volume: Volume, chosen: Int64[np.ndarray, " chosen"]
+        self, volume: Volume, chosen: Int64[np.ndarray, " chosen"], scope: Mapping[str, Any]
     ) -> Callable[[Float32[np.ndarray, "chosen dim"]], SliceEmbeddings]:
         """Makes embeddings of the class tokens of the chosen slices; keeps the volume's origin, not its voxels."""
         n_rows, n_columns = volume.stored.shape[1:]
@@ -90,7 +91,8 @@ class FeatureExtractor:
             selection=self.selection,
             backbone=self.backbone.identity,
             source=volume.source,
-            warnings=(*volume.warnings, *([squashed] if n_rows != n_columns else [])),
+            scope=scope,
+            warnings=(*volume.warnings, *([squashed] if n_rows != n_columns else []), *scope_warnings(scope)),
         )
 
 

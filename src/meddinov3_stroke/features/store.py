@@ -31,10 +31,10 @@ MAGIC = b"MDSEMB1\n"  # first bytes of an entry; the digit is the version of thi
 SUFFIX = ".emb"
 CORRUPT_SUFFIX = ".corrupt"  # appended to the name of an entry whose digest fails, which is kept for inspection
 
-KEY_SCHEMA = 2
+KEY_SCHEMA = 3
 """Raised when the same inputs would be stored as something else; old entries then miss and are never reused."""
 
-ENTRY_SCHEMA = 2  # version of an entry's metadata; 2 added the study, the series and the image of each slice
+ENTRY_SCHEMA = 3  # version of an entry's metadata; 2 added the images of the slices, 3 the scope
 
 CLS_VIEW = "cls"  # the class token after the final norm of each chosen slice, at `resize`, without windowing
 
@@ -74,6 +74,7 @@ class Entry:
             "backbone": asdict(embeddings.backbone),
             "source": source,
             "warnings": list(embeddings.warnings),
+            "scope": dict(embeddings.scope),
         }
         return cls({"cls": embeddings.cls, "slice_indices": embeddings.slice_indices}, metadata)
 
@@ -90,6 +91,7 @@ class Entry:
             backbone=backbone,
             source=VolumeSource(path=path, **{**facts["source"], "images": images}),
             warnings=tuple(facts["warnings"]),
+            scope=facts["scope"],
         )
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from meddinov3_stroke.ct.scope import scope_warnings
 from meddinov3_stroke.explain import AID_NOTE, SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH, case_text
 from meddinov3_stroke.system.atomic import write_bytes, write_json, write_npy
 from meddinov3_stroke.system.provenance import DISCLAIMER, memory_statistics, provenance
@@ -122,6 +123,9 @@ def origin_document(embeddings: SliceEmbeddings, device: str) -> dict[str, Any]:
         "input_sha256": source.sha256,
         "pixels_sha256": source.pixels_sha256,
         "dicom": dicom_document(source),
+        "verdicts": {"valid": True, "in_scope": embeddings.scope.get("in_scope"), "in_distribution": None},
+        "in_distribution_reason": "the head carries no rule for the distance to its training set",
+        "scope": dict(embeddings.scope),
         "n_slices": embeddings.n_slices,
         "n_slices_embedded": len(embeddings.slice_indices),
         "embedding_dim": int(embeddings.cls.shape[1]),
@@ -153,6 +157,8 @@ def dicom_document(source: VolumeSource) -> dict[str, Any] | None:
 def print_case(findings: CaseFindings, files: Mapping[str, Path], console: Console | None = None) -> None:
     """Print a case on standard output, or on `console`."""
     console = console or Console(soft_wrap=True)
+    for warning in scope_warnings(findings.embeddings.scope):
+        console.print(warning, style="bold", markup=False)
     for part in (_probabilities(findings), _top_slices(findings), escape(findings.ranking), AID_NOTE):
         console.print(part)
     for path in files.values():

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from meddinov3_stroke.ct.scope import scope_warnings
 from meddinov3_stroke.explain import (
     AID_NOTE,
     DEMO_NOTICE,
@@ -83,10 +84,10 @@ class SliceMap:
         return self.hu.shape[0] * self.spacing_mm[1], self.hu.shape[1] * self.spacing_mm[2]
 
 
-def slice_picture(shown: SliceMap, demo: bool = False) -> bytes:
+def slice_picture(shown: SliceMap, demo: bool = False, notices: Sequence[str] = ()) -> bytes:
     """PNG of a slice in the brain window (left) and with its patch similarity over it (right).
 
-    `demo` marks the picture as made with the demonstration backbone.
+    `demo` marks the picture as made with the demonstration backbone; `notices` are warnings that stand below it.
     """
     panel = _panel_size(shown, width_in=4.6, height_in=9.0)
     width = max(2 * panel[0] + 3 * MARGIN + _BAR, round(7.5 * DPI))
@@ -95,12 +96,16 @@ def slice_picture(shown: SliceMap, demo: bool = False) -> bytes:
     header = wrap(f"Slice {shown.slice_index}", 13.0, width, style="Bold")
     header += wrap(f"{place}   ·   reference patch: {patch}", 9.0, width, MUTED)
     footer = wrap(f"{_WINDOW_NOTE}. {AID_NOTE}. {_SCALE_NOTE}.", 7.5, width, MUTED)
-    page = Page(width, header, panel[1], footer, demo)
+    page = Page(width, header, panel[1], _notices(notices, width) + footer, demo)
     page.panel(MARGIN, page.top, panel, shown)
     left = MARGIN + panel[0] + MARGIN
     page.panel(left, page.top, panel, shown, overlay=True)
     page.colour_bar(left + panel[0] + _GAP, page.top, panel[1])
     return page.png()
+
+
+def _notices(notices: Sequence[str], width: int) -> list[Line]:
+    return [line for notice in notices for line in wrap(f"{notice[0].upper()}{notice[1:]}.", 9.0, width, WARNING)]
 
 
 def case_picture(findings: CaseFindings) -> bytes:
@@ -117,6 +122,7 @@ def case_picture(findings: CaseFindings) -> bytes:
     grid = findings.similarity.shape[1:]
     notes = f"{_WINDOW_NOTE}. {AID_NOTE}. {grid[0]} × {grid[1]} patches. {_SCALE_NOTE}. {findings.reference_rule}."
     footer = wrap(notes, 7.5, width, MUTED)
+    footer = _notices(scope_warnings(findings.embeddings.scope), width) + footer
     page = Page(width, _case_header(findings, width), n_rows * block, footer, is_demo(findings.embeddings.backbone))
     for k, shown in enumerate(maps):
         left, top = MARGIN + k % _COLUMNS * (panel[0] + _GAP), page.top + k // _COLUMNS * block

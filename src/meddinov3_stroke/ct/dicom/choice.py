@@ -36,7 +36,7 @@ D, E, L; Canon FC3x, FC5x, FC8x."""
 
 _CONTRAST = re.compile(
     r"\bcta\b|angio|post[ -]?(?:con|gad|c\b)|\bc\+|\+ ?c\b|\bw/ ?c\b|\bce\b|contrast|enhanced|iohexol|omnipaque"
-    r"|perfusion|\bctp\b|venog|arterial|venous|\bkm\b|\bpost con|增强",
+    r"|perfusion|\d ?cc\b|\bpost\b(?![ -]?(?:op|fossa|trauma|surg))|\bctp\b|venog|arterial|venous|\bkm\b|\bpost con|增强",
     re.IGNORECASE,
 )
 _NO_CONTRAST = re.compile(
@@ -83,6 +83,20 @@ def contrast_hint(stack: Stack) -> str:
     if _BOTH.search(description) or _CONTRAST.search(_NO_CONTRAST.sub(" ", description)):
         return f"description {description!r}"
     return ""
+
+
+def intended_use_hints(stack: Stack) -> tuple[str, ...]:
+    """What the headers say against a non-contrast head CT, as keys of `ct.scope.HEADER_RULES`."""
+    first, hint = stack.first, contrast_hint(stack)
+    is_head = _HEAD.search(f"{first.series_description} {first.body_part}") is not None
+    hints = {
+        "body part": _ELSEWHERE.search(first.body_part) is not None and not is_head,
+        "contrast agent": hint.startswith("agent"),
+        "sharp kernel": _SHARP.search(first.kernel) is not None,
+        "contrast text": hint.startswith("description"),
+        "region text": _ELSEWHERE.search(first.series_description) is not None and not is_head,
+    }
+    return tuple(name for name, applies in hints.items() if applies)
 
 
 def choose(stacks: Sequence[Stack], series_uid: str | None, where: str, *, allow_single_slice: bool = False) -> Stack:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Real
 
 from meddinov3_stroke.ct.contents import OpenedInput, machine_errors, require_dicom_input
-from meddinov3_stroke.ct.dicom.choice import choose, contrast_hint
+from meddinov3_stroke.ct.dicom.choice import choose, contrast_hint, intended_use_hints
 from meddinov3_stroke.ct.dicom.container import DicomContent
 from meddinov3_stroke.ct.dicom.files import InputFile, files_of_series, is_header_index, open_files
 from meddinov3_stroke.ct.dicom.header import ImageHeader
@@ -114,6 +114,7 @@ class DicomInput(OpenedInput):
                     for image in stack.images[steps[0]]
                 ),
             ),
+            header_hints=intended_use_hints(stack),
             n_padding_voxels=n_padding + n_to_air,
             warnings=(*_warnings(found, stack, n_repaired, n_to_air), *voxel_warnings),
         )
