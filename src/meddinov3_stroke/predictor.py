@@ -126,8 +126,8 @@ class ICHPredictor:
         """A predictor, after checking that backbone and head belong together.
 
         `backbone` is a weights file, a registered name or an opened backbone (which has its device, engine and
-        precision already). `resize` is the head's own by default. `threshold` replaces the checkpoint's thresholds. `force`
-        computes volumes outside the intended use, with a warning.
+        precision already). `resize` is the head's own by default. `threshold` replaces the checkpoint's thresholds.
+        `force` computes volumes outside the intended use, with a warning.
 
         Raises UsageError (`top_k` or `batch` below 1, or a threshold outside [0, 1]) or WeightsError (no weights or no
         head; a head of other weights, preprocessing or `resize`).

@@ -12,7 +12,7 @@ import tyro
 from meddinov3_stroke import config
 from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.errors import UsageError
-from meddinov3_stroke.options import CohortOptions, OutputDir
+from meddinov3_stroke.options import CohortOptions, ForceOption, OutputDir
 from meddinov3_stroke.rsna_split import SplitOptions, print_table
 from meddinov3_stroke.system.command import log_warnings, run_command
 from meddinov3_stroke.system.provenance import provenance

@@ -5,7 +5,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,10 @@ class CountingExtractor(FeatureExtractor):
     def __setattr__(self, name: str, value: object) -> None:
         self.__dict__[name] = value
 
-    def finisher(self, volume: Volume, chosen: np.ndarray) -> Callable[[np.ndarray], SliceEmbeddings]:
-        finish = super().finisher(volume, chosen)
+    def finisher(
+        self, volume: Volume, chosen: np.ndarray, scope: Mapping[str, Any]
+    ) -> Callable[[np.ndarray], SliceEmbeddings]:
+        finish = super().finisher(volume, chosen, scope)
 
         def counted(cls: np.ndarray) -> SliceEmbeddings:
             self.calls += 1

@@ -58,7 +58,7 @@ def command(prepared: Path, output: Path, cache: Path) -> list[str]:
         "--device": "cpu",
         "--precision": "fp32",
     }
-    return [sys.executable, str(SCRIPT), *(str(word) for pair in flags.items() for word in pair)]
+    return [sys.executable, str(SCRIPT), *(str(word) for pair in flags.items() for word in pair), "--force"]
 
 
 def run_whole(prepared: Path, output: Path, cache: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ D, E, L; Canon FC3x, FC5x, FC8x."""
 
 _CONTRAST = re.compile(
     r"\bcta\b|angio|post[ -]?(?:con|gad|c\b)|\bc\+|\+ ?c\b|\bw/ ?c\b|\bce\b|contrast|enhanced|iohexol|omnipaque"
-    r"|perfusion|\d ?cc\b|\bpost\b(?![ -]?(?:op|fossa|trauma|surg))|\bctp\b|venog|arterial|venous|\bkm\b|\bpost con|增强",
+    r"|perfusion|\bctp\b|venog|arterial|venous|\bkm\b|\d ?cc\b|\bpost\b(?![ -]?(?:op|fossa|trauma|surg))|增强",
     re.IGNORECASE,
 )
 _NO_CONTRAST = re.compile(

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Real
 
 from meddinov3_stroke.ct.contents import OpenedInput, machine_errors, require_dicom_input
-from meddinov3_stroke.ct.dicom.choice import choose, contrast_hint, intended_use_hints
+from meddinov3_stroke.ct.dicom.choice import choose, intended_use_hints
 from meddinov3_stroke.ct.dicom.container import DicomContent
 from meddinov3_stroke.ct.dicom.files import InputFile, files_of_series, is_header_index, open_files
 from meddinov3_stroke.ct.dicom.header import ImageHeader
@@ -215,9 +215,6 @@ def _warnings(found: Survey, stack: Stack, n_repaired: int, n_to_air: int) -> It
         yield "no rescale slope or intercept in the header; stored values are taken as HU"
     if lossy := LOSSY.get(stack.first.transfer_syntax):
         yield f"compressed with {lossy}, which may have changed values"
-    if hint := contrast_hint(stack):
-        where = hint.split(" ", 1)[0]
-        yield f"the {where} in the headers suggests contrast (see inspect); this model is for non-contrast CT"
     if n_repaired:
         n = f"{n_repaired} of {len(stack.images)} slices"
         yield f"{n} had a wrong intercept and values wrapped at 4096 (the RSNA 2019 fault); repaired"

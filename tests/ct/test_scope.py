@@ -1,0 +1,146 @@
+"""The intended-use gate: what is refused, what passes, and what outputs say about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ct.not_heads import NOT_HEADS, Made, head
+from meddinov3_stroke.commands import extract as extract_stage
+from meddinov3_stroke.ct import read_volume
+from meddinov3_stroke.ct.scope import RULES, judge
+from meddinov3_stroke.errors import OutOfScope
+from meddinov3_stroke.ich_infer import main as predict
+from meddinov3_stroke.meddinov3_infer import main as embed
+from meddinov3_stroke.phantom import draw_spec, make_phantom
+from meddinov3_stroke.predictor import ICHPredictor
+from meddinov3_stroke.system.nifti_bytes import nifti_bytes
+
+pytestmark = pytest.mark.scope
+
+
+def written(folder: Path, made: Made, name: str = "case.nii") -> Path:
+    """The volume as NIfTI in L P S, as the tests of reading write heads."""
+    voxels, (slice_mm, row_mm, column_mm) = made
+    image = nib.Nifti1Image(voxels.transpose(2, 1, 0), np.diag([-column_mm, -row_mm, slice_mm, 1.0]))
+    image.header.set_xyzt_units("mm")
+    nib.save(image, folder / name)
+    return folder / name
+
+
+def rules_broken(folder: Path, made: Made) -> dict[str, bool]:
+    return {one.rule: one.is_refusal for one in judge(read_volume(written(folder, made))).findings}
+
+
+@pytest.mark.parametrize("kind", NOT_HEADS)
+def test_what_is_not_a_head_ct_is_refused(kind: str, tmp_path: Path) -> None:
+    for seed in range(3):
+        assert any(rules_broken(tmp_path, NOT_HEADS[kind](np.random.default_rng(seed))).values()), seed
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_heads_are_accepted(seed: int, tmp_path: Path) -> None:
+    assert not any(rules_broken(tmp_path, head(np.random.default_rng(seed))).values())
+    phantom = make_phantom(draw_spec(seed))
+    (tmp_path / "phantom.nii.gz").write_bytes(nifti_bytes(phantom.hu, phantom.affine))
+    assert judge(read_volume(tmp_path / "phantom.nii.gz")).findings == ()
+
+
+@pytest.mark.slow
+def test_rates_of_acceptance_and_refusal_on_hundreds_of_volumes(tmp_path: Path) -> None:
+    n = 500
+    heads = sum(any(rules_broken(tmp_path, head(np.random.default_rng(seed))).values()) for seed in range(n))
+    assert heads <= 0.005 * n
+    for kind, make in NOT_HEADS.items():
+        refused = sum(any(rules_broken(tmp_path, make(np.random.default_rng(seed))).values()) for seed in range(n))
+        assert refused >= 0.99 * n, kind
+
+
+@pytest.mark.parametrize("rule", [rule.name for rule in RULES])
+def test_a_rule_taken_out_is_not_reported(rule: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = {
+        "constant": NOT_HEADS["all zero"],
+        "air": NOT_HEADS["1024 too high"],
+        "noise": NOT_HEADS["noise"],
+        "bone": NOT_HEADS["skull-stripped"],
+        "brain": NOT_HEADS["chest"],
+        "size": lambda rng: (head(rng)[0], (5.0, 0.9, 0.9)),
+        "uniform": lambda rng: (np.where(np.abs(hu := head(rng)[0]) < 150, 35.0, hu), (5.0, 1.9, 1.9)),
+        "contrast in vessels": NOT_HEADS["CT angiography"],
+        "order": NOT_HEADS["shuffled"],
+        "dead slices": NOT_HEADS["dead tail"],
+        "repeated slices": NOT_HEADS["repeated slices"],
+        "jump": lambda rng: (np.delete(head(rng)[0], range(8, 14), axis=0), (5.0, 1.9, 1.9)),
+        "clipped": head,
+    }[rule](np.random.default_rng(1))
+    assert rule in rules_broken(tmp_path, made)
+    monkeypatch.setattr("meddinov3_stroke.ct.scope.RULES", tuple(one for one in RULES if one.name != rule))
+    assert rule not in rules_broken(tmp_path, made)
+
+
+@pytest.fixture
+def flags(random_weights: Callable[..., Path], random_head: Callable[..., Path], tmp_path: Path) -> list[str]:
+    from meddinov3_stroke import load_backbone
+
+    weights = random_weights()
+    backbone = load_backbone(weights, engine="torch", precision="fp32", device="cpu")
+    words = {"--checkpoint": random_head(backbone), "--backbone": weights, "--output-dir": tmp_path / "out"}
+    fixed = ["--engine", "torch", "--precision", "fp32", "--device", "cpu", "--quiet"]
+    return [*(str(word) for pair in words.items() for word in pair), *fixed]
+
+
+def test_predict_refuses_and_writes_no_probability(flags: list[str], tmp_path: Path, capsys) -> None:
+    path = written(tmp_path, NOT_HEADS["chest"](np.random.default_rng(0)))
+    assert predict(["--input", str(path), *flags]) == 4
+    assert "0 mm of slices show brain" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_forced_findings_say_so_everywhere(flags: list[str], tmp_path: Path, capsys) -> None:
+    path = written(tmp_path, NOT_HEADS["chest"](np.random.default_rng(0)))
+    assert predict(["--input", str(path), "--force", *flags]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["verdicts"] == {"valid": True, "in_scope": False, "in_distribution": None}
+    assert summary["scope"]["figures"]["brain_mm"] == 0
+    assert any("outside the intended use" in warning for warning in summary["warnings"])
+    assert "outside the intended use" in capsys.readouterr().out
+
+
+def test_embed_warns(flags: list[str], tmp_path: Path) -> None:
+    path = written(tmp_path, NOT_HEADS["chest"](np.random.default_rng(0)))
+    assert embed(["--input", str(path), *flags[2:]]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["scope"]["in_scope"] is False
+    assert any("outside the intended use" in warning for warning in summary["warnings"])
+
+
+def test_a_predictor_records_the_refused_case_and_goes_on(flags: list[str], tmp_path: Path) -> None:
+    predictor = ICHPredictor.load(flags[1], backbone=flags[3], engine="torch", precision="fp32", device="cpu")
+    bad = written(tmp_path, NOT_HEADS["MR"](np.random.default_rng(0)), "bad.nii")
+    good = written(tmp_path, head(np.random.default_rng(0)), "good.nii")
+    refused, done = predictor.map([bad, good])
+    assert (refused.status, refused.code, done.status) == ("refused", "E-SCOPE", "done")
+    with pytest.raises(OutOfScope, match="air"):
+        predictor.judge(read_volume(bad))
+
+
+def test_features_cached_by_extract_are_refused_where_training_refuses(flags: list[str], tmp_path: Path) -> None:
+    from meddinov3_stroke import load_backbone
+    from meddinov3_stroke.features import EmbeddingStore, FeatureExtractor, extract
+
+    path = written(tmp_path, NOT_HEADS["abdomen"](np.random.default_rng(0)))
+    backbone = load_backbone(flags[3], engine="torch", precision="fp32", device="cpu")
+    extractor, store = FeatureExtractor(backbone, resize=64), EmbeddingStore(tmp_path / "cache")
+    (warned,) = extract([path], extractor, store)
+    (refused,) = extract([path], extractor, store, force=False)
+    (again,) = extract([path], extractor, store)
+    assert (warned.outcome.status, refused.outcome.status) == ("done", "refused")
+    assert refused.error is not None
+    assert refused.error.rules == ("brain",)  # type: ignore[attr-defined]
+    assert again.from_cache
+    assert extract_stage.Args.__dataclass_fields__.keys().isdisjoint({"force"})  # it warns, always
