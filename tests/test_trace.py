@@ -94,7 +94,9 @@ CPU = ("--device", "cpu", "--engine", "openvino", "--precision", "fp32", "--quie
 
 
 def test_a_prediction_enters_few_modules_and_few_frames(traced, flags, head_nifti) -> None:
-    found = traced("predict", "--input", head_nifti(), *(word for pair in flags.items() for word in pair), *CPU)
+    found = traced(
+        "predict", "--force", "--input", head_nifti(), *(word for pair in flags.items() for word in pair), *CPU
+    )
     assert len(found["modules"]) <= MOST_MODULES, found["modules"]
     assert len(found["deepest"]) <= MOST_FRAMES, found["deepest"]
 
@@ -102,7 +104,7 @@ def test_a_prediction_enters_few_modules_and_few_frames(traced, flags, head_nift
 @pytest.mark.parametrize("verb", ["predict", "embed"])
 def test_neither_predict_nor_embed_imports_torch_pandas_scikit_learn_or_scipy(traced, flags, head_nifti, verb) -> None:
     words = [word for pair in flags.items() for word in pair if verb == "predict" or pair[0] == "--backbone"]
-    words += ["--resize", "64"] if verb == "embed" else []
+    words += ["--resize", "64"] if verb == "embed" else ["--force"]  # the head is a plain one
     found = traced(verb, "--input", head_nifti(), *words, *CPU, "--no-trace")
     assert set(found["imported"]) & {"torch", "pandas", "sklearn", "scipy"} == set()
 
@@ -133,11 +135,19 @@ def dicom_folder(head_nifti: Callable[..., Path], tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("verb", ["predict", "extract"])
 def test_every_file_of_a_dicom_row_is_opened_and_hashed_once(traced, dicom_folder, tmp_path, flags, verb) -> None:
-    words = ["--input", dicom_folder, "--backbone", flags["--backbone"], "--checkpoint", flags["--checkpoint"]]
+    words = [
+        "--force",
+        "--input",
+        dicom_folder,
+        "--backbone",
+        flags["--backbone"],
+        "--checkpoint",
+        flags["--checkpoint"],
+    ]
     if verb == "extract":
         csv = tmp_path / "rows.csv"
         csv.write_text(f"dicom_path,study_uid,{','.join(LABELS)}\n{dicom_folder},S1,{','.join('0' * len(LABELS))}\n")
-        words = ["--series-csv", csv, "--cache-dir", tmp_path / "cache", "--resize", 64, *words[2:4]]
+        words = ["--series-csv", csv, "--cache-dir", tmp_path / "cache", "--resize", 64, *words[3:5]]
     found = traced(verb, *words, *CPU, "--no-trace")
     files = [path for path in dicom_folder.rglob("*") if path.is_file()]
     digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

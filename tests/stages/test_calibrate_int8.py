@@ -49,7 +49,13 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def args(weights: Path, volumes: list[Path]) -> Callable[..., Args]:
     def make(**changes: Any) -> Args:
-        flags: dict[str, Any] = {"input": tuple(volumes), "backbone": str(weights), "resize": 64, "quiet": True}
+        flags: dict[str, Any] = {
+            "input": tuple(volumes),
+            "backbone": str(weights),
+            "resize": 64,
+            "quiet": True,
+            "force": True,
+        }
         return Args(**(flags | changes))
 
     return make

@@ -129,7 +129,7 @@ def judge(volume: Volume) -> Scope:
 
 def require_in_scope(document: Mapping[str, Any], where: object) -> None:
     """Raise `OutOfScope` with the first refusals of a scope's document, unless there is none."""
-    refusals = [one for one in document["findings"] if one["is_refusal"]]
+    refusals = [one for one in document.get("findings", ()) if one["is_refusal"]]
     if refusals:
         more = f" (and {len(refusals) - 2} more)" if len(refusals) > 2 else ""
         error = OutOfScope(
@@ -233,8 +233,10 @@ def _above_base(hu: Float32[np.ndarray, "slice row col"], deep: Mask, shows_brai
 
 def _blocks(values: np.ndarray) -> np.ndarray:
     """[slice, row, column, pixels] of squares of `BLOCK` pixels; what is left at the far sides is dropped."""
-    rows, columns = (n // BLOCK for n in values.shape[1:])
-    cut = values[:, : rows * BLOCK, : columns * BLOCK].reshape(len(values), rows, BLOCK, columns, BLOCK)
+    rows, columns = (max(n // BLOCK, 1) for n in values.shape[1:])
+    padding = [(0, 0), *((0, max(0, BLOCK - n)) for n in values.shape[1:])]
+    cut = np.pad(values, padding, mode="edge")[:, : rows * BLOCK, : columns * BLOCK]
+    cut = cut.reshape(len(values), rows, BLOCK, columns, BLOCK)
     return cut.swapaxes(2, 3).reshape(len(values), rows, columns, BLOCK**2)
 
 

@@ -91,7 +91,7 @@ class Entry:
             backbone=backbone,
             source=VolumeSource(path=path, **{**facts["source"], "images": images}),
             warnings=tuple(facts["warnings"]),
-            scope=facts["scope"],
+            scope=facts.get("scope", {}),
         )
 
 
