@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from meddinov3_stroke.backbone.architecture import ClassTokens, PatchTokens, Pixels
 from meddinov3_stroke.backbone.preprocessing import prepare_channel
 from meddinov3_stroke.errors import MachineError, NonFiniteEmbedding, UsageError
-from meddinov3_stroke.system.prefetch import read_ahead
+from meddinov3_stroke.system.progress import read_ahead
 from meddinov3_stroke.types import BackboneIdentity, SliceTokens
 
 LOGGER = logging.getLogger("meddinov3_stroke")

@@ -34,7 +34,7 @@ from meddinov3_stroke.errors import (
 from meddinov3_stroke.features.extractor import FeatureExtractor, naming
 from meddinov3_stroke.features.memory import InputMemory
 from meddinov3_stroke.features.store import EmbeddingStore, Entry, embedding_key
-from meddinov3_stroke.system.prefetch import read_ahead
+from meddinov3_stroke.system.progress import read_ahead
 from meddinov3_stroke.system.provenance import Stopwatch
 from meddinov3_stroke.types import SliceEmbeddings, Volume, VolumeInput
 

@@ -1,4 +1,6 @@
-"""Progress on standard error (bars on a terminal, otherwise a log line every tenth), and the first Ctrl-C."""
+"""Long loops: progress on standard error (bars on a terminal, otherwise a log line every tenth), the first Ctrl-C, and
+items made ahead in a thread.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +9,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
 MIB = 1 << 20
 
+T = TypeVar("T")
+_END: Any = object()  # follows the last item
 
 Advance = Callable[..., None]
 """Called with the number of units just finished, 1 by default."""
@@ -135,3 +141,37 @@ def finish_on_interrupt(unit: str) -> Iterator[Interruption]:
         yield interruption
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def read_ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
+    """The items in their order, up to `depth` of them made ahead in one background thread; the first `next` starts it.
+
+    At most `depth` items are finished or in the making, and one more is held: the one given out last, until the next
+    is there. So `depth + 1` are alive, besides what the caller or `items` itself keeps. No item is begun while `depth`
+    wait. What `items` raises, `KeyboardInterrupt` too, is raised here at its place in the order, and ends it.
+
+    Closing the generator, or an exception in its `next`, begins no further item, waits for the one in the making (it
+    is thrown away, and so is its error), joins the thread and closes `items`. A `for` loop over an unnamed generator
+    closes it however the loop ends; elsewhere use `contextlib.closing`. Raises ValueError for a `depth` below 1.
+    """
+    if depth < 1:
+        raise ValueError(f"read_ahead: depth is {depth}; expected at least 1 item")
+    return _read_ahead(_as_generator(items), depth)
+
+
+def _read_ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
+    try:
+        pool.submit(int)  # starts the thread: an interrupt in that moment finds no item in the making
+        ahead = deque(pool.submit(next, items, _END) for _ in range(depth))
+        while (item := ahead.popleft().result()) is not _END:
+            ahead.append(pool.submit(next, items, _END))
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)
+        items.close()
+
+
+def _as_generator(items: Iterable[T]) -> Generator[T, None, None]:
+    """The same items; a generator is over after an exception, which other iterators (`map`) are not."""
+    yield from items

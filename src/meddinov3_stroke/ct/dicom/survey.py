@@ -20,7 +20,7 @@ from meddinov3_stroke.ct.dicom.pixels import NATIVE_SYNTAXES, decode_frame, requ
 from meddinov3_stroke.ct.dicom.series import Stack, assemble, role_fault
 from meddinov3_stroke.ct.geometry import SPACING_RANGE_MM
 from meddinov3_stroke.errors import CorruptInput, InputError
-from meddinov3_stroke.system.prefetch import read_ahead
+from meddinov3_stroke.system.progress import read_ahead
 
 HEAD_BYTES = 1 << 14
 """Bytes read of a file first; RSNA's headers have about 1 KiB, those of a scanner rarely more than 8."""

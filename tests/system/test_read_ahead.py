@@ -13,7 +13,7 @@ from contextlib import closing
 
 import pytest
 
-from meddinov3_stroke.system.prefetch import read_ahead
+from meddinov3_stroke.system.progress import read_ahead
 
 DEADLINE_S = 10.0
 
@@ -216,7 +216,7 @@ def test_an_error_of_closing_the_items_is_not_lost() -> None:
 
 INTERRUPTED = """
 import signal, threading
-from meddinov3_stroke.system.prefetch import read_ahead
+from meddinov3_stroke.system.progress import read_ahead
 signal.signal(signal.SIGINT, signal.default_int_handler)
 interrupted = threading.Event()
 def items():
