@@ -104,7 +104,7 @@ def slice_picture(shown: SliceMap, demo: bool = False, notices: Sequence[str] = 
     return page.png()
 
 
-def _notices(notices: Sequence[str], width: int) -> list[Line]:
+def _notices(notices: Sequence[str], width: int) -> list[_Line]:
     return [line for notice in notices for line in wrap(f"{notice[0].upper()}{notice[1:]}.", 9.0, width, WARNING)]
 
 
