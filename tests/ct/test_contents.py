@@ -104,9 +104,7 @@ def test_a_dicom_folder_named_as_a_volume_is_read_as_the_series_it_is(tmp_path, 
     assert volume.source.format == "dicom"
 
 
-def test_a_folder_named_as_the_volume_inside_it_gets_a_message_with_the_way_out(
-    tmp_path, make_nifti_bytes, head
-) -> None:
+def test_a_folder_named_as_the_volume_inside_it_is_named(tmp_path, make_nifti_bytes, head) -> None:
     (tmp_path / "case.nii").mkdir()
     (tmp_path / "case.nii" / "case.nii").write_bytes(make_nifti_bytes(head))
     with pytest.raises(MissingInput, match=r"found case\.nii\).*give a NIfTI volume by its own path"):
@@ -214,7 +212,7 @@ def test_packed_dicom_is_named_and_the_advice_to_unpack_it_works(tmp_path, name)
     write_dicom_series(tmp_path / "series", hu, axial_geometry([5.0], (9, 11)))
     content = min((tmp_path / "series").iterdir()).read_bytes()
     (tmp_path / name).write_bytes(gzip.compress(content))
-    with pytest.raises(UnsupportedInput, match="gzip around a DICOM file.*; unpack it"):
+    with pytest.raises(UnsupportedInput, match=r"gzip around a DICOM file.*; unpack it"):
         read_volume(tmp_path / name)
     (tmp_path / "IM1.dcm").write_bytes(gzip.decompress((tmp_path / name).read_bytes()))
     assert read_volume(tmp_path / "IM1.dcm", allow_single_slice=True).hu[0].tolist() in hu.tolist()
