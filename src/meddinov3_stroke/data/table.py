@@ -217,8 +217,8 @@ def _refuse(is_bad: pd.Series, message: str, error: type[DatasetError] = SeriesT
 def _find_columns(header: Sequence[str], mapping: Mapping[str, str], where: str) -> dict[str, str]:
     """{our name: the CSV's name}: by the mapping, else by the same name in any case, else by its alias in any case."""
     if {column.casefold() for column in header} == {"id", "label"}:
-        found = f"{where} lists slices, as Kaggle's labels do (columns ID and Label); expected one row per series"
-        raise SeriesTableError(f"{found}; make that table with prepare-rsna --root FOLDER")
+        fault = f"{where} lists slices, as Kaggle's labels do (columns ID and Label); expected one row per series"
+        raise SeriesTableError(f"{fault}; make that table with prepare-rsna --root FOLDER")
     found = {name: _find_column(header, mapping.get(name, name), where) for name in _NAMES}
     missing = [name for name in found if not found[name] and (name in LABELS or name in mapping)]
     if not any(found[name] or name in missing for name in VOLUME_COLUMNS):
