@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -74,9 +75,52 @@ def test_a_volume_in_between_changes_nothing(backbone, volume, head_nifti) -> No
     np.testing.assert_array_equal(extractor.embed(volume).cls, before)
 
 
-def test_slices_that_are_not_square_are_squashed_with_a_warning(backbone, head_nifti) -> None:
-    found = FeatureExtractor(backbone, resize=64).embed(read_volume(head_nifti(n_rows=48)))
-    assert "slices of 48 x 64 pixels are squashed to 64 x 64" in found.warnings
+def _volume_of(tmp_path: Path, n_rows: int, n_columns: int, row_mm: float, column_mm: float) -> Volume:
+    hu = np.zeros((4, n_rows, n_columns), dtype=np.int16)
+    path = tmp_path / "case.nii"
+    nib.save(nib.Nifti1Image(hu.transpose(2, 1, 0), np.diag([-column_mm, -row_mm, 5.0, 1.0])), path)
+    return read_volume(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "pixel_mm", "extent"),
+    [
+        ((96, 96), (0.9, 0.45), "86.4 x 43.2 mm"),
+        ((48, 64), (3.0, 3.0), "144.0 x 192.0 mm"),
+        ((48, 96), (0.45, 0.9), "21.6 x 86.4 mm"),
+        ((100, 97), (1.0, 1.0), "100.0 x 97.0 mm"),
+    ],
+)
+def test_slices_that_are_not_square_in_mm_are_squashed_with_one_warning(
+    backbone, tmp_path, caplog, shape, pixel_mm, extent
+) -> None:
+    found = FeatureExtractor(backbone, resize=64).embed(_volume_of(tmp_path, *shape, *pixel_mm))
+    warning = f"slices of {extent} (height x width) are squashed to a square, so the head is distorted"
+    assert [text.split(";")[0] for text in found.warnings] == [warning]
+    assert caplog.records == []  # the caller prints the warning
+
+
+@pytest.mark.parametrize(
+    ("shape", "pixel_mm"), [((48, 96), (0.9, 0.45)), ((96, 48), (0.45, 0.9)), ((100, 99), (1.0, 1.0))]
+)
+def test_slices_that_are_square_in_mm_bring_no_warning(backbone, tmp_path, caplog, shape, pixel_mm) -> None:
+    assert FeatureExtractor(backbone, resize=64).embed(_volume_of(tmp_path, *shape, *pixel_mm)).warnings == ()
+    assert caplog.records == []
+
+
+def test_a_head_on_pixels_that_are_not_square_gives_the_pixels_of_the_same_head_on_square_ones(
+    backbone, tmp_path
+) -> None:
+    extractor, square = FeatureExtractor(backbone, resize=64), np.zeros((4, 64, 64), dtype=np.int16)
+    square[:, 16:48, 24:40] = 60  # 32 x 16 mm
+    pixels = []
+    for hu, row_mm in ((square, 1.0), (square[:, ::2], 2.0)):
+        path = tmp_path / f"case_{row_mm}.nii"
+        nib.save(nib.Nifti1Image(hu.transpose(2, 1, 0), np.diag([-1.0, -row_mm, 5.0, 1.0])), path)
+        (window,) = extractor.windows(read_volume(path), np.arange(4))
+        pixels.append(window > np.float32(window.min() + window.max()) / 2)
+    assert pixels[0].sum() == pytest.approx(4 * 32 * 16, rel=0.02)
+    assert np.count_nonzero(pixels[0] != pixels[1]) <= 0.05 * pixels[0].sum()
 
 
 def test_square_slices_bring_no_warning(backbone, volume) -> None:

@@ -74,16 +74,6 @@ def test_no_slices_and_no_batch_are_usage_errors(small_backbone: Backbone) -> No
         small_backbone.embed(slices(1), resize=32, batch=0)
 
 
-def test_non_square_slices_are_squashed_and_said_once(
-    small_backbone: Backbone, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING, logger="meddinov3_stroke"):
-        for _ in range(2):
-            small_backbone.embed(slices(1, 40, 50), resize=32)
-        small_backbone.embed(slices(1, 40, 40), resize=32)
-    assert [record.getMessage() for record in caplog.records] == ["slices of 40 x 50 are squashed to 32 x 32"]
-
-
 def test_a_slice_that_gives_nan_is_named(small_backbone: Backbone) -> None:
     hu = slices(4)
     hu[3, 5, 5] = np.nan

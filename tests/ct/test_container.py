@@ -1,4 +1,4 @@
-"""A changed, cut or lengthened container never gives voxels."""
+"""A changed, cut or lengthened container never gives voxels; content after the last voxel does not change them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 
 from meddinov3_stroke.ct import read_volume
+from meddinov3_stroke.ct.nifti import MAX_TRAILING_BYTES
 from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput
 from meddinov3_stroke.types import Volume
 
@@ -78,17 +81,37 @@ def test_trailing_garbage_after_the_gzip_stream_is_corrupt(packed, write, garbag
         read_volume(write(packed + garbage, pack=False))
 
 
-def test_a_further_member_with_content_is_corrupt(packed, write) -> None:
-    with pytest.raises(CorruptInput, match="goes on after the last voxel"):
-        read_volume(write(packed + gzip.compress(b"\0"), pack=False))
+@pytest.mark.parametrize("n_bytes", [1, 4, 16, 240, 70_000, MAX_TRAILING_BYTES])
+def test_content_after_the_last_voxel_is_ignored_and_reported(make_nifti_bytes, write, head, n_bytes) -> None:
+    content = make_nifti_bytes(head) + b"\x07" * n_bytes
+    for path in (write(content, "case.nii"), write(content, "case.nii.gz")):
+        volume = read_volume(path)
+        np.testing.assert_array_equal(volume.hu, np.asanyarray(nib.load(path).dataobj).transpose(2, 1, 0))
+        np.testing.assert_array_equal(volume.hu, SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)))
+        assert volume.warnings == (f"the file continues for {n_bytes} bytes after its last voxel; they are ignored",)
 
 
-@pytest.mark.parametrize("change", [-1, 1, 16])
-def test_a_plain_file_of_another_length_is_corrupt(make_nifti_bytes, write, head, change) -> None:
-    content = make_nifti_bytes(head)
-    content = content[:change] if change < 0 else content + bytes(change)
-    with pytest.raises(CorruptInput, match=f"declares 592 bytes, the file has {592 + change}"):
-        read_volume(write(content, "case.nii"))
+def test_a_further_member_with_content_is_content_after_the_last_voxel(packed, write) -> None:
+    volume = read_volume(write(packed + gzip.compress(b"\0\0"), pack=False))
+    np.testing.assert_array_equal(volume.stored, read_volume(write(packed, "sound.nii.gz", pack=False)).stored)
+    assert volume.warnings == ("the file continues for 2 bytes after its last voxel; they are ignored",)
+
+
+def test_damage_behind_the_last_voxel_is_corrupt(make_nifti_bytes, write, head) -> None:
+    content = gzip.compress(make_nifti_bytes(head) + b"\x07" * 1000, mtime=0)
+    with pytest.raises(CorruptInput, match="incorrect data check"):
+        read_volume(write(content[:-8] + b"\0\0\0\0" + content[-4:], pack=False))
+
+
+@pytest.mark.parametrize("name", ["case.nii", "case.nii.gz"])
+def test_more_content_than_can_be_meant_is_corrupt(make_nifti_bytes, write, head, name) -> None:
+    with pytest.raises(CorruptInput, match=f"more than {MAX_TRAILING_BYTES} bytes follow the last voxel"):
+        read_volume(write(make_nifti_bytes(head) + bytes(MAX_TRAILING_BYTES + 1), name))
+
+
+def test_a_plain_file_that_is_too_short_is_corrupt(make_nifti_bytes, write, head) -> None:
+    with pytest.raises(CorruptInput, match="declares 592 bytes, the file has 591"):
+        read_volume(write(make_nifti_bytes(head)[:-1], "case.nii"))
 
 
 @pytest.mark.parametrize("n_bytes", [1, 347, 348, 352, 591])

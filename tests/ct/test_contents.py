@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import bz2
+import gzip
 import io
 import lzma
 import os
 import socket
+import subprocess
+import tarfile
 import zipfile
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from dicom_writer import axial_geometry, write_dicom_series
 from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.errors import CorruptInput, MissingInput, StorageError, UnsupportedInput
 
+AXIAL = np.array([[-0.5, 0, 0, 60.0], [0, -0.5, 0, 80.0], [0, 0, 5.0, -30.0], [0, 0, 0, 1]])
 DICOM = bytes(128) + b"DICM" + bytes(400)
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
@@ -84,10 +89,27 @@ def test_an_empty_directory_is_missing_input(tmp_path) -> None:
         read_volume(tmp_path)
 
 
-def test_a_directory_named_as_a_volume_is_missing_input(tmp_path) -> None:
+def test_an_empty_directory_named_as_a_volume_is_missing_input(tmp_path) -> None:
     (tmp_path / "case.nii.gz").mkdir()
-    with pytest.raises(MissingInput, match="is a directory"):
+    with pytest.raises(MissingInput, match="holds no files"):
         read_volume(tmp_path / "case.nii.gz")
+
+
+@pytest.mark.parametrize("name", ["case.nii", "case.nii.gz", "CASE.NII"])
+def test_a_dicom_folder_named_as_a_volume_is_read_as_the_series_it_is(tmp_path, name) -> None:
+    hu = np.random.default_rng(0).integers(-1000, 2500, (4, 9, 11))
+    write_dicom_series(tmp_path / name, hu, axial_geometry([5.0] * 3, (9, 11)))
+    volume = read_volume(tmp_path / name)
+    np.testing.assert_array_equal(volume.hu, hu)
+    assert volume.source.format == "dicom"
+
+
+def test_a_folder_named_as_the_volume_inside_it_is_named(tmp_path, make_nifti_bytes, head) -> None:
+    (tmp_path / "case.nii").mkdir()
+    (tmp_path / "case.nii" / "case.nii").write_bytes(make_nifti_bytes(head))
+    with pytest.raises(MissingInput, match=r"found case\.nii\).*give a NIfTI volume by its own path"):
+        read_volume(tmp_path / "case.nii")
+    np.testing.assert_array_equal(read_volume(tmp_path / "case.nii" / "case.nii").stored, head.transpose(2, 1, 0))
 
 
 def test_an_absent_file_is_missing(tmp_path) -> None:
@@ -141,6 +163,59 @@ def test_two_file_formats_are_unsupported(tmp_path, head, image_type) -> None:
     nib.save(image_type(head, np.diag([-1.0, 1, 1, 1])), tmp_path / "case.hdr")
     with pytest.raises(UnsupportedInput, match=r"pair|Analyze"):
         read_volume(tmp_path / "case.hdr")
+
+
+@pytest.mark.parametrize("ending", [".img", ".img.gz", ".IMG"])
+def test_voxels_without_their_header_are_named_with_the_way_out(tmp_path, make_nifti_bytes, head, ending) -> None:
+    nib.save(nib.Nifti1Pair(head, AXIAL), tmp_path / "case.hdr")
+    header, voxels = tmp_path / "case.hdr", tmp_path / f"case{ending}"
+    content = (tmp_path / "case.img").read_bytes()
+    voxels.write_bytes(gzip.compress(content) if ending.endswith(".gz") else content)
+    kept = header.rename(tmp_path / "kept")
+    with pytest.raises(
+        UnsupportedInput, match=r"no header case\.hdr beside it.*fetch the header too, then save the pair"
+    ):
+        read_volume(voxels)
+    kept.rename(header)
+    with pytest.raises(UnsupportedInput, match=r"the header case\.hdr is beside it.*; save the pair as one \.nii\.gz"):
+        read_volume(voxels)
+    nib.save(nib.load(header), tmp_path / "case.nii.gz")
+    np.testing.assert_array_equal(read_volume(tmp_path / "case.nii.gz").hu, head.transpose(2, 1, 0))
+
+
+def test_a_dicom_image_named_img_is_read(tmp_path) -> None:
+    hu = np.random.default_rng(0).integers(-1000, 2500, (2, 9, 11))
+    write_dicom_series(tmp_path / "series", hu, axial_geometry([5.0], (9, 11)))
+    file = min((tmp_path / "series").iterdir())
+    for content in (file.read_bytes(), file.read_bytes()[132:]):
+        (tmp_path / "IM1.img").write_bytes(content)
+        one = read_volume(tmp_path / "IM1.img", allow_single_slice=True).hu[0]
+        assert any(np.array_equal(one, image) for image in hu)
+
+
+@pytest.mark.parametrize("name", ["study.tar.gz", "study.tgz", "study.nii.gz", "study"])
+def test_a_packed_archive_is_named_and_the_advice_to_unpack_it_works(tmp_path, name) -> None:
+    hu = np.random.default_rng(0).integers(-1000, 2500, (4, 9, 11))
+    write_dicom_series(tmp_path / "series", hu, axial_geometry([5.0] * 3, (9, 11)))
+    with tarfile.open(tmp_path / name, "w:gz") as archive:
+        archive.add(tmp_path / "series", "series")
+    with pytest.raises(UnsupportedInput, match=r"gzip around a tar archive.*; unpack it \(gunzip, or tar -xzf\)"):
+        read_volume(tmp_path / name)
+    (tmp_path / "out").mkdir()
+    subprocess.run(["tar", "-xzf", tmp_path / name, "-C", tmp_path / "out"], check=True)
+    np.testing.assert_array_equal(read_volume(tmp_path / "out").hu, hu)
+
+
+@pytest.mark.parametrize("name", ["IM1.dcm.gz", "IM1.nii.gz"])
+def test_packed_dicom_is_named_and_the_advice_to_unpack_it_works(tmp_path, name) -> None:
+    hu = np.random.default_rng(0).integers(-1000, 2500, (2, 9, 11))
+    write_dicom_series(tmp_path / "series", hu, axial_geometry([5.0], (9, 11)))
+    content = min((tmp_path / "series").iterdir()).read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(content))
+    with pytest.raises(UnsupportedInput, match=r"gzip around a DICOM file.*; unpack it"):
+        read_volume(tmp_path / name)
+    (tmp_path / "IM1.dcm").write_bytes(gzip.decompress((tmp_path / name).read_bytes()))
+    assert read_volume(tmp_path / "IM1.dcm", allow_single_slice=True).hu[0].tolist() in hu.tolist()
 
 
 def test_a_named_pipe_is_refused_without_waiting(tmp_path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import SimpleITK
 
 from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.errors import CorruptInput, InputError, OutOfScope, UnsupportedInput
@@ -17,7 +18,7 @@ from meddinov3_stroke.errors import CorruptInput, InputError, OutOfScope, Unsupp
         [0, 6, 5, 4, 1, 1, 1, 1],
         [-1, 6, 5, 4, 1, 1, 1, 1],
         [8, 6, 5, 4, 1, 1, 1, 1],
-        [4, 6, 5, 4, 0, 1, 1, 1],
+        [4, 6, 5, 4, -1, 1, 1, 1],
     ],
     ids=str,
 )
@@ -46,6 +47,30 @@ def test_nifti2_dimensions_beyond_64_bits_of_bytes_are_refused(write_nifti, head
 def test_further_dimensions_of_one_are_taken_as_three(write_nifti, head, trailing) -> None:
     volume = read_volume(write_nifti(head.reshape(*head.shape, *trailing)))
     np.testing.assert_array_equal(volume.stored, head.transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("name", ["case.nii", "case.nii.gz"])
+@pytest.mark.parametrize("dim", [[4, 6, 5, 4, 0, 1, 1, 1], [7, 6, 5, 4, 0, 0, 0, 0], [5, 6, 5, 4, 1, 0, 1, 1]], ids=str)
+def test_further_dimensions_of_zero_are_taken_as_three_and_reported(write_nifti, head, dim, name) -> None:
+    path = write_nifti(head, name=name, dim=dim)
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.stored, head.transpose(2, 1, 0))
+    np.testing.assert_array_equal(volume.hu, SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)).squeeze())
+    assert volume.warnings == tuple(f"dim[{k}] is 0 and was read as 1" for k in range(4, dim[0] + 1) if dim[k] == 0)
+
+
+@pytest.mark.parametrize("dim", [[3, 6, 5, 4, 0, 0, 0, 0], [2, 30, 4, 0, 0, 0, 0, 0]], ids=str)
+def test_sizes_beyond_the_number_of_dimensions_mean_nothing(write_nifti, head, dim) -> None:
+    volume = read_volume(write_nifti(head, dim=dim), allow_single_slice=True)
+    assert volume.stored.ravel().tolist() == head.ravel(order="F").tolist()
+    assert volume.warnings == ()
+
+
+def test_a_zero_dimension_of_several_volumes_is_corrupt(make_nifti_bytes, write, head) -> None:
+    four = make_nifti_bytes(np.stack([head, head], axis=3), dim=[4, 6, 5, 4, 0, 1, 1, 1])
+    for name in ("case.nii", "case.nii.gz"):
+        with pytest.raises(CorruptInput, match=r"dim\[4\] is 0.*bytes follow the last voxel"):
+            read_volume(write(four, name))
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 2, 2), (6, 5, 2, 1, 2)])
@@ -90,7 +115,7 @@ def test_an_impossible_spacing_is_corrupt(write_nifti, head, axis, side) -> None
         read_volume(write_nifti(head, pixdim=pixdim))
 
 
-@pytest.mark.parametrize("slope", [np.nan, np.inf, -np.inf, 1e30, 1e-9, -1.0])
+@pytest.mark.parametrize("slope", [np.inf, -np.inf, 1e30, 1e-9, -1e-9, -1e30])
 def test_an_impossible_slope_is_corrupt(write_nifti, head, slope) -> None:
     with pytest.raises(CorruptInput, match="scl_slope"):
         read_volume(write_nifti(head, scl_slope=slope))
@@ -101,16 +126,33 @@ def test_the_ends_of_the_slope_range_are_taken(write_nifti, head, slope) -> None
     assert read_volume(write_nifti(np.abs(head), scl_slope=slope)).slope == pytest.approx(slope)
 
 
-@pytest.mark.parametrize("intercept", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("intercept", [np.inf, -np.inf, 1e30])
 def test_an_impossible_intercept_is_corrupt(write_nifti, head, intercept) -> None:
     with pytest.raises(CorruptInput, match="scl_inter"):
         read_volume(write_nifti(head, scl_slope=1.0, scl_inter=intercept))
 
 
-@pytest.mark.parametrize("offset", [0.0, 351.0, -1.0, 352.5, np.nan, np.inf])
+@pytest.mark.parametrize("offset", [0.0, 340.0, 348.0, 350.0, 351.0, -1.0, 352.5, np.nan, np.inf])
 def test_an_impossible_voxel_offset_is_corrupt(write_nifti, head, offset) -> None:
     with pytest.raises(CorruptInput, match="vox_offset"):
         read_volume(write_nifti(head, vox_offset=offset))
+
+
+@pytest.mark.parametrize("name", ["case.nii", "case.nii.gz"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_voxels_that_follow_the_header_at_once_are_read_as_simpleitk_does(
+    make_nifti_bytes, write, head, version, name
+) -> None:
+    n_header = {1: 348, 2: 540}[version]
+    content = make_nifti_bytes(head, version=version, vox_offset=n_header)
+    path = write(content[:n_header] + content[n_header + 4 :], name)
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.stored, head.transpose(2, 1, 0))
+    if version == 1:  # SimpleITK does not read NIfTI-2
+        np.testing.assert_array_equal(volume.hu, SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)))
+    assert volume.warnings == (
+        f"vox_offset is {n_header}, below {n_header + 4}: voxels were read from byte {n_header}",
+    )
 
 
 def test_a_voxel_offset_behind_endless_extensions_is_refused(write_nifti, head) -> None:

@@ -78,11 +78,43 @@ def test_slope_and_intercept_are_applied_once(write_nifti, head) -> None:
     np.testing.assert_array_equal(volume.hu, nib.load(path).get_fdata().transpose(2, 1, 0))
 
 
-def test_a_slope_of_zero_means_unscaled_and_an_ignored_intercept_is_reported(write_nifti, head) -> None:
-    volume = read_volume(write_nifti(head, scl_slope=0.0, scl_inter=-1024.0))
-
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("slope", "intercept", "warning"),
+    [
+        (0.0, 0.0, "scl_slope is 0, which means unscaled"),
+        (np.nan, np.nan, "scl_slope is nan, which means unscaled: scl_inter nan is ignored"),
+        (0.0, -1024.0, "scl_slope is 0, which means unscaled: scl_inter -1024 is ignored"),
+        (np.nan, -1024.0, "scl_slope is nan, which means unscaled: scl_inter -1024 is ignored"),
+    ],
+)
+def test_a_slope_of_zero_or_nan_means_unscaled_as_in_nibabel_and_is_reported(
+    write_nifti, head, version, slope, intercept, warning
+) -> None:
+    path = write_nifti(head, version=version, scl_slope=slope, scl_inter=intercept)
+    volume = read_volume(path)
     np.testing.assert_array_equal(volume.hu, head.transpose(2, 1, 0))
-    assert any("scl_inter -1024" in warning for warning in volume.warnings)
+    np.testing.assert_array_equal(volume.hu, np.asanyarray(nib.load(path).dataobj).transpose(2, 1, 0))
+    assert volume.warnings == (warning,)
+
+
+@pytest.mark.parametrize("slope", [1.0, 2.0])
+def test_an_intercept_of_nan_is_zero_as_in_simpleitk_and_is_reported(write_nifti, head, slope) -> None:
+    path = write_nifti(head, scl_slope=slope, scl_inter=np.nan)
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.hu, head.transpose(2, 1, 0) * slope)
+    np.testing.assert_array_equal(volume.hu, SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)))
+    assert volume.warnings == ("scl_inter is nan and was read as 0",)
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(-1.0, 0.0), (-2.0, 7.0), (-0.5, -100.0)])
+def test_a_negative_slope_is_applied_as_in_nibabel_and_simpleitk(write_nifti, head, slope, intercept) -> None:
+    path = write_nifti(head, scl_slope=slope, scl_inter=intercept)
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.hu, head.transpose(2, 1, 0) * slope + intercept)
+    np.testing.assert_array_equal(volume.hu, np.asanyarray(nib.load(path).dataobj).transpose(2, 1, 0))
+    np.testing.assert_array_equal(volume.hu, SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)))
+    assert volume.warnings == ()
 
 
 def test_padding_reads_as_air_and_is_counted(write_nifti, head) -> None:

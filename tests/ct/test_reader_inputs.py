@@ -217,9 +217,9 @@ def test_a_folder_without_dicom_names_what_it_holds(tmp_path: Path, head_nifti: 
 
 @pytest.mark.parametrize("content", [b"just some text\n" * 40, b"\0\0\0\1" * 40], ids=["text", "bytes"])
 def test_a_file_that_is_neither_nifti_nor_dicom_says_what_is_expected(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "case.img").write_bytes(content)
-    with pytest.raises(UnsupportedInput, match=r"case\.img is not DICOM and not \.nii or \.nii\.gz"):
-        read_volume(tmp_path / "case.img")
+    (tmp_path / "case.raw").write_bytes(content)
+    with pytest.raises(UnsupportedInput, match=r"case\.raw is not DICOM and not \.nii or \.nii\.gz"):
+        read_volume(tmp_path / "case.raw")
 
 
 @pytest.mark.parametrize("read", [read_volume, open_input])

@@ -3,10 +3,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
+from dicom_writer import axial_geometry, write_dicom_series
+from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.data import parse_column_mapping, read_series_table
-from meddinov3_stroke.errors import SeriesTableError
+from meddinov3_stroke.errors import MissingInput, SeriesTableError
 from meddinov3_stroke.types import LABELS, VolumeInput
 
 Write = Callable[..., Path]
@@ -93,3 +97,59 @@ def test_a_file_name_with_braces_is_named_as_it_is(series_csv: Write) -> None:
     named = csv.rename(csv.with_name("{0}{rows}.csv"))
     with pytest.raises(SeriesTableError, match=r"^\{0\}.*\.csv: a NIfTI file .* row 2;"):
         read_series_table(named)
+
+
+def _nifti_at(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hu = np.arange(6 * 5 * 4, dtype=np.int16).reshape(6, 5, 4)
+    nib.save(nib.Nifti1Image(hu, np.diag([-0.5, -0.5, 5.0, 1.0])), path)
+    return path
+
+
+@pytest.mark.parametrize("text", [r"sub\b.nii", r".\sub\b.nii", r"sub\.\b.nii", r"sub/b.nii"])
+@pytest.mark.parametrize("with_datasets_dir", [False, True])
+def test_a_path_with_backslashes_is_read_where_the_file_exists(
+    series_csv: Write, tmp_path: Path, text: str, with_datasets_dir: bool
+) -> None:
+    folder = tmp_path / "data" if with_datasets_dir else tmp_path
+    path = _nifti_at(folder / "sub" / "b.nii")
+    csv = series_csv(f"{text},S1,7" + NO_LABELS, header=header("nifti_path"))
+    (found,) = read_series_table(csv, datasets_dir=folder if with_datasets_dir else None).inputs
+    assert found is not None
+    assert found.path.samefile(path)
+    assert read_volume(found).hu.sum() == np.arange(120).sum()
+
+
+def test_a_file_whose_name_has_a_backslash_comes_first(series_csv: Write, tmp_path: Path) -> None:
+    _nifti_at(tmp_path / "sub" / "b.nii")
+    named = _nifti_at(tmp_path / r"sub\b.nii")
+    table = read_series_table(series_csv(r"sub\b.nii,S1,7" + NO_LABELS, header=header("nifti_path")))
+    assert table.inputs == (VolumeInput(named, format="nifti"),)
+
+
+@pytest.mark.parametrize("text", ["D:\\a\\P1\\b.nii", "d:/a/P1/b.nii", r"\\server\share\P1\b.nii"])
+def test_a_path_of_another_machine_is_named_and_its_advice_works(series_csv: Write, tmp_path: Path, text: str) -> None:
+    rows = ["here.nii,S0,6" + NO_LABELS, f"{text},S1,7" + NO_LABELS]
+    with pytest.raises(SeriesTableError, match=r"paths of a Windows machine.*P1.*row 3;.*--datasets-dir") as caught:
+        read_series_table(series_csv(*rows, header=header("nifti_path")))
+    assert text in str(caught.value)
+    path = _nifti_at(tmp_path / "copied" / "P1" / "b.nii")
+    csv = series_csv(rows[0], r"P1\b.nii,S1,7" + NO_LABELS, header=header("nifti_path"))
+    found = read_series_table(csv, datasets_dir=tmp_path / "copied").inputs[1]
+    assert found == VolumeInput(path, format="nifti")
+
+
+def test_a_dicom_folder_named_as_a_volume_belongs_under_dicom_path(series_csv: Write, tmp_path: Path) -> None:
+    hu = np.random.default_rng(0).integers(-1000, 2500, (4, 9, 11))
+    write_dicom_series(tmp_path / "x.nii", hu, axial_geometry([5.0] * 3, (9, 11)))
+    under_nifti = read_series_table(series_csv("x.nii,S1," + NO_LABELS, header=header("nifti_path"))).inputs[0]
+    with pytest.raises(MissingInput, match="a DICOM folder belongs under dicom_path"):
+        read_volume(under_nifti)  # type: ignore[arg-type]
+    (found,) = read_series_table(series_csv("x.nii,S1," + NO_LABELS, header=header("dicom_path"))).inputs
+    np.testing.assert_array_equal(read_volume(found).hu, hu)  # type: ignore[arg-type]
+
+
+def test_a_nifti_file_under_dicom_path_is_an_error(series_csv: Write, tmp_path: Path) -> None:
+    _nifti_at(tmp_path / "x.nii")
+    with pytest.raises(SeriesTableError, match="a NIfTI file under dicom_path or header_index in row 2"):
+        read_series_table(series_csv("x.nii,S1," + NO_LABELS, header=header("dicom_path")))

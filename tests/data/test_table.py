@@ -12,6 +12,7 @@ from meddinov3_stroke.types import LABELS
 
 Write = Callable[..., Path]
 
+HEADER = "nifti_path,study_uid,any,epidural,intraparenchymal,intraventricular,subarachnoid,subdural"
 PLAIN = ("ID_a/ID_s1/_1.nii.gz,ID_s1,1,0,1,0,0,0", "ID_b/ID_s2/_2.nii.gz,ID_s2,0,0,0,0,0,0")
 
 
@@ -49,7 +50,7 @@ def test_gbk_is_said_to_have_been_read(series_csv: Write) -> None:
         (b"nifti_path,study_uid,any\n", "no rows"),
         (b"nifti_path;study_uid;any\na;b;1\n", "semicolons"),
         (b"nifti_path\tstudy_uid\tany\na\tb\t1\n", "tabs"),
-        (b"a,b\n1,2\n1,2,3\n", "different lengths"),
+        (b"a,b\n1,2\n1,2,3\n", "row 3 has 3 cells, expected 2"),
         (b"any,any\n1,2\n", "same name"),
     ],
 )
@@ -90,7 +91,7 @@ def test_two_columns_that_differ_in_case_only_are_ambiguous(series_csv: Write) -
         read_series_table(series_csv("x,a,b,0,0,0,0,0,0", header=header))
 
 
-@pytest.mark.parametrize("spelling", ["0.5", "2", "", "NaN", "nan", "-1", "yes", "1e0", "01", "1,0", "True"])
+@pytest.mark.parametrize("spelling", ["0.5", "2", "", "NaN", "nan", "-1", "yes", "1e0", "01", "1,0", "T", "True.0"])
 def test_a_label_that_is_not_0_or_1_names_its_row_and_value(series_csv: Write, spelling: str) -> None:
     cell = f'"{spelling}"'
     with pytest.raises(LabelError, match=r"epidural holds .* row 3;") as caught:
@@ -207,3 +208,53 @@ def test_a_plain_label_column_wins_over_its_alias(series_csv: Write) -> None:
     header = "nifti_path,study_uid," + ",".join(LABELS) + ",label_any"
     table = read_series_table(series_csv("ID_a/ID_s1/_1.nii.gz,ID_s1,1,1,0,0,0,0,0", header=header))
     assert table.labels[0, 0] == 1
+
+
+ALL_LABELS = ",1,0,1,0,0,0"
+
+
+@pytest.mark.parametrize(("spelling", "value"), [("TRUE", 1), ("FALSE", 0), ("True", 1), ("false", 0)])
+def test_true_and_false_are_one_and_zero(series_csv: Write, spelling: str, value: int) -> None:
+    table = read_series_table(series_csv(f"x/y/_1.nii.gz,y,TRUE,{spelling},True,0,0.0,FALSE"))
+    assert table.labels.tolist() == [[1, value, 1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("line", ["sep=,", "SEP=,", '"sep=,"', "sep=,\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_excels_line_that_names_the_separator_is_skipped(series_csv: Write, line: str, encoding: str) -> None:
+    plain = read_series_table(series_csv(*PLAIN))
+    found = read_series_table(series_csv(HEADER, *PLAIN, header=line, encoding=encoding))
+    assert found.labels.tolist() == plain.labels.tolist()
+    assert (found.rows, found.groups, found.inputs) == (plain.rows, plain.groups, plain.inputs)
+
+
+def test_excels_line_with_another_separator_names_it(series_csv: Write) -> None:
+    with pytest.raises(SeriesTableError, match="separated by semicolons; expected commas"):
+        read_series_table(series_csv(HEADER.replace(",", ";"), PLAIN[0].replace(",", ";"), header="sep=;"))
+
+
+def test_blank_lines_before_the_header_are_skipped_and_counted(series_csv: Write) -> None:
+    assert read_series_table(series_csv("", HEADER, PLAIN[0], header="")).rows == [4]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ((PLAIN[0], PLAIN[1] + ",extra"), "row 3 has 9 cells, expected 8; quote cells that contain a comma$"),
+        ((PLAIN[0], '"' + PLAIN[1]), "a quotation mark in row 3 is never closed; close or remove it$"),
+    ],
+)
+def test_a_row_of_another_form_is_named_in_our_words(series_csv: Write, rows: tuple[str, ...], words: str) -> None:
+    with pytest.raises(SeriesTableError, match=words) as caught:
+        read_series_table(series_csv(*rows))
+    assert "tokenizing" not in str(caught.value)
+
+
+def test_quoting_a_cell_with_a_comma_helps(series_csv: Write) -> None:
+    assert read_series_table(series_csv('"a,b.nii.gz",s' + ALL_LABELS)).inputs[0].path.name == "a,b.nii.gz"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("header", ["ID,Label", "Id,label"])
+def test_kaggles_list_of_slices_is_named_with_the_command_for_it(series_csv: Write, header: str) -> None:
+    with pytest.raises(SeriesTableError, match="expected one row per series; make that table with prepare-rsna --root"):
+        read_series_table(series_csv("ID_a_any,1", header=header))

@@ -43,7 +43,6 @@ class Backbone:
         self._lock = Lock()
         self._most_slices: int | None = None
         """Slices in a pass, once memory has run out."""
-        self._warned_of_squashing = False
 
     @property
     def independent_rows(self) -> bool:
@@ -91,11 +90,8 @@ class Backbone:
         return SliceTokens(all_cls, all_patches if patches else None, (side, side))
 
     def prepare(self, hu: Float32[np.ndarray, "n row col"], resize: int) -> Float32[np.ndarray, "n 1 resize resize"]:
-        """Pixels as the engine takes them, from HU in canonical orientation; warns once of non-square slices."""
-        n_rows, n_columns = hu.shape[1:]
-        if n_rows != n_columns and not self._warned_of_squashing:
-            LOGGER.warning("slices of %d x %d are squashed to %d x %d", n_rows, n_columns, resize, resize)
-            self._warned_of_squashing = True
+        """Pixels as the engine takes them, from HU in canonical orientation; a slice fills the square, whatever its
+        proportions (`distortion_warning` judges them in mm)."""
         return prepare_channel(hu, resize, self.identity.preprocessing)
 
     def class_tokens(self, pixels: Pixels) -> ClassTokens:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from meddinov3_stroke.types import Volume
 
 HEAD_BYTES = 544
 """Bytes from the start of a file that identify every kind below; a NIfTI-2 header has 540."""
+
+_PACKED_HEAD_BYTES = 1 << 12
+"""Bytes read of a file that may be gzip: enough for `HEAD_BYTES` of its content after a long name in its header."""
 
 MAX_DEFLATE_RATIO = 1032
 """Deflate gives at most 258 bytes for 2 bits (zlib, "Maximum Compression Factor"); more is a bomb, or damage."""
@@ -53,6 +57,8 @@ class Content(NamedTuple):
 
 _EXPORT, _RECOMPRESS = "export the volume as .nii.gz", "unpack it and compress with gzip instead"
 _FETCH = "fetch the file itself again"
+_JOIN_PAIR = "save the pair as one .nii.gz file (for example with nibabel)"
+UNPACK = "unpack it (gunzip, or tar -xzf) and give what it holds"
 _CT_ITSELF = "give the CT volume, not a picture of it"
 _RENAME_DICOM = "it is not NIfTI: remove the ending .nii or .nii.gz, or give the folder of its series"
 _RENAME_ZIP = "if it holds a DICOM series, rename it to end in .zip; else unpack it"
@@ -95,15 +101,16 @@ def _nifti_content(head: bytes) -> Content | None:
         version = 2 if magic2 == b"n+2" else 1
         return Content(f"an uncompressed NIfTI-{version} file", "rename it to end in .nii", "nifti")
     if magic1[:3] == b"ni1" or magic2 == b"ni2":
-        return Content("the header of a NIfTI .hdr/.img pair", "save the volume as one .nii.gz file")
+        return Content("the header of a NIfTI .hdr/.img pair", _JOIN_PAIR)
     if magic1 in (b"\0\0\0\0", b"    "):
         return Content("an Analyze 7.5 header, which does not record left and right", _EXPORT)
     return None
 
 
 def is_nifti_name(path: Path) -> bool:
-    """Whether the name ends in .nii or .nii.gz."""
-    return path.name.lower().endswith((".nii", ".nii.gz"))
+    """Whether the name ends in .nii or .nii.gz; a folder of that name is none, since it may hold a DICOM series."""
+    is_folder = os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises where the parent may not be searched
+    return path.name.lower().endswith((".nii", ".nii.gz")) and not is_folder
 
 
 def require_nifti_content(path: Path, head: bytes) -> None:
@@ -120,16 +127,42 @@ def require_nifti_content(path: Path, head: bytes) -> None:
 
 def require_dicom_input(path: Path) -> None:
     """Raise unless `path` is a folder, a DICOM file, a zip archive or of unknown bytes, such as a list of files."""
+    from meddinov3_stroke.ct.dicom.container import begins_as_dicom  # pydicom is loaded for DICOM alone
+
     if stat.S_ISDIR(stat_of(path).st_mode):
         return
     require_regular_file(path)
     with path.open("rb") as handle:
-        head = handle.read(HEAD_BYTES)
+        head = handle.read(_PACKED_HEAD_BYTES)
     if not head:
         raise MissingInput(f"{path} is empty (0 bytes); expected a head CT; {_FETCH}")
-    found = recognise(head)
+    found = recognise(head[:HEAD_BYTES])
+    if found is not None and found.kind == "gzip":
+        found = _inside_gzip(head) or _half_of_a_pair(path) or found
+    elif found is None and not begins_as_dicom(head[:HEAD_BYTES]):
+        found = _half_of_a_pair(path)
     if found is not None and found.kind != "dicom":
         raise UnsupportedInput(f"{path} is {found.name}; expected .nii, .nii.gz or DICOM; {found.remedy}")
+
+
+def _inside_gzip(head: bytes) -> Content | None:
+    """What a gzip stream other than a volume is around; None if that is NIfTI or unknown."""
+    try:
+        found = recognise(zlib.decompressobj(31).decompress(head, HEAD_BYTES))
+    except zlib.error:
+        return None
+    return None if found is None or found.kind == "nifti" else Content(f"gzip around {found.name}", UNPACK)
+
+
+def _half_of_a_pair(path: Path) -> Content | None:
+    """The voxels of a NIfTI or Analyze pair, by the name, which is all that tells them."""
+    name, ending, _ = path.name.lower().rpartition(".img")
+    if not ending:
+        return None
+    headers = [other.name for other in path.parent.iterdir() if other.name.lower() in (f"{name}.hdr", f"{name}.hdr.gz")]
+    beside = f"the header {headers[0]} is beside it" if headers else f"no header {path.name[: len(name)]}.hdr beside it"
+    what = f"the voxel half of a .hdr/.img pair ({beside})"
+    return Content(what, f"{'' if headers else 'fetch the header too, then '}{_JOIN_PAIR}")
 
 
 def require_regular_file(path: Path) -> None:

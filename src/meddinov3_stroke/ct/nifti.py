@@ -1,7 +1,8 @@
 """A NIfTI file, plain or gzip, read once from front to end, checked to its last byte, as a canonical volume.
 
 gzip is RFC 1952: each member ends in a CRC-32 and a length, several members may follow one another, zero bytes may pad
-the end, and nothing else may follow. nibabel and SimpleITK do not check the trailer.
+the end, and nothing else may follow. nibabel and SimpleITK do not check the trailer. Content after the last voxel is
+legal: it is read to its end, so that it is checked too, and reported.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ KEPT_BYTES = 1 << 30
 SLAB_BYTES = 1 << 22
 """Voxels held in the file's order until they are put in their canonical place."""
 
-_DAMAGED = "it is truncated, its header is damaged, or something was appended; fetch it again"
+MAX_TRAILING_BYTES = 1 << 26
+"""Most bytes of content after the last voxel; more is a bomb, or a header that belongs to another file."""
+
+_DAMAGED = "it is truncated, or its header is damaged; fetch it again"
 
 
 class NiftiInput(OpenedInput):
@@ -99,6 +103,7 @@ class NiftiInput(OpenedInput):
             if header.shape[orientation.axes[0]] == 1 and not self._allow_single_slice:
                 raise OutOfScope(f"{self.path} holds a single slice; expected a head volume")
             stored = _read_voxels(stream, header, orientation)
+            n_trailing = stream.expect_end(header.needs_exact_end)
         n_padding, voxel_warnings = check_voxels(stored, header.slope, header.intercept, self.path)
         affine, n_slices = orientation.apply_to_affine(header.affine, header.shape), len(stored)
         slice_mm, row_mm, col_mm = (float(side) for side in voxel_sides(affine))
@@ -113,7 +118,7 @@ class NiftiInput(OpenedInput):
             spacing_mm=(slice_mm, row_mm, col_mm),
             source=VolumeSource(path=self.path, format="nifti", sha256=self.digest, pixels_sha256=pixels_sha256),
             n_padding_voxels=n_padding,
-            warnings=(*header.warnings, *voxel_warnings),
+            warnings=(*header.warnings, *_trailing_warning(n_trailing), *voxel_warnings),
         )
 
 
@@ -122,14 +127,18 @@ def _check_length(header: NiftiHeader, path: Path, n_stored: int, is_packed: boo
     declares, most = f"{path}: the header declares {header.n_bytes} bytes", n_stored * MAX_DEFLATE_RATIO
     if is_packed and header.n_bytes > most:
         raise CorruptInput(f"{declares}, {n_stored} bytes of gzip hold at most {most}; {_DAMAGED}")
-    if not is_packed and header.n_bytes != n_stored:
+    if not is_packed and header.n_bytes > n_stored:
         raise CorruptInput(f"{declares}, the file has {n_stored}; {_DAMAGED}")
+
+
+def _trailing_warning(n_bytes: int) -> tuple[str, ...]:
+    return (f"the file continues for {n_bytes} bytes after its last voxel; they are ignored",) if n_bytes else ()
 
 
 def _read_voxels(
     stream: ByteStream, header: NiftiHeader, orientation: Orientation
 ) -> Real[np.ndarray, "slice row col"]:
-    """The voxels in canonical order and native byte order, after the stream has ended as it should.
+    """The voxels in canonical order and native byte order.
 
     Each slab of the file (whole planes of one third index) goes to its canonical place as it is read, so that the
     volume is held once.
@@ -147,7 +156,6 @@ def _read_voxels(
             declares = f"its header declares {header.n_bytes}; it is truncated; fetch it again"
             raise CorruptInput(f"{stream.path} ends after {stream.n_read} bytes of content; {declares}")
         voxels[:, :, first : first + per_slab] = slab.view(header.dtype).reshape((n_rows, n_cols, -1), order="F")
-    stream.expect_end()
     stored.flags.writeable = False
     return stored
 
@@ -180,10 +188,17 @@ class ByteStream:
         taken = bytearray(n_bytes)
         return bytes(taken[: self.fill(memoryview(taken))])
 
-    def expect_end(self) -> None:
-        """Read on to the last stored byte, which checks the gzip trailer; `CorruptInput` if more content follows."""
-        if self.take(1):
-            raise CorruptInput(f"{self.path} goes on after the last voxel that its header declares; {_DAMAGED}")
+    def expect_end(self, reason: str = "") -> int:
+        """Read on to the last stored byte, which checks the gzip trailer, and return the number of bytes read.
+
+        `CorruptInput` if there are more than `MAX_TRAILING_BYTES`, or any at all where a `reason` forbids them.
+        """
+        n_before, most = self.n_read, 0 if reason else MAX_TRAILING_BYTES
+        while self.take(READ_BYTES):
+            if self.n_read - n_before > most:
+                found = reason or f"more than {most} bytes follow the last voxel that the header declares"
+                raise CorruptInput(f"{self.path}: {found}; the header is damaged; fetch the file or convert it again")
+        return self.n_read - n_before
 
 
 def inflate(stored: Iterator[bytes], path: Path) -> Iterator[bytes]:

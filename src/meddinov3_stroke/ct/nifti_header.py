@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float64
 
-from meddinov3_stroke.ct.contents import recognise
+from meddinov3_stroke.ct.contents import UNPACK, recognise
 from meddinov3_stroke.ct.geometry import SPACING_RANGE_MM, voxel_sides
 from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, UnsupportedInput
 
@@ -83,6 +83,8 @@ class NiftiHeader:
     affine: Float64[np.ndarray, "4 4"]
     """Maps the file's voxel index (i, j, k, 1) to RAS+ mm."""
     warnings: tuple[str, ...]
+    needs_exact_end: str = ""
+    """Why no byte may follow the last voxel: the header was repaired, and only the file's length confirms that."""
 
     @property
     def n_bytes(self) -> int:
@@ -103,13 +105,16 @@ def read_header(take: Callable[[int], bytes], path: Path, max_voxels: int) -> Ni
         with np.errstate(over="ignore", invalid="ignore"):  # odd values are refused below, not warned about
             fields = np.frombuffer(block, header_dtype(len(block), order)).astype(header_dtype(len(block), "="))[0]
             dtype = _dtype(int(fields["datatype"]), int(fields["xyzt_units"])).newbyteorder(order)
-            shape = _shape([int(dim) for dim in fields["dim"]], max_voxels)
+            shape, repairs = _shape([int(dim) for dim in fields["dim"]], max_voxels)
             slope, intercept, warnings = _scaling(float(fields["scl_slope"]), float(fields["scl_inter"]))
-            offset = _voxel_offset(float(fields["vox_offset"]), len(block) + 4)  # 4 bytes say if extensions follow
+            offset, offset_repairs = _voxel_offset(float(fields["vox_offset"]), len(block))
             affine, affine_warnings = _affine(fields, shape)
     except InputError as error:
         raise type(error)(f"{path}: {error}") from None
-    return NiftiHeader(shape, dtype, offset, slope, intercept, affine, (*warnings, *affine_warnings))
+    repairs += offset_repairs
+    needs_exact_end = f"{' and '.join(repairs)}, but bytes follow the last voxel" if repairs else ""
+    warnings = (*repairs, *warnings, *affine_warnings)
+    return NiftiHeader(shape, dtype, offset, slope, intercept, affine, warnings, needs_exact_end)
 
 
 def header_dtype(n_bytes: int, order: ByteOrder | Literal["="]) -> np.dtype[np.void]:
@@ -145,8 +150,8 @@ def _require_single_file(block: bytes, has_size: bool) -> None:
         size = f"no NIfTI header; sizeof_hdr is {block[:4].hex(' ')}, expected 348 or 540"
         raise CorruptInput(f"{'the NIfTI magic is neither n+1 nor n+2' if has_size else size}; {_AGAIN}")
     if found.kind != "nifti" or not has_size:
-        where = "holds" if has_size else "is gzip around"
-        raise UnsupportedInput(f"{where} {found.name}; expected a NIfTI volume in one file; {found.remedy}")
+        where, remedy = ("holds", found.remedy) if has_size else ("is gzip around", UNPACK)
+        raise UnsupportedInput(f"{where} {found.name}; expected a NIfTI volume in one file; {remedy}")
 
 
 def _dtype(code: int, xyzt_units: int) -> np.dtype[np.generic]:
@@ -161,8 +166,11 @@ def _dtype(code: int, xyzt_units: int) -> np.dtype[np.generic]:
     return np.dtype(SCALAR_DTYPES[code])
 
 
-def _shape(dims: list[int], max_voxels: int) -> tuple[int, int, int]:
+def _shape(dims: list[int], max_voxels: int) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+    """(voxels along each axis, repairs): a size of 0 after the third is read as 1, as SimpleITK does."""
     n_dims, sizes = dims[0], dims[1 : 1 + max(dims[0], 0)]
+    unset = [k for k in range(3, len(sizes)) if sizes[k] == 0]
+    sizes = [1 if k in unset else size for k, size in enumerate(sizes)]
     if not 1 <= n_dims <= 7 or any(size < 1 for size in sizes):
         raise CorruptInput(f"dim is {dims}; expected 1 to 7 dimensions of at least one voxel; {_AGAIN}")
     if n_dims == 1:
@@ -174,29 +182,37 @@ def _shape(dims: list[int], max_voxels: int) -> tuple[int, int, int]:
     if (n_voxels := math.prod(shape)) > max_voxels:
         found = f"the header declares {'x'.join(map(str, shape))} = {n_voxels} voxels"
         raise UnsupportedInput(f"{found}; at most {max_voxels} are read; the header is damaged, or raise max_voxels")
-    return shape
+    return shape, tuple(f"dim[{k + 1}] is 0 and was read as 1" for k in unset)
 
 
 def _scaling(slope: float, intercept: float) -> tuple[float, float, tuple[str, ...]]:
-    """(slope, intercept, warnings): a slope of 0 means unscaled (nifti1.h, DATA SCALING)."""
-    if slope == 0.0:
-        warning = f"scl_slope is 0, which means unscaled: scl_inter {intercept:g} is ignored"
-        return 1.0, 0.0, (warning,) if intercept != 0.0 else ()
+    """(slope, intercept, warnings): a slope of 0 means unscaled (nifti1.h, DATA SCALING), and so does NaN in nibabel
+    and SimpleITK."""
+    if slope == 0.0 or math.isnan(slope):
+        ignored = f": scl_inter {intercept:g} is ignored" if intercept else ""
+        return 1.0, 0.0, (f"scl_slope is {slope:g}, which means unscaled{ignored}",)
     low, high = SLOPE_RANGE
-    if not low <= slope <= high:
-        raise CorruptInput(f"scl_slope is {slope:g}; expected 0 (unscaled) or {low:g} to {high:g}; save it again")
+    if not low <= abs(slope) <= high:
+        expected = f"expected 0 (unscaled) or a size of {low:g} to {high:g}"
+        raise CorruptInput(f"scl_slope is {slope:g}; {expected}; save it again")
+    if math.isnan(intercept):
+        return slope, 0.0, ("scl_inter is nan and was read as 0",)
     if not abs(intercept) <= MAX_INTERCEPT:
         raise CorruptInput(f"scl_inter is {intercept:g}; expected a size of at most {MAX_INTERCEPT:g}; save it again")
     return slope, intercept, ()
 
 
-def _voxel_offset(offset: float, first: int) -> int:
+def _voxel_offset(offset: float, n_header: int) -> tuple[int, tuple[str, ...]]:
+    """(byte of the first voxel, repairs): voxels that follow the header at once are read as SimpleITK does."""
+    first = n_header + 4  # 4 bytes say whether extensions follow
+    if offset == n_header:
+        return n_header, (f"vox_offset is {n_header}, below {first}: voxels were read from byte {n_header}",)
     if not (offset >= first and offset.is_integer()):
         raise CorruptInput(f"vox_offset is {offset:g}; expected a whole number of at least {first}; {_AGAIN}")
     if offset > first + MAX_EXTENSION_BYTES:
         most = f"at most {MAX_EXTENSION_BYTES} bytes of header extensions are read"
         raise UnsupportedInput(f"vox_offset is {offset:g}; {most}; the header is damaged, or save it without them")
-    return int(offset)
+    return int(offset), ()
 
 
 def _affine(fields: np.void, shape: tuple[int, int, int]) -> tuple[Float64[np.ndarray, "4 4"], tuple[str, ...]]:

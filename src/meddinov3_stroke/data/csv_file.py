@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,13 @@ from meddinov3_stroke.system.digest import sha256_of_bytes
 
 CHINESE_ENCODING = "gb18030"  # superset of GBK and GB2312, which Chinese Windows writes; tried only after UTF-8
 
-ZERO_OR_ONE = r"[01](\.0*)?"  # spellings of a label that are read: `0`, `1`, `0.0`, `1.0`. No other number is rounded.
+ZERO_OR_ONE = r"[01](\.0*)?|(?i:true|false)"
+"""Spellings of a label that are read: `0`, `1`, `0.0`, `1.0`, `FALSE`, `TRUE` (Excel). No other number is rounded."""
+
+_EXCEL_LINE = re.compile(r'\A\s*"?sep=,"?[ \t]*\r?\n', re.IGNORECASE)  # the first line tells Excel the separator
+
+_RAGGED = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")  # pandas counts these from 1
+_UNCLOSED = re.compile(r"EOF inside string starting at row (\d+)")  # and these from 0
 
 _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
@@ -50,7 +57,13 @@ class CsvFile:
 
     def binary(self, name: str) -> Int8[np.ndarray, " row"]:
         """The labels in the column called `name`."""
-        return self.matching(name, ZERO_OR_ONE, "expected 0 or 1").str[0].to_numpy().astype(np.int8)
+        return zeros_and_ones(self.matching(name, ZERO_OR_ONE, "expected 0 or 1"))
+
+
+def zeros_and_ones(cells: pd.Series) -> Int8[np.ndarray, " cell"]:
+    """The labels that stand in some cells; -1 for what is not in `ZERO_OR_ONE`."""
+    is_one = cells.str[:1].isin(["1", "t", "T"])
+    return np.where(cells.str.fullmatch(ZERO_OR_ONE), is_one, -1).astype(np.int8)
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,9 @@ def _decode(path: Path, content: bytes) -> tuple[str, tuple[str, ...]]:
 
 
 def _parse(path: Path, text: str) -> pd.DataFrame:
+    text = _EXCEL_LINE.sub("", text)
+    body = text.lstrip("\r\n")
+    n_blank = text[: len(text) - len(body)].count("\n")
     first_line = text.lstrip().partition("\n")[0]
     if not first_line:
         raise SeriesTableError(f"{path} is empty; expected a header row and one row per series")
@@ -131,11 +147,20 @@ def _parse(path: Path, text: str) -> pd.DataFrame:
     if other and "," not in first_line:
         raise SeriesTableError(f"{path} is separated by {other}; expected commas; save it as comma-separated")
     try:
-        cells = pd.read_csv(io.StringIO(text), header=None, dtype=str, na_filter=False, skip_blank_lines=False)
+        cells = pd.read_csv(io.StringIO(body), header=None, dtype=str, na_filter=False, skip_blank_lines=False)
     except pd.errors.ParserError as error:
-        raise SeriesTableError(
-            f"{path} has rows of different lengths: {str(error).strip()}; quote cells that contain a comma"
-        ) from error
-    cells = cells.apply(lambda column: column.str.strip()).set_axis(pd.RangeIndex(1, len(cells) + 1))
+        raise SeriesTableError(f"{path}: {_parse_fault(str(error), n_blank)}") from error
+    rows = pd.RangeIndex(n_blank + 1, n_blank + 1 + len(cells))
+    cells = cells.apply(lambda column: column.str.strip()).set_axis(rows)
     filled: pd.DataFrame = cells[(cells != "").any(axis=1)]
     return filled
+
+
+def _parse_fault(message: str, n_blank: int) -> str:
+    """What pandas found wrong, in the file's rows."""
+    if found := _RAGGED.search(message):
+        n_expected, row, n_cells = map(int, found.groups())
+        return f"row {row + n_blank} has {n_cells} cells, expected {n_expected}; quote cells that contain a comma"
+    if found := _UNCLOSED.search(message):
+        return f"a quotation mark in row {int(found[1]) + 1 + n_blank} is never closed; close or remove it"
+    return "the rows cannot be told apart; save it again as CSV UTF-8"

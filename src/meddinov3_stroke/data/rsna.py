@@ -20,7 +20,7 @@ from meddinov3_stroke.data.rsna_series import assemble_rows, write_header_index
 from meddinov3_stroke.data.rsna_tables import LabelledSeries, label_series, ledger_document, ledger_warnings
 from meddinov3_stroke.data.slice_labels import SLICE_LABELS, ConflictPolicy, read_slice_labels, write_slice_labels
 from meddinov3_stroke.data.table import IDENTITY_COLUMNS, read_series_table
-from meddinov3_stroke.errors import InputError, MachineError, Outcome, OutOfScope, SeriesTableError
+from meddinov3_stroke.errors import InputError, LabelError, MachineError, Outcome, OutOfScope, SeriesTableError
 from meddinov3_stroke.labels import LabelPolicy
 from meddinov3_stroke.system.atomic import write_bytes, write_json, write_text
 from meddinov3_stroke.system.digest import sha256_of_file
@@ -84,6 +84,7 @@ def prepare_rsna(
 
     images_folder, files = root / IMAGES_FOLDER, {name: output_dir / file for name, file in FILES.items()}
     ids = None if exclude_ids is None else read_id_list(exclude_ids)
+    _require_labels(root)
     labels = read_slice_labels(root / LABELS_CSV, conflicts=conflicting_labels, policy=label_policy)
     lap("labels")
     parts = output_dir / PARTS_FOLDER
@@ -116,6 +117,20 @@ def prepare_rsna(
     warnings = (*about, *ledger_warnings(ledger), *_copies_warnings(facts["nifti"]))
     n_failed = ledger["images"]["failed"] + ledger["series"]["by_outcome"]["failed"]
     return Prepared(replace(table, exclusion=exclusion), facts, files, warnings, n_failed)
+
+
+def _require_labels(root: Path) -> None:
+    """Raise `LabelError` with the folder that `--root` should be, if the labels are not in `root` but near it."""
+    if (root / LABELS_CSV).exists():
+        return
+    for path in (root.parent / LABELS_CSV, *root.glob(f"*/{LABELS_CSV}"), *root.glob(f"*/*/{LABELS_CSV}")):
+        if path.is_file():
+            raise LabelError(f"no {LABELS_CSV} in {root}; it is in {path.parent}; pass --root {path.parent}")
+    for path in root.glob("stage_1_train*.csv"):
+        raise LabelError(
+            f"no {LABELS_CSV} in {root}; found {path.name}, of the first stage; download stage 2, which contains it, "
+            f"or rename {path.name} to {LABELS_CSV} and its folder of images to {IMAGES_FOLDER}"
+        )
 
 
 def _write_copies(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float64, Int8, Int64, Integer
 
 from meddinov3_stroke.ct.contents import machine_errors
+from meddinov3_stroke.data.csv_file import zeros_and_ones
 from meddinov3_stroke.errors import LabelError
 from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, contradicts_any, name_some
 from meddinov3_stroke.system.atomic import atomic_file
@@ -130,17 +132,7 @@ def _rows(path: Path) -> tuple[pa.Array, Int64[np.ndarray, " row"], Int8[np.ndar
     if not path.is_file():
         found = "a directory" if path.is_dir() else "nothing"
         raise LabelError(f"no labels at {path}; found {found}, expected Kaggle's {path.name}; --root is its folder")
-    wanted = {"ID": pa.string(), "Label": pa.int8()}
-    convert = pcsv.ConvertOptions(column_types=wanted, include_columns=list(wanted), strings_can_be_null=False)
-    try:
-        with machine_errors(path):
-            table = pcsv.read_csv(path, convert_options=convert)
-    except (pa.ArrowException, KeyError) as error:
-        fault = " ".join(str(error).split())
-        raise LabelError(f"{path} cannot be read as labels: {fault}; expected columns ID and Label (0 or 1)") from error
-    if not len(table):
-        raise LabelError(f"{path} has no rows; expected six for each image")
-    ids, values = (table[name].combine_chunks() for name in ("ID", "Label"))
+    ids, cells = (column.combine_chunks() for column in _columns(path))
     parts = pc.extract_regex(ids, pattern=_ID)
     strange = ids.filter(pc.is_null(parts))
     if len(strange):
@@ -148,14 +140,33 @@ def _rows(path: Path) -> tuple[pa.Array, Int64[np.ndarray, " row"], Int8[np.ndar
             f"{path}: found the ID {strange[0].as_py()!r}; expected ID_<sop>_<label>, the label one of "
             f"{', '.join(LABELS)}; is this stage_2_train.csv?"
         )
-    is_bad = pc.invert(pc.is_in(values, value_set=pa.array([0, 1], pa.int8())))
-    if pc.any(is_bad).as_py():
-        first, label = (column.filter(is_bad)[0].as_py() for column in (ids, values))
-        raise LabelError(f"{path}: {first} has the label {label}; expected 0 or 1; download the file again")
+    spelled = cells.dictionary_encode()
+    spellings = pd.Series(spelled.dictionary.to_pylist(), dtype=str).str.strip()
+    values = zeros_and_ones(spellings)[np.asarray(spelled.indices)]
+    for bad in np.flatnonzero(values < 0)[:1].tolist():
+        found = f"{ids[bad].as_py()} has the label {cells[bad].as_py()!r}"
+        raise LabelError(f"{path}: {found}; expected 0 or 1; download the file again")
     codes = pc.index_in(pc.struct_field(parts, "label"), value_set=pa.array(LABELS))
     sops = pc.struct_field(parts, "sop").dictionary_encode()
     keys = np.asarray(sops.indices).astype(np.int64) * len(LABELS) + np.asarray(codes)
-    return sops.dictionary, keys, np.asarray(values)
+    return sops.dictionary, keys, values
+
+
+def _columns(path: Path) -> list[pa.ChunkedArray]:
+    """The columns `ID` and `Label` as text."""
+    wanted = {"ID": pa.string(), "Label": pa.string()}
+    convert = pcsv.ConvertOptions(column_types=wanted, include_columns=list(wanted), strings_can_be_null=False)
+    try:
+        with machine_errors(path):
+            table = pcsv.read_csv(path, convert_options=convert)
+    except (pa.ArrowException, KeyError) as error:
+        with path.open("rb") as handle:
+            first = handle.readline(80).decode("utf-8", "replace").strip()
+        expected = "expected ID,Label in the first line and two cells in every row, in UTF-8"
+        raise LabelError(f"{path} cannot be read as labels: its first line is {first!r}; {expected}") from error
+    if not len(table):
+        raise LabelError(f"{path} has no rows; expected six for each image")
+    return [table[name] for name in wanted]
 
 
 def _require_all_six(counts: Int64[np.ndarray, "image 6"], sop_uids: pa.Array, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int8, Integer
 
-from meddinov3_stroke.data.csv_file import ZERO_OR_ONE, IdList, read_csv_file, read_id_list
+from meddinov3_stroke.data.csv_file import IdList, read_csv_file, read_id_list, zeros_and_ones
 from meddinov3_stroke.errors import DatasetError, LabelError, SeriesTableError, UsageError
 from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, name_rows, name_some
 from meddinov3_stroke.types import LABELS, VolumeInput
@@ -27,6 +28,7 @@ IDENTITY_COLUMNS = ("patient_id", "study_uid", "series_uid")
 """Optional columns; what they lack is taken from a path of the form `<patient>/<study>/_<series>.nii.gz`."""
 
 _NAMES = (*VOLUME_COLUMNS, *LABELS, *IDENTITY_COLUMNS)
+_WINDOWS_PATH = r"(?!)" if os.name == "nt" else r"(?:[A-Za-z]:[\\/]|\\\\).*"  # with a drive letter, or of a share
 _NIFTI_PATH = r"(?:^|/){}/(?:\.?/)*{}/(?:\.?/)*_{}\.nii(?:\.gz)?/*$".format(
     *(rf"(?!\.\.?/)(?P<{name}>[^/]+?)" for name in IDENTITY_COLUMNS)
 )
@@ -214,6 +216,9 @@ def _refuse(is_bad: pd.Series, message: str, error: type[DatasetError] = SeriesT
 
 def _find_columns(header: Sequence[str], mapping: Mapping[str, str], where: str) -> dict[str, str]:
     """{our name: the CSV's name}: by the mapping, else by the same name in any case, else by its alias in any case."""
+    if {column.casefold() for column in header} == {"id", "label"}:
+        fault = f"{where} lists slices, as Kaggle's labels do (columns ID and Label); expected one row per series"
+        raise SeriesTableError(f"{fault}; make that table with prepare-rsna --root FOLDER")
     found = {name: _find_column(header, mapping.get(name, name), where) for name in _NAMES}
     missing = [name for name in found if not found[name] and (name in LABELS or name in mapping)]
     if not any(found[name] or name in missing for name in VOLUME_COLUMNS):
@@ -244,10 +249,10 @@ def _find_column(header: Sequence[str], name: str, where: str) -> str:
 def _parse_labels(cells: pd.DataFrame, where: str) -> Int8[np.ndarray, "row 6"]:
     labels = cells[list(LABELS)]
     for label, column in labels.items():
-        bad = ~column.str.fullmatch(ZERO_OR_ONE)
+        bad = pd.Series(zeros_and_ones(column) < 0, column.index)
         found = ", ".join(map(repr, column[bad].unique()[:4]))
         _refuse(bad, f"{where}: {label} holds {found} in {{rows}}; expected 0 or 1 (row 1 is the header)", LabelError)
-    return np.asarray(labels.apply(lambda column: column.str[0]).to_numpy().astype(np.int8))
+    return np.stack([zeros_and_ones(column) for _, column in labels.items()], axis=1)
 
 
 def _resolve_identities(cells: pd.DataFrame, where: str) -> pd.DataFrame:
@@ -284,7 +289,8 @@ def _volume_inputs(
 
     `series_uid` chooses a series of a DICOM input or an index; beside a NIfTI file it is only a key.
     """
-    dicom = (frame["dicom_path"] + frame["header_index"]).str.lower()
+    dicom_paths = frame["dicom_path"] + frame["header_index"]
+    volumes, dicom = frame["nifti_path"] + dicom_paths, dicom_paths.str.lower()
     _refuse(
         (frame[list(VOLUME_COLUMNS)] != "").sum(axis=1) > 1,
         f"{where}: more than one volume named in {{rows}}; expected one of {', '.join(VOLUME_COLUMNS)} in a row",
@@ -293,16 +299,25 @@ def _volume_inputs(
         ((frame["header_index"] != "") | dicom.str.endswith(".parquet")) & (frame["series_uid"] == ""),
         f"{where}: a header_index but no series_uid in {{rows}}; an index lists many series; fill in series_uid",
     )
-    _refuse(
-        dicom.str.endswith((".nii", ".nii.gz")),
-        f"{where}: a NIfTI file under dicom_path or header_index in {{rows}}; it belongs under nifti_path",
-    )
 
     @cache  # thousands of rows name one index
     def resolve(text: str) -> Path:
-        candidates = [folder / Path(text).expanduser() for folder in (datasets_dir, csv_folder) if folder is not None]
+        folders = [folder for folder in (datasets_dir, csv_folder) if folder is not None]
+        spellings = (Path(text).expanduser(), Path(text.replace("\\", "/")).expanduser())  # the second of Windows
+        candidates = [folder / one for one in spellings for folder in folders]
         return next((path for path in candidates if path.exists()), candidates[0])
 
+    named_nifti = dicom_paths.where(dicom.str.endswith((".nii", ".nii.gz")), "")  # "" is the CSV's folder, which exists
+    _refuse(
+        ~named_nifti.map(lambda text: resolve(text).is_dir()),
+        f"{where}: a NIfTI file under dicom_path or header_index in {{rows}}; it belongs under nifti_path",
+    )
+    of_windows = volumes.where(volumes.str.fullmatch(_WINDOWS_PATH), "")
+    _refuse(
+        ~of_windows.map(lambda text: resolve(text).exists()),
+        f"{where}: paths of a Windows machine ({max(of_windows, default='')}) in {{rows}}; copy the files, shorten the "
+        "paths to what follows the copied folder, and name that folder with --datasets-dir",
+    )
     return tuple(
         VolumeInput(resolve(nifti), format="nifti")
         if nifti

@@ -22,6 +22,7 @@ PoolMode = Literal["mean", "max", "mean_max"]
 """`mean` is the baseline; `max` keeps the strongest slice per dimension; `mean_max` is the two side by side (2 d)."""
 
 POOL_MODES: tuple[str, ...] = get_args(PoolMode)  # the names in `PoolMode`
+SQUARE_TOLERANCE = 0.02  # relative difference of a slice's height and width in mm that is not worth a warning
 EVERY_SLICE = SliceSelection()  # every slice of a volume
 
 
@@ -81,8 +82,6 @@ class FeatureExtractor:
         self, volume: Volume, chosen: Int64[np.ndarray, " chosen"], scope: Mapping[str, Any]
     ) -> Callable[[Float32[np.ndarray, "chosen dim"]], SliceEmbeddings]:
         """Makes embeddings of the class tokens of the chosen slices; keeps the volume's origin, not its voxels."""
-        n_rows, n_columns = volume.stored.shape[1:]
-        squashed = f"slices of {n_rows} x {n_columns} pixels are squashed to {self.resize} x {self.resize}"
         return partial(
             SliceEmbeddings,
             slice_indices=chosen,
@@ -92,8 +91,18 @@ class FeatureExtractor:
             backbone=self.backbone.identity,
             source=volume.source,
             scope=scope,
-            warnings=(*volume.warnings, *([squashed] if n_rows != n_columns else []), *scope_warnings(scope)),
+            warnings=(*volume.warnings, *distortion_warning(volume), *scope_warnings(scope)),
         )
+
+
+def distortion_warning(volume: Volume) -> tuple[str, ...]:
+    """A warning if a slice is not square in mm, as the backbone's pixels are; the number of pixels does not matter."""
+    _, n_rows, n_columns = volume.stored.shape
+    height_mm, width_mm = n_rows * volume.spacing_mm[1], n_columns * volume.spacing_mm[2]
+    if max(height_mm, width_mm) <= (1 + SQUARE_TOLERANCE) * min(height_mm, width_mm):
+        return ()
+    extent = f"slices of {height_mm:.1f} x {width_mm:.1f} mm (height x width)"
+    return (f"{extent} are squashed to a square, so the head is distorted; crop or pad them to be square in mm",)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,7 +260,8 @@ def test_an_id_with_both_labels_is_positive_where_that_is_asked_for(kaggle: Kagg
     [
         (["ID_a_epidural,2"], "expected 0 or 1"),
         (["ID_a_epidural,"], "expected 0 or 1"),
-        (["ID_a_epidural,0.5"], "cannot be read as labels"),
+        (["ID_a_epidural,0.5"], "ID_a_epidural has the label '0.5'; expected 0 or 1"),
+        (["ID_a_epidural,1,7"], "its first line is 'ID,Label'; expected ID,Label in the first line and two cells in"),
         (["ID_a_stroke,1"], r"'ID_a_stroke'; expected ID_<sop>_<label>"),
         (["ID_a_any,0"], "lack some of their six rows, first ID_a"),
         ([], "has no rows|cannot be read"),
@@ -271,6 +273,52 @@ def test_labels_of_another_form_say_what_is_wrong(kaggle: Kaggle, out: Path, row
     cohort.rows = rows
     with pytest.raises(LabelError, match=words):
         prepare(cohort.write(), out)
+
+
+@pytest.mark.parametrize(("zero", "one"), [("0.0", "1.0"), ("FALSE", "TRUE"), (" 0", "1 ")])
+def test_labels_are_read_in_each_spelling(kaggle: Kaggle, out: Path, zero: str, one: str) -> None:
+    cohort = kaggle()
+    cohort.add("one", {0: ("subdural",)})
+    cohort.rows = [row.replace(",0", f",{zero}").replace(",1", f",{one}") for row in cohort.rows]
+    prepare(cohort.write(), out)
+    assert series_rows(out)[list(LABELS)].to_numpy().tolist() == [[1, 0, 0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("first", ["ID,Lab", "ID;Label", "sep=,", ""])
+def test_a_file_of_other_columns_is_named_in_our_words(kaggle: Kaggle, out: Path, first: str) -> None:
+    cohort = kaggle()
+    cohort.add("one")
+    cohort.csv.write_text("\n".join([first, *cohort.rows]))
+    with pytest.raises(LabelError, match=f"cannot be read as labels: its first line is '{first}'; expected ID,Label"):
+        prepare(cohort.root, out)
+
+
+@pytest.mark.parametrize("given", ["..", "../..", "stage_2_train"])
+def test_a_root_beside_the_right_one_gets_a_message_that_names_it(kaggle: Kaggle, out: Path, given: str) -> None:
+    cohort = kaggle("cohorts/rsna")
+    cohort.add("one", {0: ("subdural",)})
+    right = cohort.write()
+    wrong = (right / given).resolve()
+    with pytest.raises(LabelError, match=re.escape(f"no stage_2_train.csv in {wrong}; it is in ")) as caught:
+        prepare(wrong, out)
+    named = Path(str(caught.value).rpartition("--root ")[2])
+    assert named.samefile(right)
+    prepare(named, out)
+    assert series_rows(out)["subdural"].tolist() == [1]
+
+
+def test_the_first_stage_is_named_and_its_advice_works(kaggle: Kaggle, out: Path) -> None:
+    cohort = kaggle()
+    cohort.add("one", {0: ("subdural",)})
+    root = cohort.write()
+    first_csv = cohort.csv.rename(root / "stage_1_train.csv")
+    first_images = cohort.images.rename(root / "stage_1_train_images")
+    with pytest.raises(LabelError, match=r"found stage_1_train\.csv, of the first stage; download stage 2.*or rename"):
+        prepare(root, out)
+    first_csv.rename(cohort.csv)
+    first_images.rename(cohort.images)
+    prepare(root, out)
+    assert series_rows(out)["subdural"].tolist() == [1]
 
 
 def test_any_that_is_not_the_or_names_the_image_and_is_settled_by_policy(kaggle: Kaggle, out: Path) -> None:
