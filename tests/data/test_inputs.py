@@ -130,7 +130,7 @@ def test_a_file_whose_name_has_a_backslash_comes_first(series_csv: Write, tmp_pa
 @pytest.mark.parametrize("text", ["D:\\a\\P1\\b.nii", "d:/a/P1/b.nii", r"\\server\share\P1\b.nii"])
 def test_a_path_of_another_machine_is_named_and_its_advice_works(series_csv: Write, tmp_path: Path, text: str) -> None:
     rows = ["here.nii,S0,6" + NO_LABELS, f"{text},S1,7" + NO_LABELS]
-    with pytest.raises(SeriesTableError, match=r"paths of a Windows machine.*P1.*row 3;.*--datasets-dir") as caught:
+    with pytest.raises(SeriesTableError, match=r"paths of a Windows machine.*P1.*row 3;.*DATASETS_DIR") as caught:
         read_series_table(series_csv(*rows, header=header("nifti_path")))
     assert text in str(caught.value)
     path = _nifti_at(tmp_path / "copied" / "P1" / "b.nii")

@@ -316,7 +316,7 @@ def _volume_inputs(
     _refuse(
         ~of_windows.map(lambda text: resolve(text).exists()),
         f"{where}: paths of a Windows machine ({max(of_windows, default='')}) in {{rows}}; copy the files, shorten the "
-        "paths to what follows the copied folder, and name that folder with --datasets-dir",
+        "paths to what follows the copied folder, and set DATASETS_DIR to that folder",
     )
     return tuple(
         VolumeInput(resolve(nifti), format="nifti")

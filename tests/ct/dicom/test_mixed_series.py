@@ -18,6 +18,7 @@ from meddinov3_stroke import read_volume
 from meddinov3_stroke.ct.dicom.files import MAX_FILE_BYTES, open_files
 from meddinov3_stroke.ct.dicom.series import MAX_PLANES, assemble
 from meddinov3_stroke.ct.dicom.survey import survey
+from meddinov3_stroke.ct.scope import judge
 from meddinov3_stroke.errors import AmbiguousInput, CorruptInput, UnsupportedInput
 
 HU = np.random.default_rng(0).integers(-1000, 2500, (10, 9, 11))
@@ -176,9 +177,9 @@ def test_free_text_and_file_names_of_the_input_stay_out_of_warnings(tmp_path: Pa
     folder = tmp_path / "DOE^CANARY"
     written(folder, description="CTA CANARY", contrast_agent="CANARY OMNI", copied_slices=(0,))
     (folder / "CANARY.txt").write_text("CANARY")
-    warnings = read_volume(folder).warnings
-    assert len(warnings) == 3
-    assert "CANARY" not in json.dumps(warnings)
+    volume = read_volume(folder)
+    assert (len(volume.warnings), len(judge(volume).findings)) == (2, 1)
+    assert "CANARY" not in json.dumps([volume.warnings, judge(volume).document()])
 
 
 def test_a_list_may_name_files_with_a_hash_and_dicom_may_be_called_txt(tmp_path: Path) -> None:

@@ -207,6 +207,7 @@ class _Child:
         self.pool.shutdown(cancel_futures=True)
 
     def death(self) -> str:
+        self.pool.shutdown()  # its own thread reaps the process too; the status is known once both are done
         self.process.join(1)
         status = self.process.exitcode
         if status is None or status >= 0:
