@@ -51,14 +51,20 @@ def test_heads_are_accepted(seed: int, tmp_path: Path) -> None:
     assert judge(read_volume(tmp_path / "phantom.nii.gz")).findings == ()
 
 
+SEEDS = range(1000, 1100)  # none of these was looked at when the limits were set
+
+
 @pytest.mark.slow
-def test_rates_of_acceptance_and_refusal_on_hundreds_of_volumes(tmp_path: Path) -> None:
-    n = 500
-    heads = sum(any(rules_broken(tmp_path, head(np.random.default_rng(seed))).values()) for seed in range(n))
-    assert heads <= 0.005 * n
-    for kind, make in NOT_HEADS.items():
-        refused = sum(any(rules_broken(tmp_path, make(np.random.default_rng(seed))).values()) for seed in range(n))
-        assert refused >= 0.99 * n, kind
+@pytest.mark.parametrize("kind", NOT_HEADS)
+def test_the_rate_of_refusal(kind: str, tmp_path: Path) -> None:
+    refused = sum(any(rules_broken(tmp_path, NOT_HEADS[kind](np.random.default_rng(k))).values()) for k in SEEDS)
+    assert refused >= 0.99 * len(SEEDS)
+
+
+@pytest.mark.slow
+def test_the_rate_of_acceptance(tmp_path: Path) -> None:
+    refused = sum(any(rules_broken(tmp_path, head(np.random.default_rng(k))).values()) for k in SEEDS)
+    assert refused <= 0.005 * len(SEEDS)
 
 
 @pytest.mark.parametrize("rule", [rule.name for rule in RULES])

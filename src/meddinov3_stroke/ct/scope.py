@@ -97,8 +97,8 @@ RULES = (
          "phantom"),
     Rule("contrast in vessels", "vessel_ml", -INF, 25, "{value} mL at 130 to 400 HU deep inside the skull, expected at "
          "most 25; contrast in vessels"),
-    Rule("order", "step_ratio", -INF, 0.8, "neighbouring slices differ {value} times as much as slices two apart, "
-         "expected at most 0.8; slices are shuffled"),
+    Rule("order", "step_ratio", -INF, 0.72, "neighbouring slices differ {value} times as much as slices two apart, "
+         "expected at most 0.72; slices are shuffled"),
     Rule("dead slices", "dead_slices", -INF, 0, "{value} slices inside the head have one value throughout"),
     Rule("repeated slices", "repeated_slices", -INF, 0, "{value} slices repeat their neighbour"),
     Rule("jump", "largest_jump", -INF, 3.5, "two neighbouring slices differ {value} times as much as those around "
