@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64
+from jaxtyping import Bool, Float32
 
 from meddinov3_stroke.errors import OutOfScope
 from meddinov3_stroke.types import AIR_HU, PADDING_BELOW_HU, Volume, scaled_hu
@@ -97,6 +97,10 @@ RULES = (
          "phantom"),
     Rule("contrast in vessels", "vessel_ml", -INF, 25, "{value} mL at 130 to 400 HU deep inside the skull, expected at "
          "most 25; contrast in vessels"),
+    Rule("possible contrast", "vessel_ml", -INF, 8, "{value} mL at 130 to 400 HU deep inside the skull, usually below "
+         "8; contrast in vessels, or calcification", "warn"),
+    Rule("noise-free", "equal_share", -INF, 0.8, "a share of {value} of neighbouring brain pixels is equal, expected "
+         "at most 0.8; synthetic or smoothed", "warn"),
     Rule("order", "step_ratio", -INF, 0.72, "neighbouring slices differ {value} times as much as slices two apart, "
          "expected at most 0.72; slices are shuffled"),
     Rule("dead slices", "dead_slices", -INF, 0, "{value} slices inside the head have one value throughout"),
@@ -252,15 +256,20 @@ def _order(hu: Float32[np.ndarray, "slice row col"], shows_brain: Bool[np.ndarra
     step, two_steps = (
         np.abs(clipped[n:] - clipped[:-n]).mean(axis=(1, 2)) if len(hu) > n else np.zeros(1) for n in (1, 2)
     )
-    is_flat: Float64[np.ndarray, " slice"] = np.ptp(hu.reshape(len(hu), -1), axis=1)
-    body = np.flatnonzero(is_flat > 0)
+    contrast = np.ptp(hu.reshape(len(hu), -1), axis=1)
+    body = np.flatnonzero(contrast > 0)
     first, last = (int(body[0]), int(body[-1])) if len(body) else (0, -1)
     ends = [n for n, edge in ((first, first), (len(hu) - 1 - last, last)) if n and len(body) and shows_brain[edge]]
+    brain = (hu > BRAIN[0]) & (hu < BRAIN[1])
+    is_equal = (hu[:, :, 1:] == hu[:, :, :-1]) & brain[:, :, 1:]
+    equal = is_equal.sum(axis=(1, 2)) / np.maximum(brain[:, :, 1:].sum(axis=(1, 2)), 1)
+    is_scanned = shows_brain & (equal < 0.8)  # slices without noise may be equal by nature
     around = (step[:-2] + step[2:]) / 2 if len(step) > 2 else np.ones(0)
     inner = step[1:-1][around > 0] / around[around > 0] if len(step) > 2 else np.ones(0)
     return {
         "step_ratio": float(step.mean() / two_steps.mean()) if two_steps.mean() > LEAST_STEP_HU else 0.0,
-        "dead_slices": float((is_flat[first : last + 1] == 0).sum() + sum(ends)),
-        "repeated_slices": float((step[shows_brain[1:]] == 0).sum()) if len(hu) > 1 else 0.0,
+        "dead_slices": float((contrast[first : last + 1] == 0).sum() + sum(ends)),
+        "repeated_slices": float((step[is_scanned[1:]] == 0).sum()) if len(hu) > 1 else 0.0,
+        "equal_share": float(np.median(equal[shows_brain])) if shows_brain.any() else 0.0,
         "largest_jump": float(inner[shows_brain[1:-2][around > 0]].max(initial=0.0)) if len(inner) else 0.0,
     }
