@@ -78,7 +78,7 @@ class OutOfScope(MedDINOError, code="E-SCOPE", exit_code=4, status="refused"):
     """Readable, but outside what the model is meant for."""
 
     rules: tuple[str, ...] = ()
-    """Names of the rules of `ct.scope` that the volume breaks, if it was judged."""
+    """Names of the rules of `ct.scope` that refuse the volume; empty if something else does."""
 
 
 class DatasetError(MedDINOError, code="E-DATASET", exit_code=5, status="rejected"):

@@ -91,7 +91,7 @@ class Backbone:
 
     def prepare(self, hu: Float32[np.ndarray, "n row col"], resize: int) -> Float32[np.ndarray, "n 1 resize resize"]:
         """Pixels as the engine takes them, from HU in canonical orientation; a slice fills the square, whatever its
-        proportions (`distortion_warning` judges them in mm)."""
+        proportions (`distortion_warning` compares them in mm)."""
         return prepare_channel(hu, resize, self.identity.preprocessing)
 
     def class_tokens(self, pixels: Pixels) -> ClassTokens:

@@ -173,11 +173,11 @@ class _Run:
 
     def _read_one(self, source: Source | None) -> Iterator[_Window]:
         watch = Stopwatch()
-        key, judged, found = self._open(source)
-        if judged is None:
+        key, to_embed, found = self._open(source)
+        if to_embed is None:
             yield _Case(source, key, result=found), None
             return
-        volume, scope = judged
+        volume, scope = to_embed
         chosen = self.extractor.chosen(volume)
         windows = self.extractor.windows(volume, chosen)
         kept = volume if self.keep_volume else None
