@@ -169,9 +169,10 @@ class ICHPredictor:
         """The findings of a volume in memory; errors as for a call, without those of reading."""
         watch = Stopwatch()
         self._check_flags(volume)
+        scope = judge(volume).document()
         if not self.force:
-            require_in_scope(judge(volume).document(), volume.source.path)
-        return self._case(volume, self.extractor.embed(volume), watch)
+            require_in_scope(scope, volume.source.path)
+        return self._case(volume, self.extractor.embed(volume, scope), watch)
 
     def _check_flags(self, volume: Volume) -> None:
         if self.sim_slice is not None:

@@ -186,7 +186,7 @@ def _measure(
             assert found.embeddings is not None
             assert found.volume is not None
             tokens["fp32"].append(found.embeddings.cls)
-            tokens["int8"].append(quantized.embed(found.volume).cls)
+            tokens["int8"].append(quantized.embed(found.volume, found.embeddings.scope).cls)
             sources.append(found.volume.source)
             advance()
     return sources, tokens

@@ -35,16 +35,17 @@ class FeatureExtractor:
     batch: int = 8  # slices in a forward pass
     selection: SliceSelection = EVERY_SLICE  # which slices of a volume are embedded
 
-    def embed(self, volume: Volume) -> SliceEmbeddings:
+    def embed(self, volume: Volume, scope: Mapping[str, Any] | None = None) -> SliceEmbeddings:
         """Class tokens of the chosen slices of a volume in memory; `extract` is faster on files.
 
-        Raises UsageError (no slice chosen, or `resize` or `batch` cannot be honoured) or NonFiniteEmbedding.
+        `scope` is its intended-use document if that is known. Raises UsageError (no slice chosen, or `resize` or
+        `batch` cannot be honoured) or NonFiniteEmbedding.
         """
         chosen = self.chosen(volume)
         cls = np.concatenate([self.backbone.class_tokens(pixels) for pixels in self.windows(volume, chosen)])
         with naming(volume.source.path):
             self.backbone.refuse_non_finite(cls)
-        return self.finisher(volume, chosen, judge(volume).document())(cls)
+        return self.finisher(volume, chosen, judge(volume).document() if scope is None else scope)(cls)
 
     def tokens(self, volume: Volume, slice_indices: Sequence[int] | Int64[np.ndarray, " n"]) -> SliceTokens:
         """Class and patch tokens of the given slices, whatever the selection is; errors as for `embed`."""
