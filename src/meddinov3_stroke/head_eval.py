@@ -125,6 +125,10 @@ def evaluate_head(
         "metrics_at_checkpoint_thresholds": measures.threshold_report(truth, probabilities, own, names),
         "warnings": [f"AUROC of {name} is undefined (null): {reason}" for name, reason in report.reasons.items()],
     }
+    if checkpoint.distribution is not None:
+        metrics["distribution"] = checkpoint.distribution.measure(data.embeddings)
+        if n_outside := metrics["distribution"]["n_outside"]:
+            metrics["warnings"].append(f"{n_outside} of {len(truth)} rows are unlike the CTs the head was trained on")
     if groups is not None:
         interval = measures.bootstrap_macro_auroc(truth, probabilities, groups, seed=checkpoint.seed)
         metrics["macro_auroc_interval"] = asdict(interval)

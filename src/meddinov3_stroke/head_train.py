@@ -157,11 +157,12 @@ class _Training:
         output_dir: Path,
         device: str,
     ) -> None:
-        from meddinov3_stroke.heads.training import BestEpoch, positive_weights
+        from meddinov3_stroke.heads.training import BestEpoch, fit_distribution, positive_weights
 
         self.train, self.val, self.head, self.context = train, val, head, context
         self.output_dir, self.device, self.watch = output_dir, device, Stopwatch()
         self.pos_weight = positive_weights(train.labels, config.POS_WEIGHT_CAP)
+        self.distribution = fit_distribution(train.embeddings)
         self.history: list[dict[str, Any]] = []
         ranked = val is not None and any(undefined_reason(column) is None for column in val.labels.T)
         self.best = BestEpoch("last_epoch" if val is None else "val_macro_auroc" if ranked else "val_loss")
@@ -203,6 +204,7 @@ class _Training:
             epoch=result.epoch,
             metric_name=self.best.metric_name if self.val is not None else "none (no validation)",
             best_metric=result.val_loss if macro is None else macro,
+            distribution=self.distribution,
         )
 
     def write(self, warnings: Sequence[str], stopped: str) -> dict[str, Any]:
@@ -243,6 +245,7 @@ class _Training:
             "best_metric": best.best_metric,
             "best_epoch": best.epoch,
             "stopped": stopped,
+            "distribution": None if best.distribution is None else best.distribution.figures(),
             "thresholds": {label: threshold.value for label, threshold in best.thresholds.items()},
             "threshold_origins": {label: threshold.origin for label, threshold in best.thresholds.items()},
             "checkpoints": {name: str(self.output_dir / f"{name}.pt") for name in self.sha256},

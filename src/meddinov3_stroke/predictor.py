@@ -16,7 +16,7 @@ from jaxtyping import Float32, Float64, Int64
 from meddinov3_stroke import config
 from meddinov3_stroke.backbone import Backbone, load_backbone
 from meddinov3_stroke.ct import Source, source_path
-from meddinov3_stroke.ct.scope import judge, require_in_scope
+from meddinov3_stroke.ct.scope import judge, require_in_scope, scope_warnings
 from meddinov3_stroke.errors import MedDINOError, Outcome, UsageError
 from meddinov3_stroke.explain import (
     REFERENCE_RULE,
@@ -34,6 +34,7 @@ from meddinov3_stroke.explain import (
 from meddinov3_stroke.features import EVERY_SLICE, FeatureExtractor, extract_one, naming, pool_slices
 from meddinov3_stroke.features.extract import OnSlices
 from meddinov3_stroke.heads import HeadCheckpoint, check_backbone, load_checkpoint, predict_logits
+from meddinov3_stroke.heads.distribution import NO_RULE, distribution_warnings, require_in_distribution
 from meddinov3_stroke.options import case_name
 from meddinov3_stroke.report import save_case
 from meddinov3_stroke.system.atomic import write_json
@@ -201,8 +202,13 @@ class ICHPredictor:
 
     def _findings(self, volume: Volume, embeddings: SliceEmbeddings) -> CaseFindings:
         head, kind = self.checkpoint, applied_as(self.checkpoint, self.extractor.backbone.identity.embed_dim)
-        rows = self._probabilities(head_rows(embeddings.cls, kind))
         pooled = pool_slices(embeddings.cls, "mean" if kind == "slice" else kind)
+        judged = embeddings.cls if kind == "slice" else pooled[None]
+        distribution = NO_RULE if head.distribution is None else head.distribution.judge(judged)
+        if not self.force:
+            require_in_distribution(distribution, volume.source.path)
+        unlike = distribution_warnings(distribution)
+        rows = self._probabilities(head_rows(embeddings.cls, kind))
         # RSNA's label of a series is the maximum over its slices
         case = rows.max(axis=0) if kind == "slice" else self._probabilities(pooled[None])[0]
         probabilities = dict(zip(head.labels, case.tolist(), strict=True))
@@ -231,7 +237,9 @@ class ICHPredictor:
             head=_about_head(head, kind),
             device=self.extractor.backbone.device,
             elapsed_s=0.0,
-            warnings=(*embeddings.warnings, *self.warnings, *contradictions(decisions)),
+            distribution=distribution,
+            notices=(*scope_warnings(embeddings.scope), *unlike),
+            warnings=(*embeddings.warnings, *unlike, *self.warnings, *contradictions(decisions)),
         )
 
     def _look_at(

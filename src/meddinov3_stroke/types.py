@@ -244,4 +244,8 @@ class CaseFindings:
     device: str
     elapsed_s: float
     timings: Mapping[str, float] = field(default_factory=dict)  # seconds of each step
+    distribution: Mapping[str, Any] = field(default_factory=dict)
+    """`in_distribution`, and the figures behind it or the reason why it is None (`heads.distribution`)."""
+    notices: tuple[str, ...] = ()
+    """Those of the warnings that every output repeats: what stands against the intended use."""
     warnings: tuple[str, ...] = field(default=())

@@ -12,11 +12,13 @@ from meddinov3_stroke.heads.data import (
     read_origin,
     same_origin,
 )
+from meddinov3_stroke.heads.distribution import TrainingDistribution
 
 __all__ = [
     "ARCHITECTURES",
     "EmbeddingOrigin",
     "HeadCheckpoint",
+    "TrainingDistribution",
     "build_head",
     "check_backbone",
     "check_head_data",

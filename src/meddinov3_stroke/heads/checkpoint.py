@@ -13,6 +13,7 @@ import numpy as np
 
 from meddinov3_stroke.errors import CheckpointError
 from meddinov3_stroke.heads.architectures import ARCHITECTURES
+from meddinov3_stroke.heads.distribution import TrainingDistribution, distribution_of
 from meddinov3_stroke.labels import label_names
 from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.system.torch_file import read_torch_file, save_torch_file
@@ -54,6 +55,7 @@ class HeadCheckpoint:
     epoch: int
     metric_name: str
     best_metric: float | None  # validation metric of this epoch
+    distribution: TrainingDistribution | None = None  # of the training rows; None if they were too few, or unknown
     sha256: str = ""  # digest of the file; empty before saving
     is_foreign: bool = False
     """Written by another implementation, on slices with another orientation and resampling; never stored."""
@@ -72,6 +74,11 @@ def save_checkpoint(path: Path, checkpoint: HeadCheckpoint) -> str:
     document |= {name: getattr(checkpoint, name) for name in _EXPECTED}
     document["state_dict"] = {name: torch.from_numpy(array.copy()) for name, array in checkpoint.state_dict.items()}
     document["params"], document["labels"] = dict(checkpoint.params), list(checkpoint.labels)
+    if checkpoint.distribution is not None:
+        stored = checkpoint.distribution.document()
+        document["distribution"] = {
+            name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in stored.items()
+        }
     document["thresholds"] = {label: asdict(threshold) for label, threshold in checkpoint.thresholds.items()}
     save_torch_file(path, document)
     return sha256_of_file(path)
@@ -87,10 +94,12 @@ def load_checkpoint(path: Path) -> HeadCheckpoint:
     document = read_torch_file(path)
     is_foreign = isinstance(document, dict) and all(key in document for key in FOREIGN_KEYS)
     document = _from_foreign(document, path) if is_foreign else _checked_format(document, path)
+    document.setdefault("distribution", None)  # earlier versions had none
     _check_fields(document, path)
     values = {name: document[name] for name in _EXPECTED}
     values["labels"] = tuple(document["labels"])
     values["thresholds"] = {k: Threshold(float(v["value"]), v["origin"]) for k, v in document["thresholds"].items()}
+    values["distribution"] = None if document["distribution"] is None else distribution_of(document["distribution"])
     checkpoint = HeadCheckpoint(**values, sha256=sha256_of_file(path), is_foreign=is_foreign)
     _check_tensors(checkpoint, path)
     return checkpoint
@@ -200,6 +209,10 @@ def _check_tensors(checkpoint: HeadCheckpoint, path: Path) -> None:
     if found != expected:
         texts = [", ".join(f"{name} {form}" for name, form in sorted(side.items())) for side in (expected, found)]
         raise CheckpointError(f"{path}: tensors differ; expected {texts[0]}; found {texts[1]}")
+    distribution = checkpoint.distribution
+    if distribution is not None and len(distribution.mean) != checkpoint.input_dim:
+        found_dim = f"{len(distribution.mean)} columns, expected {checkpoint.input_dim}"
+        raise CheckpointError(f"{path}: the distribution of the training rows has {found_dim}; retrain the head")
     broken = [name for name, tensor in checkpoint.state_dict.items() if not np.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(f"{path}: NaN or infinity in {', '.join(broken)}; retrain the head")
@@ -232,6 +245,13 @@ def _is_identity(value: Any) -> bool:
         return False
 
 
+def _is_distribution(value: Any) -> bool:
+    try:
+        return bool(distribution_of(value))
+    except (TypeError, ValueError):
+        return False
+
+
 def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_text, value)) and 0 < len(value) == len(set(value))
 
@@ -251,5 +271,6 @@ _EXPECTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "epoch": (_is_count, "an integer from 0"),
     "metric_name": (_is_text, "a name"),
     "best_metric": (lambda v: v is None or _is_float(v), "a finite number or nothing"),
+    "distribution": (lambda v: v is None or _is_distribution(v), "a distribution of training rows or nothing"),
 }
 """Every stored field -> (validity check, expected value in words)."""

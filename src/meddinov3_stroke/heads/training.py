@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,19 @@ from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.errors import NonFiniteLoss, UsageError
 from meddinov3_stroke.heads.applying import ROWS_PER_BATCH
 from meddinov3_stroke.heads.architectures import ARCHITECTURES
+from meddinov3_stroke.heads.distribution import LEAST_ROWS, TrainingDistribution
 from meddinov3_stroke.system.provenance import seed_everything
 from meddinov3_stroke.types import HeadData
+
+MOST_ROWS = 20_000
+"""Training rows above which the distribution is fitted to evenly spaced ones."""
+
+MAX_COMPONENTS, ROWS_PER_COMPONENT = 16, 8
+N_FOLDS = 5
+"""Consecutive parts of the training rows, each held out once; series of a patient are usually neighbours."""
+
+LIMIT_QUANTILE, LIMIT_MARGIN = 0.999, 1.1
+"""The limit is this quantile of the held-out distances (the largest, below 1,000 rows) times the margin."""
 
 _LARGEST_LR = 1e3  # Adam moves each weight by about this much per step; a larger value is a typing error
 
@@ -149,6 +160,39 @@ def _validate(
     with torch.no_grad():
         logits = torch.cat([head(part) for part in rows.split(ROWS_PER_BATCH)])  # type: ignore[no-untyped-call]
         return float(loss_function(logits, targets)), logits.cpu().numpy()
+
+
+def fit_distribution(rows: Float32[np.ndarray, "n dim"]) -> TrainingDistribution | None:
+    """The distribution of training rows; None below `LEAST_ROWS`, or if the rows do not vary."""
+    if len(rows) < LEAST_ROWS or not np.ptp(rows, axis=0).any():
+        return None
+    rows = rows[:: -(-len(rows) // MOST_ROWS)]
+    folds = np.array_split(np.arange(len(rows)), N_FOLDS)
+    rank = min(MAX_COMPONENTS, len(rows) // ROWS_PER_COMPONENT, rows.shape[1] - 1)
+    with _one_thread():
+        fitted = [_gaussian(np.delete(rows, fold, axis=0), rank).distances(rows[fold]) for fold in folds]
+        limit = float(np.quantile(np.concatenate(fitted), LIMIT_QUANTILE, method="higher")) * LIMIT_MARGIN
+        return replace(_gaussian(rows, rank), limit=float(f"{limit:.6g}"))  # numpy's threads change the last digits
+
+
+def _gaussian(rows: Float32[np.ndarray, "n dim"], n_components: int) -> TrainingDistribution:
+    mean = rows.mean(axis=0, dtype=np.float64)
+    away = torch.from_numpy(rows - mean)
+    n, width = away.shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _, singular, components = torch.svd_lowrank(away, q=min(n_components + 8, width), niter=4)
+    variances = np.square(singular.numpy()[:n_components]) / n
+    total = float(away.square().sum() / n)
+    residual = max((total - float(variances.sum())) / (width - n_components), 1e-6 * total / width)
+    return TrainingDistribution(
+        mean=mean.astype(np.float32),
+        components=components.numpy()[:, :n_components].astype(np.float32),
+        variances=np.maximum(variances, residual).astype(np.float32),
+        residual_variance=residual,
+        limit=math.inf,
+        n_rows=n,
+    )
 
 
 @contextmanager

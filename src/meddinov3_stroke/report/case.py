@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from meddinov3_stroke.ct.scope import scope_warnings
 from meddinov3_stroke.explain import AID_NOTE, SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH, case_text
+from meddinov3_stroke.heads.distribution import NO_HEAD
 from meddinov3_stroke.system.atomic import write_bytes, write_json, write_npy
 from meddinov3_stroke.system.provenance import DISCLAIMER, memory_statistics, provenance
 from meddinov3_stroke.types import CaseFindings, SliceEmbeddings, TopSlice, VolumeSource
@@ -28,7 +28,7 @@ def case_document(findings: CaseFindings) -> dict[str, Any]:
     thresholds = {label: threshold.value for label, threshold in findings.thresholds.items()}
     return {
         **provenance(),
-        **origin_document(findings.embeddings, findings.device),
+        **origin_document(findings.embeddings, findings.device, findings.distribution),
         "num_slices": len(findings.embeddings.slice_indices),
         "head": dict(findings.head),
         "head_sha256": findings.head["sha256"],
@@ -114,18 +114,21 @@ def map_document(reference: str, grid: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def origin_document(embeddings: SliceEmbeddings, device: str) -> dict[str, Any]:
-    """Input, slices, backbone, preprocessing, engine, precision and device."""
-    backbone, source = asdict(embeddings.backbone), embeddings.source
+def origin_document(
+    embeddings: SliceEmbeddings, device: str, distribution: Mapping[str, Any] = NO_HEAD
+) -> dict[str, Any]:
+    """Input, verdicts, slices, backbone, preprocessing, engine, precision and device."""
+    backbone, source, figures = asdict(embeddings.backbone), embeddings.source, dict(distribution)
+    in_distribution = figures.pop("in_distribution", None)
     return {
         "input": str(source.path),
         "input_format": source.format,
         "input_sha256": source.sha256,
         "pixels_sha256": source.pixels_sha256,
         "dicom": dicom_document(source),
-        "verdicts": {"valid": True, "in_scope": embeddings.scope.get("in_scope"), "in_distribution": None},
-        "in_distribution_reason": "the head carries no rule for the distance to its training set",
+        "verdicts": {"valid": True, "in_scope": embeddings.scope.get("in_scope"), "in_distribution": in_distribution},
         "scope": dict(embeddings.scope),
+        "distribution": figures,
         "n_slices": embeddings.n_slices,
         "n_slices_embedded": len(embeddings.slice_indices),
         "embedding_dim": int(embeddings.cls.shape[1]),
@@ -157,7 +160,7 @@ def dicom_document(source: VolumeSource) -> dict[str, Any] | None:
 def print_case(findings: CaseFindings, files: Mapping[str, Path], console: Console | None = None) -> None:
     """Print a case on standard output, or on `console`."""
     console = console or Console(soft_wrap=True)
-    for warning in scope_warnings(findings.embeddings.scope):
+    for warning in findings.notices:
         console.print(warning, style="bold", markup=False)
     for part in (_probabilities(findings), _top_slices(findings), escape(findings.ranking), AID_NOTE):
         console.print(part)

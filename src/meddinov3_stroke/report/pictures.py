@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from meddinov3_stroke.ct.scope import scope_warnings
 from meddinov3_stroke.explain import (
     AID_NOTE,
     DEMO_NOTICE,
@@ -122,7 +121,7 @@ def case_picture(findings: CaseFindings) -> bytes:
     grid = findings.similarity.shape[1:]
     notes = f"{_WINDOW_NOTE}. {AID_NOTE}. {grid[0]} × {grid[1]} patches. {_SCALE_NOTE}. {findings.reference_rule}."
     footer = wrap(notes, 7.5, width, MUTED)
-    footer = _notices(scope_warnings(findings.embeddings.scope), width) + footer
+    footer = _notices(findings.notices, width) + footer
     page = Page(width, _case_header(findings, width), n_rows * block, footer, is_demo(findings.embeddings.backbone))
     for k, shown in enumerate(maps):
         left, top = MARGIN + k % _COLUMNS * (panel[0] + _GAP), page.top + k // _COLUMNS * block
