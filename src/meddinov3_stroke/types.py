@@ -87,8 +87,9 @@ class Volume:
     """(slice, row, column): nominal distance between slice centres along the slice axis, then pixel spacing."""
     source: VolumeSource
     n_padding_voxels: int = 0  # voxels below `PADDING_BELOW_HU` that read as `AIR_HU`
-    header_hints: tuple[str, ...] = ()
-    """What the DICOM header says against the intended use, as keys of `ct.scope.HEADER_RULES`."""
+    header_hints: Mapping[str, str] = field(default_factory=dict)
+    """Words in the DICOM header against the intended use, by the rule in `ct.scope.HEADER_RULES`. Only words that the
+    rule knows are kept: free text may name a patient."""
     warnings: tuple[str, ...] = ()
 
     @property

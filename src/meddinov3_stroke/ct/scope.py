@@ -113,20 +113,24 @@ RULES = (
 """In the order in which they are reported. The limits are set so that real and generated heads pass with room to spare;
 docs/intended-use.md has the rates."""
 
-HEADER_RULES: Mapping[str, tuple[str, bool, str]] = {
-    "body part": ("body part", True, "the header names another body part than the head"),
-    "contrast agent": ("contrast in the header", True, "the header names a contrast agent"),
-    "sharp kernel": ("kernel", True, "reconstructed with a sharp (bone) kernel; soft tissue is too noisy"),
-    "contrast text": ("contrast in a description", False, "a description suggests contrast"),
-    "region text": ("region in a description", False, "a description names another region than the head"),
+HEADER_RULES: Mapping[str, tuple[bool, str]] = {
+    "body part": (True, "BodyPartExamined names another part than the head ({word})"),
+    "contrast in the header": (True, "ContrastBolusAgent names a contrast agent"),
+    "kernel": (True, "ConvolutionKernel is a sharp one for bone ({word}); soft tissue is too noisy"),
+    "contrast in a description": (False, "SeriesDescription suggests contrast ({word})"),
+    "region in a description": (False, "SeriesDescription names another region than the head ({word})"),
 }
-"""What the DICOM reader found in the header -> rule, whether it refuses, and its message."""
+"""Rule on the DICOM header -> whether it refuses, and its message, with `{word}` for the word that decided."""
 
 
 def judge(volume: Volume) -> Scope:
     """The scope of a volume: figures by name, and the rules of header and pixels that it breaks."""
     figures = measure(volume)
-    named = [Finding(*HEADER_RULES[hint]) for hint in volume.header_hints]
+    named = [
+        Finding(rule, refuses, message.format(word=volume.header_hints[rule]))
+        for rule, (refuses, message) in HEADER_RULES.items()
+        if rule in volume.header_hints
+    ]
     measured = [rule.judge(figures) for rule in RULES]
     return Scope(figures, (*named, *(one for one in measured if one is not None)))
 

@@ -225,7 +225,7 @@ def test_contrast_in_the_headers_of_what_is_read_is_judged_without_their_text(tm
     written(tmp_path, contrast_agent="OMNIPAQUE")
     volume = read_volume(tmp_path)
     (found,) = judge(volume).refusals
-    assert (found.rule, found.message) == ("contrast in the header", "the header names a contrast agent")
+    assert (found.rule, found.message) == ("contrast in the header", "ContrastBolusAgent names a contrast agent")
     assert "OMNIPAQUE" not in " ".join(volume.warnings)  # free text may name a patient
 
 

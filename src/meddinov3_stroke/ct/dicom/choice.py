@@ -77,26 +77,39 @@ def region_of(stack: Stack) -> str:
 
 def contrast_hint(stack: Stack) -> str:
     """The header text that suggests contrast; empty if there is none."""
-    agent, description = stack.first.contrast, stack.first.series_description
-    if not _NO_AGENT.fullmatch(agent) and not _NO_CONTRAST.search(agent):
-        return f"agent {agent!r}"
-    if _BOTH.search(description) or _CONTRAST.search(_NO_CONTRAST.sub(" ", description)):
-        return f"description {description!r}"
-    return ""
+    if _names_an_agent(stack):
+        return f"agent {stack.first.contrast!r}"
+    description = stack.first.series_description
+    return f"description {description!r}" if _contrast_word(description) else ""
 
 
-def intended_use_hints(stack: Stack) -> tuple[str, ...]:
-    """What the headers say against a non-contrast head CT, as keys of `ct.scope.HEADER_RULES`."""
-    first, hint = stack.first, contrast_hint(stack)
-    is_head = _HEAD.search(f"{first.series_description} {first.body_part}") is not None
+def intended_use_hints(stack: Stack) -> dict[str, str]:
+    """Known words in the header against a non-contrast head CT, by their rule in `ct.scope.HEADER_RULES`."""
+    first, description = stack.first, stack.first.series_description
+    sharp = _SHARP.search(first.kernel)
     hints = {
-        "body part": _ELSEWHERE.search(first.body_part) is not None and not is_head,
-        "contrast agent": hint.startswith("agent"),
-        "sharp kernel": _SHARP.search(first.kernel) is not None,
-        "contrast text": hint.startswith("description"),
-        "region text": _ELSEWHERE.search(first.series_description) is not None and not is_head,
+        "body part": _region_elsewhere(first.body_part),
+        "contrast in the header": "an agent" if _names_an_agent(stack) else "",
+        "kernel": sharp.group() if sharp else "",
+        "contrast in a description": "" if _names_an_agent(stack) else _contrast_word(description),
+        "region in a description": _region_elsewhere(description),
     }
-    return tuple(name for name, applies in hints.items() if applies)
+    return {rule: word for rule, word in hints.items() if word}
+
+
+def _names_an_agent(stack: Stack) -> bool:
+    agent = stack.first.contrast
+    return not _NO_AGENT.fullmatch(agent) and not _NO_CONTRAST.search(agent)
+
+
+def _contrast_word(description: str) -> str:
+    found = _BOTH.search(description) or _CONTRAST.search(_NO_CONTRAST.sub(" ", description))
+    return found.group() if found else ""
+
+
+def _region_elsewhere(words: str) -> str:
+    found = _ELSEWHERE.search(words)
+    return found.group() if found and not _HEAD.search(words) else ""
 
 
 def choose(stacks: Sequence[Stack], series_uid: str | None, where: str, *, allow_single_slice: bool = False) -> Stack:
