@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from pydicom.data import get_testdata_file
 
 from ct.not_heads import NOT_HEADS, Made, head
 from meddinov3_stroke.commands import extract as extract_stage
@@ -99,6 +101,53 @@ def test_a_rule_taken_out_is_not_reported(rule: str, monkeypatch: pytest.MonkeyP
     assert rule in rules_broken(tmp_path, made)
     monkeypatch.setattr("meddinov3_stroke.ct.scope.RULES", tuple(one for one in RULES if one.name != rule))
     assert rule not in rules_broken(tmp_path, made)
+
+
+def put(hu: np.ndarray, slices: slice, value: np.ndarray | float) -> np.ndarray:
+    changed = hu.copy()
+    changed[slices] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("rule", "change", "slices"),
+    [
+        ("dead slices", lambda hu: put(hu, slice(-3, None), 0.0), (-3, -2, -1)),
+        ("dead slices", lambda hu: put(hu, slice(9, 11), -1000.0), (9, 10)),
+        ("repeated slices", lambda hu: put(hu, slice(9, 11), hu[8]), (9, 10)),
+    ],
+)
+def test_the_slices_concerned_are_listed(
+    rule: str, change: Callable[[np.ndarray], np.ndarray], slices: tuple[int, ...], tmp_path: Path
+) -> None:
+    hu, spacing = head(np.random.default_rng(1))
+    made = change(hu)
+    expected = tuple(k % len(made) for k in slices)
+    (found,) = [one for one in judge(read_volume(written(tmp_path, (made, spacing)))).findings if one.rule == rule]
+    assert found.slices == expected
+    assert f"slices {', '.join(map(str, expected))}" in found.message
+
+
+def test_slices_missing_between_two_neighbours_are_warned_of(tmp_path: Path) -> None:
+    phantom = make_phantom(draw_spec(1))
+    middle = len(phantom.hu) // 2
+    cut = np.delete(phantom.hu, range(middle, middle + 5), axis=0)
+    (tmp_path / "cut.nii.gz").write_bytes(nifti_bytes(cut, phantom.affine))
+    (found,) = judge(read_volume(tmp_path / "cut.nii.gz")).findings
+    assert (found.rule, found.is_refusal, found.slices) == ("jump", False, (middle - 1, middle))
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "T1"])
+def test_real_images_of_development_packages_are_refused(name: str, flags: list[str]) -> None:
+    if name == "T1":
+        package = importlib.util.find_spec("nilearn")
+        assert package is not None
+        assert package.origin is not None
+        folder = Path(package.origin).parent / "datasets" / "data"
+        path = folder / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
+    else:
+        path = Path(str(get_testdata_file(name, download=False)))
+    assert predict(["--input", str(path), *flags]) == 4
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from meddinov3_stroke.errors import OutOfScope
+from meddinov3_stroke.labels import name_some
 from meddinov3_stroke.types import AIR_HU, PADDING_BELOW_HU, Volume, scaled_hu
 
 GRID_MM = 2.0
@@ -27,6 +28,7 @@ LEAST_STEP_HU = 4.0  # mean difference of slices two apart below which their ord
 
 Mask = Bool[np.ndarray, "slice row col"]
 Figures = Mapping[str, float]
+Places = Mapping[str, tuple[int, ...]]  # figure -> the slices it is about
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Finding:
     is_refusal: bool
     """Refused, or read with a warning."""
     message: str
+    slices: tuple[int, ...] = ()
+    """The canonical slices concerned, 0-based, if the rule is about some of them."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +73,16 @@ class Rule:
     low: int | float  # the run-time checks in the tests do not accept an int for a float
     high: int | float
     message: str
-    """With `{value}` for the figure."""
+    """With `{value}` for the figure, and `{slices}` for the slices it is about."""
     verdict: Literal["refuse", "warn"] = "refuse"
 
-    def judge(self, figures: Figures) -> Finding | None:
+    def judge(self, figures: Figures, places: Places) -> Finding | None:
         """The finding if the figure is known and outside its range."""
-        value = figures.get(self.figure)
+        value, slices = figures.get(self.figure), places.get(self.figure, ())
         if value is None or self.low <= value <= self.high:
             return None
-        return Finding(self.name, self.verdict == "refuse", self.message.format(value=f"{value:.3g}"))
+        message = self.message.format(value=f"{value:.3g}", slices=f"slices {name_some(slices)}")
+        return Finding(self.name, self.verdict == "refuse", message, slices)
 
 
 INF = float("inf")
@@ -103,10 +108,11 @@ RULES = (
          "at most 0.8; synthetic or smoothed", "warn"),
     Rule("order", "step_ratio", -INF, 0.72, "neighbouring slices differ {value} times as much as slices two apart, "
          "expected at most 0.72; slices are shuffled"),
-    Rule("dead slices", "dead_slices", -INF, 0, "{value} slices inside the head have one value throughout"),
-    Rule("repeated slices", "repeated_slices", -INF, 0, "{value} slices repeat their neighbour"),
-    Rule("jump", "largest_jump", -INF, 3.5, "two neighbouring slices differ {value} times as much as those around "
-         "them; slices may be missing", "warn"),
+    Rule("dead slices", "dead_slices", -INF, 0, "{value} slices of the head have one value throughout: "
+         "{slices}"),
+    Rule("repeated slices", "repeated_slices", -INF, 0, "{value} slices repeat the one below: {slices}"),
+    Rule("jump", "largest_jump", -INF, 2.5, "two neighbouring slices differ {value} times as much as those around "
+         "them; slices may be missing between {slices}", "warn"),
     Rule("clipped", "unclipped_share", 0.03, INF, "a share of {value} of the voxels lies between air, soft tissue and "
          "bone, expected 0.03 or more; HU look clipped to a window", "warn"),
 )  # fmt: skip
@@ -125,13 +131,13 @@ HEADER_RULES: Mapping[str, tuple[bool, str]] = {
 
 def judge(volume: Volume) -> Scope:
     """The scope of a volume: figures by name, and the rules of header and pixels that it breaks."""
-    figures = measure(volume)
+    figures, places = measure(volume)
     named = [
         Finding(rule, refuses, message.format(word=volume.header_hints[rule]))
         for rule, (refuses, message) in HEADER_RULES.items()
         if rule in volume.header_hints
     ]
-    measured = [rule.judge(figures) for rule in RULES]
+    measured = [rule.judge(figures, places) for rule in RULES]
     return Scope(figures, (*named, *(one for one in measured if one is not None)))
 
 
@@ -154,8 +160,8 @@ def scope_warnings(document: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{kinds[one['is_refusal']]}: {one['message']}" for one in document.get("findings", ()))
 
 
-def measure(volume: Volume) -> dict[str, float]:
-    """The figures that the rules compare; those of brain are left out where there is none."""
+def measure(volume: Volume) -> tuple[dict[str, float], dict[str, tuple[int, ...]]]:
+    """The figures that the rules compare, and the slices some are about; no figures of brain where there is none."""
     hu, pixel_cm2 = _coarse(volume)
     slice_mm = volume.spacing_mm[0]
     inside, outside = _inside_and_outside(_grown(hu > BONE))
@@ -170,8 +176,9 @@ def measure(volume: Volume) -> dict[str, float]:
         "pixel_correlation": _correlation(hu),
         "brain_mm": float(shows_brain.sum() * slice_mm),
         "unclipped_share": float((((hu > AIR[1]) & (hu < -40)) | ((hu > 110) & (hu < 280))).mean()),
-        **_order(hu, shows_brain),
     }
+    order, places = _order(hu, shows_brain)
+    figures |= order
     if shows_brain.any():
         deep = ~_grown(outside, round(1.6 * 10 / GRID_MM))
         vessels = (hu > VESSEL_HU[0]) & (hu < VESSEL_HU[1]) & deep & _above_base(hu, deep, shows_brain)[:, None, None]
@@ -181,7 +188,7 @@ def measure(volume: Volume) -> dict[str, float]:
             "brain_spread_hu": _spread(hu[shows_brain], inside[shows_brain]),
             "vessel_ml": float(vessels.sum() * pixel_cm2 * slice_mm / 10),
         }
-    return figures
+    return figures, places
 
 
 def _coarse(volume: Volume) -> tuple[Float32[np.ndarray, "slice row col"], float]:
@@ -254,26 +261,39 @@ def _spread(hu: Float32[np.ndarray, "slice row col"], inside: Mask) -> float:
     return float(np.ptp(np.percentile(means, [5, 95]))) if means.size else 0.0
 
 
-def _order(hu: Float32[np.ndarray, "slice row col"], shows_brain: Bool[np.ndarray, " slice"]) -> dict[str, float]:
+def _order(
+    hu: Float32[np.ndarray, "slice row col"], shows_brain: Bool[np.ndarray, " slice"]
+) -> tuple[dict[str, float], dict[str, tuple[int, ...]]]:
     """How slices follow one another. Empty slices beyond the head count as neither dead nor repeated."""
     clipped = _blocks(hu.clip(-200, 300)).mean(axis=3)  # without most of the noise
     step, two_steps = (
         np.abs(clipped[n:] - clipped[:-n]).mean(axis=(1, 2)) if len(hu) > n else np.zeros(1) for n in (1, 2)
     )
-    contrast = np.ptp(hu.reshape(len(hu), -1), axis=1)
-    body = np.flatnonzero(contrast > 0)
-    first, last = (int(body[0]), int(body[-1])) if len(body) else (0, -1)
-    ends = [n for n, edge in ((first, first), (len(hu) - 1 - last, last)) if n and len(body) and shows_brain[edge]]
+    is_flat = np.ptp(hu.reshape(len(hu), -1), axis=1) == 0
+    body = np.flatnonzero(~is_flat)
+    first, last = (int(body[0]), int(body[-1])) if len(body) else (0, len(hu) - 1)
+    if len(body) and not shows_brain[first]:
+        is_flat[:first] = False  # empty below the head
+    if len(body) and not shows_brain[last]:
+        is_flat[last + 1 :] = False
     brain = (hu > BRAIN[0]) & (hu < BRAIN[1])
     is_equal = (hu[:, :, 1:] == hu[:, :, :-1]) & brain[:, :, 1:]
     equal = is_equal.sum(axis=(1, 2)) / np.maximum(brain[:, :, 1:].sum(axis=(1, 2)), 1)
     is_scanned = shows_brain & (equal < 0.8)  # slices without noise may be equal by nature
+    repeated = np.flatnonzero((step == 0) & is_scanned[1:]) + 1 if len(hu) > 1 else np.zeros(0, np.int64)
     around = (step[:-2] + step[2:]) / 2 if len(step) > 2 else np.ones(0)
-    inner = step[1:-1][around > 0] / around[around > 0] if len(step) > 2 else np.ones(0)
-    return {
+    jump = np.divide(step[1:-1], around, out=np.zeros_like(around), where=around > 0) * shows_brain[1 : len(around) + 1]
+    at = int(jump.argmax()) + 1 if len(jump) else 0
+    figures = {
         "step_ratio": float(step.mean() / two_steps.mean()) if two_steps.mean() > LEAST_STEP_HU else 0.0,
-        "dead_slices": float((contrast[first : last + 1] == 0).sum() + sum(ends)),
-        "repeated_slices": float((step[is_scanned[1:]] == 0).sum()) if len(hu) > 1 else 0.0,
+        "dead_slices": float(is_flat.sum()) if len(body) else 0.0,
+        "repeated_slices": float(len(repeated)),
         "equal_share": float(np.median(equal[shows_brain])) if shows_brain.any() else 0.0,
-        "largest_jump": float(inner[shows_brain[1:-2][around > 0]].max(initial=0.0)) if len(inner) else 0.0,
+        "largest_jump": float(jump.max(initial=0.0)),
+    }
+    dead = tuple(np.flatnonzero(is_flat).tolist())
+    return figures, {
+        "dead_slices": dead,
+        "repeated_slices": tuple(repeated.tolist()),
+        "largest_jump": (at, at + 1),
     }

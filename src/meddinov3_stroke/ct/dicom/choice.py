@@ -55,6 +55,9 @@ _BOTH = re.compile(
 _NO_AGENT = re.compile(r"\W*(?:no|n/?a|nil|not? given|0)?\W*", re.IGNORECASE)
 """Entries that mean no agent was given."""
 
+_OTHER_MODALITIES = frozenset({"MR", "PT", "NM", "US", "XA", "RF", "CR", "DX", "MG"})
+"""Readable images of a patient that are no CT (DICOM PS3.3 C.7.3.1.1.1)."""
+
 _HEAD = re.compile(
     r"head|brain|skull|cran|crân|neuro|sch(?:ä|ae|a)del|cereb|hirn|cráneo|t[eê]te|kopf|cabe[zç]a|encéph|头|颅|脑",
     re.IGNORECASE,
@@ -161,8 +164,11 @@ def _nothing_usable(stacks: Sequence[Stack], where: str) -> Exception:
     refused = [stack for stack in stacks if stack.verdict == "refused"]
     reasons = "; ".join(f"{stack.series_instance_uid}: {stack.reason}" for stack in (refused or stacks)[:4])
     more = f" and {len(refused or stacks) - 4} more" if len(refused or stacks) > 4 else ""
-    outside = [stack for stack in stacks if "off axial" in stack.reason or stack.reason == SINGLE_IMAGE]
-    error = OutOfScope if outside and not refused else UnsupportedInput
+    is_outside = any(
+        "off axial" in stack.reason or stack.reason == SINGLE_IMAGE or stack.first.modality in _OTHER_MODALITIES
+        for stack in stacks
+    )
+    error = OutOfScope if is_outside and not refused else UnsupportedInput
     return error(f"{where} has no readable axial CT series: {reasons}{more}; list them with inspect")
 
 
