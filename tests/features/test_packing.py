@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meddinov3_stroke.ct import OpenedInput
 from meddinov3_stroke.features import FeatureExtractor, extract
 from meddinov3_stroke.types import Volume, VolumeSource
 
@@ -18,8 +19,10 @@ sizes = st.lists(st.integers(1, 23), min_size=1, max_size=12)
 batches = st.integers(1, 9)
 
 
-class Numbered:
+class Numbered(OpenedInput):
     """An opened input whose slices hold their index and the number of the volume."""
+
+    path, files, digest = Path("a.nii"), (), "a"
 
     def __init__(self, number: int, n_slices: int) -> None:
         self.number, self.n_slices = number, n_slices

@@ -1,14 +1,16 @@
 """The loop over inputs: from volumes, or the cache, to slice embeddings, for one case or a cohort.
 
 A thread opens, checks, decodes, orients and resizes ahead while the engine works. Passes are filled across volumes.
-Several processes may run it on parts of the inputs and on one store.
+Several processes may run it on the same inputs and one store: each volume is computed by one of them.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
@@ -32,14 +34,20 @@ from meddinov3_stroke.errors import (
     UsageError,
 )
 from meddinov3_stroke.features.extractor import FeatureExtractor, naming
+from meddinov3_stroke.features.leases import Leases
 from meddinov3_stroke.features.memory import InputMemory
 from meddinov3_stroke.features.store import EmbeddingStore, Entry, embedding_key
 from meddinov3_stroke.system.progress import read_ahead
 from meddinov3_stroke.system.provenance import Stopwatch
 from meddinov3_stroke.types import SliceEmbeddings, Volume, VolumeInput
 
+LOGGER = logging.getLogger("meddinov3_stroke")
+
 WINDOWS_AHEAD = 3
 """Windows of prepared slices that wait for the engine; enough to hide the reading of a volume behind one pass each."""
+
+POLL_S = 0.2
+"""How often a run looks whether another one has finished a volume that it waits for."""
 
 OnSlices = Callable[[int, int], None]
 """Called with the number of slices just embedded (first 0) and the number chosen of their volume."""
@@ -77,24 +85,29 @@ def extract(
 ) -> Generator[Extraction, None, None]:
     """The extraction of each input, in order, each as soon as it is known; an input in the store is not decoded.
 
-    A finished volume is stored before it is yielded. Close the generator to stop reading ahead. `keep_volume` yields
-    the voxels too. `memory` saves hashing unchanged inputs again, unless `verify_inputs`. `check` may raise for a
-    volume that is about to be embedded; the error is then that input's. Unless `force`, so is `OutOfScope` for a volume
-    outside the intended use, cached or not; with it such a volume is embedded with a warning.
+    A finished volume is stored before it is yielded. One that another run on the same store is computing is taken from
+    there; if that run ends before, this one computes it. Close the generator to stop reading ahead. `keep_volume`
+    yields the voxels too. `memory` saves hashing unchanged inputs again, unless `verify_inputs`. `check` may raise for
+    a volume that is about to be embedded; the error is then that input's. Unless `force`, so is `OutOfScope` for a
+    volume outside the intended use, cached or not; with it such a volume is embedded with a warning.
 
     Raises NonFiniteEmbedding (the backbone gave NaN or infinity; the message names the file, and nothing of it is
     stored), StorageError (the store cannot be read or written) or UsageError (the extractor's slices, batch or size
     cannot be honoured).
     """
     report = on_slices or (lambda n_done, n_chosen: None)
-    run = _Run(extractor, store, keep_volume, memory, verify_inputs, report, check or (lambda volume: None), force)
-    with closing(read_ahead(run.read(inputs), WINDOWS_AHEAD)) as items:
+    check = check or (lambda volume: None)
+    with ExitStack() as stack:
+        leases = stack.enter_context(closing(Leases(store.folder))) if store is not None else None
+        run = _Run(extractor, store, leases, keep_volume, memory, verify_inputs, report, check, force)
+        items = stack.enter_context(closing(read_ahead(run.read(inputs), WINDOWS_AHEAD)))
         for case, pixels in items:
+            is_waiting = case.is_announced and pixels is None
             run.take(case, pixels)
-            run.embed()
+            run.embed(to_the_end=is_waiting)
             yield from run.finished()
-    run.embed(to_the_end=True)
-    yield from run.finished()
+        run.embed(to_the_end=True)
+        yield from run.finished()
 
 
 def extract_one(
@@ -124,6 +137,8 @@ class _Case:
     read_s: float = 0.0
     tokens: list[Float32[np.ndarray, " dim"]] = field(default_factory=list)  # class tokens so far, in order
     result: Extraction | None = None
+    is_postponed: bool = False  # another run is computing it
+    is_announced: bool = False  # is, or was, among the rows of the run
 
 
 class _UnusableInputError(Exception):
@@ -153,12 +168,14 @@ class _Run:
 
     extractor: FeatureExtractor
     store: EmbeddingStore | None
+    leases: Leases | None  # where there is a store
     keep_volume: bool
     memory: InputMemory | None
     verify_inputs: bool
     on_slices: OnSlices
     check: Callable[[Volume], object]
     force: bool
+    postponed: list[_Case] = field(default_factory=list)  # cases that other runs are computing, in order
     begun: set[str] = field(default_factory=set)  # keys of the inputs being embedded or stored in this run
     rows: deque[_Case] = field(default_factory=deque)  # cases not yet yielded, in order
     waiting: deque[tuple[_Case, np.ndarray]] = field(default_factory=deque)  # slices that wait for a full pass
@@ -166,45 +183,81 @@ class _Run:
     def read(self, inputs: Iterable[Source | None]) -> Iterator[_Window]:
         """Each case, then its windows; holds one volume and one window of float slices at a time."""
         for source in inputs:
-            try:
-                yield from self._read_one(source)
-            except _UnusableInputError as fault:
-                yield _Case(source, result=Extraction(source, fault.outcome, error=fault.error)), None
+            case = _Case(source)
+            yield from self._settling(case, self._read_one(case))
+        if self.postponed:
+            LOGGER.info("waiting for %d volumes that another run is computing", len(self.postponed))
+        for case in self.postponed:
+            yield from self._settling(case, self._take_over(case))
 
-    def _read_one(self, source: Source | None) -> Iterator[_Window]:
+    def _settling(self, case: _Case, windows: Iterator[_Window]) -> Iterator[_Window]:
+        """The windows of a case; a fault of its input becomes its result."""
+        try:
+            yield from windows
+        except _UnusableInputError as fault:
+            self._release(case)
+            case.result = Extraction(case.input, fault.outcome, error=fault.error)
+            yield case, None
+
+    def _read_one(self, case: _Case) -> Iterator[_Window]:
         watch = Stopwatch()
-        key, to_embed, found = self._open(source)
-        if to_embed is None:
-            yield _Case(source, key, result=found), None
-            return
-        volume, scope = to_embed
+        opened = self._open(case)
+        if self.store is not None and case.input is not None:
+            case.key, case.result = self._look_up(case.input, opened)
+            if case.result is None and case.key not in self.begun and self._is_elsewhere(case):
+                self.postponed.append(case)
+                case.is_postponed = True
+        if case.result is not None or case.key in self.begun or case.is_postponed:
+            yield case, None
+        else:
+            yield from self._compute(case, opened, watch)
+
+    def _take_over(self, case: _Case) -> Iterator[_Window]:
+        """Wait until another run has stored the case, and compute it if that run has ended without."""
+        while case.result is None and self._is_elsewhere(case):
+            yield case, None  # the engine finishes what it has: the other run may be waiting for that
+            time.sleep(POLL_S)
+        if case.result is not None:
+            yield case, None
+        else:
+            yield from self._compute(case, self._open(case), Stopwatch())
+
+    def _open(self, case: _Case) -> OpenedInput:
+        with _ends_one_input():
+            if case.input is None:
+                raise MissingInput("nifti_path is empty; expected a NIfTI file, or dicom_path or header_index")
+            return open_input(case.input)
+
+    def _compute(self, case: _Case, opened: OpenedInput, watch: Stopwatch) -> Iterator[_Window]:
+        with _ends_one_input():
+            volume = opened.volume()
+            scope = judge(volume).document()  # the one place where a sound volume may be refused
+            self._require_in_scope(scope, case.input or opened.path)
+            self.check(volume)
+            if case.key and self._key(volume.source.sha256) != case.key:
+                raise StorageError(f"{opened.path} changed while it was read; run again to retry")
+        self.begun.update([case.key] if case.key else [])
         chosen = self.extractor.chosen(volume)
         windows = self.extractor.windows(volume, chosen)
-        kept = volume if self.keep_volume else None
-        case = _Case(source, key, len(chosen), self.extractor.finisher(volume, chosen, scope), kept, watch.elapsed_s)
+        case.volume, case.read_s = volume if self.keep_volume else None, watch.elapsed_s
+        case.finish, case.n_chosen = self.extractor.finisher(volume, chosen, scope), len(chosen)
         yield case, None
         yield from ((case, pixels) for pixels in windows)
 
-    def _open(self, source: Source | None) -> tuple[str, tuple[Volume, Mapping[str, Any]] | None, Extraction | None]:
-        # (key, volume to embed and its scope, extraction from the cache); neither of the latter for a repeated input
-        with _ends_one_input():
-            if source is None:
-                raise MissingInput("nifti_path is empty; expected a NIfTI file, or dicom_path or header_index")
-            opened = open_input(source)
-        key, found = ("", None) if self.store is None else self._look_up(source, opened)
-        if found is not None or key in self.begun:
-            return key, None, found
-        with _ends_one_input():
-            volume = opened.volume()
-            scope = judge(
-                volume
-            ).document()  # the one place where a sound volume may be refused, before its first slice
-            self._require_in_scope(scope, source)
-            self.check(volume)
-            if key and self._key(volume.source.sha256) != key:
-                raise StorageError(f"{opened.path} changed while it was read; run again to retry")
-        self.begun.update([key] if key else [])
-        return key, (volume, scope), None
+    def _is_elsewhere(self, case: _Case) -> bool:
+        """Whether another run is computing the case. If not, its result is known or its lease is this run's."""
+        if self.leases is None or case.input is None:
+            return False
+        if not self.leases.take(case.key):
+            return True
+        case.result = self._cached(case.input, case.key)  # stored since it was looked up, by the run that had the lease
+        if case.result is not None:
+            self._release(case)
+        return False
+
+    def _release(self, case: _Case) -> None:
+        if self.leases is not None and case.key:
+            self.leases.release(case.key)
 
     def _look_up(self, source: Source, opened: OpenedInput) -> tuple[str, Extraction | None]:
         # the input's key, and its extraction if it is cached; a remembered digest serves for a hit only
@@ -241,7 +294,9 @@ class _Run:
         if pixels is not None:
             self.waiting.extend((case, one) for one in pixels)
             return
-        self.rows.append(case)
+        if not case.is_announced:
+            self.rows.append(case)
+            case.is_announced = True
         if case.n_chosen:
             self.on_slices(0, case.n_chosen)
 
@@ -270,15 +325,22 @@ class _Run:
             embeddings = case.finish(np.stack(case.tokens))
             if self.store is not None:
                 self.store.put(case.key, Entry.of(embeddings))
+                self._release(case)
             case.result = Extraction(case.input, embeddings=embeddings, volume=case.volume, read_s=case.read_s)
 
     def finished(self) -> Iterator[Extraction]:
         """The extractions of the cases at the front that are complete."""
-        while self.rows and (self.rows[0].result is not None or not self.rows[0].n_chosen):
-            case = self.rows.popleft()
-            result = case.result
-            if result is None and case.input is not None:  # the same input as an earlier one, which is stored by now
-                result = self._cached(case.input, case.key)
-            if result is None:
-                raise StorageError(f"the entry {case.key[:12]} was stored in this run and is gone; run again")
-            yield result
+        while self.rows:
+            case = self.rows[0]
+            if case.result is None and case.input is not None and not case.n_chosen:
+                # computed for an earlier input of this run and stored by now, or by another run and stored soon
+                try:
+                    case.result = self._cached(case.input, case.key)
+                except _UnusableInputError as fault:
+                    case.result = Extraction(case.input, fault.outcome, error=fault.error)
+                if case.result is None and not case.is_postponed:
+                    raise StorageError(f"the entry {case.key[:12]} was stored in this run and is gone; run again")
+            if case.result is None:
+                return
+            self.rows.popleft()
+            yield case.result
