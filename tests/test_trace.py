@@ -97,7 +97,7 @@ def test_a_prediction_enters_few_modules_and_few_frames(traced, flags, head_nift
     found = traced(
         "predict", "--force", "--input", head_nifti(), *(word for pair in flags.items() for word in pair), *CPU
     )
-    assert len(found["modules"]) <= MOST_MODULES, found["modules"]
+    assert len(found["modules"]) <= MOST_MODULES, "\n".join(found["modules"])
     assert len(found["deepest"]) <= MOST_FRAMES, found["deepest"]
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Status = Literal["done", "rejected", "refused", "failed"]
 """How a case or a cohort row ends: processed; corrupt or unsupported; out of scope; failed (worth another try)."""
+
+NAMED = 8
+"""Rows, IDs, slices or cases that a message names before it only counts the rest."""
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 """The values of `Status`, in the order summaries list them."""
@@ -151,3 +155,10 @@ class PartialFailure(MedDINOError, code="E-PARTIAL", exit_code=8):
 
 class TooManyInvalid(PartialFailure, code="E-INVALID-CAP"):
     """More unreadable volumes than `--max-invalid` allows to skip."""
+
+
+def name_some(names: Iterable[Any]) -> str:
+    """The first few names, and how many more there are."""
+    listed = [str(name) for name in names]
+    more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
+    return ", ".join(listed[:NAMED]) + more

@@ -125,9 +125,12 @@ def evaluate_head(
         "metrics_at_checkpoint_thresholds": measures.threshold_report(truth, probabilities, own, names),
         "warnings": [f"AUROC of {name} is undefined (null): {reason}" for name, reason in report.reasons.items()],
     }
-    if checkpoint.distribution is not None:
-        metrics["distribution"] = checkpoint.distribution.measure(data.embeddings)
-        if n_outside := metrics["distribution"]["n_outside"]:
+    if (rule := checkpoint.distribution) is not None:
+        distances = rule.distances(data.embeddings)
+        n_outside = int((distances > rule.limit).sum())
+        median = round(float(np.median(distances)), 4)
+        metrics["distribution"] = {"n_outside": n_outside, "median_distance": median, **rule.figures()}
+        if n_outside:
             metrics["warnings"].append(f"{n_outside} of {len(truth)} rows are unlike the CTs the head was trained on")
     if groups is not None:
         interval = measures.bootstrap_macro_auroc(truth, probabilities, groups, seed=checkpoint.seed)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int8
 
-from meddinov3_stroke.errors import LabelError
+from meddinov3_stroke.errors import NAMED, LabelError, name_some
 from meddinov3_stroke.types import LABELS
 
 LabelPolicy = Literal["strict", "fix-any", "ignore"]
 """What to do where `any` is not the OR of the five subtypes: fail, set `any` to the OR, or keep it as it is."""
-
-NAMED = 8  # rows, IDs or cases that a message names before it only counts the rest
 
 
 def label_matrix(values: np.ndarray, where: str) -> Int8[np.ndarray, "n label"]:
@@ -85,10 +83,3 @@ def apply_label_policy(
 def name_rows(rows: Sequence[Any] | np.ndarray, counted: bool = True) -> str:
     """`row 3`, or `rows 3, 5, 8 (counted from 0)`; after the first few only how many more."""
     return f"row{'s' if len(rows) > 1 else ''} {name_some(rows)}{' (counted from 0)' if counted else ''}"
-
-
-def name_some(names: Iterable[Any]) -> str:
-    """The first few names, and how many more there are."""
-    listed = [str(name) for name in names]
-    more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
-    return ", ".join(listed[:NAMED]) + more

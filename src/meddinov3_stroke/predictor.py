@@ -34,7 +34,7 @@ from meddinov3_stroke.explain import (
 from meddinov3_stroke.features import EVERY_SLICE, FeatureExtractor, extract_one, naming, pool_slices
 from meddinov3_stroke.features.extract import OnSlices
 from meddinov3_stroke.heads import HeadCheckpoint, check_backbone, load_checkpoint, predict_logits
-from meddinov3_stroke.heads.distribution import NO_RULE, distribution_warnings, require_in_distribution
+from meddinov3_stroke.heads.applying import distribution_warnings, judge_distance, require_in_distribution
 from meddinov3_stroke.options import case_name
 from meddinov3_stroke.report import save_case
 from meddinov3_stroke.system.atomic import write_json
@@ -203,8 +203,7 @@ class ICHPredictor:
     def _findings(self, volume: Volume, embeddings: SliceEmbeddings) -> CaseFindings:
         head, kind = self.checkpoint, applied_as(self.checkpoint, self.extractor.backbone.identity.embed_dim)
         pooled = pool_slices(embeddings.cls, "mean" if kind == "slice" else kind)
-        judged = embeddings.cls if kind == "slice" else pooled[None]
-        distribution = NO_RULE if head.distribution is None else head.distribution.judge(judged)
+        distribution = judge_distance(head, embeddings.cls if kind == "slice" else pooled[None])
         if not self.force:
             require_in_distribution(distribution, volume.source.path)
         unlike = distribution_warnings(distribution)

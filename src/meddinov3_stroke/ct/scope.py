@@ -13,8 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from meddinov3_stroke.errors import OutOfScope
-from meddinov3_stroke.labels import name_some
+from meddinov3_stroke.errors import OutOfScope, name_some
 from meddinov3_stroke.types import AIR_HU, PADDING_BELOW_HU, Volume, scaled_hu
 
 GRID_MM = 2.0

@@ -17,8 +17,15 @@ from pydantic import BaseModel, PositiveInt, ValidationError, model_validator
 from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.ct.contents import machine_errors
 from meddinov3_stroke.data.cohort import CohortCase, Prepared, mask_values, write_cohort
-from meddinov3_stroke.errors import InputError, LabelError, MachineError, OutOfScope, SeriesTableError, UsageError
-from meddinov3_stroke.labels import name_some
+from meddinov3_stroke.errors import (
+    InputError,
+    LabelError,
+    MachineError,
+    OutOfScope,
+    SeriesTableError,
+    UsageError,
+    name_some,
+)
 from meddinov3_stroke.system.atomic import write_text
 from meddinov3_stroke.system.progress import progress_bar
 from meddinov3_stroke.types import LABELS

@@ -16,8 +16,16 @@ from jaxtyping import Int8
 from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.data.slice_labels import SLICE_LABELS, slice_label_table, write_slice_labels
 from meddinov3_stroke.data.table import SeriesTable, read_series_table
-from meddinov3_stroke.errors import STATUSES, CorruptInput, MedDINOError, Outcome, SeriesTableError, UnsupportedInput
-from meddinov3_stroke.labels import LabelPolicy, name_some
+from meddinov3_stroke.errors import (
+    STATUSES,
+    CorruptInput,
+    MedDINOError,
+    Outcome,
+    SeriesTableError,
+    UnsupportedInput,
+    name_some,
+)
+from meddinov3_stroke.labels import LabelPolicy
 from meddinov3_stroke.system.atomic import write_text
 from meddinov3_stroke.types import LABELS, Volume
 

@@ -17,8 +17,8 @@ import pandas as pd
 from meddinov3_stroke.ct.contents import machine_errors
 from meddinov3_stroke.data.cohort import CohortCase, Prepared, write_cohort
 from meddinov3_stroke.data.csv_file import CsvFile, read_csv_file
-from meddinov3_stroke.errors import SeriesTableError
-from meddinov3_stroke.labels import LabelPolicy, name_some
+from meddinov3_stroke.errors import SeriesTableError, name_some
+from meddinov3_stroke.labels import LabelPolicy
 from meddinov3_stroke.types import LABELS
 
 READS_CSV = "reads.csv"

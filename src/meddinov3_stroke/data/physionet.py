@@ -19,8 +19,15 @@ from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.ct.contents import machine_errors
 from meddinov3_stroke.data.cohort import CohortCase, Prepared, mask_values, write_cohort
 from meddinov3_stroke.data.csv_file import CsvFile, read_csv_file
-from meddinov3_stroke.errors import DatasetError, InputError, LabelError, MachineError, OutOfScope, SeriesTableError
-from meddinov3_stroke.labels import name_some
+from meddinov3_stroke.errors import (
+    DatasetError,
+    InputError,
+    LabelError,
+    MachineError,
+    OutOfScope,
+    SeriesTableError,
+    name_some,
+)
 from meddinov3_stroke.system.progress import progress_bar
 from meddinov3_stroke.types import LABELS, Volume
 

@@ -19,8 +19,8 @@ from jaxtyping import Float64, Int8, Int64, Integer
 
 from meddinov3_stroke.ct.contents import machine_errors
 from meddinov3_stroke.data.csv_file import zeros_and_ones
-from meddinov3_stroke.errors import LabelError
-from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, contradicts_any, name_some
+from meddinov3_stroke.errors import LabelError, name_some
+from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, contradicts_any
 from meddinov3_stroke.system.atomic import atomic_file
 from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.types import LABELS

@@ -16,8 +16,8 @@ import pandas as pd
 from jaxtyping import Bool, Int8, Integer
 
 from meddinov3_stroke.data.csv_file import IdList, read_csv_file, read_id_list, zeros_and_ones
-from meddinov3_stroke.errors import DatasetError, LabelError, SeriesTableError, UsageError
-from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, name_rows, name_some
+from meddinov3_stroke.errors import DatasetError, LabelError, SeriesTableError, UsageError, name_some
+from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, name_rows
 from meddinov3_stroke.types import LABELS, VolumeInput
 
 VOLUME_COLUMNS = ("nifti_path", "dicom_path", "header_index")

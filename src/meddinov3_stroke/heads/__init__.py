@@ -2,7 +2,13 @@
 
 from meddinov3_stroke.heads.applying import check_backbone, predict_logits
 from meddinov3_stroke.heads.architectures import ARCHITECTURES, build_head
-from meddinov3_stroke.heads.checkpoint import HeadCheckpoint, identity_from_document, load_checkpoint, save_checkpoint
+from meddinov3_stroke.heads.checkpoint import (
+    HeadCheckpoint,
+    TrainingDistribution,
+    identity_from_document,
+    load_checkpoint,
+    save_checkpoint,
+)
 from meddinov3_stroke.heads.data import (
     EmbeddingOrigin,
     check_head_data,
@@ -12,7 +18,6 @@ from meddinov3_stroke.heads.data import (
     read_origin,
     same_origin,
 )
-from meddinov3_stroke.heads.distribution import TrainingDistribution
 
 __all__ = [
     "ARCHITECTURES",

@@ -9,10 +9,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from meddinov3_stroke.errors import CheckpointError, NonFiniteEmbedding
+from meddinov3_stroke.errors import CheckpointError, NonFiniteEmbedding, OutOfScope
 from meddinov3_stroke.heads.architectures import ARCHITECTURES
 from meddinov3_stroke.heads.checkpoint import POOL_MODES, HeadCheckpoint
 from meddinov3_stroke.types import BackboneIdentity, HeadOutput
+
+LEAST_ROWS = 100
+"""Training rows below which a head gets no rule for the distance to them."""
+
+NO_HEAD: Mapping[str, Any] = {"in_distribution": None, "reason": "no head was applied"}
 
 ROWS_PER_BATCH = 16384  # rows sent through the head at a time; bounds memory
 
@@ -44,6 +49,36 @@ def predict_logits(
     if bad.size:
         raise NonFiniteEmbedding(f"the head gives NaN or infinity for {bad.size} of {len(logits)} rows, first {bad[0]}")
     return HeadOutput(logits, checkpoint.labels)
+
+
+def judge_distance(checkpoint: HeadCheckpoint, rows: Float32[np.ndarray, "n dim"]) -> dict[str, Any]:
+    """The verdict on a case whose rows the head takes, with its figures; of several rows, the median distance counts.
+
+    `in_distribution` is None, with the reason, for a head without a rule.
+    """
+    if (rule := checkpoint.distribution) is None:
+        reason = f"the head carries no rule: trained on fewer than {LEAST_ROWS} rows, or by an earlier version"
+        return {"in_distribution": None, "reason": reason}
+    distance = float(np.median(rule.distances(rows)))
+    return {"in_distribution": distance <= rule.limit, "distance": round(distance, 4), **rule.figures()}
+
+
+def require_in_distribution(verdict: Mapping[str, Any], where: object) -> None:
+    """Raise `OutOfScope` for a verdict of out of distribution."""
+    for message in distribution_warnings(verdict):
+        error = OutOfScope(f"{where}: {message}; use a head trained on such CT, or pass --force to compute anyway")
+        error.rules = ("distribution",)
+        raise error
+
+
+def distribution_warnings(verdict: Mapping[str, Any]) -> tuple[str, ...]:
+    """The warning about a case out of distribution; none otherwise."""
+    if verdict["in_distribution"] is not False:
+        return ()
+    return (
+        f"unlike the CTs that the head was trained on: distance {verdict['distance']:.2f} from the training set, "
+        f"expected at most {verdict['limit']:.2f}",
+    )
 
 
 def check_backbone(checkpoint: HeadCheckpoint, identity: BackboneIdentity, resize: int | None) -> list[str]:

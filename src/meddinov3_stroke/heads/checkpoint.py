@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, Float64
 
 from meddinov3_stroke.errors import CheckpointError
 from meddinov3_stroke.heads.architectures import ARCHITECTURES
-from meddinov3_stroke.heads.distribution import TrainingDistribution, distribution_of
 from meddinov3_stroke.labels import label_names
 from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.system.torch_file import read_torch_file, save_torch_file
@@ -35,6 +35,34 @@ POOL_MODES: Mapping[str, tuple[int, ...]] = {
 
 FOREIGN_KEYS = ("model_state_dict", "input_dim", "num_classes")
 """Keys of a checkpoint written by the first public implementation of this README."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingDistribution:
+    """A Gaussian of a head's training rows, and how far from it a row may lie.
+
+    Probabilistic PCA (Tipping and Bishop 1999): principal components with their variances, and one variance for all
+    other directions.
+    """
+
+    mean: Float32[np.ndarray, " dim"]
+    components: Float32[np.ndarray, "dim component"]  # orthonormal columns
+    variances: Float32[np.ndarray, " component"]  # along each component
+    residual_variance: float  # along every other direction
+    limit: float  # distance above which a row is out of distribution
+    n_rows: int  # training rows behind it
+
+    def distances(self, rows: Float32[np.ndarray, "n dim"]) -> Float64[np.ndarray, " n"]:
+        """The Mahalanobis distance of each row over the root of its width, so about 1 is usual."""
+        away = rows.astype(np.float64) - self.mean
+        along = away @ self.components
+        beside = np.maximum(np.square(away).sum(axis=1) - np.square(along).sum(axis=1), 0)
+        squared = (np.square(along) / self.variances).sum(axis=1) + beside / self.residual_variance
+        return np.asarray(np.sqrt(squared / rows.shape[1]))
+
+    def figures(self) -> dict[str, Any]:
+        """The limit and the number of training rows behind it, as JSON."""
+        return {"limit": round(self.limit, 4), "n_training_rows": self.n_rows}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +103,7 @@ def save_checkpoint(path: Path, checkpoint: HeadCheckpoint) -> str:
     document["state_dict"] = {name: torch.from_numpy(array.copy()) for name, array in checkpoint.state_dict.items()}
     document["params"], document["labels"] = dict(checkpoint.params), list(checkpoint.labels)
     if checkpoint.distribution is not None:
-        stored = checkpoint.distribution.document()
+        stored = asdict(checkpoint.distribution)
         document["distribution"] = {
             name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in stored.items()
         }
@@ -99,10 +127,27 @@ def load_checkpoint(path: Path) -> HeadCheckpoint:
     values = {name: document[name] for name in _EXPECTED}
     values["labels"] = tuple(document["labels"])
     values["thresholds"] = {k: Threshold(float(v["value"]), v["origin"]) for k, v in document["thresholds"].items()}
-    values["distribution"] = None if document["distribution"] is None else distribution_of(document["distribution"])
+    values["distribution"] = (
+        None if document["distribution"] is None else _distribution_from_document(document["distribution"])
+    )
     checkpoint = HeadCheckpoint(**values, sha256=sha256_of_file(path), is_foreign=is_foreign)
     _check_tensors(checkpoint, path)
     return checkpoint
+
+
+def _distribution_from_document(document: Any) -> TrainingDistribution:
+    """The distribution stored in a checkpoint; raises ValueError where it is incomplete or out of range."""
+    names = [one.name for one in fields(TrainingDistribution)]
+    found: dict[str, Any] = dict.fromkeys(names)
+    found |= {name: document.get(name) for name in names} if isinstance(document, Mapping) else {}
+    arrays, numbers = [found[name] for name in names[:3]], [found[name] for name in names[3:]]
+    if not all(isinstance(one, np.ndarray) and one.dtype == np.float32 and np.isfinite(one).all() for one in arrays):
+        raise ValueError(f"{', '.join(names[:3])}: expected finite float32 arrays")
+    if not all(isinstance(one, int | float) and 0 < one < np.inf for one in (*numbers, *arrays[2].ravel().tolist())):
+        raise ValueError(f"variances, {', '.join(names[3:])}: expected positive numbers")
+    if arrays[0].ndim != 1 or arrays[1].shape != (len(arrays[0]), arrays[2].size):
+        raise ValueError(f"components {list(arrays[1].shape)} do not fit the mean {list(arrays[0].shape)}")
+    return TrainingDistribution(**found)
 
 
 def identity_from_document(document: Any) -> BackboneIdentity:
@@ -247,7 +292,7 @@ def _is_identity(value: Any) -> bool:
 
 def _is_distribution(value: Any) -> bool:
     try:
-        return bool(distribution_of(value))
+        return bool(_distribution_from_document(value))
     except (TypeError, ValueError):
         return False
 

@@ -17,9 +17,9 @@ from torch.optim.adamw import adamw
 
 from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.errors import NonFiniteLoss, UsageError
-from meddinov3_stroke.heads.applying import ROWS_PER_BATCH
+from meddinov3_stroke.heads.applying import LEAST_ROWS, ROWS_PER_BATCH
 from meddinov3_stroke.heads.architectures import ARCHITECTURES
-from meddinov3_stroke.heads.distribution import LEAST_ROWS, TrainingDistribution
+from meddinov3_stroke.heads.checkpoint import TrainingDistribution
 from meddinov3_stroke.system.provenance import seed_everything
 from meddinov3_stroke.types import HeadData
 

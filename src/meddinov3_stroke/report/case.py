@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from meddinov3_stroke.explain import AID_NOTE, SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH, case_text
-from meddinov3_stroke.heads.distribution import NO_HEAD
+from meddinov3_stroke.heads.applying import NO_HEAD
 from meddinov3_stroke.system.atomic import write_bytes, write_json, write_npy
 from meddinov3_stroke.system.provenance import DISCLAIMER, memory_statistics, provenance
 from meddinov3_stroke.types import CaseFindings, SliceEmbeddings, TopSlice, VolumeSource
