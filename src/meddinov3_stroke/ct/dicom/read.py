@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Real
 
-from meddinov3_stroke.ct.contents import OpenedInput, machine_errors, require_dicom_input
+from meddinov3_stroke.ct.contents import HEAD_BYTES, OpenedInput, machine_errors, recognise, require_dicom_input
 from meddinov3_stroke.ct.dicom.choice import choose, intended_use_hints
 from meddinov3_stroke.ct.dicom.container import DicomContent
 from meddinov3_stroke.ct.dicom.files import InputFile, files_of_series, is_header_index, open_files
@@ -199,12 +199,19 @@ def _require_sound(found: Survey, where: str) -> None:
         return
     names = [name for name, _ in found.without_images]
     if names == [where]:
-        expected = "a NIfTI file, a DICOM file or folder, or a zip archive of one"
+        expected = "a NIfTI file, a DICOM file or folder, or a .zip, .tar or .tar.gz archive of one"
         what = f"{found.without_images[0][1]} and not .nii or .nii.gz"
         raise UnsupportedInput(f"{where} is {what}; expected a head CT: {expected}")
-    listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    expected = "expected a DICOM series; give a NIfTI volume by its own path"
+    listed = ", ".join(_named(found.files[name]) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+    unpack = "unpack it, then " if found.files[names[0]].is_member else ""
+    expected = f"expected a DICOM series; {unpack}give a NIfTI volume or an archive by its own path"
     raise MissingInput(f"{where} holds no DICOM image (found {listed}); {expected}")
+
+
+def _named(file: InputFile) -> str:
+    """A file that is not DICOM, with what it is if that is known."""
+    kind = recognise(file.head(HEAD_BYTES))
+    return file.name if kind is None else f"{file.name}, {kind.name}"
 
 
 def _warnings(found: Survey, stack: Stack, repairs: Counter[str], n_to_air: int) -> Iterator[str]:
