@@ -120,6 +120,21 @@ def test_signed_values_declared_unsigned_are_read_as_signed(tmp_path: Path, inte
     assert any(one.startswith("10 of 10 slices hold signed values") for one in volume.warnings)
 
 
+@pytest.mark.parametrize("slope", [0.5, 2.0])
+def test_signed_values_of_another_slope_are_read_as_signed(tmp_path: Path, slope: float) -> None:
+    hu = HEAD // 2 * 2
+    stored_in(tmp_path, (hu / slope).astype(np.int16), 0, PixelRepresentation=0, RescaleSlope=slope)
+    np.testing.assert_array_equal(read_volume(tmp_path).hu, np.where(hu < -1024, -1000, hu))
+
+
+def test_unsigned_values_that_fill_the_range_are_left_and_reported(tmp_path: Path) -> None:
+    stored = np.random.default_rng(0).integers(0, 65536, SHAPE).astype(np.uint16)
+    stored_in(tmp_path, stored, 0, PixelRepresentation=0)
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.hu, stored)
+    assert any("beyond the range of CT" in one for one in volume.warnings)
+
+
 def test_padding_and_saturated_metal_are_no_sign(tmp_path: Path) -> None:
     air = np.maximum(HEAD, -1024)
     stored = (air + 1024).astype(np.uint16)

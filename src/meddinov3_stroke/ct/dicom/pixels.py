@@ -229,10 +229,10 @@ def _with_true_sign(
         # air and padding reach the border, bone does not
         on_border = np.concatenate([is_negative[edge] for edge in (0, -1, (..., 0), (..., -1))]).any()
         return (stored & (2 * half - 1), UNSIGNED) if is_negative.any() and not on_border else (stored, "")
-    if stored.dtype.kind == "i" or half * rescale.slope + rescale.intercept <= CT_LIMIT_HU or stored.max() < half:
+    if stored.dtype.kind == "i" or int(stored.max()) * rescale.slope + rescale.intercept <= CT_LIMIT_HU:
         return stored, ""
     is_negative = stored >= half if padding is None else (stored >= half) & ~padding
-    if not is_negative.any():
+    if not is_negative.any() or int(stored[is_negative].min()) * rescale.slope + rescale.intercept <= CT_LIMIT_HU:
         return stored, ""
     unused = pixels.bits_allocated - pixels.bits_stored
     signed = (stored << unused).view(f"i{stored.itemsize}") >> unused
