@@ -182,6 +182,14 @@ def test_a_bomb_is_refused_before_it_is_held(tmp_path: Path, monkeypatch: pytest
     assert peak_bytes < 4 << 20
 
 
+def test_a_header_of_an_impossible_size_is_refused(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("a")
+    header.size, header.type = 1 << 20, tarfile.XHDTYPE
+    (tmp_path / "study.tar").write_bytes(header.tobuf() + bytes(1 << 20))
+    with pytest.raises(CorruptInput, match="a header of 1048576 bytes is impossible"):
+        names_in(tmp_path / "study.tar")
+
+
 def test_a_tar_archive_above_the_cap_is_read_once_unpacked(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,19 +212,40 @@ def test_files_within_gzip_are_read_in_a_folder_and_alone(folder: Path) -> None:
     np.testing.assert_array_equal(read_volume(alone.rename(folder / "IM"), allow_single_slice=True).hu[0], HU[0])
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "two streams", "more than deflate gives"])
+GZIP_DAMAGE = {
+    "cut": "cannot be unpacked",
+    "changed": "cannot be unpacked",
+    "two streams": r"does not unpack to the \d+ bytes it declares; unpack it",
+    "a false size": "declares 4294967295 bytes from .*, more than deflate can expand",
+}
+
+
+@pytest.mark.parametrize("damage", GZIP_DAMAGE)
 def test_a_damaged_gzip_file_is_corrupt(folder: Path, damage: str) -> None:
     path = min(folder.iterdir())
     packed = bytearray(gzip.compress(path.read_bytes()))
     if damage == "changed":
         packed[len(packed) // 2] ^= 255
-    elif damage == "more than deflate gives":
+    elif damage == "a false size":
         packed[-4:] = b"\xff" * 4
     content = packed[:-1] if damage == "cut" else packed + packed if damage == "two streams" else packed
     path.with_suffix(".dcm.gz").write_bytes(content)
     path.unlink()
-    with pytest.raises(CorruptInput, match=r"IM0001\.dcm\.gz"):
+    with pytest.raises(CorruptInput, match=rf"IM0001\.dcm\.gz.*{GZIP_DAMAGE[damage]}"):
         read_volume(folder)
+
+
+def test_a_file_in_several_gzip_streams_is_read_once_unpacked(folder: Path) -> None:
+    path = min(folder.iterdir())
+    content = path.read_bytes()
+    packed = path.with_suffix(".dcm.gz")
+    packed.write_bytes(gzip.compress(content[:500]) + gzip.compress(content[500:]))
+    path.unlink()
+    with pytest.raises(CorruptInput, match="unpack it"):
+        read_volume(folder)
+    path.write_bytes(gzip.decompress(packed.read_bytes()))
+    packed.unlink()
+    np.testing.assert_array_equal(read_volume(folder).hu, HU)
 
 
 def test_what_only_ends_in_gz_is_taken_as_it_is(folder: Path) -> None:
