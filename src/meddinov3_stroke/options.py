@@ -94,7 +94,7 @@ class CaseOptions(SliceOptions):
     """Which head CT, and where the results go."""
 
     input: OptionalPath = None
-    """Volume: .nii, .nii.gz, or DICOM as a folder, .zip, .txt list or file (default: the first NIfTI in input/)."""
+    """Volume: .nii, .nii.gz, or DICOM: folder, .zip, .tar(.gz), .txt list or file (default: first NIfTI in input/)."""
     series: str | None = None
     """SeriesInstanceUID to read if a DICOM input holds several (default: by the rule that inspect prints)."""
 

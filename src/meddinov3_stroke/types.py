@@ -33,7 +33,7 @@ def scaled_hu(stored: Real[np.ndarray, "*shape"], slope: float, intercept: float
 class VolumeInput:
     """Where a volume is to be read from."""
 
-    path: Path  # a NIfTI file; a DICOM file, folder, zip archive or list of files (.txt); or a header index (.parquet)
+    path: Path  # a NIfTI file; a DICOM file, folder, archive or list of files (.txt); or a header index (.parquet)
     series_uid: str | None = None
     """The series to read if the path holds several; without it the rule of `ct.dicom.choice` decides."""
     format: Literal["nifti", "dicom"] | None = None

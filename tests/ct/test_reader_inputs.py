@@ -209,9 +209,10 @@ def test_a_series_that_is_not_there_names_those_that_are(tmp_path: Path) -> None
 
 def test_a_folder_without_dicom_names_what_it_holds(tmp_path: Path, head_nifti: Callable[..., Path]) -> None:
     path = head_nifti("study/case.nii.gz")
-    with pytest.raises(
-        MissingInput, match=r"holds no DICOM image \(found case.nii.gz\).*give a NIfTI volume by its own path"
-    ):
+    words = (
+        r"holds no DICOM image \(found case.nii.gz, a gzip stream\).*give a NIfTI volume or an archive by its own path"
+    )
+    with pytest.raises(MissingInput, match=words):
         read_volume(path.parent)
 
 

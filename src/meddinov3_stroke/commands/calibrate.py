@@ -47,7 +47,7 @@ class Args(ForceOption, ConsoleOptions):
     """Text file of IDs, one a line: patients of the series CSV named there by patient, study or series ID are not used
     (those of a test cohort, say)."""
     input: InputPaths = ()
-    """Volumes (.nii, .nii.gz, DICOM folder or .zip) instead of a series CSV; at least two."""
+    """Volumes (.nii, .nii.gz, DICOM folder or archive) instead of a series CSV; at least two."""
     backbone: str | None = None
     """Weights file (.pth, .safetensors) or a registered name such as demo (default: MEDDINOV3_CKPT_PATH)."""
     checkpoint: Path | None = None

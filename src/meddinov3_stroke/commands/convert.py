@@ -25,7 +25,7 @@ class Args(ConsoleOptions):
     """Write a head CT as NIfTI, with a JSON file for what NIfTI cannot store. Inference needs no conversion."""
 
     input: InputPath
-    """Volume: .nii, .nii.gz, or DICOM as a folder, .zip, .txt list of files or file."""
+    """Volume: .nii, .nii.gz, or DICOM as a folder, .zip, .tar(.gz), .txt list of files or file."""
     output: Path
     """File to write; must end in .nii.gz. <name>.slices.json and <name>.json (its origin) are written beside it."""
     series: str | None = None

@@ -33,7 +33,7 @@ class Args(ConsoleOptions):
     """List the studies and series of a DICOM folder, archive or file, each with a verdict and a reason."""
 
     path: Annotated[Path, tyro.conf.Positional]
-    """Folder, .zip, .txt list of files, DICOM file, or NIfTI volume."""
+    """Folder, .zip, .tar(.gz), .txt list of files, DICOM file, or NIfTI volume."""
     output_json: Path | None = None
     """JSON file to write the same facts to."""
 

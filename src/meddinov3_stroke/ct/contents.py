@@ -19,7 +19,7 @@ from meddinov3_stroke.types import Volume
 HEAD_BYTES = 544
 """Bytes from the start of a file that identify every kind below; a NIfTI-2 header has 540."""
 
-_PACKED_HEAD_BYTES = 1 << 12
+PACKED_HEAD_BYTES = 1 << 12
 """Bytes read of a file that may be gzip: enough for `HEAD_BYTES` of its content after a long name in its header."""
 
 MAX_DEFLATE_RATIO = 1032
@@ -52,21 +52,26 @@ class Content(NamedTuple):
 
     name: str
     remedy: str
-    kind: Literal["nifti", "gzip", "dicom", "other"] = "other"
+    kind: Literal["nifti", "gzip", "dicom", "zip", "other"] = "other"
+    """`dicom`, a file or a tar archive of some, is read through gzip too."""
 
 
 _EXPORT, _RECOMPRESS = "export the volume as .nii.gz", "unpack it and compress with gzip instead"
 _FETCH = "fetch the file itself again"
 _JOIN_PAIR = "save the pair as one .nii.gz file (for example with nibabel)"
-UNPACK = "unpack it (gunzip, or tar -xzf) and give what it holds"
+_UNPACK = "unpack it (gunzip) and give what it holds"
 _CT_ITSELF = "give the CT volume, not a picture of it"
 _RENAME_DICOM = "it is not NIfTI: remove the ending .nii or .nii.gz, or give the folder of its series"
+_RENAME_TAR = "if it holds a DICOM series, remove the ending .nii or .nii.gz; else unpack it"
 _RENAME_ZIP = "if it holds a DICOM series, rename it to end in .zip; else unpack it"
+
+TAR = Content("a tar archive", _RENAME_TAR, "dicom")
+GZIP = b"\x1f\x8b"
 
 _SIGNATURES: tuple[tuple[int, bytes, Content], ...] = (
     (128, b"DICM", Content("a DICOM file", _RENAME_DICOM, "dicom")),
-    (0, b"\x1f\x8b", Content("a gzip stream", "rename it to end in .nii.gz", "gzip")),
-    (0, b"PK\x03\x04", Content("a zip archive", _RENAME_ZIP, "dicom")),
+    (0, GZIP, Content("a gzip stream", "rename it to end in .nii.gz", "gzip")),
+    (0, b"PK\x03\x04", Content("a zip archive", _RENAME_ZIP, "zip")),
     (0, b"PK\x05\x06", Content("an empty zip archive", _FETCH)),
     (0, b"NRRD", Content("an NRRD file", _EXPORT)),
     (0, b"\x89HDF\r\n", Content("an HDF5 file", _EXPORT)),
@@ -80,7 +85,7 @@ _SIGNATURES: tuple[tuple[int, bytes, Content], ...] = (
     (0, b"\xfd7zXZ", Content("an xz stream", _RECOMPRESS)),
     (0, b"\x28\xb5\x2f\xfd", Content("a Zstandard stream", _RECOMPRESS)),
     (0, b"7z\xbc\xaf", Content("a 7-Zip archive", "unpack it")),
-    (257, b"ustar", Content("a tar archive", "unpack it")),
+    (257, b"ustar", TAR),
 )
 """Offset and bytes that identify a kind of file."""
 
@@ -126,32 +131,42 @@ def require_nifti_content(path: Path, head: bytes) -> None:
 
 
 def require_dicom_input(path: Path) -> None:
-    """Raise unless `path` is a folder, a DICOM file, a zip archive or of unknown bytes, such as a list of files."""
+    """Raise unless `path` is a folder, DICOM, an archive, either within gzip, or of unknown bytes, such as a list."""
     from meddinov3_stroke.ct.dicom.container import begins_as_dicom  # pydicom is loaded for DICOM alone
 
     if stat.S_ISDIR(stat_of(path).st_mode):
         return
     require_regular_file(path)
     with path.open("rb") as handle:
-        head = handle.read(_PACKED_HEAD_BYTES)
+        head = handle.read(PACKED_HEAD_BYTES)
     if not head:
         raise MissingInput(f"{path} is empty (0 bytes); expected a head CT; {_FETCH}")
-    found = recognise(head[:HEAD_BYTES])
+    found, inside = recognise(head[:HEAD_BYTES]), unpacked_head(head)
+    if begins_as_dicom(inside):
+        return
     if found is not None and found.kind == "gzip":
-        found = _inside_gzip(head) or _half_of_a_pair(path) or found
-    elif found is None and not begins_as_dicom(head[:HEAD_BYTES]):
+        packed = recognise(inside)
+        found = _half_of_a_pair(path) or found if packed is None or packed.kind == "nifti" else within_gzip(packed)
+    elif found is None:
         found = _half_of_a_pair(path)
-    if found is not None and found.kind != "dicom":
+    if found is not None and found.kind not in ("dicom", "zip"):
         raise UnsupportedInput(f"{path} is {found.name}; expected .nii, .nii.gz or DICOM; {found.remedy}")
 
 
-def _inside_gzip(head: bytes) -> Content | None:
-    """What a gzip stream other than a volume is around; None if that is NIfTI or unknown."""
+def unpacked_head(head: bytes) -> bytes:
+    """The first `HEAD_BYTES` of what a file holds that begins with `head`: within gzip, if it is that."""
+    if not head.startswith(GZIP):
+        return head[:HEAD_BYTES]
     try:
-        found = recognise(zlib.decompressobj(31).decompress(head, HEAD_BYTES))
+        return zlib.decompressobj(31).decompress(head, HEAD_BYTES)
     except zlib.error:
-        return None
-    return None if found is None or found.kind == "nifti" else Content(f"gzip around {found.name}", UNPACK)
+        return b""
+
+
+def within_gzip(found: Content) -> Content:
+    """What a gzip stream around `found`, which is not NIfTI, is."""
+    is_read = found.kind == "dicom"
+    return Content(f"gzip around {found.name}", found.remedy if is_read else _UNPACK, "dicom" if is_read else "other")
 
 
 def _half_of_a_pair(path: Path) -> Content | None:

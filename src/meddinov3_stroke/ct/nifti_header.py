@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float64
 
-from meddinov3_stroke.ct.contents import UNPACK, recognise
+from meddinov3_stroke.ct.contents import recognise, within_gzip
 from meddinov3_stroke.ct.geometry import SPACING_RANGE_MM, voxel_sides
 from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, UnsupportedInput
 
@@ -150,8 +150,8 @@ def _require_single_file(block: bytes, has_size: bool) -> None:
         size = f"no NIfTI header; sizeof_hdr is {block[:4].hex(' ')}, expected 348 or 540"
         raise CorruptInput(f"{'the NIfTI magic is neither n+1 nor n+2' if has_size else size}; {_AGAIN}")
     if found.kind != "nifti" or not has_size:
-        where, remedy = ("holds", found.remedy) if has_size else ("is gzip around", UNPACK)
-        raise UnsupportedInput(f"{where} {found.name}; expected a NIfTI volume in one file; {remedy}")
+        where, found = ("holds", found) if has_size else ("is", within_gzip(found))
+        raise UnsupportedInput(f"{where} {found.name}; expected a NIfTI volume in one file; {found.remedy}")
 
 
 def _dtype(code: int, xyzt_units: int) -> np.dtype[np.generic]:

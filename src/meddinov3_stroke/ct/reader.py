@@ -14,7 +14,7 @@ MAX_VOXELS = 2**28
 """Voxels above which a header is refused unread: 1024 slices of 512x512, far above any head CT."""
 
 Source = Path | str | VolumeInput | Sequence[Path | str]
-"""A NIfTI file; a DICOM file, folder, zip archive, list (.txt) or header index (.parquet); or DICOM files."""
+"""A NIfTI file; a DICOM file, folder, archive (zip, tar), list (.txt) or header index (.parquet); or DICOM files."""
 
 
 def open_input(

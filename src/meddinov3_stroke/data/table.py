@@ -21,7 +21,7 @@ from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, name_rows
 from meddinov3_stroke.types import LABELS, VolumeInput
 
 VOLUME_COLUMNS = ("nifti_path", "dicom_path", "header_index")
-"""Columns that name a row's volume: a NIfTI file; a DICOM folder, zip archive or file; the header index that lists the
+"""Columns that name a row's volume: a NIfTI file; a DICOM folder, archive or file; the header index that lists the
 files of its series. A CSV has at least one of them, and a row fills at most one."""
 
 IDENTITY_COLUMNS = ("patient_id", "study_uid", "series_uid")

@@ -14,7 +14,7 @@ from pydicom.pixels import apply_modality_lut
 
 from dicom_writer.reading import read_headers
 from meddinov3_stroke.ct.dicom.container import read_structure
-from meddinov3_stroke.ct.dicom.pixels import ImageHu, decode_frame, image_hu
+from meddinov3_stroke.ct.dicom.pixels import BEYOND_CT, WRAPPED, ImageHu, decode_frame, image_hu
 from meddinov3_stroke.errors import CorruptInput
 
 ToHu = Callable[..., ImageHu]
@@ -59,10 +59,11 @@ def test_hu_are_slope_times_stored_plus_intercept(to_hu: ToHu, slope: str, inter
 
 
 def test_hu_beyond_16_bits_are_float_and_not_wrapped(to_hu: ToHu) -> None:
-    stored = np.array([[0, 65535]], np.uint16)
+    stored = np.array([[0, 40000]], np.uint16)
     found = to_hu(stored, **scaling("1", "-1024"))
     assert found.hu.dtype == np.float32
-    assert found.hu.tolist() == [[-1024, 64511]]
+    assert found.hu.tolist() == [[-1024, 38976]]
+    assert found.repair == BEYOND_CT
 
 
 @given(seed=st.integers(0, 1000))
@@ -71,14 +72,14 @@ def test_the_rsna_repair_gives_back_what_was_there(to_hu: ToHu, seed: int) -> No
     hu = np.random.default_rng(seed).integers(-1000, 3096, (6, 7))
     found = to_hu((hu % 4096).astype(np.uint16), bits_stored=12, **scaling("1", "0"))
     np.testing.assert_array_equal(found.hu, hu)
-    assert found.is_repaired
+    assert found.repair == WRAPPED
 
 
 def test_values_beside_their_own_intercept_are_not_repaired(to_hu: ToHu) -> None:
     stored = np.array([[0, 1024, 4095]], np.uint16)
     found = to_hu(stored, bits_stored=12, **scaling("1", "-1024"))
     assert found.hu.tolist() == [[-1024, 0, 3071]]
-    assert not found.is_repaired
+    assert found.repair == ""
 
 
 def padded(value: int, inside: int | None = None) -> np.ndarray:

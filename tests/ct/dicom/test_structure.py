@@ -320,7 +320,7 @@ def test_an_inflation_bomb_stops_at_the_cap(monkeypatch) -> None:
         (lambda packed: packed[:-1], "stops before its end"),
         (lambda packed: packed[: len(packed) // 2], "stops before its end"),
         (lambda packed: packed + b"\1", "continues after its end"),
-        (lambda packed: packed + bytes(2), "continues after its end"),
+        (lambda packed: packed + bytes(2) + b"\1", "continues after its end"),
         (lambda packed: b"\xff" + packed[1:], "cannot be inflated"),
         (lambda _: b"", "stops before its end"),
     ],

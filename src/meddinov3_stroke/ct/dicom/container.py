@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from io import BytesIO
 
 import pydicom
@@ -33,8 +33,8 @@ MAX_DEPTH = 64
 MAX_FRAGMENTS = 2**18
 """Most fragments of pixel data, whose places are kept; 4096 frames have that many at 64 each."""
 
-ITEM_HEADER = 8
-"""Bytes of the tag and length of an item."""
+ITEM, ITEM_HEADER = b"\xfe\xff\x00\xe0", 8
+"""The tag of an item in little endian, and bytes of its tag and length."""
 
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
@@ -51,7 +51,7 @@ _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 _KNOWN_VRS = _SHORT_VRS | _LONG_VRS
 _DELIMITER_GROUP, _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFE, (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
 _PIXEL_DATA, _TRANSFER_SYNTAX = (0x7FE0, 0x0010), 0x0010
-_ITEM_BYTES, _MARKS = b"\xfe\xff\x00\xe0", (b"\xfe\xff", b"\xff\xfe")
+_MARKS = (b"\xfe\xff", b"\xff\xfe")
 
 _MAX_FIRST_LENGTH = 1024  # of the first element without a preamble; files of other kinds nearly always exceed it
 
@@ -84,6 +84,8 @@ class DicomContent:
     content: bytes
     """The file; for a deflated one the preamble, meta and inflated data set, as explicit little endian."""
     pixel_data: PixelElement | None
+    n_padding_bytes: int = 0
+    """Zeros after the data set."""
 
 
 def read_structure(content: bytes, name: str) -> DicomContent | None:
@@ -105,7 +107,9 @@ def read_structure(content: bytes, name: str) -> DicomContent | None:
     is_explicit = is_big_endian or content[start + 4 : start + 6] in _KNOWN_VRS
     walk = _Walk(content, name, is_big_endian)
     walk.data_set(start, len(content), is_explicit)
-    return DicomContent(stated or (EXPLICIT_LITTLE if is_explicit else IMPLICIT_LITTLE), content, walk.pixel_data)
+    return DicomContent(
+        stated or (EXPLICIT_LITTLE if is_explicit else IMPLICIT_LITTLE), content, walk.pixel_data, walk.n_padding_bytes
+    )
 
 
 def begins_as_dicom(head: bytes) -> bool:
@@ -147,12 +151,13 @@ def _inflate(content: bytes, start: int, name: str) -> bytes:
         fault = f"inflates beyond {MAX_INFLATED_BYTES} bytes"
     elif not fault and not decoder.eof:
         fault = "stops before its end"
-    elif decoder.unused_data not in (b"", b"\0"):
+    elif decoder.unused_data.strip(b"\0"):
         fault = "continues after its end"
     if fault:
         where = f"{name}: the deflated data set at byte {start}"
         raise CorruptInput(f"{where} {fault}; fetch it again, or export the series uncompressed")
-    return data_set
+    padding = decoder.unused_data
+    return data_set + padding[len(padding) % 2 :]  # the walk counts the zeros; one makes an odd length even
 
 
 class _Walk:
@@ -165,6 +170,7 @@ class _Walk:
         self._read_implicit = struct.Struct(f"{order}HHI").unpack_from
         self._read_length = struct.Struct(f"{order}I").unpack_from
         self.pixel_data: PixelElement | None = None
+        self.n_padding_bytes = 0
 
     def element(self, at: int, is_explicit: bool) -> _Element:
         """The element at byte `at`."""
@@ -194,7 +200,11 @@ class _Walk:
 
     def data_set(self, at: int, end: int, is_explicit: bool, depth: int = 0, opened: int | None = None) -> int:
         """The byte after the elements up to `end`; or, of an item of undefined length at `opened`, after its end."""
+        start = at
         while at < end:
+            if not depth and self._is_padding(start, at, end):
+                self.n_padding_bytes = end - at  # as on some media, up to the end of the file
+                return end
             tag, vr, length, value = element = self.element(at, is_explicit)
             if vr in _SHORT_VRS:
                 at = self.after(at, tag, value, length, end)
@@ -203,9 +213,7 @@ class _Walk:
                     raise self.fault(at, tag, "is a delimiter where an element is expected")
                 return value
             elif is_explicit and vr not in _LONG_VRS:
-                if depth or self._content[at:end].strip(b"\0"):
-                    raise self.fault(at, tag, f"has the unknown value representation {vr!r}")
-                return end  # zero padding up to the end of the file, as on some media
+                raise self.fault(at, tag, f"has the unknown value representation {vr!r}")
             elif self._is_sequence(tag, vr, length, value):
                 at = self._sequence(at, element, end, depth + 1)
             else:
@@ -224,10 +232,20 @@ class _Walk:
             raise self.fault(opened, _ITEM, fault)
         return at
 
+    def _is_padding(self, start: int, at: int, end: int) -> bool:
+        """Whether only zeros follow the data set that began at `start`; a single one may be part of a cut tag."""
+        if any(self._content[at : at + ITEM_HEADER]) or (end - at == 1 and self.pixel_data is None):
+            return False
+        return start < self._content_end <= at
+
+    @cached_property
+    def _content_end(self) -> int:
+        return len(self._content.rstrip(b"\0"))
+
     def _is_sequence(self, tag: tuple[int, int], vr: bytes, length: int, value: int) -> bool:
         if vr:  # UN with an undefined length is an implicitly encoded sequence (PS3.5 6.2.2)
             return vr == b"SQ" or (vr == b"UN" and length == _UNDEFINED)
-        return length == _UNDEFINED or (self._content[value : value + 4] == _ITEM_BYTES and _is_sequence_tag(*tag))
+        return length == _UNDEFINED or (self._content[value : value + 4] == ITEM and _is_sequence_tag(*tag))
 
     def _sequence(self, start: int, element: _Element, end: int, depth: int) -> int:
         """The byte after the items of the sequence at byte `start`."""

@@ -1,7 +1,8 @@
-"""The files of an input: a folder, zip archive, list, header index or single files. Nothing is unpacked to disk."""
+"""The files of an input: a folder, archive, list, header index or single files. Nothing is unpacked to disk."""
 
 from __future__ import annotations
 
+import gzip
 import lzma
 import os
 import re
@@ -12,11 +13,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
-from meddinov3_stroke.ct.contents import MAX_DEFLATE_RATIO, machine_errors, stat_of
+from meddinov3_stroke.ct.contents import (
+    GZIP,
+    MAX_DEFLATE_RATIO,
+    PACKED_HEAD_BYTES,
+    TAR,
+    machine_errors,
+    recognise,
+    stat_of,
+    unpacked_head,
+)
 from meddinov3_stroke.ct.dicom.container import MAGIC, PREAMBLE_BYTES
+from meddinov3_stroke.ct.dicom.tars import tar_members
 from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput, UsageError
 
 MAX_FILES = 50_000
@@ -34,6 +46,12 @@ _INDEX_BATCH_ROWS = 8192
 
 _UNPACKING_ERRORS = (zipfile.BadZipFile, EOFError, ValueError, zlib.error, lzma.LZMAError, OSError)  # bz2: OSError
 
+_METHODS_READ = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_METHODS = {1: "Shrink", 6: "Implode", 9: "Deflate64", 93: "Zstandard", 95: "xz", 97: "WavPack", 98: "PPMd"}
+"""Compression methods of zip members (APPNOTE.TXT 4.4.5): those that are read, and names of others."""
+
+_REPACK = "pack the archive again with the method Deflate"
+
 _END_BYTES = 22 + 20 + 56 + 0xFFFF  # longest end: the end record with its comment, the ZIP64 locator and end record
 
 
@@ -48,6 +66,15 @@ class InputFile:
     n_bytes: int
     archive: zipfile.ZipFile | None = None
     member: str = ""
+    content: bytes | None = None
+    """Of a member of a tar archive."""
+    is_packed: bool = False
+    """Whether the file is a gzip stream; `n_bytes` is then the size that it declares of its content."""
+
+    @property
+    def is_member(self) -> bool:
+        """Whether it lies in an archive."""
+        return self.archive is not None or self.content is not None
 
     def read(self) -> bytes:
         """All its bytes.
@@ -72,6 +99,8 @@ class InputFile:
 
     def read_if(self, is_wanted: Callable[[bytes], bool], n_head: int) -> bytes | None:
         """All its bytes, in one opening; None if `is_wanted` rejects the first `n_head`. Else as `read`."""
+        if self.content is not None:
+            return self.content if is_wanted(self.content[:n_head]) else None
         with self._opened() as handle:
             content = handle.read(n_head)
             if not is_wanted(content):
@@ -83,32 +112,43 @@ class InputFile:
 
     def _of_listed_size(self, content: bytes) -> bytes:
         if len(content) != self.n_bytes:
+            if self.is_packed:
+                raise CorruptInput(f"{self.name} does not unpack to the {self.n_bytes} bytes it declares; unpack it")
             change = "grown beyond" if len(content) > self.n_bytes else "shrunk below"
             raise CorruptInput(f"{self.name} has {change} {self.n_bytes} bytes since it was listed; read it again")
         return content
 
     @contextmanager
-    def _opened(self) -> Iterator[IO[bytes]]:
+    def _opened(self) -> Iterator[IO[bytes] | gzip.GzipFile]:
         with machine_errors(self.path):
-            if self.archive is None:
-                with self.path.open("rb", buffering=0) as handle:
+            if self.archive is None and not self.is_packed:
+                with self.path.open("rb", buffering=0) if self.content is None else BytesIO(self.content) as handle:
                     yield handle
                 return
             try:
-                with self.archive.open(self.member) as member:
-                    yield member
-            except NotImplementedError as error:
-                fault = f"is compressed by a method that is not supported ({error}); pack the archive again"
+                with gzip.open(self.path) if self.archive is None else self.archive.open(self._member()) as unpacked:
+                    yield unpacked
+            except RuntimeError as error:  # also of a decoder that this Python lacks
+                fault = f"uses a feature of zip that is not supported ({error}); {_REPACK}"
                 raise UnsupportedInput(f"{self.name} {fault}") from error
-            except RuntimeError as error:  # raised by zipfile when a password is needed
-                raise UnsupportedInput(f"{self.name} is encrypted; unpack the archive with its password") from error
             except _UNPACKING_ERRORS as error:
-                raise CorruptInput(f"{self.name} cannot be unpacked ({error}); fetch the archive again") from error
+                packed = "the archive" if self.archive else "it"
+                raise CorruptInput(f"{self.name} cannot be unpacked ({error}); fetch {packed} again") from error
+
+    def _member(self) -> zipfile.ZipInfo:
+        assert self.archive is not None
+        member = self.archive.getinfo(self.member)
+        if member.flag_bits & 1:
+            raise UnsupportedInput(f"{self.name} is encrypted; unpack the archive with its password")
+        if member.compress_type not in _METHODS_READ:
+            method = _METHODS.get(member.compress_type, f"method {member.compress_type}")
+            raise UnsupportedInput(f"{self.name} is compressed by {method}, not supported; {_REPACK}")
+        return member
 
 
 @contextmanager
 def open_files(source: Path | Sequence[Path]) -> Iterator[tuple[InputFile, ...]]:
-    """The files of a folder (recursively), zip archive, list (.txt) or file, or the given files, sorted by name.
+    """The files of a folder (recursively), archive, list (.txt) or file, or the given files, sorted by name.
 
     Raises:
         MissingInput: not found, or empty; a link or list entry without a file.
@@ -132,22 +172,41 @@ def _files_of(source: Path | Sequence[Path], stack: ExitStack) -> Iterator[Input
             yield from _in_folder(source)
             return
         with source.open("rb") as handle:
-            head = handle.read(PREAMBLE_BYTES + len(MAGIC))
-        if zipfile.is_zipfile(source) or head.startswith(b"PK\x03\x04"):  # that of a truncated one
+            head = handle.read(PACKED_HEAD_BYTES)
+        inside = unpacked_head(head)
+        if recognise(inside) is TAR:
+            yield from _in_tar(source)
+        elif zipfile.is_zipfile(source) or head.startswith(b"PK\x03\x04"):  # that of a truncated one
             yield from _in_archive(source, stack)
-        elif source.name.lower().endswith(LIST_SUFFIX) and not head.endswith(MAGIC):
+        elif source.name.lower().endswith(LIST_SUFFIX) and not head[PREAMBLE_BYTES:].startswith(MAGIC):
             yield from _in_list(source)
         else:
-            yield _on_disk(source, str(source))
+            yield _on_disk(source, str(source), is_packed=head.startswith(GZIP))
 
 
-def _on_disk(path: Path, name: str) -> InputFile:
+def _on_disk(path: Path, name: str, *, is_packed: bool | None = None) -> InputFile:
+    """The file at `path`; by default a name in .gz, other than a volume's, may be that of a gzip stream."""
     with machine_errors(path):
         found = stat_of(path)
     if not stat.S_ISREG(found.st_mode):
         what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
         raise UnsupportedInput(f"{name} is {what}; expected a DICOM file; name the files themselves")
+    ending = path.name.lower()
+    if is_packed or (is_packed is None and ending.endswith(".gz") and not ending.endswith(".nii.gz")):
+        return _packed(path, name, found.st_size)
     return InputFile(name, path, found.st_size)
+
+
+def _packed(path: Path, name: str, n_packed: int) -> InputFile:
+    """The gzip stream of `n_packed` bytes at `path`; not one: a file as it is."""
+    with machine_errors(path), path.open("rb") as handle:
+        is_packed = handle.read(len(GZIP)) == GZIP
+        handle.seek(max(n_packed - 4, 0))
+        n_bytes = int.from_bytes(handle.read(4), "little")  # modulo 2^32 (RFC 1952)
+    if is_packed and n_bytes > MAX_DEFLATE_RATIO * n_packed:
+        sizes = f"{n_bytes} bytes from {n_packed}, more than deflate can expand"
+        raise CorruptInput(f"{name} declares {sizes}; fetch it again")
+    return InputFile(name, path, n_bytes if is_packed else n_packed, is_packed=is_packed)
 
 
 def _in_folder(folder: Path) -> Iterator[InputFile]:
@@ -173,11 +232,23 @@ def _require_few(n_files: int, source: Path) -> None:
         raise UnsupportedInput(f"{source} holds more than {MAX_FILES} files; expected one study; {remedy}")
 
 
+def _in_tar(path: Path) -> Iterator[InputFile]:
+    files: dict[str, InputFile] = {}
+    for name, content in tar_members(path):
+        if name in files:
+            raise CorruptInput(f"{path} holds 2 files named {name}; expected one of each name; pack it again")
+        files[name] = InputFile(f"{path.name}:{name}", path, len(content), content=content)
+        _require_few(len(files), path)
+    yield from (files[name] for name in sorted(files))
+
+
 def _in_archive(path: Path, stack: ExitStack) -> Iterator[InputFile]:
     _require_few(_declared_members(path), path)  # before zipfile builds an object for each
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    except NotImplementedError as error:
+        raise UnsupportedInput(f"{path} uses a feature of zip that is not supported ({error}); {_REPACK}") from error
+    except (zipfile.BadZipFile, ValueError) as error:
         raise CorruptInput(f"{path} is a damaged zip archive ({error}); fetch it again") from error
     members = [member for member in archive.infolist() if not member.is_dir()]
     _require_few(len(members), path)

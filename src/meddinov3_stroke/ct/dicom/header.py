@@ -99,6 +99,11 @@ def _as(read: Callable[[HeaderFields, str], Any], keyword: str) -> dict[str, Any
     return {"keyword": keyword, "read": read}
 
 
+def _rescale_type(found: HeaderFields, keyword: str) -> str:
+    luts = [HeaderFields(item, found.name) for item in found.sequence("ModalityLUTSequence")]
+    return luts[0].upper("ModalityLUTType") if luts else found.upper(keyword)
+
+
 def _columns(keyword: str, prefix: str, endings: Sequence[str]) -> dict[str, Any]:
     return {"keyword": keyword, "columns": tuple(f"{prefix}_{ending}" for ending in endings)}
 
@@ -211,6 +216,8 @@ class ImageHeader:
     """As stated in the header; the tilt used is that of the geometry."""
     frame_of_reference_uid: str = field(default="", metadata=_as(HeaderFields.text, "FrameOfReferenceUID"))
     """Positions under different ones cannot be compared."""
+    rescale_type: str = field(default="", metadata=_as(_rescale_type, "RescaleType"))
+    """Unit of the rescaled values; absent means HU (PS3.3 C.8.2.1)."""
     geometry_fault: str = ""
     """Why position, orientation or pixel spacing are None."""
 

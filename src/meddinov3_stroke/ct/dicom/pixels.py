@@ -6,24 +6,25 @@ A (stored values), PS3.3 C.11.1 (rescale) and C.7.5.1.1.2 (padding).
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
-from typing import NoReturn
 
 import numpy as np
 from jaxtyping import Bool, Integer, Real
-from pydicom.config import IGNORE
-from pydicom.uid import UID
 
-from meddinov3_stroke.ct.dicom import container
-from meddinov3_stroke.ct.dicom.container import EXPLICIT_BIG, ITEM_HEADER, DicomContent, PixelElement, parse_dataset
-from meddinov3_stroke.ct.dicom.decoders import JPEG_2000_SYNTAXES, PLUGINS, RLE_LOSSLESS, EncodedFrame, shared_codec
+from meddinov3_stroke.ct.dicom.codestreams import (
+    EXPORT,
+    NATIVE_SYNTAXES,
+    codestream,
+    named_syntax,
+    refuse,
+    require_size,
+    require_stated_kind,
+)
+from meddinov3_stroke.ct.dicom.container import EXPLICIT_BIG, DicomContent, PixelElement, parse_dataset
+from meddinov3_stroke.ct.dicom.decoders import PLUGINS, RLE_LOSSLESS, EncodedFrame, shared_codec
 from meddinov3_stroke.ct.dicom.header import ImageHeader, PixelFormat
 from meddinov3_stroke.errors import CorruptInput, UnsupportedInput
 from meddinov3_stroke.types import AIR_HU, PADDING_BELOW_HU
-
-NATIVE_SYNTAXES = frozenset((container.IMPLICIT_LITTLE, container.EXPLICIT_LITTLE, EXPLICIT_BIG, container.DEFLATED))
-"""Transfer syntaxes whose pixels are stored as they are."""
 
 JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 """12-bit lossy JPEG; its only complete decoder is under the GPL."""
@@ -31,13 +32,8 @@ JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 MAX_FRAME_PIXELS, MAX_PIXELS = 2**26, 2**28
 """Pixels of the largest frame, 8192 x 8192, and of all frames of one file; the same cap as for NIfTI volumes."""
 
-_J2K_START, _JP2_START, _JPEG_START = b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ", b"\xff\xd8"
-"""SOC and SIZ of a JPEG 2000 codestream (ITU-T T.800 A.4, A.5), the box that some writers put around it, and SOI."""
-
-_FRAME_HEADERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
-"""Markers of a JPEG's frame header, which has its size: SOF (ITU-T T.81 B.2.2) and SOF55 of JPEG-LS (T.87 C.2.2)."""
-
-_EXPORT = "export the series uncompressed (Explicit VR Little Endian)"
+MAX_EXCESS_BYTES = 512
+"""Bytes after the last pixel of the pixel data that are ignored; some writers fill the element up to a block."""
 
 Stored = Integer[np.ndarray, "row col"]
 Hu = Real[np.ndarray, "row col"]
@@ -47,15 +43,37 @@ WRAP, REPAIR_SHIFT, REPAIRED_INTERCEPT = 4096, 1000, -1000.0
 """The RSNA 2019 repair of 12-bit values that wrapped around: add 1000, subtract 4096 from those that reach it; the
 intercept is -1000."""
 
+CT_LIMIT_HU = 31_000.0
+"""Above all CT numbers: the extended scale for metal ends at 30,710 HU. Larger values are negative or wrong."""
+
+DENSE_BONE_HU = 1500.0
+"""A signed range that ends below this has no room for the bone of a head: the values are unsigned."""
+
+MAX_SATURATED_SHARE = 0.01
+"""Share of pixels up to which the largest unsigned value may be metal, so that it does not count as -1."""
+
 TISSUE_ABOVE_HU = -900.0
 """Padding above this could be tissue of the same value; only regions that touch the border become air."""
 
 
-def decode_frame(content: DicomContent, pixels: PixelFormat, frame: int, name: str) -> Stored:
-    """Stored values of one frame (0-based) before any rescale: 8, 16 or 32 bits in this machine's byte order, signed as
-    the header states; possibly read-only.
+WRAPPED = "had a wrong intercept and values wrapped at 4096 (the RSNA 2019 fault); repaired"
+LOW_BITS = "have a wrong High Bit; values are read from the low bits"
+EXCESS = "have bytes after the last pixel; ignored"
+PADDED = "are in files with zero bytes after the data set; ignored"
+SIGNED = "hold signed values but are declared unsigned (Pixel Representation); read as signed"
+UNSIGNED = "hold unsigned values but are declared signed (Pixel Representation); read as unsigned"
+BEYOND_CT = "hold values beyond the range of CT that no wrong sign explains; left unchanged"
+"""What was repaired or ignored in an image, after `n slices`."""
 
-    Bits beyond Bits Stored (overlays of older files) are removed, and the highest bit stored is the sign.
+
+def decode_frame(
+    content: DicomContent, pixels: PixelFormat, frame: int, name: str, repairs: set[str] | None = None
+) -> Stored:
+    """Stored values of one frame (0-based) before any rescale: 8, 16 or 32 bits in this machine's byte order, signed as
+    the header states, or where values are sign-extended; possibly read-only.
+
+    Bits beyond Bits Stored (overlays of older files) are removed, and the highest bit stored is the sign. `repairs`
+    gains what had to be repaired or ignored.
 
     Raises:
         CorruptInput: pixel data missing or of another length than declared, or a frame that cannot be decoded.
@@ -65,25 +83,22 @@ def decode_frame(content: DicomContent, pixels: PixelFormat, frame: int, name: s
     assert 0 <= frame < pixels.n_frames
     syntax, found = content.transfer_syntax, content.pixel_data
     if syntax not in NATIVE_SYNTAXES and syntax not in PLUGINS:
-        known = UID(syntax, IGNORE).name  # without a warning about an invalid UID
-        named = f"{syntax} ({known})" if known != syntax else syntax
         why = "its 12-bit decoder is under the GPL" if syntax == JPEG_EXTENDED else "there is no decoder for it"
-        raise UnsupportedInput(f"{name} has the transfer syntax {named!a}, not supported ({why}); {_EXPORT}")
+        raise UnsupportedInput(
+            f"{name} has the transfer syntax {named_syntax(syntax)!a}, not supported ({why}); {EXPORT}"
+        )
     if found is None:
-        _refuse(name, f"has no pixel data; expected {pixels.n_frames} frame(s)")
+        refuse(name, f"has no pixel data; expected {pixels.n_frames} frame(s)")
+    require_stated_kind(content, found, name)
+    repairs = set() if repairs is None else repairs
+    repairs |= {PADDED} if content.n_padding_bytes else set()
     if syntax in NATIVE_SYNTAXES:
-        return _without_unused_bits(_native_frame(content, found, pixels, frame, name), pixels)
-    if found.length is not None:
-        _refuse(name, f"has plain pixel data under the compressed transfer syntax {syntax}; expected fragments")
-    codestream = _codestream(content, found, pixels, frame, name)
-    _require_size(syntax, codestream, pixels, name)
-    values = shared_codec().decode(EncodedFrame(syntax, codestream, pixels), name)
+        return _without_unused_bits(_native_frame(content, found, pixels, frame, name, repairs), pixels, repairs)
+    encoded = codestream(content, found, pixels, frame, name)
+    require_size(syntax, encoded, pixels, name)
+    values = shared_codec().decode(EncodedFrame(syntax, encoded, pixels), name)
     # the other codecs apply a precision of their own
-    return _without_unused_bits(values, pixels) if syntax == RLE_LOSSLESS else values
-
-
-def _refuse(name: str, fault: str) -> NoReturn:
-    raise CorruptInput(f"{name} {fault}; it is damaged; fetch it again")
+    return _without_unused_bits(values, pixels, repairs) if syntax == RLE_LOSSLESS else values
 
 
 def _require_readable(pixels: PixelFormat, name: str) -> None:
@@ -93,21 +108,24 @@ def _require_readable(pixels: PixelFormat, name: str) -> None:
         raise UnsupportedInput(f"{name} has {found}; expected 1; give the CT images, not a colour picture of them")
     if allocated not in (8, 16, 32):  # others (1, 12, 24, 64) do not occur in CT
         raise UnsupportedInput(f"{name} has {allocated} bits allocated; expected 8, 16 or 32; export the series again")
-    if not 0 < stored <= high_bit + 1 <= allocated:
+    if not (0 < stored <= allocated and high_bit < allocated):
         found = f"{stored} bits stored up to high bit {high_bit} of {allocated} allocated"
-        _refuse(name, f"has {found}, which is impossible")
+        refuse(name, f"has {found}, which is impossible")
     sides = f"{pixels.n_frames} frame(s) of {pixels.rows} x {pixels.columns} pixels"
     if min(pixels.rows, pixels.columns, pixels.n_frames) < 1:
-        _refuse(name, f"declares {sides}; expected at least 1 of each")
+        refuse(name, f"declares {sides}; expected at least 1 of each")
     n_pixels = pixels.rows * pixels.columns
     if n_pixels > MAX_FRAME_PIXELS or n_pixels * pixels.n_frames > MAX_PIXELS:
         most = f"at most {MAX_FRAME_PIXELS} a frame and {MAX_PIXELS} in all are read"
         raise UnsupportedInput(f"{name} declares {sides}; {most}; the header is damaged or this is not a CT")
 
 
-def _native_frame(content: DicomContent, found: PixelElement, pixels: PixelFormat, frame: int, name: str) -> Stored:
+def _native_frame(
+    content: DicomContent, found: PixelElement, pixels: PixelFormat, frame: int, name: str, repairs: set[str]
+) -> Stored:
     n_pixels = pixels.rows * pixels.columns
-    require_length(found, pixels, name)
+    if require_length(content, found, pixels, name) > 1:
+        repairs.add(EXCESS)
     is_big_endian = content.transfer_syntax == EXPLICIT_BIG
     source, start = content.content, found.offset + frame * n_pixels * pixels.dtype.itemsize
     if is_big_endian and pixels.bits_allocated == 8 and found.vr == "OW":  # bytes within big endian words (annex D.2)
@@ -117,74 +135,46 @@ def _native_frame(content: DicomContent, found: PixelElement, pixels: PixelForma
     return stored.astype(pixels.dtype, copy=False).reshape(pixels.rows, pixels.columns)
 
 
-def require_length(found: PixelElement, pixels: PixelFormat, name: str) -> None:
-    """Check that native pixel data has the declared number of bytes, or one more for padding."""
+def require_length(content: DicomContent, found: PixelElement, pixels: PixelFormat, name: str) -> int:
+    """Bytes of native pixel data beyond the declared pixels: one for padding, or up to `MAX_EXCESS_BYTES`.
+
+    Raises `CorruptInput` for other lengths, and for an excess that may be another column: the image would be skewed.
+    """
     sides = f"{pixels.n_frames} frame(s) of {pixels.rows} x {pixels.columns} pixels of {pixels.bits_allocated} bits"
     n_values = pixels.rows * pixels.columns * pixels.samples_per_pixel * pixels.n_frames
     expected = n_values * pixels.bits_allocated // 8
-    if found.length is None or not expected <= found.length <= expected + 1:
-        length = "encapsulated" if found.length is None else f"{found.length} bytes of"
-        _refuse(name, f"has {length} pixel data; expected {expected} bytes ({sides})")
+    excess, end = (found.length or 0) - expected, found.offset + expected
+    column = pixels.rows * pixels.n_frames * pixels.bits_allocated // 8
+    is_column = excess > 1 and excess % column == 0 and any(content.content[end : end + excess])
+    if not 0 <= excess <= MAX_EXCESS_BYTES or is_column:
+        refuse(name, f"has {found.length} bytes of pixel data; expected {expected} bytes ({sides})")
+    return excess
 
 
-def _without_unused_bits(values: Stored, pixels: PixelFormat) -> Stored:
-    unused = pixels.bits_allocated - pixels.bits_stored
-    if unused == 0:
-        return values
-    shifted = values << (pixels.bits_allocated - 1 - pixels.high_bit)
-    return shifted >> unused
+def _without_unused_bits(values: Stored, pixels: PixelFormat, repairs: set[str]) -> Stored:
+    allocated, stored, high_bit = pixels.bits_allocated, pixels.bits_stored, pixels.high_bit
+    if high_bit < stored - 1 or _lie_in_low_bits(values, pixels):
+        repairs.add(LOW_BITS)
+        high_bit = stored - 1
+    if not pixels.is_signed and high_bit == stored - 1 and _are_sign_extended(values, pixels):
+        repairs.add(SIGNED)
+        return values.view(f"i{values.itemsize}")
+    return values if stored == allocated else (values << (allocated - 1 - high_bit)) >> (allocated - stored)
 
 
-def _codestream(content: DicomContent, found: PixelElement, pixels: PixelFormat, frame: int, name: str) -> bytes:
-    """The joined fragments of a frame: all of a single frame, else one for each frame or as the offset table says."""
-    (first, end), *fragments = found.fragments or ((0, 0),)
-    n_frames = pixels.n_frames
-    if not fragments or (n_frames > 1 and len(fragments) < n_frames):
-        n_found = f"has {len(fragments)} fragments of pixel data"
-        _refuse(name, f"{n_found}; expected one or more for each of {n_frames} frames")
-    if n_frames > 1 and len(fragments) == n_frames:
-        fragments = fragments[frame : frame + 1]
-    elif n_frames > 1:
-        table = np.frombuffer(content.content, "<u4", (end - first) // 4, first).tolist()
-        if len(table) != n_frames:
-            why = f"{len(fragments)} fragments for {n_frames} frames and no offset table that assigns them"
-            raise UnsupportedInput(f"{name} has {why}; {_EXPORT}")
-        low, high = [*(end + offset for offset in table), len(content.content)][frame : frame + 2]
-        fragments = [one for one in fragments if low <= one[0] - ITEM_HEADER < high]
-        if not fragments or fragments[0][0] - ITEM_HEADER != low:
-            _refuse(name, f"has an offset table that puts frame {frame + 1} where no fragment begins")
-    return b"".join(content.content[start:stop] for start, stop in fragments)
+def _are_sign_extended(values: Stored, pixels: PixelFormat) -> bool:
+    """Whether all bits above those stored repeat the highest of these, as in negative values; overlays do not."""
+    above, ones = values >> (pixels.bits_stored - 1), (2 << (pixels.bits_allocated - pixels.bits_stored)) - 1
+    return ones > 1 and bool((above == ones).any() and ((above <= 1) | (above == ones)).all())
 
 
-def _require_size(syntax: str, encoded: bytes, pixels: PixelFormat, name: str) -> None:
-    if syntax == RLE_LOSSLESS:  # which declares none
-        return
-    size = _jpeg_2000_size(encoded) if syntax in JPEG_2000_SYNTAXES else _jpeg_size(encoded)
-    if size != (pixels.rows, pixels.columns):
-        found = "no size" if size is None else f"{size[0]} x {size[1]} pixels"
-        declares = f"a compressed frame that declares {found}; expected {pixels.rows} x {pixels.columns}"
-        _refuse(name, f"has {declares}")
-
-
-def _jpeg_2000_size(encoded: bytes) -> tuple[int, int] | None:
-    start = encoded.find(_J2K_START) if encoded.startswith(_JP2_START) else 0
-    if start < 0 or not encoded.startswith(_J2K_START, start) or len(encoded) < start + 24:
-        return None
-    right, bottom, left, top = struct.unpack_from(">4I", encoded, start + 8)
-    return bottom - top, right - left
-
-
-def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
-    position = len(_JPEG_START)
-    if not encoded.startswith(_JPEG_START):
-        return None
-    while position + 9 <= len(encoded) and encoded[position] == 0xFF:
-        marker = encoded[position + 1]
-        if marker in _FRAME_HEADERS:
-            rows, columns = struct.unpack_from(">HH", encoded, position + 5)
-            return rows, columns
-        position += 1 if marker == 0xFF else 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
-    return None
+def _lie_in_low_bits(values: Stored, pixels: PixelFormat) -> bool:
+    """Whether values declared to lie in the upper bits lie in the low ones: some of these are set, and none above."""
+    raised = pixels.high_bit + 1 - pixels.bits_stored
+    if raised <= 0 or not (values & ((1 << raised) - 1)).any():
+        return False
+    above = values >> pixels.bits_stored
+    return bool(((above == 0) | (above == -1)).all())  # -1: the sign of a negative value
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,28 +185,60 @@ class ImageHu:
     """int16 if every value is a whole number in its range, else float32; padding above -1024 HU is already air."""
     n_padding_to_air: int
     """Declared padding of -1024 HU or more that was set to air."""
-    is_repaired: bool
-    """Whether the RSNA repair changed values."""
+    repair: str
+    """What was repaired in its values, or is beyond repair; empty if nothing."""
 
 
 def image_hu(stored: Stored, image: ImageHeader, content: DicomContent) -> ImageHu:
     """`stored` in HU by the image's own slope and intercept (or modality LUT), with padding as air."""
-    rescale, is_repaired, n_to_air = image.rescale, False, 0
+    rescale, repair, n_to_air = image.rescale, "", 0
+    padding = _padding(stored, image)
     if image.has_modality_lut:
         hu = _looked_up(stored, image, content)
     elif rescale.is_wrapped:
         shifted = stored.astype(np.int32) + REPAIR_SHIFT
         shifted[shifted >= WRAP] -= WRAP
         hu = _rescaled(shifted, rescale.slope, REPAIRED_INTERCEPT)
-        is_repaired = rescale.intercept != 0.0 or bool(stored.max() >= WRAP - REPAIR_SHIFT)  # else HU are the same
+        is_same = rescale.intercept == 0.0 and bool(stored.max() < WRAP - REPAIR_SHIFT)
+        repair = "" if is_same else WRAPPED
     else:
-        hu = _rescaled(stored, rescale.slope, rescale.intercept)
-    if image.padding is not None:
-        least, greatest = image.padding
-        padding = (stored >= least) & (stored <= greatest) if least != greatest else stored == least
-        if padding.any():
-            hu, n_to_air = _with_air(hu, padding)
-    return ImageHu(hu, n_to_air, is_repaired)
+        values, repair = _with_true_sign(stored, image, padding)
+        hu = _rescaled(values, rescale.slope, rescale.intercept)
+    if padding is not None and padding.any():
+        hu, n_to_air = _with_air(hu, padding)
+    return ImageHu(hu, n_to_air, repair)
+
+
+def _padding(stored: Stored, image: ImageHeader) -> Bool[np.ndarray, "row col"] | None:
+    if image.padding is None:
+        return None
+    least, greatest = image.padding
+    return (stored >= least) & (stored <= greatest) if least != greatest else stored == least
+
+
+def _with_true_sign(
+    stored: Stored, image: ImageHeader, padding: Bool[np.ndarray, "row col"] | None
+) -> tuple[Stored, str]:
+    """Stored values, with the other sign if the declared one gives HU that CT cannot have, and the repair."""
+    pixels, rescale, half = image.pixels, image.rescale, 1 << (image.pixels.bits_stored - 1)
+    if pixels.is_signed:
+        has_bone = (half - 1) * rescale.slope + rescale.intercept >= DENSE_BONE_HU
+        if has_bone or rescale.intercept > AIR_HU or pixels.bits_stored == pixels.bits_allocated:
+            return stored, ""
+        is_negative = stored < 0
+        # air and padding reach the border, bone does not
+        on_border = np.concatenate([is_negative[edge] for edge in (0, -1, (..., 0), (..., -1))]).any()
+        return (stored & (2 * half - 1), UNSIGNED) if is_negative.any() and not on_border else (stored, "")
+    if stored.dtype.kind == "i" or int(stored.max()) * rescale.slope + rescale.intercept <= CT_LIMIT_HU:
+        return stored, ""
+    is_negative = stored >= half if padding is None else (stored >= half) & ~padding
+    if not is_negative.any() or int(stored[is_negative].min()) * rescale.slope + rescale.intercept <= CT_LIMIT_HU:
+        return stored, ""
+    unused = pixels.bits_allocated - pixels.bits_stored
+    signed = (stored << unused).view(f"i{stored.itemsize}") >> unused
+    negative = signed[is_negative]
+    is_saturated = is_negative.mean() <= MAX_SATURATED_SHARE and int(negative.min()) == -1
+    return (stored, BEYOND_CT) if is_saturated or int(negative.min()) < -half // 2 else (signed, SIGNED)
 
 
 def _rescaled(stored: Stored, slope: float, intercept: float) -> Hu:

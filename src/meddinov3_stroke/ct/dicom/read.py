@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Real
 
-from meddinov3_stroke.ct.contents import OpenedInput, machine_errors, require_dicom_input
+from meddinov3_stroke.ct.contents import HEAD_BYTES, OpenedInput, machine_errors, recognise, require_dicom_input
 from meddinov3_stroke.ct.dicom.choice import choose, intended_use_hints
 from meddinov3_stroke.ct.dicom.container import DicomContent
 from meddinov3_stroke.ct.dicom.files import InputFile, files_of_series, is_header_index, open_files
@@ -31,7 +31,7 @@ from meddinov3_stroke.types import SliceImage, Volume, VolumeSource
 LOSSY = {"1.2.840.10008.1.2.4.81": "JPEG-LS near-lossless", "1.2.840.10008.1.2.4.91": "JPEG 2000"}
 """Transfer syntaxes that may have changed values."""
 
-READER_VERSION = 1
+READER_VERSION = 2
 """Raised when the same files would give other slices or HU, so that cached embeddings are not reused."""
 
 
@@ -85,7 +85,7 @@ class DicomInput(OpenedInput):
             raise UnsupportedInput(f"{self.path}: {size}; at most {self._max_voxels} voxels are read; raise max_voxels")
         if fault := scaling_fault(stack):
             raise CorruptInput(fault)
-        hu, n_to_air, n_repaired = self._decoded(stack)
+        hu, n_to_air, repairs = self._decoded(stack)
         affine = stack_affine(stack)
         orientation = canonical_orientation(affine)
         steps = tuple(slice(None, None, -1 if flip else 1) for flip in orientation.flips)
@@ -116,21 +116,23 @@ class DicomInput(OpenedInput):
             ),
             header_hints=intended_use_hints(stack),
             n_padding_voxels=n_padding + n_to_air,
-            warnings=(*_warnings(found, stack, n_repaired, n_to_air), *voxel_warnings),
+            warnings=(*_warnings(found, stack, repairs, n_to_air), *voxel_warnings),
         )
 
-    def _decoded(self, stack: Stack) -> tuple[Real[np.ndarray, "slice row col"], int, int]:
-        """(HU of the images as stored, int16 if all fit; pixels of padding set to air; images repaired)."""
+    def _decoded(self, stack: Stack) -> tuple[Real[np.ndarray, "slice row col"], int, Counter[str]]:
+        """(HU of the images as stored, int16 if all fit; pixels of padding set to air; images of each repair)."""
         hu: Real[np.ndarray, "slice row col"] = np.empty(file_shape(stack), dtype=np.int16)
-        n_to_air = n_repaired = 0
+        n_to_air, repairs = 0, Counter[str]()
         for k, (image, content) in enumerate(self._contents(stack)):
-            one = image_hu(decode_frame(content, image.pixels, image.frame or 0, image.file), image, content)
+            repaired: set[str] = set()
+            stored = decode_frame(content, image.pixels, image.frame or 0, image.file, repaired)
+            one = image_hu(stored, image, content)
             if one.hu.dtype != hu.dtype and hu.dtype == np.int16:
                 hu = hu.astype(np.float32)
             hu[k] = one.hu
             n_to_air += one.n_padding_to_air
-            n_repaired += one.is_repaired
-        return hu, n_to_air, n_repaired
+            repairs.update(repaired | ({one.repair} - {""}))
+        return hu, n_to_air, repairs
 
     def image_files(self) -> Iterator[bytes]:
         """The bytes of each file of the chosen stack, read once more."""
@@ -197,15 +199,22 @@ def _require_sound(found: Survey, where: str) -> None:
         return
     names = [name for name, _ in found.without_images]
     if names == [where]:
-        expected = "a NIfTI file, a DICOM file or folder, or a zip archive of one"
+        expected = "a NIfTI file, a DICOM file or folder, or a .zip, .tar or .tar.gz archive of one"
         what = f"{found.without_images[0][1]} and not .nii or .nii.gz"
         raise UnsupportedInput(f"{where} is {what}; expected a head CT: {expected}")
-    listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    expected = "expected a DICOM series; give a NIfTI volume by its own path"
+    listed = ", ".join(_named(found.files[name]) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+    unpack = "unpack it, then " if found.files[names[0]].is_member else ""
+    expected = f"expected a DICOM series; {unpack}give a NIfTI volume or an archive by its own path"
     raise MissingInput(f"{where} holds no DICOM image (found {listed}); {expected}")
 
 
-def _warnings(found: Survey, stack: Stack, n_repaired: int, n_to_air: int) -> Iterator[str]:
+def _named(file: InputFile) -> str:
+    """A file that is not DICOM, with what it is if that is known."""
+    kind = recognise(file.head(HEAD_BYTES))
+    return file.name if kind is None else f"{file.name}, {kind.name}"
+
+
+def _warnings(found: Survey, stack: Stack, repairs: Counter[str], n_to_air: int) -> Iterator[str]:
     yield from _left_out(found, stack)
     yield from layout_of(stack).notes
     scalings = {(image.rescale.slope, image.rescale.intercept) for image in stack.images}
@@ -215,9 +224,8 @@ def _warnings(found: Survey, stack: Stack, n_repaired: int, n_to_air: int) -> It
         yield "no rescale slope or intercept in the header; stored values are taken as HU"
     if lossy := LOSSY.get(stack.first.transfer_syntax):
         yield f"compressed with {lossy}, which may have changed values"
-    if n_repaired:
-        n = f"{n_repaired} of {len(stack.images)} slices"
-        yield f"{n} had a wrong intercept and values wrapped at 4096 (the RSNA 2019 fault); repaired"
+    for repair, n_repaired in sorted(repairs.items()):
+        yield f"{n_repaired} of {len(stack.images)} slices {repair}"
     if n_to_air:
         yield f"{n_to_air} pixels of declared padding read as air"
 

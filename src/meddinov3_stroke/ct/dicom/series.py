@@ -16,9 +16,9 @@ from jaxtyping import Float64
 from pydicom.config import IGNORE
 from pydicom.uid import UID
 
+from meddinov3_stroke.ct.dicom.codestreams import NATIVE_SYNTAXES
 from meddinov3_stroke.ct.dicom.decoders import PLUGINS
 from meddinov3_stroke.ct.dicom.header import ImageHeader
-from meddinov3_stroke.ct.dicom.pixels import NATIVE_SYNTAXES
 from meddinov3_stroke.ct.geometry import MAX_TILT_DEGREES
 
 Verdict = Literal["usable", "set aside", "refused"]
@@ -37,6 +37,9 @@ LOCALIZER_TYPES = frozenset({"LOCALIZER", "SCOUT", "SURVIEW", "REF_SURVIEW", "TO
 REPORT_TYPES = frozenset({"PATIENT_INFO", "DOSE_INFO", "RESULTS", "SCREEN SAVE", "SCREENSAVE", "DOSE", "REPORT"})
 """Image Type of a localizer (LOCALIZER in DICOM, C.8.2.1.1.1; the others are vendors' words), and of a picture of
 text."""
+
+HU_TYPES = frozenset({"", "HU", "HOUNSFIELD", "HOUNSFIELD UNITS"})
+"""Rescale Types of CT numbers; the others belong to spectral CT (PS3.3 C.11.1.1.2) or are unspecified (US)."""
 
 DIRECTION_TOLERANCE, SPACING_TOLERANCE_MM = 1e-3, 1e-4
 """Differences in direction cosines (0.06 degrees) and pixel spacing within which two images have the same plane."""
@@ -105,6 +108,7 @@ def role_fault(image: ImageHeader) -> str:
         (not LOCALIZER_TYPES.isdisjoint(image.image_type), "a localizer"),
         (not REPORT_TYPES.isdisjoint(image.image_type), "a picture of a report"),
         (sop_class and sop_class not in CT_IMAGES, f"SOP class {sop_class}, not CT"),
+        (image.rescale_type not in HU_TYPES, f"Rescale Type {image.rescale_type[:16]}, not HU"),
         (pixels.n_frames > 1 and image.frame is None, "a multi-frame object that does not say where its frames lie"),
         (not image.is_placed, image.geometry_fault),
     )

@@ -13,10 +13,11 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 
+from meddinov3_stroke.ct.dicom.codestreams import NATIVE_SYNTAXES, require_stated_kind
 from meddinov3_stroke.ct.dicom.container import DicomContent, begins_as_dicom, parse_dataset, read_structure
 from meddinov3_stroke.ct.dicom.files import InputFile
 from meddinov3_stroke.ct.dicom.header import HeaderFields, ImageHeader, PixelFormat, padding_of, rescale_of
-from meddinov3_stroke.ct.dicom.pixels import NATIVE_SYNTAXES, decode_frame, require_length
+from meddinov3_stroke.ct.dicom.pixels import decode_frame, require_length
 from meddinov3_stroke.ct.dicom.series import Stack, assemble, role_fault
 from meddinov3_stroke.ct.geometry import SPACING_RANGE_MM
 from meddinov3_stroke.errors import CorruptInput, InputError
@@ -175,8 +176,10 @@ def _ends_with_pixels(found: DicomContent, n_bytes: int) -> bool:
 def _checked_headers(content: DicomContent, name: str) -> tuple[ImageHeader, ...]:
     headers = headers_of(content, name)
     is_slice = any(not role_fault(header) for header in headers)  # other images are never decoded
-    if is_slice and content.pixel_data is not None and content.transfer_syntax in NATIVE_SYNTAXES:
-        require_length(content.pixel_data, headers[0].pixels, name)
+    if is_slice and content.pixel_data is not None:
+        require_stated_kind(content, content.pixel_data, name)
+        if content.transfer_syntax in NATIVE_SYNTAXES:
+            require_length(content, content.pixel_data, headers[0].pixels, name)
     return headers
 
 
@@ -269,6 +272,7 @@ def _frame_header(image: ImageHeader, frame: int, groups: Sequence[Dataset], nam
         image,
         frame=frame,
         rescale=image.rescale if transform is None else rescale_of(transform, image.pixels),
+        rescale_type=image.rescale_type if transform is None else transform.upper("RescaleType"),
         image_type=image.image_type if frame_type is None else frame_type.texts("FrameType"),
         kernel="\\".join(next(filter(any, kernels), ())) or image.kernel,
         slice_thickness_mm=thickness[0] if thickness else image.slice_thickness_mm,
