@@ -96,11 +96,14 @@ class CaseOptions(SliceOptions):
     input: OptionalPath = None
     """Volume: .nii, .nii.gz, or DICOM as a folder, .zip, .txt list or file (default: the first NIfTI in input/)."""
     series: str | None = None
-    """SeriesInstanceUID to read if a DICOM input holds several (default: by the rule that inspect prints)."""
+    """Series to read if a DICOM input holds several: its UID, or UID#2, as inspect lists it (default: by the rule that
+    inspect prints)."""
+    join_series: bool = False
+    """Read the slices of a DICOM study as one series; for exports that give every image a series UID of its own."""
 
     def source(self) -> VolumeInput:
         """The input these flags name; `MissingInput` if there is none."""
-        return VolumeInput(input_or_first(self.input), self.series)
+        return VolumeInput(input_or_first(self.input), self.series, join_series=self.join_series)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,10 @@ class Args(ConsoleOptions):
     output: Path
     """File to write; must end in .nii.gz. <name>.slices.json and <name>.json (its origin) are written beside it."""
     series: str | None = None
-    """SeriesInstanceUID to read if a DICOM input holds several (default: by the rule that inspect prints)."""
+    """Series to read if a DICOM input holds several: its UID, or UID#2, as inspect lists it (default: by the rule that
+    inspect prints)."""
+    join_series: bool = False
+    """Read the slices of a DICOM study as one series; for exports that give every image a series UID of its own."""
     spacing: tuple[float, float, float] | None = None
     """Resample to this spacing in mm, along x, y and z (columns, rows, slices), such as 1 1 1; for other tools only."""
     orientation: str = "LAS"
@@ -45,10 +48,10 @@ def run(args: Args) -> dict[str, Any]:
     from meddinov3_stroke.ct.writing import convert_with_dcm2niix
 
     if args.dcm2niix:
-        written = convert_with_dcm2niix(args.input, args.series, args.output)
+        written = convert_with_dcm2niix(args.input, args.series, args.output, join_series=args.join_series)
         document: dict[str, Any] = {"files": [str(path) for path in written]}
     else:
-        volume = read_volume(args.input, series=args.series)
+        volume = read_volume(args.input, series=args.series, join_series=args.join_series)
         for warning in volume.warnings:
             LOGGER.warning("%s", warning)
         document, written = _write(args, volume)

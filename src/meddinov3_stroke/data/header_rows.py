@@ -17,7 +17,7 @@ from meddinov3_stroke.ct.dicom.header import HeaderFields, ImageHeader
 from meddinov3_stroke.ct.dicom.survey import HEAD_BYTES, read_file_headers
 from meddinov3_stroke.errors import InputError, MachineError
 
-PASS_VERSION = 4  # raised when the same file would give another row; rows of older passes are then read again
+PASS_VERSION = 5  # raised when the same file would give another row; rows of older passes are then read again
 
 READ, SET_ASIDE, REJECTED, FAILED = "read", "set aside", "rejected", "failed"
 """Status of a file: its header was read, it has no image, it is damaged, or the machine could not read it this time."""

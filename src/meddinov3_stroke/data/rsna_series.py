@@ -195,7 +195,7 @@ def _fault_of(
     """(kind, reason) of a series without a usable volume, None if it has one."""
     if not headers[0].series_instance_uid:
         return "refused", "no Series Instance UID in the header"
-    n_owners = len({(header.study_instance_uid, header.patient_id) for header in headers})
+    n_owners = len({(header.study_instance_uid, header.patient_key) for header in headers})
     if n_owners > 1:
         return "refused", f"one Series Instance UID under {n_owners} studies or patients"
     if chosen is None:

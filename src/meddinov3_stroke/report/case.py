@@ -90,7 +90,7 @@ def _arrays(findings: CaseFindings) -> dict[str, np.ndarray]:
 
 def _top_slice(rank: int, one: TopSlice) -> dict[str, Any]:
     document = {"rank": rank, **asdict(one), "p_any": one.probabilities.get("any")}
-    document |= document.pop("image") or {"sop_instance_uid": None, "frame_number": None}
+    document |= document.pop("image") or dict.fromkeys(("sop_instance_uid", "frame_number", "instance_number"))
     document["position_mm"] = list(one.position_mm)
     document["reference_patch"] = one.reference_patch and list(one.reference_patch)
     return document
@@ -150,6 +150,7 @@ def dicom_document(source: VolumeSource) -> dict[str, Any] | None:
         "study_instance_uid": source.study_instance_uid,
         "series_instance_uid": source.series_instance_uid,
         "sop_instance_uids": [image.sop_instance_uid for image in source.images],
+        "instance_numbers": [image.instance_number for image in source.images],
         "frame_numbers": frames if any(frame is not None for frame in frames) else None,
     }
 

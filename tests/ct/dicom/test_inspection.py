@@ -157,7 +157,7 @@ def test_damaged_files_are_listed_and_their_consequence_told(tmp_path: Path) -> 
     ((name, reason),) = found.damaged
     assert name == "IM0004.dcm"
     assert "truncated" in reason
-    assert "a damaged file makes the whole input unreadable" in shown(found)
+    assert "a damaged file makes its series unreadable" in shown(found)
 
 
 def test_contrast_is_told(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pydicom.uid import UID
 
 from meddinov3_stroke.ct.contents import machine_errors, require_dicom_input
 from meddinov3_stroke.ct.dicom.files import open_files
+from meddinov3_stroke.ct.dicom.grouping import NO_CONTRAST, agent_of
 from meddinov3_stroke.ct.dicom.layout import layout_of
 from meddinov3_stroke.ct.dicom.series import SINGLE_IMAGE, Stack, scaling_fault
 from meddinov3_stroke.ct.dicom.survey import survey
@@ -39,21 +40,11 @@ _CONTRAST = re.compile(
     r"|perfusion|\bctp\b|venog|arterial|venous|\bkm\b|\d ?cc\b|\bpost\b(?![ -]?(?:op|fossa|trauma|surg))|增强",
     re.IGNORECASE,
 )
-_NO_CONTRAST = re.compile(
-    r"(?:non|without|w/o|\bwo\b|\bno\b|pre|\bohne\b|\bsans\b)[ -]*(?:iv[ -]*)?(?:con(?:trast)?|km|enhanced)\w*|without"
-    r"|w/o|\bwo\b|plain|\bnativ\w*|unenhanced|\bnc\b|\bnect\b|\bncct\b|\bnone\b|\bc-(?!\w)|\bohne\b|\bsans\b|平扫",
-    re.IGNORECASE,
-)
-"""Negations of contrast, with the word they negate; the rest of the text may still mention contrast."""
-
 _BOTH = re.compile(
     r"\bw(?:ith)?[ /]*(?:and|&|\+)?[ /]*w(?:/o|o|ithout)\b|\bw(?:/o|o|ithout)[ /]*(?:and|&|\+)[ /]*w(?:ith)?\b",
     re.IGNORECASE,
 )
 """With and without contrast: the series may be either."""
-
-_NO_AGENT = re.compile(r"\W*(?:no|n/?a|nil|not? given|0)?\W*", re.IGNORECASE)
-"""Entries that mean no agent was given."""
 
 _HEAD = re.compile(
     r"head|brain|skull|cran|crân|neuro|sch(?:ä|ae|a)del|cereb|hirn|cráneo|t[eê]te|kopf|cabe[zç]a|encéph|头|颅|脑",
@@ -66,7 +57,7 @@ _ELSEWHERE = re.compile(
 
 def is_sharp(stack: Stack) -> bool:
     """Whether the kernel, or the description of the series, is that of a sharp reconstruction."""
-    return any(_SHARP.search(words) for words in (stack.first.kernel, stack.first.series_description))
+    return any(_SHARP.search(words) for words in (stack.kernel, stack.first.series_description))
 
 
 def region_of(stack: Stack) -> str:
@@ -77,10 +68,10 @@ def region_of(stack: Stack) -> str:
 
 def contrast_hint(stack: Stack) -> str:
     """The header text that suggests contrast; empty if there is none."""
-    agent, description = stack.first.contrast, stack.first.series_description
-    if not _NO_AGENT.fullmatch(agent) and not _NO_CONTRAST.search(agent):
+    description = stack.first.series_description
+    if agent := agent_of(stack.first):
         return f"agent {agent!r}"
-    if _BOTH.search(description) or _CONTRAST.search(_NO_CONTRAST.sub(" ", description)):
+    if _BOTH.search(description) or _CONTRAST.search(NO_CONTRAST.sub(" ", description)):
         return f"description {description!r}"
     return ""
 
@@ -92,7 +83,7 @@ def intended_use_hints(stack: Stack) -> tuple[str, ...]:
     hints = {
         "body part": _ELSEWHERE.search(first.body_part) is not None and not is_head,
         "contrast agent": hint.startswith("agent"),
-        "sharp kernel": _SHARP.search(first.kernel) is not None,
+        "sharp kernel": _SHARP.search(stack.kernel) is not None,
         "contrast text": hint.startswith("description"),
         "region text": _ELSEWHERE.search(first.series_description) is not None and not is_head,
     }
@@ -110,8 +101,12 @@ def choose(stacks: Sequence[Stack], series_uid: str | None, where: str, *, allow
         AmbiguousInput: several patients or studies, and no series named.
     """
     if series_uid is not None:
-        known = ", ".join(sorted({stack.series_instance_uid for stack in stacks})[:8]) or "none"
-        stacks = [stack for stack in stacks if stack.series_instance_uid == series_uid]
+        known = ", ".join(sorted({stack.name for stack in stacks})[:8]) or "none"
+        stacks = [
+            stack
+            for stack in stacks
+            if series_uid in (stack.series_instance_uid, f"{stack.series_instance_uid}#{stack.number or 1}")
+        ]
         if not stacks:
             raise MissingInput(f"{where} has no series {series_uid}; found {known}; list them with inspect")
         where = f"{where}, series {series_uid}"
@@ -120,11 +115,13 @@ def choose(stacks: Sequence[Stack], series_uid: str | None, where: str, *, allow
         usable = [stack for stack in stacks if stack.reason == SINGLE_IMAGE]
     if not usable:
         raise _nothing_usable(stacks, where)
-    n_patients = len({stack.first.patient_id for stack in usable})
+    n_patients = len({stack.first.patient_key for stack in usable})
     n_studies = len({stack.study_instance_uid for stack in usable})
     if n_patients > 1 or n_studies > 1:
         kind = f"{n_patients} patients" if n_patients > 1 else f"{n_studies} studies"
-        remedy = "name its folder, or the series with --series UID (list them with inspect)"
+        names = sorted(stack.name for stack in usable)
+        listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        remedy = f"name its folder, or the series with --series (one of {listed}; inspect describes them)"
         raise AmbiguousInput(f"{where} holds {kind}; expected one study; {remedy}")
     return min(usable, key=rank)
 
@@ -134,7 +131,7 @@ def rank(stack: Stack) -> tuple[object, ...]:
     first, (least_mm, most_mm) = stack.first, USUAL_SPACING_MM
     return (
         len(stack.images) < LEAST_SLICES,
-        "DERIVED" in first.image_type,
+        stack.is_derived,
         contrast_hint(stack) != "",
         ("head", "", "elsewhere").index(region_of(stack)),
         is_sharp(stack),
@@ -145,8 +142,12 @@ def rank(stack: Stack) -> tuple[object, ...]:
 
 
 def _nothing_usable(stacks: Sequence[Stack], where: str) -> Exception:
+    single = {stack.series_instance_uid for stack in stacks if stack.reason == SINGLE_IMAGE}
     refused = [stack for stack in stacks if stack.verdict == "refused"]
-    reasons = "; ".join(f"{stack.series_instance_uid}: {stack.reason}" for stack in (refused or stacks)[:4])
+    if len(single) > 1 and not refused:
+        fault = f"every image has a series UID of its own ({len(single)} images)"
+        return UnsupportedInput(f"{where}: {fault}; read those of a study as one series with --join-series")
+    reasons = "; ".join(f"{stack.name}: {stack.reason}" for stack in (refused or stacks)[:4])
     more = f" and {len(refused or stacks) - 4} more" if len(refused or stacks) > 4 else ""
     outside = [stack for stack in stacks if "off axial" in stack.reason or stack.reason == SINGLE_IMAGE]
     error = OutOfScope if outside and not refused else UnsupportedInput
@@ -159,6 +160,8 @@ class SeriesFacts:
 
     study_instance_uid: str
     series_instance_uid: str
+    name: str
+    """What `--series` takes: the UID, with #1, #2, ... if the series has several stacks."""
     series_number: int | None
     modality: str
     description: str
@@ -201,7 +204,7 @@ class Inspection:
         return sum(one.verdict == "used" for one in self.series)
 
 
-def inspect_dicom(path: Path) -> Inspection:
+def inspect_dicom(path: Path, *, join_series: bool = False) -> Inspection:
     """Every series of the folder, archive, list or file at `path`; only headers are read.
 
     Raises:
@@ -210,16 +213,16 @@ def inspect_dicom(path: Path) -> Inspection:
     with machine_errors(path):
         require_dicom_input(path)
     with open_files(path) as files:
-        found = survey(files)
+        found = survey(files, join_series=join_series)
     usable: dict[tuple[str, str], list[Stack]] = defaultdict(list)
     for stack in found.stacks:
         if stack.verdict == "usable":
-            usable[stack.first.patient_id, stack.study_instance_uid].append(stack)
+            usable[stack.first.patient_key, stack.study_instance_uid].append(stack)
     used = {id(min(stacks, key=rank)) for stacks in usable.values()}
     return Inspection(
         series=tuple(_facts(stack, id(stack) in used) for stack in found.stacks),
         without_images=found.without_images,
-        damaged=tuple((name, str(error)) for name, error in found.damaged),
+        damaged=tuple((one.name, str(one.error)) for one in found.damaged),
         n_files=len(files),
     )
 
@@ -229,7 +232,7 @@ def _facts(stack: Stack, is_used: bool) -> SeriesFacts:
     verdict, reason = "used", ""
     if stack.verdict != "usable":
         verdict, reason = stack.verdict, stack.reason
-        outcome = Outcome.of(_nothing_usable([stack], stack.series_instance_uid))
+        outcome = Outcome.of(_nothing_usable([stack], stack.name))
     else:
         layout = layout_of(stack)
         if not is_used:
@@ -239,10 +242,11 @@ def _facts(stack: Stack, is_used: bool) -> SeriesFacts:
     return SeriesFacts(
         study_instance_uid=stack.study_instance_uid,
         series_instance_uid=stack.series_instance_uid,
+        name=stack.name,
         series_number=first.series_number,
         modality=first.modality,
         description=first.series_description,
-        kernel=first.kernel,
+        kernel=stack.kernel,
         n_images=len(stack.images),
         rows=first.pixels.rows,
         columns=first.pixels.columns,

@@ -1,0 +1,215 @@
+"""Which images of a series belong together, and in what two groups of images differ.
+
+Some attributes always separate images: patient, study, series, size, kernel, contrast agent, frame of reference,
+orientation, pixel spacing, and reformats. Others (phase, acquisition, original or derived) separate only images that
+could not be one volume: they share positions, or interleave unevenly.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Float64
+
+from meddinov3_stroke.ct.dicom.header import ImageHeader
+
+DIRECTION_TOLERANCE, SPACING_TOLERANCE_MM = 5e-3, 1e-3
+"""Differences in direction cosines (0.3 degrees) and pixel spacing (rounding to 3 decimals) within which two images
+have the same plane. Each slice keeps its own."""
+
+_PLANE_TOLERANCES = np.repeat([DIRECTION_TOLERANCE, SPACING_TOLERANCE_MM], [6, 2])
+
+MAX_PLANES = 64
+"""Orientations accepted in one series; images of further ones are refused. A reformat has a few."""
+
+POSITION_TOLERANCE_MM = 0.01
+"""Images closer than this along the normal share a position; the thinnest CT reconstructions are 0.1 mm apart."""
+
+UNEVEN_SHARE = 0.1
+"""Share of the median gap by which two gaps must differ to count as different here; scanners round positions."""
+
+_NO_AGENT = re.compile(r"\W*(?:no|n/?a|nil|not? given|0|keine?s?|aucun|ningun[oa]?)?\W*", re.IGNORECASE)
+"""Entries that mean no agent was given."""
+
+NO_CONTRAST = re.compile(
+    r"(?:non|without|w/o|\bwo\b|\bno\b|pre|\bohne\b|\bsans\b)[ -]*(?:iv[ -]*)?(?:con(?:trast)?|km|enhanced)\w*|without"
+    r"|w/o|\bwo\b|plain|\bnativ\w*|unenhanced|\bnc\b|\bnect\b|\bncct\b|\bnone\b|\bc-(?!\w)|\bohne\b|\bsans\b|平扫",
+    re.IGNORECASE,
+)
+"""Negations of contrast, with the word they negate; the rest of the text may still mention contrast."""
+
+_REFORMAT = re.compile(r"\b(?:MPR|MIP|MINIP|MPVR|REFORMAT\w*|PROJECTION|AVERAGED?|VRT|SSD|CPR|SUBTRACT\w*)\b")
+"""Words of Image Type for images computed from slices."""
+
+
+def agent_of(image: ImageHeader) -> str:
+    """The contrast agent; empty if the entry means that none was given."""
+    agent = image.contrast
+    return "" if _NO_AGENT.fullmatch(agent) or NO_CONTRAST.search(agent) else agent
+
+
+def _reformat(image: ImageHeader) -> str:
+    return " ".join(_REFORMAT.findall("\\".join(image.image_type)))
+
+
+def _kind(image: ImageHeader) -> str:
+    return "DERIVED" if "DERIVED" in image.image_type else "ORIGINAL"
+
+
+_PHASES: dict[str, Callable[[ImageHeader], int | None]] = {
+    "temporal position": lambda image: image.temporal_position,
+    "frame acquisition number": lambda image: image.frame_acquisition_number,
+    "acquisition number": lambda image: image.acquisition_number,
+    "series number": lambda image: image.series_number,
+}
+
+_SEPARATORS: dict[str, Callable[[ImageHeader], Hashable]] = {
+    **_PHASES,
+    "series UID": lambda image: image.series_instance_uid,
+    "kernel": lambda image: image.kernel,
+    "frame of reference": lambda image: image.frame_of_reference_uid,
+    "image type": _kind,
+    "orientation": lambda image: tuple(np.round(image.directions.ravel(), 3).tolist()),
+    "pixel spacing": lambda image: tuple(np.round(image.pixel_spacing_mm or (), 3).tolist()),
+}
+"""What separates images that cannot be one volume, in the order in which it is tried."""
+
+_OWNERS: dict[str, Callable[[ImageHeader], str]] = {
+    "patient": lambda image: image.patient_key,  # never printed
+    "study": lambda image: image.study_instance_uid,
+}
+
+_DIFFERENCES: dict[str, Callable[[ImageHeader], Hashable]] = {
+    "size": lambda image: f"{image.pixels.rows} x {image.pixels.columns}",
+    **{name: of for name, of in _SEPARATORS.items() if name not in ("series UID", "orientation")},
+    "contrast agent": lambda image: "stated" if agent_of(image) else "none",  # free text may name a patient
+    "reformat": _reformat,
+}
+
+
+def phase_of(image: ImageHeader) -> tuple[tuple[bool, int], ...]:
+    """Temporal position, acquisition and series numbers, as a sort key."""
+    return tuple((number is not None, number or 0) for number in (of(image) for of in _PHASES.values()))
+
+
+def groups(images: Iterable[ImageHeader], *, join_series: bool) -> list[list[ImageHeader]]:
+    """Images alike in all that always separates, but for orientation and pixel spacing.
+
+    A kernel or frame of reference that some images lack is that of the others, if these agree.
+    """
+    series: dict[tuple[object, ...], list[ImageHeader]] = defaultdict(list)
+    for image in images:
+        uid = "" if join_series else image.series_instance_uid
+        size = image.pixels.rows, image.pixels.columns
+        series[(image.patient_key, image.study_instance_uid, uid, *size, _reformat(image))].append(image)
+    found: list[list[ImageHeader]] = []
+    for of_series in series.values():
+        apart: dict[tuple[str, ...], list[ImageHeader]] = defaultdict(list)
+        kernels = _completed([image.kernel for image in of_series])
+        frames = _completed([image.frame_of_reference_uid for image in of_series])
+        for image, *key in zip(of_series, kernels, frames, strict=True):
+            apart[(*key, "".join(agent_of(image).split()).casefold())].append(image)
+        found += apart.values()
+    return found
+
+
+def _completed(values: Sequence[str]) -> list[str]:
+    stated = set(filter(None, values))
+    return [value or next(iter(stated)) for value in values] if len(stated) == 1 else list(values)
+
+
+def same_plane(images: Sequence[ImageHeader]) -> tuple[list[list[ImageHeader]], list[ImageHeader]]:
+    """(images of each orientation and pixel spacing, those of orientations beyond `MAX_PLANES`)."""
+    planes: list[list[ImageHeader]] = []
+    beyond: list[ImageHeader] = []
+    firsts = np.empty((MAX_PLANES, 8))
+    for image in images:
+        plane = np.concatenate([image.directions.ravel(), np.array(image.pixel_spacing_mm)])
+        alike = (np.abs(firsts[: len(planes)] - plane) <= _PLANE_TOLERANCES).all(axis=1)
+        if alike.any():
+            planes[int(alike.argmax())].append(image)
+        elif len(planes) < MAX_PLANES:
+            firsts[len(planes)] = plane
+            planes.append([image])
+        else:
+            beyond.append(image)
+    return planes, beyond
+
+
+def passes(images: Sequence[ImageHeader], *, is_refused: bool) -> list[list[ImageHeader]]:
+    """The images as passes over the head, if one attribute separates them into several and they are no single volume.
+
+    That is: `is_refused`, or they interleave unevenly although each pass for itself is more even.
+    """
+    if not is_refused and _n_runs(images) <= 2:
+        return [list(images)]
+    for label in _SEPARATORS.values():
+        found = _passes_by(label, images)
+        if len(found) > 1 and (is_refused or _n_runs(images) > sum(map(_n_runs, found)) + len(found)):
+            return found
+    return [list(images)]
+
+
+def _passes_by(label: Callable[[ImageHeader], Hashable], images: Sequence[ImageHeader]) -> list[list[ImageHeader]]:
+    """Images of one label are of one pass, and labels that continue each other too, such as rotations of one scan."""
+    parts: dict[Hashable, list[ImageHeader]] = defaultdict(list)
+    for image in images:
+        parts[label(image)].append(image)
+    found: list[list[ImageHeader]] = []
+    for _, part in sorted(parts.items(), key=lambda item: (item[0] is not None, item[0])):
+        begun = next((one for one in found if not _collide(one, part)), None)
+        if begun is None:
+            found.append(begun := [])
+        begun += part
+    return found
+
+
+def is_interleaved(images: Sequence[ImageHeader]) -> bool:
+    """Whether acquisitions that cover the same range alternate in what is read as one volume."""
+    return len(_passes_by(_PHASES["acquisition number"], images)) > 1
+
+
+def _distances_mm(images: Sequence[ImageHeader], normal: Float64[np.ndarray, " 3"]) -> Float64[np.ndarray, " image"]:
+    return np.sort(np.array([image.position_mm for image in images]) @ normal)
+
+
+def _collide(some: Sequence[ImageHeader], others: Sequence[ImageHeader]) -> bool:
+    """Whether they share a position, or over half the range of one."""
+    first, second = (_distances_mm(images, some[0].normal) for images in (some, others))
+    after = np.searchsorted(first, second)
+    nearest = (np.abs(first[np.clip(after - side, 0, len(first) - 1)] - second) for side in (0, 1))
+    if min(gaps.min() for gaps in nearest) <= POSITION_TOLERANCE_MM:
+        return True
+    shared_mm = min(first[-1], second[-1]) - max(first[0], second[0])
+    return bool(shared_mm > min(np.ptp(first), np.ptp(second)) / 2 > 0)
+
+
+def _n_runs(images: Sequence[ImageHeader]) -> int:
+    """Runs of equal gaps between the positions."""
+    gaps = np.diff(_distances_mm(images, images[0].normal))
+    gaps = gaps[gaps > POSITION_TOLERANCE_MM]
+    return 0 if not len(gaps) else 1 + int((np.abs(np.diff(gaps)) > UNEVEN_SHARE * np.median(gaps)).sum())
+
+
+def difference(some: Sequence[ImageHeader], others: Sequence[ImageHeader]) -> str:
+    """Names what separates two groups of images, with both values where each group has one."""
+    found = [name for name, of in _OWNERS.items() if {*map(of, some)}.isdisjoint(map(of, others))]
+    for name, of in _DIFFERENCES.items():
+        values = {of(image) for image in some}, {of(image) for image in others}
+        if values[0].isdisjoint(values[1]):
+            single = [next(iter(one)) for one in values if len(one) == 1]
+            here, there = single if len(single) == 2 else (None, None)
+            found.append(name if len(single) < 2 else f"{name} {_text(here)} / {_text(there)}")
+    turned = float(np.degrees(np.arccos(np.clip((some[0].directions * others[0].directions).sum(axis=1).min(), -1, 1))))
+    if turned > np.degrees(DIRECTION_TOLERANCE):
+        found.append(f"orientation turned by {turned:.1f} degrees")
+    return ", ".join(found) or "position"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return " x ".join(f"{side:g}" for side in value) + " mm"
+    return "none" if value is None or value == "" else str(value)
