@@ -231,6 +231,11 @@ class TopSlice:
     """(row, column) in the patch grid of the reference patch of its similarity map."""
     image: SliceImage | None = None  # the DICOM image the slice was read from, if any
 
+    @property
+    def instance_number(self) -> int | None:
+        """The number under which viewers show the slice, if DICOM states it."""
+        return self.image.instance_number if self.image else None
+
 
 @dataclass(frozen=True, eq=False)
 class CaseFindings:

@@ -184,10 +184,13 @@ def _probabilities(findings: CaseFindings) -> Table:
 
 
 def _top_slices(findings: CaseFindings) -> Table:
-    table = _table("Suspicious slices", "slice", "score", "z in mm", "highest type", numbers=slice(3))
+    is_numbered = any(one.instance_number is not None for one in findings.top_slices)
+    names = ("slice", *["Instance Number"][:is_numbered], "score", "z in mm")
+    table = _table("Suspicious slices", *names, "highest type", numbers=slice(len(names)))
     for one in findings.top_slices:
         types = {label: value for label, value in one.probabilities.items() if label != "any"}
         highest = max(types, key=types.__getitem__) if types else "-"
         named = f"{highest} {types[highest]:.4f}" if types else highest
-        table.add_row(str(one.slice_index), f"{one.score:.4f}", f"{one.position_mm[2]:.1f}", escape(named))
+        numbers = [str(one.slice_index), *[str(one.instance_number)][:is_numbered], f"{one.score:.4f}"]
+        table.add_row(*numbers, f"{one.position_mm[2]:.1f}", escape(named))
     return table

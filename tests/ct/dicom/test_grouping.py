@@ -336,3 +336,8 @@ def test_notes_give_the_instance_number_beside_the_index(tmp_path: Path) -> None
     volume = read_volume(tmp_path)
     assert volume.warnings[-1] == "a slice may be missing after slice 3 (Instance Number 97)"
     assert [image.instance_number for image in volume.source.images] == [100 - k for k in range(9)]
+
+
+def test_notes_of_multi_frame_objects_give_no_number_of_the_object(tmp_path: Path) -> None:
+    written(tmp_path, missing_slices=(4,), layout="enhanced")
+    assert read_volume(tmp_path).warnings[-1] == "a slice may be missing after slice 3"

@@ -121,7 +121,7 @@ def choose(stacks: Sequence[Stack], series_uid: str | None, where: str, *, allow
         kind = f"{n_patients} patients" if n_patients > 1 else f"{n_studies} studies"
         names = sorted(stack.name for stack in usable)
         listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-        remedy = f"name its folder, or the series with --series (one of {listed}; inspect describes them)"
+        remedy = f"name its folder, or the series with --series UID (one of {listed}; inspect describes them)"
         raise AmbiguousInput(f"{where} holds {kind}; expected one study; {remedy}")
     return min(usable, key=rank)
 
