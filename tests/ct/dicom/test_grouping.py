@@ -15,7 +15,7 @@ from dicom_writer import DicomOptions, DicomSeriesTruth, axial_geometry, write_d
 from meddinov3_stroke import read_volume
 from meddinov3_stroke.ct import open_input
 from meddinov3_stroke.ct.dicom.choice import inspect_dicom
-from meddinov3_stroke.errors import AmbiguousInput, CorruptInput, MissingInput, UnsupportedInput, UsageError
+from meddinov3_stroke.errors import AmbiguousInput, CorruptInput, MissingInput, OutOfScope, UnsupportedInput, UsageError
 from meddinov3_stroke.types import Volume, VolumeInput
 
 HU = np.random.default_rng(0).integers(-1000, 2500, (10, 9, 11))
@@ -273,6 +273,30 @@ def test_what_does_not_fit_is_not_joined(tmp_path: Path) -> None:
     assert read_volume(tmp_path, series="2.25.701", join_series=True).n_slices == 5
 
 
+def test_images_with_a_study_uid_each_cannot_be_joined_and_say_so(tmp_path: Path) -> None:
+    written(tmp_path)
+    own_uids(tmp_path)
+    change(tmp_path, lambda k, dataset: setattr(dataset, "StudyInstanceUID", f"2.25.8{k:02d}"))
+    with pytest.raises(UnsupportedInput, match=r"\(10 images\) and a study UID too; export the study again"):
+        read_volume(tmp_path)
+
+
+def test_single_images_that_were_joined_in_vain_are_single_images(tmp_path: Path) -> None:
+    written(tmp_path)
+    own_uids(tmp_path)
+    change(tmp_path, lambda k, dataset: setattr(dataset, "ConvolutionKernel", f"K{k}"))
+    with pytest.raises(OutOfScope, match="a single image"):
+        read_volume(tmp_path, join_series=True)
+
+
+def test_two_agents_are_two_volumes_and_no_agent_is_quoted(tmp_path: Path) -> None:
+    written(tmp_path)
+    change(tmp_path, lambda k, dataset: setattr(dataset, "ContrastBolusAgent", f"CANARY {k % 2}"))
+    (warning,) = [one for one in read_volume(tmp_path).warnings if one.startswith("only 5 of the 10")]
+    assert "(another contrast agent)" in warning
+    assert "CANARY" not in warning
+
+
 def test_joining_is_no_matter_of_nifti(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="omit --join-series"):
         read_volume(tmp_path / "a.nii.gz", join_series=True)
@@ -288,20 +312,35 @@ def cut(folder: Path, name: str, **changes: Any) -> None:
 
 
 LOCALIZER = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+LEFT_OUT = "1 damaged file of another series or kind left out (inspect lists them)"
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [LOCALIZER, LOCALIZER | {"SeriesInstanceUID": "2.25.6"}, {"SeriesInstanceUID": "2.25.6"}],
-    ids=["localizer", "localizer of its own series", "slice of another series"],
-)
-def test_a_truncated_file_of_another_kind_or_series_is_warned_of(tmp_path: Path, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("changes", [{}, {"SeriesInstanceUID": "2.25.6"}], ids=["of the series", "of its own"])
+def test_a_truncated_localizer_is_warned_of(tmp_path: Path, changes: dict[str, Any]) -> None:
     written(tmp_path)
-    cut(tmp_path, "CUT.dcm", **changes)
+    cut(tmp_path, "CUT.dcm", **LOCALIZER, **changes)
     volume = read_volume(tmp_path)
     assert volume.n_slices == 10
-    assert volume.warnings == ("1 damaged file of another series or kind left out (inspect lists them)",)
+    assert volume.warnings == (LEFT_OUT,)
     assert [name for name, _ in inspect_dicom(tmp_path).damaged] == ["CUT.dcm"]
+
+
+def test_a_truncated_slice_of_a_series_that_is_not_read_is_warned_of(tmp_path: Path) -> None:
+    written(tmp_path)
+    written(tmp_path / "other", seed=1, study_seed=0, kernel="H70h")
+    sharp = read_volume(tmp_path / "other").source.series_instance_uid
+    cut(tmp_path, "CUT.dcm", SeriesInstanceUID=sharp)
+    assert LEFT_OUT in read_volume(tmp_path).warnings
+    with pytest.raises(CorruptInput, match="truncated"):
+        read_volume(tmp_path, series=sharp)
+
+
+def test_a_series_of_damaged_files_alone_is_passed_over_only_by_naming_another(tmp_path: Path) -> None:
+    uid = written(tmp_path).identity.series_uid
+    cut(tmp_path, "CUT.dcm", SeriesInstanceUID="2.25.6")
+    with pytest.raises(CorruptInput, match=rf"truncated.*; or name the series to read: --series {uid}$"):
+        read_volume(tmp_path)
+    assert read_volume(tmp_path, series=uid).warnings == (LEFT_OUT,)
 
 
 @pytest.mark.parametrize("changes", [{}, {"SeriesInstanceUID": ""}], ids=["of the series", "of an unknown one"])

@@ -90,7 +90,14 @@ def intended_use_hints(stack: Stack) -> tuple[str, ...]:
     return tuple(name for name, applies in hints.items() if applies)
 
 
-def choose(stacks: Sequence[Stack], series_uid: str | None, where: str, *, allow_single_slice: bool = False) -> Stack:
+def choose(
+    stacks: Sequence[Stack],
+    series_uid: str | None,
+    where: str,
+    *,
+    allow_single_slice: bool = False,
+    is_joined: bool = False,
+) -> Stack:
     """The stack to read: that of the named series; if it has several or none is named, the first by the rule.
 
     With `allow_single_slice`, a single image is read if there is nothing else.
@@ -114,7 +121,7 @@ def choose(stacks: Sequence[Stack], series_uid: str | None, where: str, *, allow
     if not usable and allow_single_slice:
         usable = [stack for stack in stacks if stack.reason == SINGLE_IMAGE]
     if not usable:
-        raise _nothing_usable(stacks, where)
+        raise _nothing_usable(stacks, where, is_joined)
     n_patients = len({stack.first.patient_key for stack in usable})
     n_studies = len({stack.study_instance_uid for stack in usable})
     if n_patients > 1 or n_studies > 1:
@@ -137,15 +144,17 @@ def rank(stack: Stack) -> tuple[object, ...]:
         is_sharp(stack),
         not least_mm <= layout_of(stack).nominal_mm <= most_mm,
         *(-len(stack.images), first.series_number is None, first.series_number or 0),
-        *(stack.series_instance_uid, first.file),
+        *(stack.series_instance_uid, stack.number, first.file),
     )
 
 
-def _nothing_usable(stacks: Sequence[Stack], where: str) -> Exception:
-    single = {stack.series_instance_uid for stack in stacks if stack.reason == SINGLE_IMAGE}
+def _nothing_usable(stacks: Sequence[Stack], where: str, is_joined: bool = False) -> Exception:
+    single = {(stack.series_instance_uid, stack.study_instance_uid) for stack in stacks if stack.reason == SINGLE_IMAGE}
     refused = [stack for stack in stacks if stack.verdict == "refused"]
-    if len(single) > 1 and not refused:
+    if len(single) > 1 and not refused and not is_joined:
         fault = f"every image has a series UID of its own ({len(single)} images)"
+        if len({study for _, study in single}) == len(single):
+            return UnsupportedInput(f"{where}: {fault} and a study UID too; export the study again")
         return UnsupportedInput(f"{where}: {fault}; read those of a study as one series with --join-series")
     reasons = "; ".join(f"{stack.name}: {stack.reason}" for stack in (refused or stacks)[:4])
     more = f" and {len(refused or stacks) - 4} more" if len(refused or stacks) > 4 else ""

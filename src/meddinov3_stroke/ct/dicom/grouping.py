@@ -51,6 +51,10 @@ def agent_of(image: ImageHeader) -> str:
     return "" if _NO_AGENT.fullmatch(agent) or NO_CONTRAST.search(agent) else agent
 
 
+def _agent_key(image: ImageHeader) -> str:
+    return "".join(agent_of(image).split()).casefold()
+
+
 def _reformat(image: ImageHeader) -> str:
     return " ".join(_REFORMAT.findall("\\".join(image.image_type)))
 
@@ -111,7 +115,7 @@ def groups(images: Iterable[ImageHeader], *, join_series: bool) -> list[list[Ima
         kernels = _completed([image.kernel for image in of_series])
         frames = _completed([image.frame_of_reference_uid for image in of_series])
         for image, *key in zip(of_series, kernels, frames, strict=True):
-            apart[(*key, "".join(agent_of(image).split()).casefold())].append(image)
+            apart[(*key, _agent_key(image))].append(image)
         found += apart.values()
     return found
 
@@ -198,15 +202,15 @@ def difference(some: Sequence[ImageHeader], others: Sequence[ImageHeader]) -> st
     """Names what separates two groups of images, with both values where each group has one."""
     found = [name for name, of in _OWNERS.items() if {*map(of, some)}.isdisjoint(map(of, others))]
     for name, of in _DIFFERENCES.items():
-        values = {of(image) for image in some}, {of(image) for image in others}
-        if values[0].isdisjoint(values[1]):
-            single = [next(iter(one)) for one in values if len(one) == 1]
-            here, there = single if len(single) == 2 else (None, None)
-            found.append(name if len(single) < 2 else f"{name} {_text(here)} / {_text(there)}")
+        here, there = set(map(of, some)), set(map(of, others))
+        if here.isdisjoint(there):
+            found.append(f"{name} {_text(*here)} / {_text(*there)}" if len(here) == len(there) == 1 else name)
     turned = float(np.degrees(np.arccos(np.clip((some[0].directions * others[0].directions).sum(axis=1).min(), -1, 1))))
     if turned > np.degrees(DIRECTION_TOLERANCE):
         found.append(f"orientation turned by {turned:.1f} degrees")
-    return ", ".join(found) or "position"
+    return ", ".join(found) or (
+        "position" if _agent_key(some[0]) == _agent_key(others[0]) else "another contrast agent"
+    )
 
 
 def _text(value: object) -> str:

@@ -175,14 +175,22 @@ class DicomInput(OpenedInput):
 
     def _chosen(self, found: Survey, where: str) -> Stack:
         """The stack to read; damaged files of its series, or of an unknown one, are an error."""
+        is_single, is_joined = self._allow_single_slice, self.join_series
         try:
             _require_images(found, where)
-            stack = choose(found.stacks, self._series_uid, where, allow_single_slice=self._allow_single_slice)
+            stack = choose(found.stacks, self._series_uid, where, allow_single_slice=is_single, is_joined=is_joined)
         except (InputError, OutOfScope):
             _require_sound(found.damaged)
             raise
-        uids = None if self.join_series else {image.series_instance_uid for image in stack.images}
-        _require_sound([one for one in found.damaged if one.belongs_to(uids)])
+        uids = {image.series_instance_uid for image in stack.images}
+        slices = [one for one in found.damaged if one.is_slice]
+        _require_sound(
+            [one for one in slices if is_joined or not one.series_instance_uid or one.series_instance_uid in uids]
+        )
+        if self._series_uid is None:  # of a series of which the rule has seen nothing
+            known = {other.series_instance_uid for other in found.stacks}
+            unseen = [one for one in slices if one.series_instance_uid not in known]
+            _require_sound(unseen, f"; or name the series to read: --series {stack.name}")
         return stack
 
     def _contents(self, stack: Stack) -> Iterator[tuple[ImageHeader, DicomContent]]:
@@ -208,10 +216,10 @@ def _files_of(stack: Stack) -> dict[str, None]:
     return dict.fromkeys(image.file for image in stack.images)
 
 
-def _require_sound(damaged: Sequence[DamagedFile]) -> None:
+def _require_sound(damaged: Sequence[DamagedFile], remedy: str = "") -> None:
     if damaged:
         name, error = damaged[0].name, damaged[0].error
-        more = f" ({len(damaged)} such files)" if len(damaged) > 1 else ""
+        more = f" ({len(damaged)} such files){remedy}" if len(damaged) > 1 else remedy
         raise type(error)(f"{error}{more}" if name in str(error) else f"{name}: {error}{more}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -88,13 +88,15 @@ class DamagedFile:
     header: ImageHeader | None = None
     """Without pixels; None if nothing can be read."""
 
-    def belongs_to(self, series_uids: Collection[str] | None) -> bool:
-        """Whether it may be a slice of one of these series (None: of any): not if it states to be of another, or to be
-        a localizer or a picture of text."""
-        if self.header is None or not self.header.series_instance_uid:
-            return True
-        is_slice = (LOCALIZER_TYPES | REPORT_TYPES).isdisjoint(self.header.image_type)
-        return is_slice and (series_uids is None or self.header.series_instance_uid in series_uids)
+    @property
+    def series_instance_uid(self) -> str:
+        """The series it states; empty if unknown."""
+        return self.header.series_instance_uid if self.header else ""
+
+    @property
+    def is_slice(self) -> bool:
+        """False if it states to be a localizer or a picture of text."""
+        return self.header is None or (LOCALIZER_TYPES | REPORT_TYPES).isdisjoint(self.header.image_type)
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,7 +247,7 @@ def headers_of(content: DicomContent, name: str) -> tuple[ImageHeader, ...]:
     # other objects are set aside whatever their pixels are
     pixels = _pixel_format(found) if is_ct else PixelFormat(0, 0, 1, "", 0, 0, 0, is_signed=False)
     declared = {one.name: one.metadata for one in fields(ImageHeader) if "read" in one.metadata}
-    rescale, place = rescale_of(found, pixels), _place(found.floats, found.unreadable)
+    rescale, place = rescale_of(found, pixels), _place(lambda _: found)
     image = ImageHeader(
         file=name,
         frame=None,
@@ -288,18 +290,14 @@ def _frame_header(image: ImageHeader, frame: int, groups: Sequence[Dataset], nam
             if items := HeaderFields(group, name).sequence(keyword):
                 found[keyword] = HeaderFields(items[0], name)
 
-    def floats(keyword: str, n: int) -> list[float] | None:
-        holder = found.get(_GROUP_OF[keyword])
-        return None if holder is None else holder.floats(keyword, n)
+    def holder(keyword: str) -> HeaderFields:
+        return found.get(keyword, empty)
 
-    def unreadable(keyword: str) -> str:
-        holder = found.get(_GROUP_OF[keyword])
-        return "" if holder is None else holder.unreadable(keyword)
-
+    empty = HeaderFields(Dataset(), name)
     transform, frame_type = found.get(_TRANSFORM), found.get(_FRAME_TYPE)
     kernels = [found[group].texts("ConvolutionKernel") for group in _KERNEL_GROUPS if group in found]
-    place = _place(floats, unreadable)
-    thickness, content = floats("SliceThickness", 1), found.get(_CONTENT, HeaderFields(Dataset(), name))
+    place = _place(lambda keyword: holder(_GROUP_OF[keyword]))
+    thickness, content = holder(_GROUP_OF["SliceThickness"]).number("SliceThickness"), holder(_CONTENT)
     return replace(
         image,
         frame=frame,
@@ -309,26 +307,24 @@ def _frame_header(image: ImageHeader, frame: int, groups: Sequence[Dataset], nam
         rescale=image.rescale if transform is None else rescale_of(transform, image.pixels),
         image_type=image.image_type if frame_type is None else frame_type.texts("FrameType"),
         kernel="\\".join(next(filter(any, kernels), ())) or image.kernel,
-        slice_thickness_mm=thickness[0] if thickness else image.slice_thickness_mm,
-        numbers_as_text=(
-            *image.numbers_as_text,
-            *dict.fromkeys(name for one in found.values() for name in one.as_text),
-        ),
+        slice_thickness_mm=image.slice_thickness_mm if thickness is None else thickness,
+        numbers_as_text=(*image.numbers_as_text, *(text for one in found.values() for text in one.as_text)),
         **place,
     )
 
 
-def _place(floats: Callable[[str, int], list[float] | None], unreadable: Callable[[str], str]) -> dict[str, Any]:
-    position, cosines = floats("ImagePositionPatient", 3), floats("ImageOrientationPatient", 6)
-    spacing = floats("PixelSpacing", 2)
+def _place(holder: Callable[[str], HeaderFields]) -> dict[str, Any]:
+    """Position, orientation and pixel spacing as fields of a header; `holder` has the attribute of a keyword."""
+    wanted = {
+        "position": "ImagePositionPatient",
+        "orientation": "ImageOrientationPatient",
+        "pixel spacing": "PixelSpacing",
+    }
+    position, cosines, spacing = (holder(key).floats(key, n) for key, n in zip(wanted.values(), (3, 6, 2), strict=True))
     names = "position_mm", "row_direction", "column_direction", "pixel_spacing_mm", "geometry_fault"
     if position is None or cosines is None or spacing is None:
-        wanted = {
-            "position": (position, "ImagePositionPatient"),
-            "orientation": (cosines, "ImageOrientationPatient"),
-            "pixel spacing": (spacing, "PixelSpacing"),
-        }
-        texts = {name: unreadable(keyword) for name, (value, keyword) in wanted.items() if value is None}
+        values = zip(wanted.items(), (position, cosines, spacing), strict=True)
+        texts = {name: holder(key).unreadable(key) for (name, key), value in values if value is None}
         missing = ", ".join(name for name, text in texts.items() if not text)
         faults = [f"no {missing} in the header"] if missing else []
         faults += [f"{name} is {text}, which cannot be read" for name, text in texts.items() if text]
