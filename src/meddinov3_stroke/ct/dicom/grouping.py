@@ -8,6 +8,7 @@ could not be one volume: they share positions, or interleave unevenly.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
@@ -22,8 +23,8 @@ have the same plane. Each slice keeps its own."""
 
 _PLANE_TOLERANCES = np.repeat([DIRECTION_TOLERANCE, SPACING_TOLERANCE_MM], [6, 2])
 
-MAX_PLANES = 64
-"""Orientations accepted in one series; images of further ones are refused. A reformat has a few."""
+MAX_PLANES, MAX_PASSES = 64, 256
+"""Orientations accepted in one series, and passes; images of further ones are refused. A reformat has a few planes."""
 
 POSITION_TOLERANCE_MM = 0.01
 """Images closer than this along the normal share a position; the thinnest CT reconstructions are 0.1 mm apart."""
@@ -148,52 +149,58 @@ def passes(images: Sequence[ImageHeader], *, is_refused: bool) -> list[list[Imag
 
     That is: `is_refused`, or they interleave unevenly although each pass for itself is more even.
     """
-    if not is_refused and _n_runs(images) <= 2:
+    along = _distances_mm(images)
+    if not is_refused and _n_runs(along) <= 2:
         return [list(images)]
     for label in _SEPARATORS.values():
-        found = _passes_by(label, images)
-        if len(found) > 1 and (is_refused or _n_runs(images) > sum(map(_n_runs, found)) + len(found)):
-            return found
+        found = _passes_by(list(map(label, images)), along)
+        n_runs = sum(_n_runs(along[one]) for one in found)
+        if len(found) > 1 and (is_refused or _n_runs(along) > n_runs + len(found)):
+            return [[images[k] for k in one] for one in found]
     return [list(images)]
 
 
-def _passes_by(label: Callable[[ImageHeader], Hashable], images: Sequence[ImageHeader]) -> list[list[ImageHeader]]:
+def _passes_by(labels: Sequence[Hashable], along: Float64[np.ndarray, " image"]) -> list[list[int]]:
     """Images of one label are of one pass, and labels that continue each other too, such as rotations of one scan."""
-    parts: dict[Hashable, list[ImageHeader]] = defaultdict(list)
-    for image in images:
-        parts[label(image)].append(image)
-    found: list[list[ImageHeader]] = []
+    parts: dict[Hashable, list[int]] = defaultdict(list)
+    for k in np.argsort(along, kind="stable").tolist():
+        parts[labels[k]].append(k)
+    found: list[tuple[list[int], list[float]]] = []
     for _, part in sorted(parts.items(), key=lambda item: (item[0] is not None, item[0])):
-        begun = next((one for one in found if not _collide(one, part)), None)
+        places = along[part].tolist()
+        begun = next((one for one in found if not _collide(one[1], places)), None)
         if begun is None:
-            found.append(begun := [])
-        begun += part
-    return found
+            found.append(begun := ([], []))
+        begun[0].extend(part)
+        for place in places:
+            insort(begun[1], place)
+        if len(found) > MAX_PASSES:
+            return [list(range(len(along)))]
+    return [indices for indices, _ in found]
 
 
 def is_interleaved(images: Sequence[ImageHeader]) -> bool:
     """Whether acquisitions that cover the same range alternate in what is read as one volume."""
-    return len(_passes_by(_PHASES["acquisition number"], images)) > 1
+    return len(_passes_by(list(map(_PHASES["acquisition number"], images)), _distances_mm(images))) > 1
 
 
-def _distances_mm(images: Sequence[ImageHeader], normal: Float64[np.ndarray, " 3"]) -> Float64[np.ndarray, " image"]:
-    return np.sort(np.array([image.position_mm for image in images]) @ normal)
+def _distances_mm(images: Sequence[ImageHeader]) -> Float64[np.ndarray, " image"]:
+    return np.asarray(np.array([image.position_mm for image in images]) @ images[0].normal)
 
 
-def _collide(some: Sequence[ImageHeader], others: Sequence[ImageHeader]) -> bool:
-    """Whether they share a position, or over half the range of one."""
-    first, second = (_distances_mm(images, some[0].normal) for images in (some, others))
-    after = np.searchsorted(first, second)
-    nearest = (np.abs(first[np.clip(after - side, 0, len(first) - 1)] - second) for side in (0, 1))
-    if min(gaps.min() for gaps in nearest) <= POSITION_TOLERANCE_MM:
-        return True
-    shared_mm = min(first[-1], second[-1]) - max(first[0], second[0])
-    return bool(shared_mm > min(np.ptp(first), np.ptp(second)) / 2 > 0)
+def _collide(taken: list[float], places: list[float]) -> bool:
+    """Whether these positions, in order, share one, or over half the range of one of them."""
+    for place in places:
+        k = bisect_left(taken, place - POSITION_TOLERANCE_MM)
+        if k < len(taken) and taken[k] <= place + POSITION_TOLERANCE_MM:
+            return True
+    shared_mm = min(taken[-1], places[-1]) - max(taken[0], places[0])
+    return shared_mm > min(taken[-1] - taken[0], places[-1] - places[0]) / 2 > 0
 
 
-def _n_runs(images: Sequence[ImageHeader]) -> int:
+def _n_runs(along: Float64[np.ndarray, " image"]) -> int:
     """Runs of equal gaps between the positions."""
-    gaps = np.diff(_distances_mm(images, images[0].normal))
+    gaps = np.diff(np.sort(along))
     gaps = gaps[gaps > POSITION_TOLERANCE_MM]
     return 0 if not len(gaps) else 1 + int((np.abs(np.diff(gaps)) > UNEVEN_SHARE * np.median(gaps)).sum())
 
