@@ -90,16 +90,21 @@ class SliceOptions(BackboneOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaseOptions(SliceOptions):
+class SeriesOptions:
+    """Which images of a DICOM input are read."""
+
+    series: str | None = None
+    """Series to read if a DICOM input holds several: UID or UID#2, as inspect lists it (default: by the rule it prints)."""
+    join_series: bool = False
+    """Read the slices of a DICOM study as one series; for exports that give every image a series UID of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseOptions(SeriesOptions, SliceOptions):
     """Which head CT, and where the results go."""
 
     input: OptionalPath = None
     """Volume: .nii, .nii.gz, or DICOM as a folder, .zip, .txt list or file (default: the first NIfTI in input/)."""
-    series: str | None = None
-    """Series to read if a DICOM input holds several: its UID, or UID#2, as inspect lists it (default: by the rule that
-    inspect prints)."""
-    join_series: bool = False
-    """Read the slices of a DICOM study as one series; for exports that give every image a series UID of its own."""
 
     def source(self) -> VolumeInput:
         """The input these flags name; `MissingInput` if there is none."""
