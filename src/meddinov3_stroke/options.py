@@ -94,7 +94,7 @@ class SeriesOptions:
     """Which images of a DICOM input are read."""
 
     series: str | None = None
-    """Series to read if a DICOM input holds several: UID or UID#2, as inspect lists it (default: by the rule it prints)."""
+    """Series to read if a DICOM input holds several: UID or UID#2, as inspect lists it (default: by its rule)."""
     join_series: bool = False
     """Read the slices of a DICOM study as one series; for exports that give every image a series UID of its own."""
 
