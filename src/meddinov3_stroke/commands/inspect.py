@@ -110,6 +110,8 @@ def print_inspection(found: Inspection, rule: str, console: Console | None = Non
         console.print(
             "UID#1, UID#2, ...: volumes of one series, in order of phase, acquisition and series number, then of size"
         )
+    if found.is_of_single_images:
+        console.print("every image has a series UID of its own: --join-series lists and reads them as one series")
     if found.n_used:
         console.print(f"rule: {rule}")
     if found.n_used > 1:

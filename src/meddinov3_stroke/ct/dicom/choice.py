@@ -12,7 +12,7 @@ from pydicom.uid import UID
 
 from meddinov3_stroke.ct.contents import machine_errors, require_dicom_input
 from meddinov3_stroke.ct.dicom.files import open_files
-from meddinov3_stroke.ct.dicom.grouping import NO_CONTRAST, agent_of
+from meddinov3_stroke.ct.dicom.grouping import NO_CONTRAST, agent_of, difference
 from meddinov3_stroke.ct.dicom.layout import layout_of
 from meddinov3_stroke.ct.dicom.series import SINGLE_IMAGE, Stack, scaling_fault
 from meddinov3_stroke.ct.dicom.survey import survey
@@ -191,7 +191,7 @@ class SeriesFacts:
     reason: str
     """Why it is not used."""
     notes: tuple[str, ...]
-    """Gaps, missing slices, tilt."""
+    """In what it differs from the first stack of its series; gaps, missing slices, tilt."""
     outcome: Outcome
     """How reading it by its UID would end, as far as its headers show."""
 
@@ -206,6 +206,11 @@ class Inspection:
     damaged: tuple[tuple[str, str], ...]
     """(file, why it cannot be read)."""
     n_files: int
+
+    @property
+    def is_of_single_images(self) -> bool:
+        """Whether there is nothing but single images, each with a series UID of its own."""
+        return not self.n_used and sum(one.reason == SINGLE_IMAGE for one in self.series) > 1
 
     @property
     def n_used(self) -> int:
@@ -228,16 +233,18 @@ def inspect_dicom(path: Path, *, join_series: bool = False) -> Inspection:
         if stack.verdict == "usable":
             usable[stack.first.patient_key, stack.study_instance_uid].append(stack)
     used = {id(min(stacks, key=rank)) for stacks in usable.values()}
+    first = {stack.series_instance_uid: stack for stack in found.stacks if stack.number == 1}
     return Inspection(
-        series=tuple(_facts(stack, id(stack) in used) for stack in found.stacks),
+        series=tuple(_facts(stack, id(stack) in used, first.get(stack.series_instance_uid)) for stack in found.stacks),
         without_images=found.without_images,
         damaged=tuple((one.name, str(one.error)) for one in found.damaged),
         n_files=len(files),
     )
 
 
-def _facts(stack: Stack, is_used: bool) -> SeriesFacts:
+def _facts(stack: Stack, is_used: bool, first_of_series: Stack | None) -> SeriesFacts:
     first, outcome, layout = stack.first, Outcome(), None
+    differing = difference(first_of_series.images, stack.images) if first_of_series and stack.number > 1 else ""
     verdict, reason = "used", ""
     if stack.verdict != "usable":
         verdict, reason = stack.verdict, stack.reason
@@ -266,6 +273,6 @@ def _facts(stack: Stack, is_used: bool) -> SeriesFacts:
         transfer_syntax=UID(first.transfer_syntax).name,
         verdict=verdict,
         reason=reason,
-        notes=layout.notes if layout else (),
+        notes=(*[f"differs from #1 in {differing}"][: bool(differing)], *(layout.notes if layout else ())),
         outcome=outcome,
     )
