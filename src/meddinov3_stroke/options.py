@@ -90,17 +90,25 @@ class SliceOptions(BackboneOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaseOptions(SliceOptions):
+class SeriesOptions:
+    """Which images of a DICOM input are read."""
+
+    series: str | None = None
+    """Series to read if a DICOM input holds several: UID or UID#2, as inspect lists it (default: by its rule)."""
+    join_series: bool = False
+    """Read the slices of a DICOM study as one series; for exports that give every image a series UID of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseOptions(SeriesOptions, SliceOptions):
     """Which head CT, and where the results go."""
 
     input: OptionalPath = None
     """Volume: .nii, .nii.gz, or DICOM: folder, .zip, .tar(.gz), .txt list or file (default: first NIfTI in input/)."""
-    series: str | None = None
-    """SeriesInstanceUID to read if a DICOM input holds several (default: by the rule that inspect prints)."""
 
     def source(self) -> VolumeInput:
         """The input these flags name; `MissingInput` if there is none."""
-        return VolumeInput(input_or_first(self.input), self.series)
+        return VolumeInput(input_or_first(self.input), self.series, join_series=self.join_series)
 
 
 @dataclass(frozen=True, kw_only=True)

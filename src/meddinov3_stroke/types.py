@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,15 +30,22 @@ def scaled_hu(stored: Real[np.ndarray, "*shape"], slope: float, intercept: float
     return hu
 
 
+STACK_NUMBER = re.compile(r"#\d+$")
+"""Ending of a series name: `UID#2` is the second volume of a series that has several, as `inspect` lists them."""
+
+
 @dataclass(frozen=True)
 class VolumeInput:
     """Where a volume is to be read from."""
 
     path: Path  # a NIfTI file; a DICOM file, folder, archive or list of files (.txt); or a header index (.parquet)
     series_uid: str | None = None
-    """The series to read if the path holds several; without it the rule of `ct.dicom.choice` decides."""
+    """The series to read if the path holds several, as `inspect` names it (UID, or UID#2 for the second volume of a
+    series); without it the rule of `ct.dicom.choice` decides."""
     format: Literal["nifti", "dicom"] | None = None
     """The only format accepted at `path`, as a column of a series table implies; None accepts both."""
+    join_series: bool = False
+    """Read the slices of a DICOM study as one series, whatever their series UIDs."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,8 @@ class SliceImage:
     sop_instance_uid: str
     frame_number: int | None = None
     """1-based, as DICOM counts, in a multi-frame object; None if the object is the image."""
+    instance_number: int | None = None
+    """As viewers show it; slices are not ordered by it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,6 +231,11 @@ class TopSlice:
     reference_patch: tuple[int, int] | None = None
     """(row, column) in the patch grid of the reference patch of its similarity map."""
     image: SliceImage | None = None  # the DICOM image the slice was read from, if any
+
+    @property
+    def instance_number(self) -> int | None:
+        """The number under which viewers show the slice, if DICOM states it."""
+        return self.image.instance_number if self.image else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -62,6 +62,15 @@ def test_an_id_that_matches_nothing_is_warned_of_and_counted(series_csv: Write, 
     assert "ID_unknown" in warning
 
 
+def test_a_series_named_as_one_of_several_volumes_is_known_by_its_uid(
+    series_csv: Write, ids: Callable[[str], Path]
+) -> None:
+    rows = [row.replace(",R1,", ",R1#2,") for row in ROWS]
+    for text in ("R1", "R1#2"):
+        table = read_series_table(series_csv(*rows, header=HEADER), exclude_ids=ids(text))
+        assert table.frame["study_uid"].tolist() == ["S3", "S4", "S4", "S5"]
+
+
 def test_a_part_of_an_id_is_no_match(series_csv: Write, ids: Callable[[str], Path]) -> None:
     table = read_series_table(series_csv(*ROWS, header=HEADER), exclude_ids=ids("P\nP3"))
     assert len(table) == len(ROWS) - 1

@@ -23,9 +23,10 @@ def header(*columns: str) -> str:
 
 
 def test_a_row_may_name_a_dicom_folder_and_its_series(series_csv: Write, tmp_path: Path) -> None:
-    csv = series_csv("study one,S1,1.2.3" + NO_LABELS, "study two,S2," + NO_LABELS, header=header("dicom_path"))
-    table = read_series_table(csv)
-    assert table.inputs == (VolumeInput(tmp_path / "study one", "1.2.3"), VolumeInput(tmp_path / "study two"))
+    rows = [f"{cells}{NO_LABELS}" for cells in ("study one,S1,1.2.3", "study two,S2,", "study one,S1,1.2.4#2")]
+    one, two, three = read_series_table(series_csv(*rows, header=header("dicom_path"))).inputs
+    assert (one, two) == (VolumeInput(tmp_path / "study one", "1.2.3"), VolumeInput(tmp_path / "study two"))
+    assert three == VolumeInput(tmp_path / "study one", "1.2.4#2")
 
 
 def test_an_index_holds_many_series_and_a_row_is_one_of_them(series_csv: Write, tmp_path: Path) -> None:

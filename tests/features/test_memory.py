@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
 
 from meddinov3_stroke.errors import CorruptInput, StorageError
@@ -155,6 +156,21 @@ def test_a_digest_of_another_dicom_reader_is_not_used(extractor, store, memory, 
     found += [next(extract([dicom_folder], extractor, store, memory=memory)) for _ in range(2)]
     assert [one.from_cache for one in found] == [False, True, False, True]
     assert found[1].embeddings.source.sha256 != found[3].embeddings.source.sha256
+
+
+@pytest.mark.usefixtures("later")
+def test_what_is_read_joined_or_by_another_name_is_never_taken_for_the_other(
+    extractor, store, memory, dicom_folder
+) -> None:
+    for k, path in enumerate(sorted(dicom_folder.iterdir())):
+        dataset = pydicom.dcmread(path)
+        dataset.SeriesInstanceUID = f"2.25.{1 + k % 2}"
+        dataset.save_as(path)
+    ways = [{}, {"join_series": True}, {"series_uid": "2.25.2"}]
+    inputs = [VolumeInput(dicom_folder, **how) for how in ways] * 2
+    found = [next(extract([one], extractor, store, memory=memory, force=True)) for one in inputs]
+    assert [one.from_cache for one in found] == [False] * 3 + [True] * 3
+    assert [one.embeddings.n_slices for one in found] == [4, 8, 4] * 2
 
 
 @pytest.mark.usefixtures("later")

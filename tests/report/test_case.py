@@ -62,6 +62,7 @@ def test_each_top_slice_holds_index_score_place_probabilities_and_reference(pred
             "reference_patch": list(one.reference_patch),
             "sop_instance_uid": None,
             "frame_number": None,
+            "instance_number": None,
         }
 
 

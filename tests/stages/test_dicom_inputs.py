@@ -151,3 +151,53 @@ def test_the_real_head_ct_as_dicom_and_as_nifti_has_the_same_embeddings(shared_d
     cosines = (from_dicom * from_nifti).sum(axis=1) / norms
     assert len(cosines) == 5
     assert cosines.min() >= 0.99999
+
+
+def two_kernels(folder: Path) -> None:
+    """Every other slice of another kernel, under one series UID."""
+    for path in sorted(folder.iterdir()):
+        dataset = pydicom.dcmread(path)
+        dataset.ConvolutionKernel = "H60s" if dataset.InstanceNumber % 2 else "H31s"
+        dataset.save_as(path)
+
+
+def test_a_volume_of_a_series_is_named_alike_by_inspect_embed_and_convert(
+    make_series, embed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = make_series()
+    two_kernels(truth.folder)
+    assert cli.main(["inspect", str(truth.folder), "--output-json", str(tmp_path / "found.json")]) == 0
+    names = [one["name"] for one in json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["series"]]
+    assert sorted(names) == [f"{truth.identity.series_uid}#{k}" for k in (1, 2)]
+    shown = capsys.readouterr().out
+    assert all(f"UID {name}" in shown for name in names)
+    assert "UID#1, UID#2, ...: volumes of one series, in order of phase" in shown
+    found = {}
+    for name in names:
+        _, summary = embed(truth.folder, "--series", name)
+        found[name] = summary["dicom"]["instance_numbers"]
+        out = tmp_path / "out.nii.gz"
+        assert cli.main(["convert", "-i", str(truth.folder), "--output", str(out), "--series", name, "--quiet"]) == 0
+        slices = json.loads((tmp_path / "out.slices.json").read_text(encoding="utf-8"))
+        assert slices["instance_numbers"] == found[name]
+    assert sorted(found.values()) == [[1, 3, 5, 7], [2, 4, 6, 8]]
+
+
+def test_images_with_a_series_uid_each_are_predicted_and_converted_joined(make_series, predict, tmp_path: Path) -> None:
+    truth = make_series()
+    whole = predict(truth.folder)
+    for k, path in enumerate(sorted(truth.folder.iterdir())):
+        dataset = pydicom.dcmread(path)
+        dataset.SeriesInstanceUID = f"2.25.{k + 1}"
+        dataset.save_as(path)
+    out = ["--output", str(tmp_path / "out.nii.gz"), "--quiet"]
+    assert cli.main(["convert", "-i", str(truth.folder), *out]) == 3
+    assert cli.main(["convert", "-i", str(truth.folder), *out, "--join-series"]) == 0
+    assert cli.main(["inspect", str(truth.folder), "--join-series", "--quiet"]) == 0
+    joined = predict(truth.folder, "--join-series")
+    assert joined["probabilities"] == whole["probabilities"]
+    assert joined["dicom"]["series_instance_uid"] == "2.25.1"
+    assert "images of 8 series UIDs are read as one series, 2.25.1 (--join-series)" in joined["warnings"]
+    assert [one["instance_number"] for one in joined["top_slices"]] == [
+        joined["dicom"]["instance_numbers"][one["slice_index"]] for one in joined["top_slices"]
+    ]

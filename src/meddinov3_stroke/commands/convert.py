@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meddinov3_stroke.errors import UsageError
-from meddinov3_stroke.options import InputPath
+from meddinov3_stroke.options import InputPath, SeriesOptions
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.nifti_bytes import NIFTI_SUFFIX, nifti_bytes
 from meddinov3_stroke.system.provenance import DISCLAIMER
@@ -21,15 +21,13 @@ LOGGER = logging.getLogger("meddinov3_stroke")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(ConsoleOptions):
+class Args(SeriesOptions, ConsoleOptions):
     """Write a head CT as NIfTI, with a JSON file for what NIfTI cannot store. Inference needs no conversion."""
 
     input: InputPath
     """Volume: .nii, .nii.gz, or DICOM as a folder, .zip, .tar(.gz), .txt list of files or file."""
     output: Path
     """File to write; must end in .nii.gz. <name>.slices.json and <name>.json (its origin) are written beside it."""
-    series: str | None = None
-    """SeriesInstanceUID to read if a DICOM input holds several (default: by the rule that inspect prints)."""
     spacing: tuple[float, float, float] | None = None
     """Resample to this spacing in mm, along x, y and z (columns, rows, slices), such as 1 1 1; for other tools only."""
     orientation: str = "LAS"
@@ -45,10 +43,10 @@ def run(args: Args) -> dict[str, Any]:
     from meddinov3_stroke.ct.writing import convert_with_dcm2niix
 
     if args.dcm2niix:
-        written = convert_with_dcm2niix(args.input, args.series, args.output)
+        written = convert_with_dcm2niix(args.input, args.series, args.output, join_series=args.join_series)
         document: dict[str, Any] = {"files": [str(path) for path in written]}
     else:
-        volume = read_volume(args.input, series=args.series)
+        volume = read_volume(args.input, series=args.series, join_series=args.join_series)
         for warning in volume.warnings:
             LOGGER.warning("%s", warning)
         document, written = _write(args, volume)

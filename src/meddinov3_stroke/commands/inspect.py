@@ -34,6 +34,8 @@ class Args(ConsoleOptions):
 
     path: Annotated[Path, tyro.conf.Positional]
     """Folder, .zip, .tar(.gz), .txt list of files, DICOM file, or NIfTI volume."""
+    join_series: bool = False
+    """List the slices of a study as one series, as --join-series of the other commands reads them."""
     output_json: Path | None = None
     """JSON file to write the same facts to."""
 
@@ -44,7 +46,7 @@ def run(args: Args) -> dict[str, Any]:
     from meddinov3_stroke.system.atomic import write_json
     from meddinov3_stroke.system.provenance import provenance
 
-    facts = _volume_facts(args.path) if is_nifti_name(args.path) else _series_facts(args.path)
+    facts = _volume_facts(args.path) if is_nifti_name(args.path) else _series_facts(args.path, args.join_series)
     document = {**provenance(), "input": str(args.path), **facts}
     if args.output_json is not None:
         write_json(args.output_json, document)
@@ -71,10 +73,10 @@ def _volume_facts(path: Path) -> dict[str, Any]:
     }
 
 
-def _series_facts(path: Path) -> dict[str, Any]:
+def _series_facts(path: Path, join_series: bool) -> dict[str, Any]:
     from meddinov3_stroke.ct.dicom.choice import RULE, inspect_dicom
 
-    found = inspect_dicom(path)
+    found = inspect_dicom(path, join_series=join_series)
     print_inspection(found, RULE)
     document = asdict(found)
     for one in document["series"]:
@@ -99,10 +101,17 @@ def print_inspection(found: Inspection, rule: str, console: Console | None = Non
             _print_rows(console, map(escape, lines))
     if found.damaged:
         console.print(
-            "a damaged file makes the whole input unreadable; to read the rest, list the good files in a .txt"
+            "a damaged file makes its series unreadable, or the whole input if its series is unknown; to read the "
+            "rest, list the good files in a .txt"
         )
     n_series = len({one.series_instance_uid for one in found.series})
     console.print(f"{_count(found.n_files, 'file')}, {n_series} series, {found.n_used} used")
+    if any(one.name != one.series_instance_uid for one in found.series):
+        console.print(
+            "UID#1, UID#2, ...: volumes of one series, in order of phase, acquisition and series number, then of size"
+        )
+    if found.is_of_single_images:
+        console.print("every image has a series UID of its own: --join-series lists and reads them as one series")
     if found.n_used:
         console.print(f"rule: {rule}")
     if found.n_used > 1:
@@ -133,7 +142,7 @@ def _lines(one: SeriesFacts) -> list[str]:
         *one.notes,
         one.contrast and f"contrast: {one.contrast}",
         copies and f"{_count(len(one.duplicates), 'duplicate')} dropped: {copies}",
-        f"UID {one.series_instance_uid}",
+        f"UID {one.name}",
     ]
     return list(filter(None, lines))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from meddinov3_stroke.ct.contents import OpenedInput, is_nifti_name, machine_errors
@@ -18,25 +19,38 @@ Source = Path | str | VolumeInput | Sequence[Path | str]
 
 
 def open_input(
-    source: Source, series: str | None = None, *, max_voxels: int = MAX_VOXELS, allow_single_slice: bool = False
+    source: Source,
+    series: str | None = None,
+    *,
+    max_voxels: int = MAX_VOXELS,
+    allow_single_slice: bool = False,
+    join_series: bool = False,
 ) -> OpenedInput:
     """The input at `source`, for its digest, its volume, or both; arguments and errors as for `read_volume`."""
     wanted = as_input(source, series)
     files, uid = (wanted.path, wanted.series_uid) if isinstance(wanted, VolumeInput) else (wanted, None)
+    join_series = join_series or getattr(wanted, "join_series", False)
     if isinstance(wanted, VolumeInput):
         if wanted.format == "nifti":
             _require_nifti_path(wanted.path)
         if wanted.format != "dicom" and is_nifti_name(wanted.path):
             if uid is not None:
                 raise UsageError(f"{wanted.path} is NIfTI and has no series {uid}; omit --series")
+            if join_series:
+                raise UsageError(f"{wanted.path} is NIfTI and has no series to join; omit --join-series")
             return NiftiInput(wanted.path, max_voxels=max_voxels, allow_single_slice=allow_single_slice)
     from meddinov3_stroke.ct.dicom.read import DicomInput  # pydicom is loaded for DICOM alone
 
-    return DicomInput(files, uid, max_voxels=max_voxels, allow_single_slice=allow_single_slice)
+    return DicomInput(files, uid, max_voxels=max_voxels, allow_single_slice=allow_single_slice, join_series=join_series)
 
 
 def read_volume(
-    source: Source, series: str | None = None, *, max_voxels: int = MAX_VOXELS, allow_single_slice: bool = False
+    source: Source,
+    series: str | None = None,
+    *,
+    max_voxels: int = MAX_VOXELS,
+    allow_single_slice: bool = False,
+    join_series: bool = False,
 ) -> Volume:
     """The head CT in `source`, in canonical orientation, after its container was checked to the last byte.
 
@@ -44,9 +58,11 @@ def read_volume(
 
     Args:
         source: a .nii or .nii.gz file (NIfTI-1 or NIfTI-2), or any DICOM input of `Source`.
-        series: SeriesInstanceUID to read if the input holds several; without it the rule of `ct.dicom.choice` decides.
+        series: the series to read if the input holds several: its UID, or UID#2 for its second volume, as `inspect`
+            lists them; without it the rule of `ct.dicom.choice` decides.
         max_voxels: refuse a header that declares more, before anything is allocated.
         allow_single_slice: accept a 2-D NIfTI image, or a volume or series of one slice.
+        join_series: read the slices of a DICOM study as one series, whatever their series UIDs.
 
     Raises:
         MissingInput: no such file, an empty one, a folder without DICOM, or no such series.
@@ -55,9 +71,11 @@ def read_volume(
         AmbiguousInput: several patients or studies, and no series named.
         OutOfScope: a single slice, or slices more than 45 degrees off axial.
         MachineError: the system cannot open or read the input.
-        UsageError: a series named for a NIfTI file.
+        UsageError: a series named, or series joined, for a NIfTI file.
     """
-    return open_input(source, series, max_voxels=max_voxels, allow_single_slice=allow_single_slice).volume()
+    return open_input(
+        source, series, max_voxels=max_voxels, allow_single_slice=allow_single_slice, join_series=join_series
+    ).volume()
 
 
 def as_input(source: Source, series: str | None = None) -> VolumeInput | tuple[Path, ...]:
@@ -65,7 +83,7 @@ def as_input(source: Source, series: str | None = None) -> VolumeInput | tuple[P
     if isinstance(source, VolumeInput):
         if series is not None and source.series_uid not in (None, series):
             raise UsageError(f"series {series} asked of an input that names series {source.series_uid}; name one")
-        return VolumeInput(source.path, series or source.series_uid, source.format)
+        return replace(source, series_uid=series or source.series_uid)
     if isinstance(source, (str, Path)):
         return VolumeInput(Path(source), series)
     if series is not None:

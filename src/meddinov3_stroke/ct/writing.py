@@ -67,6 +67,7 @@ def slices_document(volume: Volume) -> dict[str, Any]:
         "row_steps_mm": volume.slice_steps_mm[:, :, 0].tolist(),
         "column_steps_mm": volume.slice_steps_mm[:, :, 1].tolist(),
         "sop_instance_uids": [image.sop_instance_uid for image in volume.source.images] or None,
+        "instance_numbers": [image.instance_number for image in volume.source.images] or None,
         "nifti_misplaces_slices_by_mm": round(misplaced_mm(volume), 4),
     }
 
@@ -140,7 +141,9 @@ def _moved_slice(hu: _Plane, offset: _Pair, scale: _Pair, shape: tuple[int, ...]
     return np.where(rows[:, None] & columns, moved, np.float32(AIR_HU))
 
 
-def convert_with_dcm2niix(source: Path, series_uid: str | None, output: Path) -> list[Path]:
+def convert_with_dcm2niix(
+    source: Path, series_uid: str | None, output: Path, *, join_series: bool = False
+) -> list[Path]:
     """The files written: `output`, and further ones of dcm2niix (such as its `_Tilt_Eq`) under names that begin alike.
 
     Raises:
@@ -159,7 +162,7 @@ def convert_with_dcm2niix(source: Path, series_uid: str | None, output: Path) ->
         images, converted = Path(folder, "images"), Path(folder, "converted")
         images.mkdir()
         converted.mkdir()
-        for k, content in enumerate(DicomInput(source, series_uid).image_files()):
+        for k, content in enumerate(DicomInput(source, series_uid, join_series=join_series).image_files()):
             (images / f"{k:05d}.dcm").write_bytes(content)
         _run([program, "-z", "y", "-b", "n", "-f", PLAIN_NAME, "-o", str(converted), str(images)])
         written = []

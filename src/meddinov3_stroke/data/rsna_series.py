@@ -22,6 +22,7 @@ from jaxtyping import Float64, Int32, Int64, Shaped
 
 from meddinov3_stroke.ct.dicom.choice import rank
 from meddinov3_stroke.ct.dicom.files import InputFile
+from meddinov3_stroke.ct.dicom.grouping import difference
 from meddinov3_stroke.ct.dicom.header import ImageHeader
 from meddinov3_stroke.ct.dicom.layout import canonical_positions_mm
 from meddinov3_stroke.ct.dicom.series import LPS_TO_RAS, Stack, assemble, distance_mm, scaling_fault
@@ -195,7 +196,7 @@ def _fault_of(
     """(kind, reason) of a series without a usable volume, None if it has one."""
     if not headers[0].series_instance_uid:
         return "refused", "no Series Instance UID in the header"
-    n_owners = len({(header.study_instance_uid, header.patient_id) for header in headers})
+    n_owners = len({(header.study_instance_uid, header.patient_key) for header in headers})
     if n_owners > 1:
         return "refused", f"one Series Instance UID under {n_owners} studies or patients"
     if chosen is None:
@@ -215,4 +216,5 @@ def _end_of(stack: Stack, chosen: Stack | None, fault: tuple[str, str] | None) -
     if stack is chosen or chosen is None:
         return "slice", ""
     n_slices = len(chosen.images)
-    return "set aside", f"differs in size, orientation, kernel or acquisition from the {n_slices} slices that are read"
+    differing = difference(chosen.images, stack.images)
+    return "set aside", f"differs from the {n_slices} slices that are read: {differing}"

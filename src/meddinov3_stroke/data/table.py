@@ -18,7 +18,7 @@ from jaxtyping import Bool, Int8, Integer
 from meddinov3_stroke.data.csv_file import IdList, read_csv_file, read_id_list, zeros_and_ones
 from meddinov3_stroke.errors import DatasetError, LabelError, SeriesTableError, UsageError, name_some
 from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, name_rows
-from meddinov3_stroke.types import LABELS, VolumeInput
+from meddinov3_stroke.types import LABELS, STACK_NUMBER, VolumeInput
 
 VOLUME_COLUMNS = ("nifti_path", "dicom_path", "header_index")
 """Columns that name a row's volume: a NIfTI file; a DICOM folder, archive or file; the header index that lists the
@@ -161,6 +161,7 @@ def exclude(
     """
     wanted = {one: aliases.get(one.lower(), one).lower() for one in ids.ids}
     columns = identities[list(IDENTITY_COLUMNS)].astype(str).apply(lambda column: column.str.lower())
+    columns["uid"] = columns["series_uid"].str.replace(STACK_NUMBER, "", regex=True)
     known = set(columns.to_numpy().ravel())
     unmatched = [one for one, name in wanted.items() if name not in known]
     if ids.ids and len(unmatched) == len(ids.ids):
@@ -187,8 +188,7 @@ def exclude(
         f"{name_some(unmatched)}": bool(unmatched),
     }
     sentence = f"{n_patients} patients with {n_series} series are excluded by {ids.name}"
-    warnings = tuple(text for text, applies in faults.items() if applies)
-    return np.asarray(~is_out, dtype=bool), Exclusion(document, warnings, sentence)
+    return ~is_out.to_numpy(bool), Exclusion(document, tuple(text for text, is_so in faults.items() if is_so), sentence)
 
 
 def _without_patients(table: SeriesTable, exclude_ids: Path) -> SeriesTable:

@@ -58,7 +58,7 @@ class InputMemory:
         return str(record["input_sha256"]) if known else None
 
     def _record(self, opened: OpenedInput, series_uid: str | None) -> Path:
-        name = sha256_of_document([str(opened.path.absolute()), series_uid])
+        name = sha256_of_document([str(opened.path.absolute()), series_uid, getattr(opened, "join_series", False)])
         return self.folder / name[:2] / f"{name}.json"
 
     def _write(self, path: Path, record: dict[str, str]) -> None:

@@ -90,7 +90,7 @@ def _arrays(findings: CaseFindings) -> dict[str, np.ndarray]:
 
 def _top_slice(rank: int, one: TopSlice) -> dict[str, Any]:
     document = {"rank": rank, **asdict(one), "p_any": one.probabilities.get("any")}
-    document |= document.pop("image") or {"sop_instance_uid": None, "frame_number": None}
+    document |= document.pop("image") or dict.fromkeys(("sop_instance_uid", "frame_number", "instance_number"))
     document["position_mm"] = list(one.position_mm)
     document["reference_patch"] = one.reference_patch and list(one.reference_patch)
     return document
@@ -153,6 +153,7 @@ def dicom_document(source: VolumeSource) -> dict[str, Any] | None:
         "study_instance_uid": source.study_instance_uid,
         "series_instance_uid": source.series_instance_uid,
         "sop_instance_uids": [image.sop_instance_uid for image in source.images],
+        "instance_numbers": [image.instance_number for image in source.images],
         "frame_numbers": frames if any(frame is not None for frame in frames) else None,
     }
 
@@ -186,10 +187,13 @@ def _probabilities(findings: CaseFindings) -> Table:
 
 
 def _top_slices(findings: CaseFindings) -> Table:
-    table = _table("Suspicious slices", "slice", "score", "z in mm", "highest type", numbers=slice(3))
+    is_numbered = any(one.instance_number is not None for one in findings.top_slices)
+    names = ("slice", *["Instance Number"][:is_numbered], "score", "z in mm")
+    table = _table("Suspicious slices", *names, "highest type", numbers=slice(len(names)))
     for one in findings.top_slices:
         types = {label: value for label, value in one.probabilities.items() if label != "any"}
         highest = max(types, key=types.__getitem__) if types else "-"
         named = f"{highest} {types[highest]:.4f}" if types else highest
-        table.add_row(str(one.slice_index), f"{one.score:.4f}", f"{one.position_mm[2]:.1f}", escape(named))
+        numbers = [str(one.slice_index), *[str(one.instance_number)][:is_numbered], f"{one.score:.4f}"]
+        table.add_row(*numbers, f"{one.position_mm[2]:.1f}", escape(named))
     return table

@@ -125,9 +125,10 @@ def case_picture(findings: CaseFindings) -> bytes:
     page = Page(width, _case_header(findings, width), n_rows * block, footer, is_demo(findings.embeddings.backbone))
     for k, shown in enumerate(maps):
         left, top = MARGIN + k % _COLUMNS * (panel[0] + _GAP), page.top + k // _COLUMNS * block
-        score = findings.map_slices[k].score
+        score, number = findings.map_slices[k].score, findings.map_slices[k].instance_number
+        place = f"z = {shown.position_mm[2]:.1f} mm" + ("" if number is None else f"   Instance Number {number}")
         page.text(left, top, f"{k + 1}.  slice {shown.slice_index}   score {score:.3f}", 9.5, style="Bold")
-        page.text(left, top + round(0.2 * DPI), f"z = {shown.position_mm[2]:.1f} mm", 8.0, MUTED)
+        page.text(left, top + round(0.2 * DPI), place, 8.0, MUTED)
         page.panel(left, top + _CAPTION, panel, shown)
         page.panel(left, top + _CAPTION + panel[1] + _GAP, panel, shown, overlay=True)
     page.colour_bar(MARGIN + n_columns * (panel[0] + _GAP), page.top + _CAPTION + panel[1] + _GAP, panel[1])

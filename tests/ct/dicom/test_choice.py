@@ -233,7 +233,7 @@ def test_several_patients_or_studies_are_never_chosen_among(
     make_stack: MakeStack, fields: dict[str, Any], kind: str
 ) -> None:
     stacks = [make_stack(series_instance_uid="1"), make_stack(series_instance_uid="2", **fields)]
-    with pytest.raises(AmbiguousInput, match=f"study holds {kind}; expected one study.*--series UID"):
+    with pytest.raises(AmbiguousInput, match=f"study holds {kind}; expected one study.*--series UID .one of 1, 2; "):
         choose(stacks, None, "study")
     assert choose(stacks, "2", "study") is stacks[1]
 

@@ -15,7 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 from dicom_writer import TRANSFER_SYNTAXES, DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
 from meddinov3_stroke.ct.dicom.choice import inspect_dicom
-from meddinov3_stroke.errors import CorruptInput, UnsupportedInput
+from meddinov3_stroke.errors import CorruptInput, OutOfScope
 
 SHAPE = (10, 36, 32)
 GEOMETRY = axial_geometry([5.0] * 9, SHAPE[1:])
@@ -41,10 +41,10 @@ def edited(folder: Path, change: Callable[[pydicom.Dataset], Any], every: int = 
 def test_images_that_are_not_in_hu_are_set_aside_by_name(tmp_path: Path, value: str) -> None:
     edited(written(tmp_path), lambda dataset: setattr(dataset, "RescaleType", value))
     reason = f"Rescale Type {value.strip().upper()}, not HU"
-    with pytest.raises(UnsupportedInput, match=reason):
+    with pytest.raises(OutOfScope, match=reason):
         read_volume(tmp_path)
     (one,) = inspect_dicom(tmp_path).series
-    assert (one.verdict, one.reason, one.outcome.code) == ("set aside", reason, UnsupportedInput.code)
+    assert (one.verdict, one.reason, one.outcome.code) == ("set aside", reason, OutOfScope.code)
 
 
 def test_the_images_in_hu_are_read_from_among_others(tmp_path: Path) -> None:
@@ -71,14 +71,14 @@ def test_frames_that_are_not_in_hu_are_set_aside(tmp_path: Path, layout: Any) ->
                 transformation.RescaleType = "MGML"
 
     edited(written(tmp_path, layout=layout), change)
-    with pytest.raises(UnsupportedInput, match="Rescale Type MGML, not HU"):
+    with pytest.raises(OutOfScope, match="Rescale Type MGML, not HU"):
         read_volume(tmp_path)
 
 
 def test_a_modality_lut_to_another_unit_is_set_aside(tmp_path: Path) -> None:
     written(tmp_path, pixels="unsigned12", rescale="lut")
     edited(tmp_path, lambda dataset: setattr(dataset.ModalityLUTSequence[0], "ModalityLUTType", "OD"))
-    with pytest.raises(UnsupportedInput, match="Rescale Type OD, not HU"):
+    with pytest.raises(OutOfScope, match="Rescale Type OD, not HU"):
         read_volume(tmp_path)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pydicom
 import pytest
 
 from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
@@ -47,6 +48,19 @@ def test_a_series_of_the_index_is_read_alone(index: tuple[Path, list[str]]) -> N
         assert volume.source.series_instance_uid == uid
         assert volume.source.path == path
         assert volume.source.sha256 == open_input(VolumeInput(path, uid)).digest
+
+
+def test_one_of_several_volumes_of_a_series_of_the_index_is_read(index: tuple[Path, list[str]]) -> None:
+    path, uids = index
+    for k, file in enumerate(files_of_series(path, uids[0])):
+        dataset = pydicom.dcmread(file)
+        dataset.ConvolutionKernel = "H60s" if k > 5 else "H31s"
+        dataset.InstanceNumber = k
+        dataset.save_as(file)
+    sizes = [read_volume(path, series=f"{uids[0]}#{k}").n_slices for k in (1, 2)]
+    assert (len(sizes), sum(sizes)) == (2, 9)
+    digests = {open_input(VolumeInput(path, f"{uids[0]}#{k}")).digest for k in (1, 2)}
+    assert len(digests) == 2
 
 
 def test_a_relative_file_is_taken_from_the_folder_of_the_index(

@@ -12,6 +12,7 @@ import pytest
 
 from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 from dicom_writer.reading import read_headers
+from meddinov3_stroke import read_volume
 from meddinov3_stroke.ct.dicom.header import ImageHeader
 from meddinov3_stroke.errors import CorruptInput
 
@@ -58,7 +59,7 @@ def test_directions_are_made_unit_vectors(header) -> None:
         ({"ImagePositionPatient": None}, "no position in the header"),
         ({"ImageOrientationPatient": None, "PixelSpacing": None}, "no orientation, pixel spacing in the header"),
         ({"ImagePositionPatient": ""}, "no position in the header"),
-        ({"ImageOrientationPatient": [1, 0, 0, 0, 1]}, "no orientation in the header"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0, 1]}, r"orientation is '1.0\0.0\0.0\0.0\1.0', which cannot be read"),
         ({"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}, "not a pair of perpendicular unit vectors"),
         ({"ImageOrientationPatient": [1, 0, 0, 0.6, 0.8, 0]}, "not a pair of perpendicular unit vectors"),
         ({"ImagePositionPatient": [0, 0, 1e7]}, "a position of 1e"),
@@ -123,6 +124,64 @@ def test_padding_is_read_with_the_sign_of_the_pixels(
     headers = read_headers(buffer.getvalue(), "IM1")
     assert headers is not None
     assert headers[0].padding == expected
+
+
+def stored_as(content: bytes, keyword: str, vr: str, text: str) -> bytes:
+    """The file with a text in place of the element's value, under another VR."""
+    tag = pydicom.tag.Tag(keyword)
+    dataset = pydicom.dcmread(pydicom.filebase.DicomBytesIO(content))
+    written = {"DS": "LO", "UN": "OB"}.get(vr, vr)  # of the same layout; pydicom would convert
+    value = text.encode() if written == "OB" else text
+    dataset[tag] = pydicom.DataElement(tag, written, value, validation_mode=0)
+    buffer = pydicom.filebase.DicomBytesIO()
+    dataset.save_as(buffer)
+    head = tag.group.to_bytes(2, "little") + tag.element.to_bytes(2, "little")
+    return buffer.getvalue().replace(head + written.encode(), head + vr.encode())
+
+
+@pytest.mark.parametrize("vr", ["UT", "LT", "ST", "UN", "OB", "DS", "LO", "SH"])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.45\\0.75", (0.45, 0.75)),
+        (" 0,45\\0,75 ", (0.45, 0.75)),
+        ("0,450\\1,250", (0.45, 1.25)),
+        ("4,5e-1\\0.75", (0.45, 0.75)),
+    ],
+)
+def test_numbers_stored_as_text_are_read_and_noted(
+    dicom_bytes, vr: str, text: str, expected: tuple[float, float]
+) -> None:
+    headers = read_headers(stored_as(dicom_bytes(VALUES, **PLACED), "PixelSpacing", vr, text), "IM1")
+    assert headers is not None
+    assert headers[0].pixel_spacing_mm == expected
+    is_plain = "," not in text and vr in ("UN", "DS", "LO", "SH")  # pydicom's numbers
+    assert headers[0].numbers_as_text == (() if is_plain else ("PixelSpacing",))
+
+
+@pytest.mark.parametrize("vr", ["UT", "ST", "OB", "DS", "LO"])
+@pytest.mark.parametrize("text", ["0.45mm\\0.45mm", "0.45", "1,024\\1,024", "0,4,5\\0,5", "nan\\1"])
+def test_what_is_no_number_is_quoted_and_never_called_absent(dicom_bytes, vr: str, text: str) -> None:
+    headers = read_headers(stored_as(dicom_bytes(VALUES, **PLACED), "PixelSpacing", vr, text), "IM1")
+    assert headers is not None
+    assert headers[0].geometry_fault == f"pixel spacing is '{text}', which cannot be read"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("-1024,0", -1024), ("-1000,5", -1000.5), ("-1,024", None), ("abc", None)]
+)
+def test_an_intercept_is_read_or_its_text_refuses_the_series(tmp_path: Path, text: str, expected: float | None) -> None:
+    hu = np.stack([VALUES] * 3)
+    write_dicom_series(tmp_path, hu, axial_geometry([5, 5], (3, 4)), DicomOptions(intercept=0.0))
+    for path in tmp_path.iterdir():
+        path.write_bytes(stored_as(path.read_bytes(), "RescaleIntercept", "ST", text))
+    if expected is None:
+        with pytest.raises(CorruptInput, match=rf"Rescale Intercept is '{text}'; expected a number"):
+            read_volume(tmp_path)
+    else:
+        volume = read_volume(tmp_path)
+        np.testing.assert_array_equal(volume.hu, hu + expected)
+        assert "RescaleIntercept stored as text or with a decimal comma; read as numbers" in volume.warnings
 
 
 def test_texts_are_cleaned_of_what_does_not_print(header) -> None:

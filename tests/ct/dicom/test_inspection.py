@@ -157,7 +157,7 @@ def test_damaged_files_are_listed_and_their_consequence_told(tmp_path: Path) -> 
     ((name, reason),) = found.damaged
     assert name == "IM0004.dcm"
     assert "truncated" in reason
-    assert "a damaged file makes the whole input unreadable" in shown(found)
+    assert "a damaged file makes its series unreadable" in shown(found)
 
 
 def test_contrast_is_told(tmp_path: Path) -> None:
@@ -219,3 +219,27 @@ def test_of_the_real_phantom_study_seven_images_are_set_aside_with_reasons(share
         ("a colour picture (RGB)", 2, 512),
         ("a colour picture (RGB)", 1, 741),
     }
+
+
+def test_what_volumes_of_one_series_differ_in_is_shown(tmp_path: Path) -> None:
+    truth = written(tmp_path)
+    for image in truth.images[6:]:
+        dataset = pydicom.dcmread(tmp_path / image.file)
+        dataset.ConvolutionKernel = "H60s"
+        dataset.save_as(tmp_path / image.file)
+    text = shown(inspect_dicom(tmp_path), width=200)
+    assert "differs from #1 in kernel H30S / H60S" in text
+    assert f"UID {truth.identity.series_uid}#2" in text
+    assert "UID#1, UID#2, ...: volumes of one series, in order of phase" in text
+
+
+def test_images_with_a_series_uid_each_are_said_to_be_so_with_the_flag_that_joins_them(tmp_path: Path) -> None:
+    for k, image in enumerate(written(tmp_path).images):
+        dataset = pydicom.dcmread(tmp_path / image.file)
+        dataset.SeriesInstanceUID = f"2.25.{k + 1}"
+        dataset.save_as(tmp_path / image.file)
+    said = "every image has a series UID of its own: --join-series lists and reads them as one series"
+    assert said in shown(inspect_dicom(tmp_path), width=200)
+    joined = inspect_dicom(tmp_path, join_series=True)
+    assert said not in shown(joined, width=200)
+    assert [one.n_images for one in joined.series] == [10]

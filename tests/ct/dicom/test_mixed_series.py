@@ -51,7 +51,7 @@ def test_two_patients_under_one_series_are_never_one_volume(tmp_path: Path) -> N
     [
         ("FrameOfReferenceUID", "2.25.1"),
         ("ContrastBolusAgent", "OMNIPAQUE"),
-        ("ImageType", ["DERIVED", "SECONDARY", "AXIAL"]),
+        ("ImageType", ["DERIVED", "SECONDARY", "MPR"]),
         ("ConvolutionKernel", "H60s"),
     ],
 )

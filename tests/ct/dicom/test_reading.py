@@ -145,7 +145,7 @@ def test_gaps_tilt_and_missing_slices_are_told(tmp_path: Path) -> None:
     assert read_volume(tmp_path).warnings == (
         "gantry tilt of -18.0 degrees; slices stay as acquired",
         "slices are not evenly spaced: gaps 4.755 mm x3, 9.511 mm x1, 4.755 mm x4; each slice keeps its own position",
-        "a slice may be missing after slice 3",
+        "a slice may be missing after slice 3 (Instance Number 4)",
     )
 
 
@@ -278,7 +278,7 @@ def test_a_single_slice_is_out_of_scope_unless_it_is_asked_for(tmp_path: Path) -
     volume = read_volume(path, allow_single_slice=True)
     np.testing.assert_array_equal(volume.hu, HU[:1])
     assert volume.spacing_mm == pytest.approx((5.0, 3.5, 3.5))
-    assert volume.source.images == (SliceImage(truth.images[0].sop_instance_uid),)
+    assert volume.source.images == (SliceImage(truth.images[0].sop_instance_uid, instance_number=1),)
 
 
 def test_a_series_that_is_not_axial_is_out_of_scope(tmp_path: Path) -> None:

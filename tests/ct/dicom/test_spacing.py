@@ -47,10 +47,16 @@ def test_runs_of_gaps_are_told_from_inferior_to_superior(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("missing", "notes"),
     [
-        ((4,), ["a slice may be missing after slice 3"]),
-        ((4, 5), ["2 slices may be missing after slice 3"]),
-        ((2, 6, 7), ["a slice may be missing after slice 1", "2 slices may be missing after slice 4"]),
-        ((8,), ["a slice may be missing after slice 7"]),
+        ((4,), ["a slice may be missing after slice 3 (Instance Number 4)"]),
+        ((4, 5), ["2 slices may be missing after slice 3 (Instance Number 4)"]),
+        (
+            (2, 6, 7),
+            [
+                "a slice may be missing after slice 1 (Instance Number 2)",
+                "2 slices may be missing after slice 4 (Instance Number 5)",
+            ],
+        ),
+        ((8,), ["a slice may be missing after slice 7 (Instance Number 8)"]),
     ],
     ids=str,
 )

@@ -42,7 +42,7 @@ def test_every_file_is_told_once(tmp_path: Path) -> None:
     found = surveyed(tmp_path)
     in_stacks = [image.file for stack in found.stacks for image in stack.images]
     copies = [image.file for stack in found.stacks for image, _ in stack.set_aside]
-    told = [*in_stacks, *copies, *(name for name, _ in found.without_images), *(name for name, _ in found.damaged)]
+    told = [*in_stacks, *copies, *(name for name, _ in found.without_images), *(one.name for one in found.damaged)]
     assert sorted(told) == sorted(image.file for image in truth.images)
     assert copies == ["IM0004.dcm"]
 
@@ -58,7 +58,8 @@ def test_files_without_an_image_say_what_they_are(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named_with_its_error(tmp_path: Path) -> None:
     written(tmp_path)
     (tmp_path / "IM0003.dcm").write_bytes((tmp_path / "IM0003.dcm").read_bytes()[:-100])
-    ((name, error),) = surveyed(tmp_path).damaged
+    (damaged,) = surveyed(tmp_path).damaged
+    name, error = damaged.name, damaged.error
     assert name == "IM0003.dcm"
     assert isinstance(error, CorruptInput)
     assert "IM0003.dcm" in str(error)

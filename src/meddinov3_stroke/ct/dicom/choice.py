@@ -12,6 +12,7 @@ from pydicom.uid import UID
 
 from meddinov3_stroke.ct.contents import machine_errors, require_dicom_input
 from meddinov3_stroke.ct.dicom.files import open_files
+from meddinov3_stroke.ct.dicom.grouping import NO_CONTRAST, agent_of, difference
 from meddinov3_stroke.ct.dicom.layout import layout_of
 from meddinov3_stroke.ct.dicom.series import SINGLE_IMAGE, Stack, scaling_fault
 from meddinov3_stroke.ct.dicom.survey import survey
@@ -39,24 +40,17 @@ _CONTRAST = re.compile(
     r"|perfusion|\bctp\b|venog|arterial|venous|\bkm\b|\d ?cc\b|\bpost\b(?![ -]?(?:op|fossa|trauma|surg))|增强",
     re.IGNORECASE,
 )
-_NO_CONTRAST = re.compile(
-    r"(?:non|without|w/o|\bwo\b|\bno\b|pre|\bohne\b|\bsans\b)[ -]*(?:iv[ -]*)?(?:con(?:trast)?|km|enhanced)\w*|without"
-    r"|w/o|\bwo\b|plain|\bnativ\w*|unenhanced|\bnc\b|\bnect\b|\bncct\b|\bnone\b|\bc-(?!\w)|\bohne\b|\bsans\b|平扫",
-    re.IGNORECASE,
-)
-"""Negations of contrast, with the word they negate; the rest of the text may still mention contrast."""
-
 _BOTH = re.compile(
     r"\bw(?:ith)?[ /]*(?:and|&|\+)?[ /]*w(?:/o|o|ithout)\b|\bw(?:/o|o|ithout)[ /]*(?:and|&|\+)[ /]*w(?:ith)?\b",
     re.IGNORECASE,
 )
 """With and without contrast: the series may be either."""
 
-_NO_AGENT = re.compile(r"\W*(?:no|n/?a|nil|not? given|0)?\W*", re.IGNORECASE)
-"""Entries that mean no agent was given."""
-
 _OTHER_MODALITIES = frozenset({"MR", "PT", "NM", "US", "XA", "RF", "CR", "DX", "MG"})
 """Readable images of a patient that are no CT (DICOM PS3.3 C.7.3.1.1.1)."""
+
+_OUTSIDE = re.compile(rf"{SINGLE_IMAGE}$|off axial|, not HU$")
+"""Reasons for which a readable stack is outside the intended use."""
 
 _HEAD = re.compile(
     r"head|brain|skull|cran|crân|neuro|sch(?:ä|ae|a)del|cereb|hirn|cráneo|t[eê]te|kopf|cabe[zç]a|encéph|头|颅|脑",
@@ -69,7 +63,7 @@ _ELSEWHERE = re.compile(
 
 def is_sharp(stack: Stack) -> bool:
     """Whether the kernel, or the description of the series, is that of a sharp reconstruction."""
-    return any(_SHARP.search(words) for words in (stack.first.kernel, stack.first.series_description))
+    return any(_SHARP.search(words) for words in (stack.kernel, stack.first.series_description))
 
 
 def region_of(stack: Stack) -> str:
@@ -80,8 +74,8 @@ def region_of(stack: Stack) -> str:
 
 def contrast_hint(stack: Stack) -> str:
     """The header text that suggests contrast; empty if there is none."""
-    if _names_an_agent(stack):
-        return f"agent {stack.first.contrast!r}"
+    if agent := agent_of(stack.first):
+        return f"agent {agent!r}"
     description = stack.first.series_description
     return f"description {description!r}" if _contrast_word(description) else ""
 
@@ -89,24 +83,19 @@ def contrast_hint(stack: Stack) -> str:
 def intended_use_hints(stack: Stack) -> dict[str, str]:
     """Known words in the header against a non-contrast head CT, by their rule in `ct.scope.HEADER_RULES`."""
     first, description = stack.first, stack.first.series_description
-    sharp = _SHARP.search(first.kernel)
+    sharp, agent = _SHARP.search(stack.kernel), agent_of(first)
     hints = {
         "body part": _region_elsewhere(first.body_part),
-        "contrast in the header": "an agent" if _names_an_agent(stack) else "",
+        "contrast in the header": "an agent" if agent else "",
         "kernel": sharp.group() if sharp else "",
-        "contrast in a description": "" if _names_an_agent(stack) else _contrast_word(description),
+        "contrast in a description": "" if agent else _contrast_word(description),
         "region in a description": _region_elsewhere(description),
     }
     return {rule: word for rule, word in hints.items() if word}
 
 
-def _names_an_agent(stack: Stack) -> bool:
-    agent = stack.first.contrast
-    return not _NO_AGENT.fullmatch(agent) and not _NO_CONTRAST.search(agent)
-
-
 def _contrast_word(description: str) -> str:
-    found = _BOTH.search(description) or _CONTRAST.search(_NO_CONTRAST.sub(" ", description))
+    found = _BOTH.search(description) or _CONTRAST.search(NO_CONTRAST.sub(" ", description))
     return found.group() if found else ""
 
 
@@ -115,7 +104,14 @@ def _region_elsewhere(words: str) -> str:
     return found.group() if found and not _HEAD.search(words) else ""
 
 
-def choose(stacks: Sequence[Stack], series_uid: str | None, where: str, *, allow_single_slice: bool = False) -> Stack:
+def choose(
+    stacks: Sequence[Stack],
+    series_uid: str | None,
+    where: str,
+    *,
+    allow_single_slice: bool = False,
+    is_joined: bool = False,
+) -> Stack:
     """The stack to read: that of the named series; if it has several or none is named, the first by the rule.
 
     With `allow_single_slice`, a single image is read if there is nothing else.
@@ -126,8 +122,12 @@ def choose(stacks: Sequence[Stack], series_uid: str | None, where: str, *, allow
         AmbiguousInput: several patients or studies, and no series named.
     """
     if series_uid is not None:
-        known = ", ".join(sorted({stack.series_instance_uid for stack in stacks})[:8]) or "none"
-        stacks = [stack for stack in stacks if stack.series_instance_uid == series_uid]
+        known = ", ".join(sorted({stack.name for stack in stacks})[:8]) or "none"
+        stacks = [
+            stack
+            for stack in stacks
+            if series_uid in (stack.series_instance_uid, f"{stack.series_instance_uid}#{stack.number or 1}")
+        ]
         if not stacks:
             raise MissingInput(f"{where} has no series {series_uid}; found {known}; list them with inspect")
         where = f"{where}, series {series_uid}"
@@ -135,12 +135,14 @@ def choose(stacks: Sequence[Stack], series_uid: str | None, where: str, *, allow
     if not usable and allow_single_slice:
         usable = [stack for stack in stacks if stack.reason == SINGLE_IMAGE]
     if not usable:
-        raise _nothing_usable(stacks, where)
-    n_patients = len({stack.first.patient_id for stack in usable})
+        raise _nothing_usable(stacks, where, is_joined)
+    n_patients = len({stack.first.patient_key for stack in usable})
     n_studies = len({stack.study_instance_uid for stack in usable})
     if n_patients > 1 or n_studies > 1:
         kind = f"{n_patients} patients" if n_patients > 1 else f"{n_studies} studies"
-        remedy = "name its folder, or the series with --series UID (list them with inspect)"
+        names = sorted(stack.name for stack in usable)
+        listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        remedy = f"name its folder, or the series with --series UID (one of {listed}; inspect describes them)"
         raise AmbiguousInput(f"{where} holds {kind}; expected one study; {remedy}")
     return min(usable, key=rank)
 
@@ -150,24 +152,27 @@ def rank(stack: Stack) -> tuple[object, ...]:
     first, (least_mm, most_mm) = stack.first, USUAL_SPACING_MM
     return (
         len(stack.images) < LEAST_SLICES,
-        "DERIVED" in first.image_type,
+        stack.is_derived,
         contrast_hint(stack) != "",
         ("head", "", "elsewhere").index(region_of(stack)),
         is_sharp(stack),
         not least_mm <= layout_of(stack).nominal_mm <= most_mm,
         *(-len(stack.images), first.series_number is None, first.series_number or 0),
-        *(stack.series_instance_uid, first.file),
+        *(stack.series_instance_uid, stack.number, first.file),
     )
 
 
-def _nothing_usable(stacks: Sequence[Stack], where: str) -> Exception:
+def _nothing_usable(stacks: Sequence[Stack], where: str, is_joined: bool = False) -> Exception:
+    single = {(stack.series_instance_uid, stack.study_instance_uid) for stack in stacks if stack.reason == SINGLE_IMAGE}
     refused = [stack for stack in stacks if stack.verdict == "refused"]
-    reasons = "; ".join(f"{stack.series_instance_uid}: {stack.reason}" for stack in (refused or stacks)[:4])
+    if len(single) > 1 and not refused and not is_joined:
+        fault = f"every image has a series UID of its own ({len(single)} images)"
+        if len({study for _, study in single}) == len(single):
+            return UnsupportedInput(f"{where}: {fault} and a study UID too; export the study again")
+        return UnsupportedInput(f"{where}: {fault}; read those of a study as one series with --join-series")
+    reasons = "; ".join(f"{stack.name}: {stack.reason}" for stack in (refused or stacks)[:4])
     more = f" and {len(refused or stacks) - 4} more" if len(refused or stacks) > 4 else ""
-    is_outside = any(
-        "off axial" in stack.reason or stack.reason == SINGLE_IMAGE or stack.first.modality in _OTHER_MODALITIES
-        for stack in stacks
-    )
+    is_outside = any(stack.first.modality in _OTHER_MODALITIES or _OUTSIDE.search(stack.reason) for stack in stacks)
     error = OutOfScope if is_outside and not refused else UnsupportedInput
     return error(f"{where} has no readable axial CT series: {reasons}{more}; list them with inspect")
 
@@ -178,6 +183,8 @@ class SeriesFacts:
 
     study_instance_uid: str
     series_instance_uid: str
+    name: str
+    """What `--series` takes: the UID, with #1, #2, ... if the series has several stacks."""
     series_number: int | None
     modality: str
     description: str
@@ -198,7 +205,7 @@ class SeriesFacts:
     reason: str
     """Why it is not used."""
     notes: tuple[str, ...]
-    """Gaps, missing slices, tilt."""
+    """In what it differs from the first stack of its series; gaps, missing slices, tilt."""
     outcome: Outcome
     """How reading it by its UID would end, as far as its headers show."""
 
@@ -215,12 +222,17 @@ class Inspection:
     n_files: int
 
     @property
+    def is_of_single_images(self) -> bool:
+        """Whether there is nothing but single images, each with a series UID of its own."""
+        return not self.n_used and sum(one.reason == SINGLE_IMAGE for one in self.series) > 1
+
+    @property
     def n_used(self) -> int:
         """Number of series that the rule selects, one for each patient and study."""
         return sum(one.verdict == "used" for one in self.series)
 
 
-def inspect_dicom(path: Path) -> Inspection:
+def inspect_dicom(path: Path, *, join_series: bool = False) -> Inspection:
     """Every series of the folder, archive, list or file at `path`; only headers are read.
 
     Raises:
@@ -229,26 +241,28 @@ def inspect_dicom(path: Path) -> Inspection:
     with machine_errors(path):
         require_dicom_input(path)
     with open_files(path) as files:
-        found = survey(files)
+        found = survey(files, join_series=join_series)
     usable: dict[tuple[str, str], list[Stack]] = defaultdict(list)
     for stack in found.stacks:
         if stack.verdict == "usable":
-            usable[stack.first.patient_id, stack.study_instance_uid].append(stack)
+            usable[stack.first.patient_key, stack.study_instance_uid].append(stack)
     used = {id(min(stacks, key=rank)) for stacks in usable.values()}
+    first = {stack.series_instance_uid: stack for stack in found.stacks if stack.number == 1}
     return Inspection(
-        series=tuple(_facts(stack, id(stack) in used) for stack in found.stacks),
+        series=tuple(_facts(stack, id(stack) in used, first.get(stack.series_instance_uid)) for stack in found.stacks),
         without_images=found.without_images,
-        damaged=tuple((name, str(error)) for name, error in found.damaged),
+        damaged=tuple((one.name, str(one.error)) for one in found.damaged),
         n_files=len(files),
     )
 
 
-def _facts(stack: Stack, is_used: bool) -> SeriesFacts:
+def _facts(stack: Stack, is_used: bool, first_of_series: Stack | None) -> SeriesFacts:
     first, outcome, layout = stack.first, Outcome(), None
+    differing = difference(first_of_series.images, stack.images) if first_of_series and stack.number > 1 else ""
     verdict, reason = "used", ""
     if stack.verdict != "usable":
         verdict, reason = stack.verdict, stack.reason
-        outcome = Outcome.of(_nothing_usable([stack], stack.series_instance_uid))
+        outcome = Outcome.of(_nothing_usable([stack], stack.name))
     else:
         layout = layout_of(stack)
         if not is_used:
@@ -258,10 +272,11 @@ def _facts(stack: Stack, is_used: bool) -> SeriesFacts:
     return SeriesFacts(
         study_instance_uid=stack.study_instance_uid,
         series_instance_uid=stack.series_instance_uid,
+        name=stack.name,
         series_number=first.series_number,
         modality=first.modality,
         description=first.series_description,
-        kernel=first.kernel,
+        kernel=stack.kernel,
         n_images=len(stack.images),
         rows=first.pixels.rows,
         columns=first.pixels.columns,
@@ -272,6 +287,6 @@ def _facts(stack: Stack, is_used: bool) -> SeriesFacts:
         transfer_syntax=UID(first.transfer_syntax).name,
         verdict=verdict,
         reason=reason,
-        notes=layout.notes if layout else (),
+        notes=(*[f"differs from #1 in {differing}"][: bool(differing)], *(layout.notes if layout else ())),
         outcome=outcome,
     )

@@ -30,6 +30,7 @@ from meddinov3_stroke.ct.contents import (
 from meddinov3_stroke.ct.dicom.container import MAGIC, PREAMBLE_BYTES
 from meddinov3_stroke.ct.dicom.tars import tar_members
 from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput, UsageError
+from meddinov3_stroke.types import STACK_NUMBER
 
 MAX_FILES = 50_000
 """Files examined for one volume; a study has a few thousand. A flat Kaggle folder is for `prepare-rsna`."""
@@ -302,7 +303,8 @@ def files_of_series(path: Path, series_uid: str | None) -> list[Path]:
 
     if series_uid is None:
         raise UsageError(f"{path} is a header index of many series; name one with --series UID")
-    is_of_series = dataset.field("series_uid") == series_uid
+    uids = [series_uid, STACK_NUMBER.sub("", series_uid)]
+    is_of_series = dataset.field("series_uid").isin(uids)
     try:
         with machine_errors(path):
             index = dataset.dataset(path, format="parquet")

@@ -8,6 +8,7 @@ C.7.6.3 (pixels), C.8.2 (CT).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
+from pydicom.datadict import tag_for_keyword
 
 from meddinov3_stroke.ct.nifti_header import MAX_INTERCEPT, SLOPE_RANGE
 from meddinov3_stroke.errors import CorruptInput
@@ -23,11 +25,35 @@ WRAPPED_BITS, WRAPPED_ABOVE_INTERCEPT = 12, -100.0
 """The RSNA 2019 fault: BitsStored 12, unsigned, and an intercept above -100."""
 
 
+MOST_QUOTED = 48
+"""Characters quoted of a value that cannot be read."""
+
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
+
+
+def numbers_in(text: str) -> list[float] | None:
+    """The numbers of a text with backslashes between them; None if one is none, or may be thousands (`1,024`).
+
+    A comma is a decimal one if another value of the same text cannot be thousands.
+    """
+    parts = [part.strip() for part in text.split("\\")]
+    commas = [part for part in parts if "," in part]
+    if not all(map(_DECIMAL_COMMA.fullmatch, commas)) or (commas and all(map(_THOUSANDS.fullmatch, commas))):
+        return None
+    try:
+        return [float(part.replace(",", ".")) for part in parts]
+    except ValueError:
+        return None
+
+
 class HeaderFields:
     """The values of the pydicom data set in the file called `name`; damage is an error only in indispensable values."""
 
     def __init__(self, dataset: Any, name: str) -> None:
         self.dataset, self.name = dataset, name
+        self.as_text: list[str] = []
+        """Attributes whose numbers were stored as text or with a decimal comma."""
 
     def value(self, keyword: str) -> Any:
         """The value; None if it is absent or empty."""
@@ -46,7 +72,7 @@ class HeaderFields:
 
     def _values(self, keyword: str) -> Sequence[Any]:
         value = self._lenient(keyword)
-        return value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        return value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
 
     def text(self, keyword: str) -> str:
         """A description without unprintable characters; empty if absent or unreadable."""
@@ -62,12 +88,28 @@ class HeaderFields:
         return tuple(str(one).strip().upper() for one in self._values(keyword) if one is not None)
 
     def floats(self, keyword: str, n: int) -> list[float] | None:
-        """Exactly `n` finite numbers, otherwise None."""
+        """Exactly `n` finite numbers, otherwise None. Numbers stored as text or with a decimal comma are noted."""
         try:
             numbers = [float(one) for one in self._values(keyword)]
         except (TypeError, ValueError, OverflowError):
-            return None
+            numbers = numbers_in(self.stored_text(keyword)) or []
+            if len(numbers) == n:
+                self.as_text.append(keyword)
         return numbers if len(numbers) == n and all(map(math.isfinite, numbers)) else None
+
+    def stored_text(self, keyword: str) -> str:
+        """What stands there, as printable text; empty if it is absent or empty."""
+        tag = tag_for_keyword(keyword)
+        value = self.dataset.get_item(tag).value if tag is not None and tag in self.dataset else None
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+            value = "\\".join(map(str, value))
+        text = value.decode("latin-1") if isinstance(value, bytes) else "" if value is None else str(value)
+        return "".join(filter(str.isprintable, text)).strip()
+
+    def unreadable(self, keyword: str) -> str:
+        """What stands there instead of numbers, quoted; empty if nothing does."""
+        text = self.stored_text(keyword)
+        return text and f"'{text if len(text) <= MOST_QUOTED else f'{text[:MOST_QUOTED]}...'}'"
 
     def number(self, keyword: str) -> float | None:
         """One finite number, or None."""
@@ -78,6 +120,11 @@ class HeaderFields:
         """A whole number, or None if it is absent or unreadable."""
         number = self.number(keyword)
         return int(number) if number is not None and number == int(number) else None
+
+    def temporal_position(self, keyword: str) -> int | None:
+        """The number at `keyword`; else the Temporal Position Identifier."""
+        index = self.count(keyword)
+        return self.count("TemporalPositionIdentifier") if index is None else index
 
     def needed(self, keyword: str, default: int | None = None) -> int:
         """A whole number; raises `CorruptInput` if it is unreadable, or absent without a default."""
@@ -138,20 +185,31 @@ class Rescale:
     """The RSNA 2019 fault: 12-bit values that wrapped around at 4096, with a wrong intercept."""
     is_stated: bool = True
     """Without slope and intercept in the header, stored values are taken as HU, with a warning."""
+    rescale_fault: str = ""
+    """What stands there instead of a number, with its name."""
 
     @property
     def is_sane(self) -> bool:
         """Whether slope and intercept are plausible for CT (within the range accepted for NIfTI)."""
-        return SLOPE_RANGE[0] <= self.slope <= SLOPE_RANGE[1] and abs(self.intercept) <= MAX_INTERCEPT
+        return (
+            not self.rescale_fault
+            and SLOPE_RANGE[0] <= self.slope <= SLOPE_RANGE[1]
+            and abs(self.intercept) <= MAX_INTERCEPT
+        )
 
 
 def rescale_of(found: HeaderFields, pixels: PixelFormat) -> Rescale:
     """Slope and intercept, 1 and 0 where not stated."""
     slope, intercept = found.number("RescaleSlope"), found.number("RescaleIntercept")
     is_stated = slope is not None and intercept is not None
+    found_there = {"Slope": slope is None and found.unreadable("RescaleSlope")}
+    found_there["Intercept"] = intercept is None and found.unreadable("RescaleIntercept")
+    fault = ", ".join(f"Rescale {name} is {text}" for name, text in found_there.items() if text)
     slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
     is_unsigned_12 = pixels.bits_stored == WRAPPED_BITS and not pixels.is_signed
-    return Rescale(slope, intercept, is_stated and is_unsigned_12 and intercept > WRAPPED_ABOVE_INTERCEPT, is_stated)
+    return Rescale(
+        slope, intercept, is_stated and is_unsigned_12 and intercept > WRAPPED_ABOVE_INTERCEPT, is_stated, fault
+    )
 
 
 def padding_of(found: HeaderFields, pixels: PixelFormat) -> tuple[int, int] | None:
@@ -186,6 +244,9 @@ class ImageHeader:
     image_type: tuple[str, ...] = field(metadata=_as(HeaderFields.texts, "ImageType"))
     series_number: int | None = field(metadata=_as(HeaderFields.count, "SeriesNumber"))
     acquisition_number: int | None = field(metadata=_as(HeaderFields.count, "AcquisitionNumber"))
+    frame_acquisition_number: int | None = field(metadata=_as(HeaderFields.count, "FrameAcquisitionNumber"))
+    temporal_position: int | None = field(metadata=_as(HeaderFields.temporal_position, "TemporalPositionIndex"))
+    """Phase of a series over time."""
     instance_number: int | None = field(metadata=_as(HeaderFields.count, "InstanceNumber"))
     """For information; never sorted by."""
     series_description: str = field(metadata=_as(HeaderFields.text, "SeriesDescription"))
@@ -220,6 +281,8 @@ class ImageHeader:
     """Unit of the rescaled values; absent means HU (PS3.3 C.8.2.1)."""
     geometry_fault: str = ""
     """Why position, orientation or pixel spacing are None."""
+    numbers_as_text: tuple[str, ...] = ()
+    """Attributes whose numbers were stored as text or with a decimal comma."""
 
     @cached_property
     def directions(self) -> Float64[np.ndarray, "2 3"]:
@@ -233,6 +296,11 @@ class ImageHeader:
         """Unit vector, LPS, perpendicular to the image; only with an orientation."""
         (a, b, c), (d, e, f) = self.directions.tolist()
         return np.array([b * f - c * e, c * d - a * f, a * e - b * d])  # np.cross takes 50 times as long
+
+    @property
+    def patient_key(self) -> str:
+        """The patient ID without blanks and case, in which one patient's IDs may differ."""
+        return "".join(self.patient_id.split()).casefold()
 
     @property
     def is_placed(self) -> bool:

@@ -42,6 +42,8 @@ class SliceLayout:
     tilt_degrees: float
     """Angle from the normal to the direction from inferior to superior slices; signed as Gantry/Detector Tilt:
     positive if that direction leans anteriorly."""
+    instance_numbers: tuple[int | None, ...] = ()
+    """Of each slice, for notes: viewers show it."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -58,8 +60,12 @@ class SliceLayout:
             if len(self.runs) > 1 and run.n_gaps == 1 and run.gap_mm >= MISSING_RATIO * max(beside):
                 n_missing = max(1, round(run.gap_mm / max(beside)) - 1)
                 slices = "a slice" if n_missing == 1 else f"{n_missing} slices"
-                notes.append(f"{slices} may be missing after slice {run.after_slice}")
+                notes.append(f"{slices} may be missing after slice {run.after_slice}{self._shown_as(run.after_slice)}")
         return tuple(notes)
+
+    def _shown_as(self, index: int) -> str:
+        number = self.instance_numbers[index] if self.instance_numbers else None
+        return "" if number is None else f" (Instance Number {number})"
 
 
 def layout_of(stack: Stack) -> SliceLayout:
@@ -67,7 +73,8 @@ def layout_of(stack: Stack) -> SliceLayout:
     if len(stack.images) == 1:
         return SliceLayout(stack.first.slice_thickness_mm or 1.0, (), 0.0)
     gaps = np.abs(np.diff(stack.distances_mm))
-    return SliceLayout(float(np.median(gaps)), _runs(gaps), _tilt_degrees(stack))
+    numbers = tuple(image.instance_number for image in stack.images)
+    return SliceLayout(float(np.median(gaps)), _runs(gaps), _tilt_degrees(stack), numbers)
 
 
 def _runs(gaps: Float64[np.ndarray, " gap"]) -> tuple[GapRun, ...]:

@@ -18,18 +18,22 @@ from meddinov3_stroke.ct.contents import HEAD_BYTES, OpenedInput, machine_errors
 from meddinov3_stroke.ct.dicom.choice import choose, intended_use_hints
 from meddinov3_stroke.ct.dicom.container import DicomContent
 from meddinov3_stroke.ct.dicom.files import InputFile, files_of_series, is_header_index, open_files
+from meddinov3_stroke.ct.dicom.grouping import difference, is_interleaved
 from meddinov3_stroke.ct.dicom.header import ImageHeader
 from meddinov3_stroke.ct.dicom.layout import file_shape, layout_of, slice_affines, stack_affine
 from meddinov3_stroke.ct.dicom.pixels import MAX_PIXELS, decode_frame, image_hu
 from meddinov3_stroke.ct.dicom.series import Stack, scaling_fault
-from meddinov3_stroke.ct.dicom.survey import KeptFiles, Survey, survey, walked
+from meddinov3_stroke.ct.dicom.survey import DamagedFile, KeptFiles, Survey, survey, walked
 from meddinov3_stroke.ct.geometry import canonical_orientation, check_voxels, voxel_sides
-from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput
+from meddinov3_stroke.errors import CorruptInput, InputError, MissingInput, OutOfScope, UnsupportedInput
 from meddinov3_stroke.system.digest import sha256_of_array, sha256_of_document
 from meddinov3_stroke.types import SliceImage, Volume, VolumeSource
 
 LOSSY = {"1.2.840.10008.1.2.4.81": "JPEG-LS near-lossless", "1.2.840.10008.1.2.4.91": "JPEG 2000"}
 """Transfer syntaxes that may have changed values."""
+
+MOST_STACKS = 6
+"""Other stacks of the series that a warning names."""
 
 READER_VERSION = 2
 """Raised when the same files would give other slices or HU, so that cached embeddings are not reused."""
@@ -40,7 +44,8 @@ class DicomInput(OpenedInput):
 
     `source` is a folder, archive, list, header index or file, or the files of one series. `series_uid` names the series
     to read; without it the rule of `choice` decides. A series of more than `max_voxels` is refused before anything is
-    decoded. With `allow_single_slice`, a single image is read if there is nothing else.
+    decoded. With `allow_single_slice`, a single image is read if there is nothing else; with `join_series`, the slices
+    of a study count as one series.
     """
 
     def __init__(
@@ -50,10 +55,12 @@ class DicomInput(OpenedInput):
         *,
         max_voxels: int = MAX_PIXELS,
         allow_single_slice: bool = False,
+        join_series: bool = False,
     ) -> None:
         self.path = source if isinstance(source, Path) else source[0].parent
         self._source, self._series_uid = source, series_uid
         self._max_voxels, self._allow_single_slice = max_voxels, allow_single_slice
+        self.join_series = join_series
         self._kept = KeptFiles()
 
     @property
@@ -110,7 +117,9 @@ class DicomInput(OpenedInput):
                 study_instance_uid=stack.study_instance_uid,
                 series_instance_uid=stack.series_instance_uid,
                 images=tuple(
-                    SliceImage(image.sop_instance_uid, None if image.frame is None else image.frame + 1)
+                    SliceImage(
+                        image.sop_instance_uid, None if image.frame is None else image.frame + 1, image.instance_number
+                    )
                     for image in stack.images[steps[0]]
                 ),
             ),
@@ -156,9 +165,8 @@ class DicomInput(OpenedInput):
         is_index = isinstance(self._source, Path) and self._listed is not self._source
         where = f"{self.path}, series {self._series_uid}" if is_index else str(self.path)
         with open_files(self._listed) as files:
-            found = survey(files, self._kept)
-            _require_sound(found, where)
-            stack = choose(found.stacks, self._series_uid, where, allow_single_slice=self._allow_single_slice)
+            found = survey(files, self._kept, join_series=self.join_series)
+            stack = self._chosen(found, where)
             names = _files_of(stack)
             self._kept.contents = {name: one for name, one in self._kept.contents.items() if name in names}
             for name in names:
@@ -166,6 +174,26 @@ class DicomInput(OpenedInput):
                     content, digest = walked(found.files[name])
                     self._kept.add(name, digest, content)
         return found, stack
+
+    def _chosen(self, found: Survey, where: str) -> Stack:
+        """The stack to read; damaged files of its series, or of an unknown one, are an error."""
+        is_single, is_joined = self._allow_single_slice, self.join_series
+        try:
+            _require_images(found, where)
+            stack = choose(found.stacks, self._series_uid, where, allow_single_slice=is_single, is_joined=is_joined)
+        except (InputError, OutOfScope):
+            _require_sound(found.damaged)
+            raise
+        uids = {image.series_instance_uid for image in stack.images}
+        slices = [one for one in found.damaged if one.is_slice]
+        _require_sound(
+            [one for one in slices if is_joined or not one.series_instance_uid or one.series_instance_uid in uids]
+        )
+        if self._series_uid is None:  # of a series of which the rule has seen nothing
+            known = {other.series_instance_uid for other in found.stacks}
+            unseen = [one for one in slices if one.series_instance_uid not in known]
+            _require_sound(unseen, f"; or name the series to read: --series {stack.name}")
+        return stack
 
     def _contents(self, stack: Stack) -> Iterator[tuple[ImageHeader, DicomContent]]:
         """Each image with its file's content, which is dropped after its last image."""
@@ -190,11 +218,14 @@ def _files_of(stack: Stack) -> dict[str, None]:
     return dict.fromkeys(image.file for image in stack.images)
 
 
-def _require_sound(found: Survey, where: str) -> None:
-    if found.damaged:
-        name, error = found.damaged[0]
-        more = f" ({len(found.damaged)} such files)" if len(found.damaged) > 1 else ""
+def _require_sound(damaged: Sequence[DamagedFile], remedy: str = "") -> None:
+    if damaged:
+        name, error = damaged[0].name, damaged[0].error
+        more = f" ({len(damaged)} such files){remedy}" if len(damaged) > 1 else remedy
         raise type(error)(f"{error}{more}" if name in str(error) else f"{name}: {error}{more}")
+
+
+def _require_images(found: Survey, where: str) -> None:
     if found.stacks:
         return
     names = [name for name, _ in found.without_images]
@@ -203,7 +234,7 @@ def _require_sound(found: Survey, where: str) -> None:
         what = f"{found.without_images[0][1]} and not .nii or .nii.gz"
         raise UnsupportedInput(f"{where} is {what}; expected a head CT: {expected}")
     listed = ", ".join(_named(found.files[name]) for name in names[:3]) + (", ..." if len(names) > 3 else "")
-    unpack = "unpack it, then " if found.files[names[0]].is_member else ""
+    unpack = "unpack it, then " if any(found.files[name].is_member for name in names) else ""
     expected = f"expected a DICOM series; {unpack}give a NIfTI volume or an archive by its own path"
     raise MissingInput(f"{where} holds no DICOM image (found {listed}); {expected}")
 
@@ -215,8 +246,11 @@ def _named(file: InputFile) -> str:
 
 
 def _warnings(found: Survey, stack: Stack, repairs: Counter[str], n_to_air: int) -> Iterator[str]:
+    yield from _joined(stack)
     yield from _left_out(found, stack)
     yield from layout_of(stack).notes
+    if as_text := dict.fromkeys(name for image in stack.images for name in image.numbers_as_text):
+        yield f"{', '.join(as_text)} stored as text or with a decimal comma; read as numbers"
     scalings = {(image.rescale.slope, image.rescale.intercept) for image in stack.images}
     if len(scalings) > 1:
         yield f"{len(scalings)} pairs of slope and intercept in one series; each slice is scaled by its own"
@@ -230,23 +264,39 @@ def _warnings(found: Survey, stack: Stack, repairs: Counter[str], n_to_air: int)
         yield f"{n_to_air} pixels of declared padding read as air"
 
 
+def _joined(stack: Stack) -> Iterator[str]:
+    if (n_uids := len({image.series_instance_uid for image in stack.images})) > 1:
+        yield f"images of {n_uids} series UIDs are read as one series, {stack.series_instance_uid} (--join-series)"
+
+
 def _left_out(found: Survey, stack: Stack) -> Iterator[str]:
     if stack.set_aside:
         n_copies = _counted(stack.set_aside, "duplicate image was", "duplicate images were")
         yield f"{n_copies} left out (inspect lists them)"
-    rest: list[ImageHeader] = []
+    rest: list[Stack] = []
     reasons: list[str] = []
     for other in (one for one in found.stacks if one is not stack):
         if other.verdict == "usable" and other.series_instance_uid == stack.series_instance_uid:
-            rest += other.images
+            rest.append(other)
         else:
             reasons += [other.reason or "another usable series"] * len(other.images)
     if rest:
-        n_slices = f"only {len(stack.images)} of the {len(stack.images) + len(rest)} slices of this series are read"
-        yield f"{n_slices}: the others differ in acquisition, kernel, size, orientation or kind"
+        n_rest = sum(len(one.images) for one in rest)
+        n_slices = f"only {len(stack.images)} of the {len(stack.images) + n_rest} slices of this series are read"
+        differing = ", ".join(f"{one.name} ({difference(stack.images, one.images)})" for one in rest[:MOST_STACKS])
+        more = f" and {len(rest) - MOST_STACKS} more" if len(rest) > MOST_STACKS else ""
+        yield f"{n_slices} ({stack.name}); not read: {differing}{more}; --series reads one by such a name"
+    if len({image.patient_id for image in stack.images}) > 1:
+        yield "patient IDs that differ in case or blanks only are taken as one patient"
+    if is_interleaved(stack.images):
+        advice = "if these are passes of a head that moved, list the files of one in a .txt and read that"
+        yield f"slices of several acquisitions alternate and are read as one volume; {advice}"
     if reasons:
         listed = ", ".join(f"{reason} ({count})" for reason, count in Counter(reasons).most_common())
         yield f"{_counted(reasons, 'other image was', 'other images were')} set aside: {listed}"
+    if found.damaged:
+        n_files = _counted(found.damaged, "damaged file", "damaged files")
+        yield f"{n_files} of another series or kind left out (inspect lists them)"
     if others := [name for name, what in found.without_images if what == "not DICOM"]:
         n_files = _counted(others, "file is not DICOM and was", "files are not DICOM and were")
         yield f"{n_files} set aside (inspect lists them)"

@@ -1,14 +1,14 @@
 """Images sorted into stacks, each stack ordered along its normal and given a verdict.
 
-A stack is what may become one volume: one SeriesInstanceUID, size, pixel spacing, orientation and kernel. The order is
-that of Image Position along the normal (DICOM PS3.3 C.7.6.2.1.1); Instance Number and file names play no part.
+A stack is what may become one volume: images of one series that belong together (`grouping`). The order is that of
+Image Position along the normal (DICOM PS3.3 C.7.6.2.1.1); Instance Number and file names play no part.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from pydicom.uid import UID
 
 from meddinov3_stroke.ct.dicom.codestreams import NATIVE_SYNTAXES
 from meddinov3_stroke.ct.dicom.decoders import PLUGINS
+from meddinov3_stroke.ct.dicom.grouping import MAX_PLANES, POSITION_TOLERANCE_MM, groups, passes, phase_of, same_plane
 from meddinov3_stroke.ct.dicom.header import ImageHeader
 from meddinov3_stroke.ct.geometry import MAX_TILT_DEGREES
 
@@ -41,17 +42,6 @@ text."""
 HU_TYPES = frozenset({"", "HU", "HOUNSFIELD", "HOUNSFIELD UNITS"})
 """Rescale Types of CT numbers; the others belong to spectral CT (PS3.3 C.11.1.1.2) or are unspecified (US)."""
 
-DIRECTION_TOLERANCE, SPACING_TOLERANCE_MM = 1e-3, 1e-4
-"""Differences in direction cosines (0.06 degrees) and pixel spacing within which two images have the same plane."""
-
-MAX_PLANES = 64
-"""Orientations accepted in one series; images of further ones are refused. A reformat has a few."""
-
-_PLANE_TOLERANCES = np.repeat([DIRECTION_TOLERANCE, SPACING_TOLERANCE_MM], [6, 2])
-
-POSITION_TOLERANCE_MM = 0.01
-"""Images closer than this along the normal share a position; the thinnest CT reconstructions are 0.1 mm apart."""
-
 SINGLE_IMAGE = "a single image"
 """Why a lone image is set aside; a caller that accepts single slices reads it anyway."""
 
@@ -69,6 +59,9 @@ class Stack:
     verdict: Verdict = "usable"
     reason: str = ""
     """Why it is not usable; empty if it is."""
+    number: int = 0
+    """1-based among the stacks of its series: by phase and acquisition, then most images first; 0 if it is the only
+    one."""
 
     @property
     def first(self) -> ImageHeader:
@@ -77,8 +70,23 @@ class Stack:
 
     @property
     def series_instance_uid(self) -> str:
-        """SeriesInstanceUID of its images."""
-        return self.first.series_instance_uid
+        """SeriesInstanceUID of its images; the lowest if those of several series were joined."""
+        return min(image.series_instance_uid for image in self.images)
+
+    @property
+    def name(self) -> str:
+        """What names it in `--series`: its UID, with `#2` for the second of several stacks."""
+        return f"{self.series_instance_uid}#{self.number}" if self.number else self.series_instance_uid
+
+    @property
+    def kernel(self) -> str:
+        """The kernel that its images state; some may state none."""
+        return next(filter(None, (image.kernel for image in self.images)), "")
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether an image is derived from others (Image Type)."""
+        return any("DERIVED" in image.image_type for image in self.images)
 
     @property
     def study_instance_uid(self) -> str:
@@ -119,6 +127,8 @@ def scaling_fault(stack: Stack) -> str:
     """Names the first image of a stack with an impossible slope or intercept; empty if there is none."""
     for image in stack.images:
         if not image.rescale.is_sane and not image.has_modality_lut:
+            if fault := image.rescale.rescale_fault:
+                return f"{image.file}: {fault}; expected a number; export the series again"
             found = f"Rescale Slope {image.rescale.slope:g} and Intercept {image.rescale.intercept:g}"
             return f"{image.file}: {found} are impossible for CT; the header is damaged; fetch it again"
     return ""
@@ -134,37 +144,44 @@ def _position(image: ImageHeader) -> Float64[np.ndarray, " 3"]:
     return image.position_mm
 
 
-def assemble(headers: Iterable[ImageHeader], same_pixels: SamePixels | None = None) -> tuple[Stack, ...]:
+def assemble(
+    headers: Iterable[ImageHeader], same_pixels: SamePixels | None = None, *, join_series: bool = False
+) -> tuple[Stack, ...]:
     """Every image in exactly one stack; stacks ordered by series number, UID and size.
 
-    `same_pixels` decides whether two images at one position are duplicates; without it they are not.
+    `same_pixels` decides whether two images at one position are duplicates; without it they are not. With
+    `join_series`, the slices of a study count as one series.
     """
-    apart: dict[tuple[tuple[object, ...], str], list[ImageHeader]] = defaultdict(list)
-    groups: dict[tuple[object, ...], list[ImageHeader]] = defaultdict(list)
+    apart: dict[tuple[object, ...], list[ImageHeader]] = defaultdict(list)
+    slices: list[ImageHeader] = []
     for image in headers:
         if fault := role_fault(image):
-            size = image.pixels.rows, image.pixels.columns
-            apart[(image.study_instance_uid, image.series_instance_uid, *size), fault].append(image)
+            kind = image.pixels.rows, image.pixels.columns, fault.partition("'")[0]  # whatever it quotes
+            apart[(image.study_instance_uid, image.series_instance_uid, *kind)].append(image)
         else:
-            groups[_group_of(image)].append(image)
-    stacks = [Stack(tuple(images), verdict="set aside", reason=fault) for (_, fault), images in apart.items()]
-    for images in groups.values():
-        planes, beyond = _same_plane(sorted(images, key=_by_content))
+            slices.append(image)
+    stacks: list[Stack] = []
+    for images in groups(slices, join_series=join_series):
+        planes, beyond = same_plane(sorted(images, key=_by_content))
         stacks += (stack for plane in planes for stack in _stacks_of(plane, same_pixels))
         if beyond:
             stacks.append(Stack(tuple(beyond), verdict="refused", reason=f"more than {MAX_PLANES} orientations"))
-    return tuple(sorted(stacks, key=_by_number))
+    aside = [Stack(tuple(some), verdict="set aside", reason=role_fault(some[0])) for some in apart.values()]
+    return tuple(sorted([*_numbered(stacks), *aside], key=_by_number))
+
+
+def _numbered(stacks: Iterable[Stack]) -> Iterator[Stack]:
+    of_series: dict[str, list[Stack]] = defaultdict(list)
+    for stack in stacks:
+        of_series[stack.series_instance_uid].append(stack)
+    for some in of_series.values():
+        in_order = sorted(some, key=lambda one: (phase_of(one.first), -len(one.images), _by_content(one.first)))
+        yield from (replace(one, number=k) for k, one in enumerate(in_order, 1 if len(some) > 1 else 0))
 
 
 def _by_number(stack: Stack) -> tuple[object, ...]:
     number = stack.first.series_number
-    return (number is None, number or 0, stack.series_instance_uid, -len(stack.images), stack.reason)
-
-
-def _group_of(image: ImageHeader) -> tuple[object, ...]:
-    identity = image.patient_id, image.study_instance_uid, image.series_instance_uid, image.frame_of_reference_uid
-    size = image.pixels.rows, image.pixels.columns
-    return (*identity, *size, image.kernel, image.contrast, "DERIVED" in image.image_type)
+    return (number is None, number or 0, stack.series_instance_uid, -len(stack.images), stack.reason, stack.number)
 
 
 def _by_content(image: ImageHeader) -> tuple[object, ...]:
@@ -172,32 +189,11 @@ def _by_content(image: ImageHeader) -> tuple[object, ...]:
     return (*_position(image).tolist(), image.sop_instance_uid, image.frame or 0, image.file)
 
 
-def _same_plane(images: Sequence[ImageHeader]) -> tuple[list[list[ImageHeader]], list[ImageHeader]]:
-    planes: list[list[ImageHeader]] = []
-    beyond: list[ImageHeader] = []
-    firsts = np.empty((MAX_PLANES, 8))
-    for image in images:
-        plane = np.concatenate([image.directions.ravel(), np.array(image.pixel_spacing_mm)])
-        alike = (np.abs(firsts[: len(planes)] - plane) <= _PLANE_TOLERANCES).all(axis=1)
-        if alike.any():
-            planes[int(alike.argmax())].append(image)
-        elif len(planes) < MAX_PLANES:
-            firsts[len(planes)] = plane
-            planes.append([image])
-        else:
-            beyond.append(image)
-    return planes, beyond
-
-
 def _stacks_of(images: list[ImageHeader], same_pixels: SamePixels | None) -> list[Stack]:
-    """One stack; or, if it would be refused, one for each acquisition."""
+    """One stack; or one for each pass over the head, if there are several."""
     stack = _stack(images, same_pixels)
-    acquisitions: dict[int | None, list[ImageHeader]] = defaultdict(list)
-    for image in images:
-        acquisitions[image.acquisition_number].append(image)
-    if stack.verdict != "refused" or len(acquisitions) == 1:
-        return [stack]
-    return [_stack(one, same_pixels) for one in acquisitions.values()]
+    found = passes(images, is_refused=stack.verdict == "refused")
+    return [stack] if len(found) == 1 else [one for images in found for one in _stacks_of(images, same_pixels)]
 
 
 def _stack(images: list[ImageHeader], same_pixels: SamePixels | None) -> Stack:
@@ -223,8 +219,11 @@ def _stack(images: list[ImageHeader], same_pixels: SamePixels | None) -> Stack:
     if clashes:
         kept = sorted([*kept, *(image for _, image in clashes)], key=lambda image: distance_mm(image, upward))
         times = "once" if len(clashes) == 1 else f"{len(clashes)} times"
-        found = f"({times}; first: {clashes[0][0].file} and {clashes[0][1].file}) and with the same acquisition number"
-        return Stack(tuple(kept), tuple(dropped), "refused", f"different images at one position {found}")
+        found = (
+            f"({times}; first: {clashes[0][0].file} and {clashes[0][1].file}); no phase or acquisition separates them"
+        )
+        fault = f"different images at one position {found}; list the files of one volume in a .txt and read that"
+        return Stack(tuple(kept), tuple(dropped), "refused", fault)
     if fault := _shared_uid(kept):
         return Stack(tuple(kept), tuple(dropped), "refused", fault)
     fault = _plane_fault(kept, normal)

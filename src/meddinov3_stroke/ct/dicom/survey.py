@@ -18,9 +18,9 @@ from meddinov3_stroke.ct.dicom.container import DicomContent, begins_as_dicom, p
 from meddinov3_stroke.ct.dicom.files import InputFile
 from meddinov3_stroke.ct.dicom.header import HeaderFields, ImageHeader, PixelFormat, padding_of, rescale_of
 from meddinov3_stroke.ct.dicom.pixels import decode_frame, require_length
-from meddinov3_stroke.ct.dicom.series import Stack, assemble, role_fault
+from meddinov3_stroke.ct.dicom.series import LOCALIZER_TYPES, REPORT_TYPES, Stack, assemble, role_fault
 from meddinov3_stroke.ct.geometry import SPACING_RANGE_MM
-from meddinov3_stroke.errors import CorruptInput, InputError
+from meddinov3_stroke.errors import CorruptInput, InputError, MachineError
 from meddinov3_stroke.system.progress import read_ahead
 
 HEAD_BYTES = 1 << 14
@@ -38,6 +38,7 @@ MAX_FRAMES = 4096
 
 _SHARED_GROUPS, _FRAME_GROUPS = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 _TRANSFORM, _FRAME_TYPE = "PixelValueTransformationSequence", "CTImageFrameTypeSequence"
+_CONTENT = "FrameContentSequence"
 _GROUP_OF = {
     "ImagePositionPatient": "PlanePositionSequence",
     "ImageOrientationPatient": "PlaneOrientationSequence",
@@ -55,7 +56,7 @@ _KEYWORDS = (
     *(one.metadata["keyword"] for one in fields(ImageHeader) if one.metadata),
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit"),
     *("PixelRepresentation", "NumberOfFrames", "RescaleSlope", "RescaleIntercept", "PixelPaddingRangeLimit"),
-    *("SpecificCharacterSet", _SHARED_GROUPS, _FRAME_GROUPS),
+    *("SpecificCharacterSet", "TemporalPositionIdentifier", _SHARED_GROUPS, _FRAME_GROUPS),
 )
 _TAGS = tuple(tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None)
 _ReadHeaders = Callable[[], tuple[ImageHeader, ...] | None]
@@ -80,6 +81,26 @@ class KeptFiles:
 
 
 @dataclass(frozen=True, eq=False)
+class DamagedFile:
+    """A file that cannot be read, and what its first bytes still say."""
+
+    name: str
+    error: InputError
+    header: ImageHeader | None = None
+    """Without pixels; None if nothing can be read."""
+
+    @property
+    def series_instance_uid(self) -> str:
+        """The series it states; empty if unknown."""
+        return self.header.series_instance_uid if self.header else ""
+
+    @property
+    def is_slice(self) -> bool:
+        """False if it states to be a localizer or a picture of text."""
+        return self.header is None or (LOCALIZER_TYPES | REPORT_TYPES).isdisjoint(self.header.image_type)
+
+
+@dataclass(frozen=True, eq=False)
 class Survey:
     """Every file of an input, exactly once: in a stack, without images, or damaged."""
 
@@ -87,30 +108,39 @@ class Survey:
     stacks: tuple[Stack, ...]
     without_images: tuple[tuple[str, str], ...]
     """(file, what it is): not DICOM, or DICOM without an image."""
-    damaged: tuple[tuple[str, InputError], ...]
-    """(file, why it cannot be read)."""
+    damaged: tuple[DamagedFile, ...]
 
 
-def survey(files: Sequence[InputFile], keep: KeptFiles | None = None) -> Survey:
+def survey(files: Sequence[InputFile], keep: KeptFiles | None = None, *, join_series: bool = False) -> Survey:
     """What the files hold; pixels are read only if two images share a position. May raise `MachineError`.
 
     With `keep`, files are read whole, once, into it, provided that all together fit into `KEEP_BYTES`.
     """
     images: list[ImageHeader] = []
     without: list[tuple[str, str]] = []
-    damaged: list[tuple[str, InputError]] = []
+    damaged: list[DamagedFile] = []
     for file, read in _readers(files, keep):
         try:
             headers = read()
         except InputError as error:
-            damaged.append((file.name, error))
+            damaged.append(DamagedFile(file.name, error, _rest_of(file)))
         else:
             images += headers or ()
             if not headers:
                 without.append((file.name, "not DICOM" if headers is None else "DICOM without an image"))
     by_name = {file.name: file for file in files}
-    stacks = assemble(images, partial(same_pixels, by_name, {} if keep is None else keep.contents))
+    is_copy = partial(same_pixels, by_name, {} if keep is None else keep.contents)
+    stacks = assemble(images, is_copy, join_series=join_series)
     return Survey(by_name, stacks, tuple(without), tuple(damaged))
+
+
+def _rest_of(file: InputFile) -> ImageHeader | None:
+    """The header of a damaged file as far as it can be read from its head, pixels left aside."""
+    try:
+        (header, *_) = headers_of(DicomContent("", file.head(HEAD_BYTES), None), file.name)
+    except (InputError, MachineError, ValueError):
+        return None
+    return header
 
 
 def _readers(files: Sequence[InputFile], keep: KeptFiles | None) -> Iterator[tuple[InputFile, _ReadHeaders]]:
@@ -220,6 +250,7 @@ def headers_of(content: DicomContent, name: str) -> tuple[ImageHeader, ...]:
     # other objects are set aside whatever their pixels are
     pixels = _pixel_format(found) if is_ct else PixelFormat(0, 0, 1, "", 0, 0, 0, is_signed=False)
     declared = {one.name: one.metadata for one in fields(ImageHeader) if "read" in one.metadata}
+    rescale, place = rescale_of(found, pixels), _place(lambda _: found)
     image = ImageHeader(
         file=name,
         frame=None,
@@ -227,9 +258,10 @@ def headers_of(content: DicomContent, name: str) -> tuple[ImageHeader, ...]:
         transfer_syntax=content.transfer_syntax,
         pixels=pixels,
         has_pixel_data=content.pixel_data is not None,
-        rescale=rescale_of(found, pixels),
+        rescale=rescale,
         padding=padding_of(found, pixels),
-        **_place(found.floats),
+        numbers_as_text=tuple(found.as_text),
+        **place,
     )
     groups = found.sequence(_FRAME_GROUPS) if is_ct else []
     if not groups:
@@ -257,37 +289,50 @@ def _pixel_format(found: HeaderFields) -> PixelFormat:
 def _frame_header(image: ImageHeader, frame: int, groups: Sequence[Dataset], name: str) -> ImageHeader:
     found: dict[str, HeaderFields] = {}
     for group in groups:
-        for keyword in (*_GROUP_OF.values(), _TRANSFORM, _FRAME_TYPE, *_KERNEL_GROUPS):
+        for keyword in (*_GROUP_OF.values(), _TRANSFORM, _FRAME_TYPE, _CONTENT, *_KERNEL_GROUPS):
             if items := HeaderFields(group, name).sequence(keyword):
                 found[keyword] = HeaderFields(items[0], name)
 
-    def floats(keyword: str, n: int) -> list[float] | None:
-        holder = found.get(_GROUP_OF[keyword])
-        return None if holder is None else holder.floats(keyword, n)
+    def holder(keyword: str) -> HeaderFields:
+        return found.get(keyword, empty)
 
+    empty = HeaderFields(Dataset(), name)
     transform, frame_type = found.get(_TRANSFORM), found.get(_FRAME_TYPE)
     kernels = [found[group].texts("ConvolutionKernel") for group in _KERNEL_GROUPS if group in found]
-    thickness = floats("SliceThickness", 1)
+    place = _place(lambda keyword: holder(_GROUP_OF[keyword]))
+    thickness, content = holder(_GROUP_OF["SliceThickness"]).number("SliceThickness"), holder(_CONTENT)
     return replace(
         image,
         frame=frame,
+        instance_number=None,  # the object's
+        frame_acquisition_number=content.count("FrameAcquisitionNumber"),
+        temporal_position=content.temporal_position("TemporalPositionIndex"),
         rescale=image.rescale if transform is None else rescale_of(transform, image.pixels),
         rescale_type=image.rescale_type if transform is None else transform.upper("RescaleType"),
         image_type=image.image_type if frame_type is None else frame_type.texts("FrameType"),
         kernel="\\".join(next(filter(any, kernels), ())) or image.kernel,
-        slice_thickness_mm=thickness[0] if thickness else image.slice_thickness_mm,
-        **_place(floats),
+        slice_thickness_mm=image.slice_thickness_mm if thickness is None else thickness,
+        numbers_as_text=(*image.numbers_as_text, *(text for one in found.values() for text in one.as_text)),
+        **place,
     )
 
 
-def _place(floats: Callable[[str, int], list[float] | None]) -> dict[str, Any]:
-    position, cosines = floats("ImagePositionPatient", 3), floats("ImageOrientationPatient", 6)
-    spacing = floats("PixelSpacing", 2)
+def _place(holder: Callable[[str], HeaderFields]) -> dict[str, Any]:
+    """Position, orientation and pixel spacing as fields of a header; `holder` has the attribute of a keyword."""
+    wanted = {
+        "position": "ImagePositionPatient",
+        "orientation": "ImageOrientationPatient",
+        "pixel spacing": "PixelSpacing",
+    }
+    position, cosines, spacing = (holder(key).floats(key, n) for key, n in zip(wanted.values(), (3, 6, 2), strict=True))
     names = "position_mm", "row_direction", "column_direction", "pixel_spacing_mm", "geometry_fault"
     if position is None or cosines is None or spacing is None:
-        wanted = {"position": position, "orientation": cosines, "pixel spacing": spacing}
-        missing = ", ".join(name for name, value in wanted.items() if value is None)
-        return dict.fromkeys(names) | {"geometry_fault": f"no {missing} in the header"}
+        values = zip(wanted.items(), (position, cosines, spacing), strict=True)
+        texts = {name: holder(key).unreadable(key) for (name, key), value in values if value is None}
+        missing = ", ".join(name for name, text in texts.items() if not text)
+        faults = [f"no {missing} in the header"] if missing else []
+        faults += [f"{name} is {text}, which cannot be read" for name, text in texts.items() if text]
+        return dict.fromkeys(names) | {"geometry_fault": "; ".join(faults)}
     directions = np.array(cosines).reshape(2, 3)
     lengths = np.linalg.norm(directions, axis=1, keepdims=True)
     furthest, (low, high) = max(map(abs, position)), SPACING_RANGE_MM
