@@ -150,12 +150,13 @@ def passes(images: Sequence[ImageHeader], *, is_refused: bool) -> list[list[Imag
     That is: `is_refused`, or they interleave unevenly although each pass for itself is more even.
     """
     along = _distances_mm(images)
-    if not is_refused and _n_runs(along) <= 2:
+    n_runs = _n_runs(along)
+    if not is_refused and n_runs <= 2:
         return [list(images)]
     for label in _SEPARATORS.values():
-        found = _passes_by(list(map(label, images)), along)
-        n_runs = sum(_n_runs(along[one]) for one in found)
-        if len(found) > 1 and (is_refused or _n_runs(along) > n_runs + len(found)):
+        labels = list(map(label, images))
+        found = _passes_by(labels, along) if len(set(labels)) > 1 else []
+        if len(found) > 1 and (is_refused or n_runs > sum(_n_runs(along[one]) for one in found) + len(found)):
             return [[images[k] for k in one] for one in found]
     return [list(images)]
 
@@ -181,7 +182,8 @@ def _passes_by(labels: Sequence[Hashable], along: Float64[np.ndarray, " image"])
 
 def is_interleaved(images: Sequence[ImageHeader]) -> bool:
     """Whether acquisitions that cover the same range alternate in what is read as one volume."""
-    return len(_passes_by(list(map(_PHASES["acquisition number"], images)), _distances_mm(images))) > 1
+    labels = list(map(_PHASES["acquisition number"], images))
+    return len(set(labels)) > 1 and len(_passes_by(labels, _distances_mm(images))) > 1
 
 
 def _distances_mm(images: Sequence[ImageHeader]) -> Float64[np.ndarray, " image"]:
