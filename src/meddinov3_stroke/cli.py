@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "prepare-cohort": ("commands.prepare_cohort", "CQ500, PhysioNet CT-ICH or BHSD -> the same series table"),
     "extract": ("commands.extract", "series CSV -> one row of features each, unsplit, for test-head"),
     "train-rsna": ("rsna_train", "series CSV -> split, cached features, trained and tested head"),
+    "status": ("commands.status", "how every input of a run of predict, extract or train-rsna has ended so far"),
     "split": ("rsna_split", "series CSV -> train, validation and test by patient"),
     "train-head": ("head_train", "train a head on embeddings and labels in .npy files"),
     "test-head": ("head_eval", "evaluate a head on embeddings and labels in .npy files"),

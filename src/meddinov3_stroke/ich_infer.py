@@ -1,31 +1,40 @@
-"""Stage `predict`: one head CT -> haemorrhage probabilities, decisions, suspicious slices and similarity maps."""
+"""Stage `predict`: head CTs -> haemorrhage probabilities, decisions, suspicious slices and similarity maps."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from meddinov3_stroke.cases import Cases, case_id, studies_in
 from meddinov3_stroke.config import CASE_OUTPUT_PREFIX, TOP_K
-from meddinov3_stroke.options import CaseOptions, ForceOption, OptionalOutputDir, case_name, slice_progress
-from meddinov3_stroke.system.command import run_command
+from meddinov3_stroke.errors import AmbiguousInput, UsageError
+from meddinov3_stroke.options import CaseOptions, ForceOption, OptionalOutputDir, slice_progress
+from meddinov3_stroke.system.command import log_warnings, run_command
 
 if TYPE_CHECKING:
-    from meddinov3_stroke.predictor import Case
+    from meddinov3_stroke.predictor import Case, ICHPredictor
+    from meddinov3_stroke.types import Volume
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(CaseOptions, ForceOption):
-    """Find intracranial haemorrhage in one head CT: probabilities, decisions, suspicious slices, similarity maps."""
+    """Find intracranial haemorrhage in head CTs: probabilities, decisions, suspicious slices, similarity maps."""
 
     checkpoint: Path
     """best.pt or last.pt of a trained head."""
     output_dir: OptionalOutputDir = None
-    """Folder for summary.json, similarity_map.png and the arrays (default: outputs/ich_<case>)."""
+    """Folder for summary.json, similarity_map.png and the arrays; of several inputs, for results.csv and a folder for
+    each case (default: outputs/ich_<case id>, or outputs/ich_cases)."""
+    overwrite: bool = False
+    """Replace results of another input, or of other settings, in the output folder."""
+    json: bool = False
+    """Print the result as JSON on standard output instead of tables."""
     resize: int | None = None
     """Side in pixels of the square the backbone sees (default: the head's own; another is an error)."""
     top_k: int = TOP_K
@@ -39,12 +48,11 @@ class Args(CaseOptions, ForceOption):
     """Reference patch of the map: center, or row,column in the patch grid, 0-based (default: by head score)."""
 
 
-def run(args: Args) -> Case:
-    """The case, as written to the output folder."""
+def run(args: Args) -> Case | None:
+    """The case, as written to the output folder; None for a batch."""
     from meddinov3_stroke.predictor import ICHPredictor
-    from meddinov3_stroke.report import print_case
 
-    source = args.source()
+    cases = args.cases()
     predictor = ICHPredictor.load(
         args.checkpoint,
         backbone=args.open_backbone(),
@@ -57,13 +65,70 @@ def run(args: Args) -> Case:
         sim_patch=args.sim_patch,
         force=args.force,
     )
+    if not cases.is_batch:
+        try:
+            return _run_one(args, predictor, cases)
+        except AmbiguousInput:
+            (source,) = cases.inputs
+            if source.series_uid is not None or not isinstance(source.path, Path):
+                raise
+            cases = Cases(tuple(studies_in(source.path, join_series=args.join_series)), is_batch=True)
+    _run_batch(args, predictor, cases)
+    return None
+
+
+def _run_one(args: Args, predictor: ICHPredictor, cases: Cases) -> Case:
+    from meddinov3_stroke.report import case_document, print_case
+
+    def check_folder(volume: Volume) -> None:
+        if args.output_dir is not None and not args.overwrite:
+            require_own_folder(args.output_dir, volume.source.sha256)
+
     with slice_progress(args.show_progress) as on_slices, predictor.extractor.warming_up():
-        case = predictor(source, on_slices)
-    for warning in case.warnings:
-        LOGGER.warning("%s", warning)
-    name = case_name(source.path, source.series_uid)
-    print_case(case.findings, case.save(args.output_dir or Path(f"{CASE_OUTPUT_PREFIX}{name}")))
+        case = predictor(cases.inputs[0], on_slices, check_folder)
+    log_warnings(case.warnings)
+    files = case.save(args.output_dir or Path(f"{CASE_OUTPUT_PREFIX}{case_id(case.sha256)}"))
+    if args.json:
+        print(json.dumps(case_document(case.findings), ensure_ascii=False))
+    else:
+        print_case(case.findings, files)
     return case
+
+
+def require_own_folder(folder: Path, sha256: str) -> None:
+    """Raise `UsageError` if a folder holds the result of another input, or of several."""
+    from meddinov3_stroke.features.ledger import LEDGER_NAME
+
+    if (folder / LEDGER_NAME).exists():
+        raise UsageError(f"{folder} holds results of several cases; choose another --output-dir, or pass --overwrite")
+    try:
+        found = json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("input_sha256", sha256)
+    except (OSError, ValueError, AttributeError):
+        return
+    if found != sha256:
+        raise UsageError(
+            f"{folder} holds the result of another input (case {case_id(str(found))}; this one is {case_id(sha256)}); "
+            "choose another --output-dir, or pass --overwrite"
+        )
+
+
+def _run_batch(args: Args, predictor: ICHPredictor, cases: Cases) -> None:
+    from meddinov3_stroke.batch import Batch
+
+    folder = args.output_dir or Path(f"{CASE_OUTPUT_PREFIX}cases")
+    batch = Batch(folder, _settings(args, predictor), overwrite=args.overwrite)
+    with predictor.extractor.warming_up():
+        try:
+            batch.run(cases.inputs, predictor.map, args.show_progress)
+        finally:
+            batch.print(args.json)
+
+
+def _settings(args: Args, predictor: ICHPredictor) -> dict[str, Any]:
+    """What decides the results of a batch."""
+    flags = ("top_k", "threshold", "sim_slice", "sim_patch", "force", "join_series")
+    own = {name: getattr(args, name) for name in flags}
+    return {"verb": "predict", "head": predictor.checkpoint.sha256, **predictor.extractor.settings(), **own}
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

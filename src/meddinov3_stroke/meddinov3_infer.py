@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meddinov3_stroke import config
+from meddinov3_stroke.cases import case_name
 from meddinov3_stroke.ct.scope import scope_warnings
 from meddinov3_stroke.explain import demo_warnings, is_demo, parse_patch, patch_similarity, sim_slice_index
-from meddinov3_stroke.options import CaseOptions, OptionalOutputDir, case_name, slice_progress
+from meddinov3_stroke.options import CaseOptions, OptionalOutputDir, slice_progress
 from meddinov3_stroke.report import map_document, origin_document
 from meddinov3_stroke.system.atomic import write_bytes, write_json, write_npy
 from meddinov3_stroke.system.command import run_command

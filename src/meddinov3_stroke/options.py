@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from meddinov3_stroke import config
+from meddinov3_stroke.cases import Cases, find_cases
 from meddinov3_stroke.errors import MissingInput, UsageError
 from meddinov3_stroke.labels import LabelPolicy
 from meddinov3_stroke.system.command import ConsoleOptions
@@ -28,7 +28,7 @@ LOGGER = logging.getLogger("meddinov3_stroke")
 
 InputPath = Annotated[Path, tyro.conf.arg(aliases=["-i"])]
 OutputDir = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-OptionalPath = Annotated[Path | None, tyro.conf.arg(aliases=["-i"])]
+InputPaths = Annotated[tuple[Path, ...], tyro.conf.arg(aliases=["-i"], metavar="PATH")]
 OptionalOutputDir = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
 DeviceName = Annotated[str, tyro.conf.arg(aliases=["-d"], metavar="auto|cpu|gpu|cuda:N|mps")]
 
@@ -103,12 +103,20 @@ class SeriesOptions:
 class CaseOptions(SeriesOptions, SliceOptions):
     """Which head CT, and where the results go."""
 
-    input: OptionalPath = None
-    """Volume: .nii, .nii.gz, or DICOM: folder, .zip, .tar(.gz), .txt list or file (default: first NIfTI in input/)."""
+    input: InputPaths = ()
+    """Volumes: .nii, .nii.gz, or DICOM: folder, .zip, .tar(.gz), .txt list or file; also folders of these, a table
+    (.csv) and patterns such as 'scans/*.nii.gz' (default: first NIfTI in input/)."""
+
+    def cases(self) -> Cases:
+        """The cases these flags name; `MissingInput` if there is none."""
+        return find_cases(self.input or (first_input(),), self.series, join_series=self.join_series)
 
     def source(self) -> VolumeInput:
-        """The input these flags name; `MissingInput` if there is none."""
-        return VolumeInput(input_or_first(self.input), self.series, join_series=self.join_series)
+        """The only case these flags name; `UsageError` if they name several."""
+        found = self.cases()
+        if found.is_batch:
+            raise UsageError(f"--input names {len(found.inputs)} cases; this command takes one")
+        return found.inputs[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,11 +171,12 @@ class CohortOptions(TableOptions, SliceOptions):
             raise UsageError(f"--max-invalid {self.max_invalid:g}: expected a share from 0 to 1, such as 0.05")
         return super().read_table()
 
-    def extract(self, tables: Mapping[str, SeriesTable], force: bool) -> Cohort:
+    def extract(self, tables: Mapping[str, SeriesTable], force: bool, folder: Path) -> Cohort:
         """The embeddings of every row, computed or from the cache; the first unusable volume raises or is skipped.
 
-        Unless `force`, volumes outside the intended use count as unusable.
+        Unless `force`, volumes outside the intended use count as unusable. `folder` takes the ledger.
         """
+        from meddinov3_stroke.features.ledger import Ledger
         from meddinov3_stroke.rsna_pipeline import extract_cohort
 
         return extract_cohort(
@@ -179,6 +188,7 @@ class CohortOptions(TableOptions, SliceOptions):
             verify_inputs=self.verify_inputs,
             show_progress=self.show_progress,
             force=force,
+            ledger=Ledger(folder),
         )
 
 
@@ -207,20 +217,11 @@ def slice_progress(enabled: bool) -> Iterator[Callable[[int, int], None]]:
         yield on_slices
 
 
-def input_or_first(path: Path | None, folder: Path = config.INPUT_DIR) -> Path:
-    """`path`, or the first .nii or .nii.gz file in `folder` by name; `MissingInput` if there is neither."""
-    if path is not None:
-        return path
+def first_input(folder: Path = config.INPUT_DIR) -> Path:
+    """The first .nii or .nii.gz file in `folder` by name; `MissingInput` if there is none."""
     from meddinov3_stroke.ct.contents import is_nifti_name
 
     found = sorted(file for file in folder.glob("*") if file.is_file() and is_nifti_name(file))
     if not found:
         raise MissingInput(f"no --input, and no .nii or .nii.gz file in {folder}/; name the volume with --input")
     return found[0]
-
-
-def case_name(path: Path, series_uid: str | None = None) -> str:
-    """The name of a file without its ending, or of a folder; with a series `<name>_<series>`, never a path."""
-    ending = r"\.(nii\.gz|nii|zip|dcm|txt|parquet)$"
-    name = re.sub(ending, "", path.name or path.resolve().name, flags=re.IGNORECASE)
-    return name if series_uid is None else f"{name}_{re.sub('[^0-9A-Za-z._-]', '_', series_uid)}"

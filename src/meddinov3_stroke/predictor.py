@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from operator import attrgetter
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from jaxtyping import Float32, Float64, Int64
 
 from meddinov3_stroke import config
 from meddinov3_stroke.backbone import Backbone, load_backbone
+from meddinov3_stroke.cases import Case, FailedCase
 from meddinov3_stroke.ct import Source, source_path
 from meddinov3_stroke.ct.scope import judge, require_in_scope, scope_warnings
 from meddinov3_stroke.errors import MedDINOError, Outcome, UsageError
@@ -32,65 +33,15 @@ from meddinov3_stroke.explain import (
     suspicion,
 )
 from meddinov3_stroke.features import EVERY_SLICE, FeatureExtractor, extract_one, naming, pool_slices
-from meddinov3_stroke.features.extract import OnSlices
+from meddinov3_stroke.features.extract import Extraction, OnSlices, extract
 from meddinov3_stroke.heads import HeadCheckpoint, check_backbone, load_checkpoint, predict_logits
 from meddinov3_stroke.heads.applying import distribution_warnings, judge_distance, require_in_distribution
-from meddinov3_stroke.options import case_name
-from meddinov3_stroke.report import save_case
-from meddinov3_stroke.system.atomic import write_json
-from meddinov3_stroke.system.provenance import Stopwatch, provenance
+from meddinov3_stroke.system.provenance import Stopwatch
 from meddinov3_stroke.types import CaseFindings, SliceEmbeddings, SliceSelection, Threshold, TopSlice, Volume
 
+__all__ = ["Case", "FailedCase", "ICHPredictor"]
+
 LOGGER = logging.getLogger("meddinov3_stroke")
-
-
-class _Ended:
-    """What a case and a failed case share."""
-
-    path: Path
-    outcome: Outcome
-    status = property(attrgetter("outcome.status"))  # done, rejected, refused or failed
-
-    @property
-    def name(self) -> str:
-        """The file's name without its ending."""
-        return case_name(self.path)
-
-
-@dataclass(frozen=True, eq=False)
-class Case(_Ended):
-    """A case with findings."""
-
-    path: Path
-    findings: CaseFindings
-    outcome: Outcome = field(default_factory=Outcome)
-    probabilities = property(attrgetter("findings.probabilities"))  # label -> probability of the case
-    thresholds = property(attrgetter("findings.thresholds"))  # label -> decision threshold and its origin
-    decisions = property(attrgetter("findings.decisions"))
-    """Label -> whether the probability is at or above the threshold."""
-    top_slices = property(attrgetter("findings.top_slices"))  # the most suspicious slices, highest score first
-    warnings = property(attrgetter("findings.warnings"))  # warnings about the input, the model and the findings
-
-    def save(self, folder: Path | str) -> dict[str, Path]:
-        """Name -> path of the files written into `folder`; `summary.json` is written last."""
-        return save_case(self.findings, Path(folder))
-
-
-@dataclass(frozen=True)
-class FailedCase(_Ended):
-    """A case without findings, and why."""
-
-    path: Path
-    outcome: Outcome
-    code = property(attrgetter("outcome.code"))  # code of the error
-    message = property(attrgetter("outcome.message"))  # the error in one line
-    warnings = property(lambda self: (self.message,))  # why there are no findings
-
-    def save(self, folder: Path | str) -> dict[str, Path]:
-        """Name -> path of the one file written into `folder`: a `summary.json` with `status`, `code`, `message`."""
-        path = Path(folder) / "summary.json"
-        write_json(path, {**provenance(), "input": str(self.path), **asdict(self.outcome)})
-        return {path.name: path}
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,14 +107,24 @@ class ICHPredictor:
         extractor = FeatureExtractor(backbone, resize=side, batch=batch, selection=selection)
         return cls(extractor, head, top_k, tuple(warnings), sim_slice, sim_patch, force)
 
-    def __call__(self, source: Source, on_slices: OnSlices | None = None) -> Case:
+    def __call__(
+        self, source: Source, on_slices: OnSlices | None = None, check: Callable[[Volume], object] | None = None
+    ) -> Case:
         """The findings of the volume in `source` (all that `read_volume` takes).
+
+        `check` may raise for the volume before it is embedded.
 
         Raises InputError (corrupt, unsupported or ambiguous), OutOfScope (readable, but outside what the model is meant
         for) or NonFiniteEmbedding (the backbone or the head gave NaN; the message names the file).
         """
         watch = Stopwatch()
-        volume, embeddings, read_s = extract_one(source, self.extractor, on_slices, self._check_flags, self.force)
+
+        def checks(volume: Volume) -> None:
+            self._check_flags(volume)
+            if check is not None:
+                check(volume)
+
+        volume, embeddings, read_s = extract_one(source, self.extractor, on_slices, checks, self.force)
         return self._case(volume, embeddings, watch, read_s)
 
     def judge(self, volume: Volume) -> Case:
@@ -188,17 +149,52 @@ class ICHPredictor:
         return Case(volume.source.path, replace(findings, elapsed_s=elapsed_s, timings=timings))
 
     def map(self, sources: Iterable[Source]) -> Iterator[Case | FailedCase]:
-        """The case of each source, in order; a case that fails is recorded and the next one goes on."""
-        for source in sources:
+        """The case of each source, in order; a case that fails is recorded and the next one goes on.
+
+        The next volumes are read while the engine works, and its passes are filled across volumes.
+        """
+        remaining, ahead = iter(sources), deque[Source]()
+        while True:
+            run = extract(
+                _noted(remaining, ahead), self.extractor, keep_volume=True, check=self._check_flags, force=self.force
+            )
             try:
-                yield self(source)
-            except Exception as error:
-                path = Path()
-                with suppress(UsageError):  # the source itself is the fault
-                    path = source_path(source)
-                if not isinstance(error, MedDINOError):
-                    LOGGER.error("%s: %s: %s", path, type(error).__name__, error, exc_info=error)
-                yield FailedCase(path, Outcome.of(error))
+                with closing(run) as extractions:
+                    yield from self._cases(extractions, ahead)
+                return
+            except Exception as error:  # the engine's; the cases it has begun are tried one by one
+                LOGGER.debug("%s: %s; the cases in work are tried one by one", type(error).__name__, error)
+                while ahead:
+                    yield self._attempt(ahead.popleft())
+
+    def _cases(self, extractions: Iterable[Extraction], ahead: deque[Source]) -> Iterator[Case | FailedCase]:
+        watch, before = Stopwatch(), 0.0
+        for found in extractions:
+            if found.embeddings is None or found.volume is None:
+                ended: Case | FailedCase = FailedCase(found.path or Path(), found.outcome)
+            else:
+                volume, embeddings = found.volume, found.embeddings
+                ended = self._guarded(volume.source.path, lambda: self._case(volume, embeddings, Stopwatch()))  # noqa: B023
+            ahead.popleft()
+            elapsed_s, before = watch.elapsed_s - before, watch.elapsed_s
+            if isinstance(ended, Case):
+                ended = replace(ended, findings=replace(ended.findings, elapsed_s=elapsed_s))
+            yield ended
+
+    def _attempt(self, source: Source) -> Case | FailedCase:
+        path = Path()
+        with suppress(UsageError):  # the source itself is the fault
+            path = source_path(source)
+        return self._guarded(path, lambda: self(source))
+
+    @staticmethod
+    def _guarded(path: Path, compute: Callable[[], Case]) -> Case | FailedCase:
+        try:
+            return compute()
+        except Exception as error:
+            if not isinstance(error, MedDINOError):
+                LOGGER.error("%s: %s: %s", path, type(error).__name__, error, exc_info=error)
+            return FailedCase(path, Outcome.of(error))
 
     def _findings(self, volume: Volume, embeddings: SliceEmbeddings) -> CaseFindings:
         head, kind = self.checkpoint, applied_as(self.checkpoint, self.extractor.backbone.identity.embed_dim)
@@ -268,6 +264,13 @@ class ICHPredictor:
 
     def _probabilities(self, rows: Float32[np.ndarray, "n width"]) -> Float64[np.ndarray, "n label"]:
         return predict_logits(self.checkpoint, rows).probabilities
+
+
+def _noted(sources: Iterator[Source], ahead: deque[Source]) -> Iterator[Source]:
+    """The sources, each noted before it is given out."""
+    for source in sources:
+        ahead.append(source)
+        yield source
 
 
 def applied_as(head: HeadCheckpoint, embed_dim: int) -> HeadInput:

@@ -33,8 +33,10 @@ from meddinov3_stroke.features import (
     pool_mode_name,
     pool_slices,
 )
+from meddinov3_stroke.features.ledger import Ledger
 from meddinov3_stroke.labels import name_rows
 from meddinov3_stroke.system.atomic import write_json, write_npy
+from meddinov3_stroke.system.digest import sha256_of_document
 from meddinov3_stroke.system.progress import finish_on_interrupt, progress_bar
 from meddinov3_stroke.system.provenance import Stopwatch, provenance
 from meddinov3_stroke.types import LABELS, HeadData
@@ -165,19 +167,26 @@ def extract_cohort(
     verify_inputs: bool = False,
     show_progress: bool = True,
     force: bool = True,
+    ledger: Ledger | None = None,
 ) -> Cohort:
     """The extraction of every series, with one progress bar over all; what the cache holds is not computed again.
 
     The first unusable volume raises its error with its row, unless `skip_invalid`. SIGINT finishes the current volume.
+    `ledger` records how each row ended.
     """
     watch, memory = Stopwatch(), InputMemory(cache_dir / "inputs")
     done: dict[str, list[Extraction]] = {name: [] for name in tables}
     rows = [(name, table.name, row) for name, table in tables.items() for row in table.rows]
     inputs = [source for table in tables.values() for source in table.inputs]
     run = extract(inputs, extractor, EmbeddingStore(cache_dir), memory=memory, verify_inputs=verify_inputs, force=force)
+    names = [f"{csv} row {row}" for _, csv, row in rows]
+    if ledger is not None:
+        ledger.begin(sha256_of_document(extractor.settings()), names)
     bar = progress_bar("embedding", len(rows), "volumes", show_progress)
     with bar as advance, finish_on_interrupt("volume") as stop, closing(run) as found_in_order:
-        for (name, csv, row), found in zip(rows, found_in_order, strict=True):
+        for (name, csv, row), named, found in zip(rows, names, found_in_order, strict=True):
+            if ledger is not None:
+                ledger.add(named, found.outcome, path=str(found.path or ""))
             if found.error is not None and not skip_invalid:
                 kind = UnsupportedInput if isinstance(found.error, UsageError) else type(found.error)
                 advice = "fix the row, or pass --skip-invalid-nifti to skip such volumes"

@@ -68,7 +68,7 @@ def run(args: Args) -> dict[str, Any]:
     require_torch()  # before hours of extraction
     splits = _split(args)
     rsna.write_splits(splits, args.output_dir / "splits")
-    cohort = args.extract(dict(splits.items()), args.force)
+    cohort = args.extract(dict(splits.items()), args.force, args.output_dir)
     report, backbone = cohort.invalid_report(), cohort.extractor.backbone
     origin = {**provenance(), **_origin(args, splits, cohort)}
     write_json(args.output_dir / "invalid_nifti_report.json", {**origin, **report})

@@ -32,7 +32,7 @@ def run(args: Args) -> dict[str, Any]:
 
     watch = Stopwatch()
     table = args.read_table()
-    cohort = args.extract({NAME: table}, force=True)
+    cohort = args.extract({NAME: table}, True, args.output_dir)
     report, backbone = cohort.invalid_report(), cohort.extractor.backbone
     found = [*backbone.warnings, *rsna.require_within_cap(report, args.max_invalid), *cohort.audit()]
     features = cohort.features()

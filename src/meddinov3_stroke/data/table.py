@@ -122,7 +122,7 @@ def read_series_table(
     labels, policy_warnings = apply_label_policy(parsed, LABELS, label_policy, where, row_names=list(cells.index))
     values = pd.DataFrame(labels, index=cells.index, columns=list(LABELS))
     frame = pd.concat([cells[list(VOLUME_COLUMNS)], _resolve_identities(cells, where), values], axis=1)
-    inputs = _volume_inputs(frame, csv.path.parent, datasets_dir, where)
+    inputs = volume_inputs(frame, csv.path.parent, datasets_dir, where)
     is_repeat = _repeats(frame, inputs, where)
     warnings = [*csv.warnings, *policy_warnings]
     if is_repeat.any():
@@ -282,7 +282,7 @@ def _resolve_identities(cells: pd.DataFrame, where: str) -> pd.DataFrame:
     return resolved.assign(patient_id=patients.transform("first").astype(object).fillna(""))
 
 
-def _volume_inputs(
+def volume_inputs(
     frame: pd.DataFrame, csv_folder: Path, datasets_dir: Path | None, where: str
 ) -> tuple[VolumeInput | None, ...]:
     """The input each row names, None where it names none.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -63,6 +63,12 @@ class FeatureExtractor:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(self.backbone.warm_up, self.resize)  # the first pass raises what fails here
             yield
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the embeddings of a volume, as JSON: backbone, side and slices."""
+        backbone = asdict(self.backbone.identity)
+        del backbone["name"]
+        return {"backbone": backbone, "resize": self.resize, "selection": asdict(self.selection)}
 
     def chosen(self, volume: Volume) -> Int64[np.ndarray, " chosen"]:
         """The slices of a volume that are embedded, in ascending order."""

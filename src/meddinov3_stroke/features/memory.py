@@ -33,9 +33,9 @@ class InputMemory:
 
     def digest(self, opened: OpenedInput, series_uid: str | None) -> str:
         """The input's digest, hashed now and remembered; errors as for `opened.digest`."""
-        before = _state(opened.files)
+        before = files_state(opened.files)
         sha256 = opened.digest
-        if before is not None and before == _state(opened.files) and self.recall(opened, series_uid) != sha256:
+        if before is not None and before == files_state(opened.files) and self.recall(opened, series_uid) != sha256:
             record = {"schema": _schema(opened), "files_sha256": before[0], "input_sha256": sha256}
             if time.time() - before[1] >= SETTLED_S and self._writable:
                 self._write(self._record(opened, series_uid), record)
@@ -53,7 +53,7 @@ class InputMemory:
             LOGGER.warning("damaged record of an input digest %s; the input is hashed again", path)
             return None
         record = json.loads(body)
-        state = _state(opened.files)
+        state = files_state(opened.files)
         known = state is not None and (record["schema"], record["files_sha256"]) == (_schema(opened), state[0])
         return str(record["input_sha256"]) if known else None
 
@@ -75,7 +75,7 @@ def _schema(opened: OpenedInput) -> str:
     return f"{MEMORY_SCHEMA}.{getattr(opened, 'reader_version', 0)}"
 
 
-def _state(files: Iterable[Path]) -> tuple[str, float] | None:
+def files_state(files: Iterable[Path]) -> tuple[str, float] | None:
     """(digest of what identifies the files, latest mtime or ctime in s), or None where one cannot be examined."""
     try:
         stats = [(str(path.absolute()), path.stat()) for path in sorted(files)]

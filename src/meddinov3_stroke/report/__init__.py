@@ -2,6 +2,7 @@
 
 from meddinov3_stroke.report.case import (
     case_document,
+    case_row,
     dicom_document,
     map_document,
     origin_document,
@@ -11,6 +12,7 @@ from meddinov3_stroke.report.case import (
 
 __all__ = [
     "case_document",
+    "case_row",
     "dicom_document",
     "map_document",
     "origin_document",

@@ -59,6 +59,18 @@ def case_document(findings: CaseFindings) -> dict[str, Any]:
     }
 
 
+def case_row(findings: CaseFindings) -> dict[str, Any]:
+    """A case as columns of `results.csv`."""
+    document = origin_document(findings.embeddings, findings.device, findings.distribution)
+    return {
+        **{f"p_{label}": round(value, 6) for label, value in findings.probabilities.items()},
+        **{f"positive_{label}": int(decided) for label, decided in findings.decisions.items()},
+        **{name: None if verdict is None else int(verdict) for name, verdict in document["verdicts"].items()},
+        "warnings": " | ".join(findings.warnings),
+        "seconds": round(findings.elapsed_s, 2),
+    }
+
+
 def save_case(findings: CaseFindings, folder: Path) -> dict[str, Path]:
     """Name -> path of the files written into `folder`, `summary.json` last, each whole or not at all.
 

@@ -91,6 +91,21 @@ def write_npy(path: Path, array: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file, for logs that are read line by line; the rest of the file is never rewritten.
+
+    A line that a killed writer left unfinished is ended first, so that it spoils no other. Raises StorageError.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as handle:
+            handle.seek(max(handle.seek(0, os.SEEK_END) - 1, 0))
+            start = b"" if handle.read(1) in (b"", b"\n") else b"\n"
+            handle.write(start + line.encode("utf-8") + b"\n")
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()

@@ -1,0 +1,50 @@
+"""Verb `status`: how every input of a run has ended so far, from the ledger in its output folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
+
+LISTED = 20  # inputs without a result that are listed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(ConsoleOptions):
+    """Count the inputs of a run by how they ended, and list those without a result; the run may still be going on."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Output folder of predict (several inputs), extract or train-rsna."""
+    json: bool = False
+    """Print every input as JSON instead."""
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Totals and records, as printed by `--json`."""
+    from meddinov3_stroke.features.ledger import PENDING, read_ledger
+
+    ledger = read_ledger(args.folder)
+    records = [ledger.records.get(name, {"input": name, "status": PENDING}) for name in ledger.inputs]
+    document = {**provenance(), "totals": ledger.totals(), "inputs": records}
+    if args.json:
+        print(json.dumps(document, ensure_ascii=False))
+        return document
+    print(", ".join(f"{count} {state}" for state, count in ledger.totals().items()))
+    bad = [one for one in records if one["status"] not in ("done", PENDING)]
+    print("\n".join(f"{one['status']}  {one['code']}: {one['message']}" for one in bad[:LISTED]), end="\n" * bool(bad))
+    if len(bad) > LISTED:
+        print(f"and {len(bad) - LISTED} more (--json lists all)")
+    print(DISCLAIMER)
+    return document
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Exit code of the command."""
+    return run_command(Args, run, argv, prog=prog)
