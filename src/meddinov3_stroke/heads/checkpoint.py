@@ -60,6 +60,14 @@ class TrainingDistribution:
         squared = (np.square(along) / self.variances).sum(axis=1) + beside / self.residual_variance
         return np.asarray(np.sqrt(squared / rows.shape[1]))
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether every number is finite, and variances and limit are positive, in float32 too."""
+        numbers = [self.residual_variance, self.limit, *self.variances.tolist()]
+        is_finite = all(np.isfinite(one).all() for one in (self.mean, self.components))
+        least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+        return is_finite and all(least <= number <= most for number in numbers)
+
     def figures(self) -> dict[str, Any]:
         """The limit and the number of training rows behind it, as JSON."""
         return {"limit": round(self.limit, 4), "n_training_rows": self.n_rows}
@@ -145,7 +153,7 @@ def _distribution_from_document(document: Any) -> TrainingDistribution:
         raise ValueError(f"{', '.join(names[:3])}: expected finite float32 arrays")
     if not all(isinstance(one, int | float) and 0 < one < np.inf for one in (*numbers, *arrays[2].ravel().tolist())):
         raise ValueError(f"variances, {', '.join(names[3:])}: expected positive numbers")
-    if arrays[0].ndim != 1 or arrays[1].shape != (len(arrays[0]), arrays[2].size):
+    if arrays[0].ndim != 1 or arrays[2].ndim != 1 or arrays[1].shape != (len(arrays[0]), arrays[2].size):
         raise ValueError(f"components {list(arrays[1].shape)} do not fit the mean {list(arrays[0].shape)}")
     return TrainingDistribution(**found)
 
