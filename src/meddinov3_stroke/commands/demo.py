@@ -158,7 +158,7 @@ def _print_summary(args: Args, summary: dict[str, Any]) -> None:
     table.add_row("macro", macro, f"{summary['shuffled_labels']['macro_auroc']:.3f}", style="bold")
     console().print(table)
     small = held_out["lesions_below_2_ml"]
-    print(
+    console().print(
         f"{held_out['patients']} held-out patients, {held_out['series']} series, {held_out['lesions']} haemorrhages of "
         f"{held_out['lesion_volume_ml']['min']} to {held_out['lesion_volume_ml']['max']} mL, {small} below 2 mL; "
         f"interval {interval['level']:.0%}, patients resampled"

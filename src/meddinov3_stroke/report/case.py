@@ -172,7 +172,7 @@ def print_case(findings: CaseFindings, files: Mapping[str, Path], console: Conso
         style = "bold" if warning in findings.notices else None
         console.print(f"warning: {warning}", style=style, markup=False)
     folder = Path(files[SUMMARY]).parent if SUMMARY in files else Path()
-    console.print(answer(findings, folder), markup=False, soft_wrap=True)
+    console.print(answer(findings, folder), markup=False)
 
 
 def answer(findings: CaseFindings, folder: Path) -> str:

@@ -121,16 +121,11 @@ def _on_screen(unit: str | None) -> Iterator[Progress]:
     if _bars is not None:
         yield _bars
         return
-    from rich.console import Group
-    from rich.constrain import Constrain
     from rich.progress import Progress
 
-    class Bars(Progress):
-        def get_renderable(self) -> Constrain:
-            return Constrain(Group(*self.get_renderables()), max(screen.width - RIGHT_MARGIN, 1))
-
     screen, same_screen = console(stderr=True), sys.stdout.isatty()  # results in a file are not redirected
-    with Bars(*_columns(unit), console=screen, transient=True, redirect_stdout=same_screen) as shown:
+    screen.width -= RIGHT_MARGIN
+    with Progress(*_columns(unit), console=screen, transient=True, redirect_stdout=same_screen) as shown:
         _bars = shown
         try:
             yield shown
