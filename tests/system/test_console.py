@@ -134,6 +134,7 @@ def test_no_line_cuts_through_a_bar_and_no_bar_is_left(on_terminal, columns) -> 
     assert "━" in shown
     assert status == 0
     left = screen(shown, columns)
+    assert left.index("") == len(left) - 1  # the cursor is on the last line; no other is blank
     told = [f"{what} {k}" for k in (0, 5, 10, 15) for what in ("message", "result", "printed")]
     words = " ".join(line for line in left if line).replace("word", "").split()
     assert " ".join(words) == " ".join([*told, "printed · last"])

@@ -62,10 +62,6 @@ def run(args: Args) -> download.Download | list[download.Offer]:
     given = args.sha256 or settings.meddinov3_sha256
     pinned = download.parse_sha256(given, "--sha256" if args.sha256 else "MEDDINOV3_SHA256") if given else None
     print(f"{download.LICENCE}\n", flush=True)
-    if not args.show_progress:
-        from huggingface_hub.utils.tqdm import disable_progress_bars
-
-        disable_progress_bars()
     found = download.download_weights(
         path, sources, pinned=pinned, force=args.force, limits=limits, progress=args.show_progress
     )
