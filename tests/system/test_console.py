@@ -147,8 +147,9 @@ def test_messages_are_wrapped_between_words(on_terminal, columns) -> None:
     assert {len(line) <= columns for line in lines} == {True}
 
 
-def test_after_an_interrupt_no_bar_is_left(on_terminal) -> None:
-    shown, status = on_terminal(80, "--wait", keys=b"\x03")
+@pytest.mark.parametrize("flags", [[], ["--quiet"]], ids=["bar", "no bar"])
+def test_after_an_interrupt_no_bar_is_left(on_terminal, flags) -> None:
+    shown, status = on_terminal(80, "--wait", *flags, keys=b"\x03")
     assert "^C" in shown
     assert status == 130
     assert [line for line in screen(shown, 80) if "━" in line] == []

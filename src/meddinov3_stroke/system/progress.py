@@ -59,7 +59,7 @@ def write_message(text: str) -> None:
     """Write a line on standard error; on a terminal it is wrapped between words and goes above the bars."""
     if sys.stderr.isatty():
         wrap = textwrap.TextWrapper(console(stderr=True).width, break_long_words=False, break_on_hyphens=False)
-        text = "\n".join(map(wrap.fill, text.splitlines()))
+        text = "\r" + "\n".join(map(wrap.fill, text.splitlines()))  # over the `^C` that a terminal echoes
     sys.stderr.write(f"{text}\n")  # rich replaces it while bars are on the screen
     sys.stderr.flush()
 
