@@ -46,6 +46,10 @@ def test_the_layers_hold() -> None:
     assert result.returncode == 0, result.stdout
 
 
+def test_one_module_makes_consoles_and_bars() -> None:
+    assert calls("Console") | calls("Progress") == {Path("system/progress.py")}
+
+
 def test_no_module_calls_torch_load() -> None:
     assert calls("torch.load") == set()
 

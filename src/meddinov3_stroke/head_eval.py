@@ -32,7 +32,7 @@ from meddinov3_stroke.system.atomic import write_json, write_npy
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.devices import resolve_device
 from meddinov3_stroke.system.digest import sha256_of_file
-from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
+from meddinov3_stroke.system.provenance import ending, provenance
 from meddinov3_stroke.types import LABELS, HeadData
 
 LOGGER = logging.getLogger("meddinov3_stroke")
@@ -80,7 +80,9 @@ def run(args: Args) -> dict[str, Any]:
         LOGGER.warning("%s", warning)
     write_npy(args.output_probs, probabilities)
     write_json(args.output_json, document)
-    print("\n".join([metrics_table(document), f"wrote {args.output_json}", f"wrote {args.output_probs}", DISCLAIMER]))
+    print(metrics_table(document), f"wrote {args.output_json}", f"wrote {args.output_probs}", sep="\n")
+    macro = "undefined" if document["macro_auroc"] is None else f"{document['macro_auroc']:.3f}"
+    print(ending(f"macro AUROC {macro}", args.output_json, len(document["warnings"])))
     return document
 
 

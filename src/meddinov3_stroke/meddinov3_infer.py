@@ -15,7 +15,8 @@ from meddinov3_stroke.options import CaseOptions, OptionalOutputDir, case_name, 
 from meddinov3_stroke.report import map_document, origin_document
 from meddinov3_stroke.system.atomic import write_bytes, write_json, write_npy
 from meddinov3_stroke.system.command import run_command
-from meddinov3_stroke.system.provenance import DISCLAIMER, Stopwatch, memory_statistics, provenance
+from meddinov3_stroke.system.progress import console
+from meddinov3_stroke.system.provenance import Stopwatch, ending, memory_statistics, provenance
 from meddinov3_stroke.types import SliceEmbeddings, Volume
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def run(args: Args) -> dict[str, Any]:
         write_npy(folder / name, array)
     write_bytes(
         folder / "similarity_map.png",
-        slice_picture(similar, is_demo(embeddings.backbone), scope_warnings(embeddings.scope)),
+        slice_picture(similar, is_demo(embeddings.backbone.name), scope_warnings(embeddings.scope)),
     )
     write_json(folder / "summary.json", summary)
     _print(summary, [folder / name for name in (*arrays, "similarity_map.png", "summary.json")])
@@ -123,15 +124,18 @@ def _print(summary: dict[str, Any], files: list[Path]) -> None:
     peaks = zip(("peak memory", "GPU"), summary["memory"].values(), strict=True)
     memory = "".join(f", {name} {peak:.0f} MiB" for name, peak in peaks if peak)
     similar = summary["similarity"]
-    print(
+    console().print(
         f"{summary['n_slices_embedded']} of {summary['n_slices']} slices, {summary['embedding_dim']}-dimensional "
         f"embeddings, on {summary['device']} ({summary['engine']}, {summary['precision']})\n"
         f"{summary['embed_s']:.2f} s to embed ({summary['slices_per_s']:.1f} slices/s), "
         f"{summary['elapsed_s']:.2f} s in total{memory}\n"
         f"similarity map: slice {similar['slice_index']}, reference patch row {similar['patch'][0]}, column "
-        f"{similar['patch'][1]} of {similar['grid'][0]} x {similar['grid'][1]}; {similar['note']}"
+        f"{similar['patch'][1]} of {similar['grid'][0]} x {similar['grid'][1]}; {similar['note']}",
+        markup=False,
     )
-    print("\n".join([*(f"wrote {path}" for path in files), DISCLAIMER]))
+    demo = is_demo(summary["backbone"]["name"])
+    last = ending(f"{summary['n_slices_embedded']} slices embedded", files[0].parent, len(summary["warnings"]), demo)
+    print("\n".join([*(f"wrote {path}" for path in files), last]))
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

@@ -35,7 +35,6 @@ from meddinov3_stroke.features import EVERY_SLICE, FeatureExtractor, extract_one
 from meddinov3_stroke.features.extract import OnSlices
 from meddinov3_stroke.heads import HeadCheckpoint, check_backbone, load_checkpoint, predict_logits
 from meddinov3_stroke.heads.applying import distribution_warnings, judge_distance, require_in_distribution
-from meddinov3_stroke.options import case_name
 from meddinov3_stroke.report import save_case
 from meddinov3_stroke.system.atomic import write_json
 from meddinov3_stroke.system.provenance import Stopwatch, provenance
@@ -50,10 +49,14 @@ class _Ended:
     path: Path
     outcome: Outcome
     status = property(attrgetter("outcome.status"))  # done, rejected, refused or failed
+    code = property(attrgetter("outcome.code"))  # code of the error; empty when done
+    message = property(attrgetter("outcome.message"))  # the error in one line; empty when done
 
     @property
     def name(self) -> str:
         """The file's name without its ending."""
+        from meddinov3_stroke.options import case_name  # imports tyro
+
         return case_name(self.path)
 
 
@@ -71,6 +74,9 @@ class Case(_Ended):
     top_slices = property(attrgetter("findings.top_slices"))  # the most suspicious slices, highest score first
     warnings = property(attrgetter("findings.warnings"))  # warnings about the input, the model and the findings
 
+    def __repr__(self) -> str:
+        return f"Case({str(self.path)!r}, {self.status}, {self.findings})"
+
     def save(self, folder: Path | str) -> dict[str, Path]:
         """Name -> path of the files written into `folder`; `summary.json` is written last."""
         return save_case(self.findings, Path(folder))
@@ -82,9 +88,11 @@ class FailedCase(_Ended):
 
     path: Path
     outcome: Outcome
-    code = property(attrgetter("outcome.code"))  # code of the error
-    message = property(attrgetter("outcome.message"))  # the error in one line
+    probabilities = None
     warnings = property(lambda self: (self.message,))  # why there are no findings
+
+    def __repr__(self) -> str:
+        return f"FailedCase({str(self.path)!r}, {self.status}, {self.code})"
 
     def save(self, folder: Path | str) -> dict[str, Path]:
         """Name -> path of the one file written into `folder`: a `summary.json` with `status`, `code`, `message`."""
@@ -105,6 +113,10 @@ class ICHPredictor:
     """The slice of the similarity map, -1 for the middle one; None maps the suspicious slices."""
     sim_patch: str | None = None  # the reference patch of the map: center or row,column; None chooses one by head score
     force: bool = False  # compute volumes outside the intended use
+
+    def __repr__(self) -> str:
+        pool_mode, labels = self.checkpoint.pool_mode, self.checkpoint.labels
+        return f"ICHPredictor({self.extractor.backbone}, head of {len(labels)} labels on {pool_mode} features)"
 
     @classmethod
     def load(

@@ -12,10 +12,11 @@ import tyro
 from meddinov3_stroke import config
 from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.errors import UsageError
+from meddinov3_stroke.explain import is_demo
 from meddinov3_stroke.options import CohortOptions, ForceOption, OutputDir
 from meddinov3_stroke.rsna_split import SplitOptions, print_table
 from meddinov3_stroke.system.command import log_warnings, run_command
-from meddinov3_stroke.system.provenance import provenance
+from meddinov3_stroke.system.provenance import ending, provenance
 from meddinov3_stroke.types import LABELS, HeadContext
 
 if TYPE_CHECKING:
@@ -172,7 +173,9 @@ def _print(args: Args, summary: Mapping[str, Any]) -> None:
     if test["macro_auroc"] is not None and interval.get("low") is not None:
         macro += f" ({interval['low']:.3f} to {interval['high']:.3f})"
     rows += [[], ["macro", macro, f"{balance['n_patients']} patients"]]
-    print_table("Held-out test", ("label", "test AUROC", "positive / series"), rows, _files(args).values())
+    where, is_demo_model = f"{args.output_dir}, {args.checkpoints_dir}", is_demo(summary["backbone"]["name"])
+    last = ending(f"test macro AUROC {macro}", where, len(summary["warnings"]), is_demo_model)
+    print_table("Held-out test", ("label", "test AUROC", "positive / series"), rows, _files(args).values(), last)
 
 
 def _auroc(value: float | None) -> str:

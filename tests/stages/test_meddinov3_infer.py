@@ -195,7 +195,7 @@ def test_standard_output_names_files_figures_and_the_disclaimer(make_args, capsy
     assert "slices/s" in text
     for name in FILES:
         assert f"wrote {tmp_path / 'out' / name}" in text
-    assert text.rstrip().endswith("not for clinical diagnosis")
+    assert text.endswith(f"not for clinical diagnosis\n8 slices embedded · {tmp_path / 'out'}\n")
 
 
 def test_progress_shows_rate_and_eta(make_args, caplog, monkeypatch) -> None:

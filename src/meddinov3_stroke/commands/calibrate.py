@@ -28,7 +28,7 @@ from meddinov3_stroke.metrics import auroc_report
 from meddinov3_stroke.options import ForceOption
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.progress import progress_bar
-from meddinov3_stroke.system.provenance import DISCLAIMER
+from meddinov3_stroke.system.provenance import ending
 from meddinov3_stroke.types import SliceSelection, VolumeInput, VolumeSource
 
 LOGGER = logging.getLogger("meddinov3_stroke")
@@ -109,7 +109,7 @@ def run(args: Args) -> Calibration:
         auroc=None if head is None or labels is None else auroc_change(head, tokens, labels[to_check]),
     )
     write_calibration(folder, calibration)
-    print("\n".join([*_summary(calibration), f"wrote {folder}", DISCLAIMER]))
+    print("\n".join([*_summary(calibration), ending(f"int8 CLS cosine {calibration.cls_cosine_min:.6f}", folder)]))
     return calibration
 
 

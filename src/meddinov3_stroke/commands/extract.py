@@ -9,7 +9,7 @@ from typing import Any
 from meddinov3_stroke import config
 from meddinov3_stroke.options import CohortOptions, OutputDir
 from meddinov3_stroke.system.command import log_warnings, run_command
-from meddinov3_stroke.system.provenance import DISCLAIMER
+from meddinov3_stroke.system.provenance import ending
 
 NAME = "cohort"
 """Begins the names of the arrays: `cohort_embeddings.npy`, `cohort_labels.npy`, `cohort_source_rows.npy`."""
@@ -52,11 +52,10 @@ def run(args: Args) -> dict[str, Any]:
     log_warnings(summary["warnings"])
     counts = summary["extraction"]
     names = [f"{NAME}_{what}.npy" for what in ("embeddings", "labels", "source_rows")] + ["extraction_summary.json"]
-    print(
-        f"{counts['done']} of {counts['n_total']} volumes, {summary['embedding_dim']}-dimensional features "
-        f"({counts['n_from_cache']} from the cache)"
-    )
-    print("\n".join([*(f"wrote {args.output_dir / name}" for name in names), DISCLAIMER]))
+    volumes = f"{counts['done']} of {counts['n_total']} volumes"
+    print(f"{volumes}, {summary['embedding_dim']}-dimensional features ({counts['n_from_cache']} from the cache)")
+    last = ending(volumes, args.output_dir, len(summary["warnings"]))
+    print("\n".join([*(f"wrote {args.output_dir / name}" for name in names), last]))
     return summary
 
 

@@ -12,7 +12,7 @@ from meddinov3_stroke.phantom import CohortManifest, count_series, write_cohort
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.devices import available_cpus
 from meddinov3_stroke.system.progress import progress_bar
-from meddinov3_stroke.system.provenance import DISCLAIMER
+from meddinov3_stroke.system.provenance import ending
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ def run(args: Args) -> CohortManifest:
         manifest = write_cohort(
             folder, args.patients, args.seed, workers=workers, on_progress=advance, volume_format=args.format
         )
-    print(f"{total} synthetic series of {args.patients} patients: {manifest.csv_path}\n{DISCLAIMER}")
+    print(ending(f"{total} synthetic series of {args.patients} patients", manifest.csv_path))
     return manifest
 
 

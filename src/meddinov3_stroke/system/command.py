@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from meddinov3_stroke.errors import MedDINOError
+from meddinov3_stroke.system.progress import write_message
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 BUG_EXIT_CODE = 70
@@ -27,7 +30,7 @@ class ConsoleOptions:
     json_log: bool = False
     """Write messages to standard error as one JSON object per line."""
     debug: bool = False
-    """Print the traceback of an error."""
+    """Print the traceback of an error, and what libraries log and warn of."""
 
     @property
     def show_progress(self) -> bool:
@@ -46,10 +49,13 @@ def run_command(
 
     options = ConsoleOptions()
     set_up_logging(options)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # no path or sign ends a command whose work is done
     try:
         options = args = tyro.cli(args_type, args=argv, prog=prog)  # defaults from the environment may be wrong, too
         set_up_logging(args)
-        run(args)
+        with libraries_at_debug():
+            run(args)
     except MedDINOError as error:
         return _report(error.code, str(error), error.exit_code, options)
     except KeyboardInterrupt:
@@ -61,19 +67,38 @@ def run_command(
 
 
 def _report(code: str, message: str, exit_code: int, args: ConsoleOptions) -> int:
-    if args.debug:
-        traceback.print_exc()
+    LOGGER.debug("%s", traceback.format_exc().rstrip())
     LOGGER.error("%s: %s", code, " ".join(message.split()))
     return exit_code
 
 
 def set_up_logging(options: ConsoleOptions) -> None:
-    """Send this package's messages to standard error: warnings always, the rest unless `--quiet`."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Send this package's messages to standard error: warnings always, the rest unless `--quiet`, all by `--debug`."""
+    handler = _Messages()
     handler.setFormatter(_JsonLines() if options.json_log else _PlainLines())
     LOGGER.handlers = [handler]
     LOGGER.propagate = False
-    LOGGER.setLevel(logging.WARNING if options.quiet else logging.INFO)
+    LOGGER.setLevel(logging.DEBUG if options.debug else logging.WARNING if options.quiet else logging.INFO)
+
+
+@contextmanager
+def libraries_at_debug() -> Iterator[None]:
+    """What libraries log and warn of becomes a debug message of this package, whatever handlers they install."""
+    ordinary = logging.Logger.callHandlers
+
+    def call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:
+        if self is LOGGER:
+            ordinary(self, record)
+        else:
+            LOGGER.debug("%s: %s", record.name, " ".join(record.getMessage().split()))
+
+    logging.captureWarnings(True)
+    logging.Logger.callHandlers = call_handlers  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        logging.Logger.callHandlers = ordinary  # type: ignore[method-assign]
+        logging.captureWarnings(False)
 
 
 def log_warnings(warnings: Iterable[str]) -> None:
@@ -82,9 +107,14 @@ def log_warnings(warnings: Iterable[str]) -> None:
         LOGGER.warning("%s", warning)
 
 
+class _Messages(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        write_message(self.format(record))
+
+
 class _PlainLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        prefix = "warning: " if record.levelno == logging.WARNING else ""
+        prefix = {logging.WARNING: "warning: ", logging.DEBUG: "debug: "}.get(record.levelno, "")
         return prefix + record.getMessage()
 
 
