@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -46,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     verb, *rest = arguments
     if verb not in VERBS:
-        print(f"E-USAGE: no verb {verb!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
+        near = difflib.get_close_matches(verb.replace("_", "-"), VERBS)
+        advice = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(VERBS)}"
+        print(f"E-USAGE: no verb {verb!r}; {advice}", file=sys.stderr)
         return 2
     stage = importlib.import_module(f"meddinov3_stroke.{VERBS[verb][0]}")
     return int(stage.main(rest, prog=f"{PROG} {verb}"))

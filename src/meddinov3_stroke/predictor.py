@@ -142,6 +142,7 @@ class ICHPredictor:
         if isinstance(backbone, str | Path):
             backbone = load_backbone(backbone, engine=engine, precision=precision, device=device)
         side = resize if resize is not None else head.resize or config.RESIZE
+        backbone.side(side)  # a size the backbone cannot take is a usage error, before the head's own size counts
         warnings = [*demo_warnings(backbone.identity), *backbone.warnings]
         warnings += check_backbone(head, backbone.identity, side)
         if head.pool_mode == "unknown":

@@ -26,7 +26,7 @@ from meddinov3_stroke.features import FeatureExtractor, extract, pool_slices, se
 from meddinov3_stroke.heads import HeadCheckpoint, check_backbone, load_checkpoint, predict_logits
 from meddinov3_stroke.metrics import auroc_report
 from meddinov3_stroke.options import ForceOption
-from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.command import ConsoleOptions, Range, run_command
 from meddinov3_stroke.system.progress import progress_bar
 from meddinov3_stroke.system.provenance import DISCLAIMER
 from meddinov3_stroke.types import SliceSelection, VolumeInput, VolumeSource
@@ -52,7 +52,7 @@ class Args(ForceOption, ConsoleOptions):
     """Weights file (.pth, .safetensors) or a registered name such as demo (default: MEDDINOV3_CKPT_PATH)."""
     checkpoint: Path | None = None
     """Head whose AUROC in fp32 and int8 is compared on the held-out volumes of the series CSV."""
-    resize: int = config.RESIZE
+    resize: Annotated[int, Range(1)] = config.RESIZE
     """Side in pixels of the square the backbone sees; int8 then takes this size and no other."""
     batch: int = config.BATCH
     """Slices in a forward pass."""
@@ -62,7 +62,7 @@ class Args(ForceOption, ConsoleOptions):
     """At most this many slices to quantize on, evenly from the calibration volumes."""
     check_volumes: int = config.INT8_CHECK_VOLUMES
     """At most this many held-out volumes to measure on, every slice of each."""
-    seed: int = config.SEED
+    seed: Annotated[int, Range(0)] = config.SEED
     """Seed of the choice of volumes."""
 
 

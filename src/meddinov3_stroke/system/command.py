@@ -1,21 +1,29 @@
-"""Runs a stage (`Args`, `run`) as a command: parses flags, reports an error in one line, returns the exit code."""
+"""Runs a stage (`Args`, `run`) as a command: parses flags, reports an error in one line, returns the exit code.
+
+Empty and impossible values are refused before any work.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
 
-from meddinov3_stroke.errors import MedDINOError
+from meddinov3_stroke.errors import MedDINOError, UsageError
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 BUG_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
+
+SCRIPTS = {"download": "download_models.py --package meddinov3", "train-rsna": "train_meddinov3_rsna.py"}
+"""Verb -> its script in a checkout, for the verbs that messages advise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +55,10 @@ def run_command(
     options = ConsoleOptions()
     set_up_logging(options)
     try:
+        refuse_empty(sys.argv[1:] if argv is None else argv)
         options = args = tyro.cli(args_type, args=argv, prog=prog)  # defaults from the environment may be wrong, too
         set_up_logging(args)
+        check_ranges(args)
         run(args)
     except MedDINOError as error:
         return _report(error.code, str(error), error.exit_code, options)
@@ -93,3 +103,42 @@ class _JsonLines(logging.Formatter):
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
         fields = {"time": stamp, "level": record.levelname.lower(), "message": record.getMessage()}
         return json.dumps(fields, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Marks a flag (`Annotated[int, Range(1)]`) whose value must lie between two numbers, both included."""
+
+    low: int
+    high: int | float = math.inf
+
+    def __str__(self) -> str:
+        return f"at least {self.low:g}" if math.isinf(self.high) else f"a number from {self.low:g} to {self.high:g}"
+
+
+def refuse_empty(argv: Sequence[str]) -> None:
+    """Raise UsageError for an empty argument, such as an unset variable of a shell leaves: `--input "$CASE"`."""
+    for before, word in zip(("", *argv), argv, strict=False):
+        flag, is_assigned, value = word.partition("=") if word.startswith("--") else (before, "", word)
+        if not value.strip() and (is_assigned or not word.startswith("--")):
+            where = flag if flag.startswith("-") else "an argument"
+            raise UsageError(f"{where}: found an empty value; give a value, or leave the flag out for its default")
+
+
+def check_ranges(args: Any) -> None:
+    """Raise UsageError for the first flag of a stage's arguments that is outside its `Range`."""
+    hints = get_type_hints(type(args), include_extras=True)
+    for name in (field.name for field in fields(args)):
+        for valid in (one for one in getattr(hints[name], "__metadata__", ()) if isinstance(one, Range)):
+            value = getattr(args, name)
+            if value is not None and not (math.isfinite(value) and valid.low <= value <= valid.high):
+                raise UsageError(f"--{name.replace('_', '-')} {value:g}: expected {valid}")
+
+
+def command_of(verb: str) -> str:
+    """How the user runs a verb of `SCRIPTS`: its script beside the running script of a checkout, else the command."""
+    program, script = Path(sys.argv[0]), SCRIPTS[verb]
+    beside = program.with_name(script.split()[0])
+    if program.suffix == ".py" and beside.is_file():
+        return f"python {program.with_name(script)}"
+    return f"meddinov3-stroke {verb}"
