@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
@@ -28,6 +29,7 @@ from meddinov3_stroke.backbone.records import (
 )
 from meddinov3_stroke.backbone.weights import Weights, build_module, fold, load_weights, weights_sha256
 from meddinov3_stroke.errors import MissingWeights, UsageError, WeightsError, WeightsMismatch
+from meddinov3_stroke.system.command import command_of
 from meddinov3_stroke.system.devices import Execution, bf16_flag, resolve_execution, use_available_cpus
 from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.types import BackboneIdentity, Preprocessing
@@ -106,8 +108,9 @@ class WeightsFile:
             raise MissingWeights(f"backbone {source!r} is not in this installation ({path}); reinstall the package")
         if not path.exists():
             raise MissingWeights(
-                f"no backbone weights at {path}; fetch them with: python script/download_models.py --package "
-                f"meddinov3; or name a file or a registered backbone ({', '.join(REGISTERED)}) with --backbone"
+                f"no backbone weights at {path}; fetch them with: {command_of('download')} --output "
+                f"{shlex.quote(str(path))} (without a network: copy the file there, or add --from-file FILE); or name "
+                f"a file or a registered backbone ({', '.join(REGISTERED)}) with --backbone"
             )
         home = models_dir or (path.parent if file is None else None)
         found = cls(path, path.name if file is None else str(source), None if home is None else home / CACHE_FOLDER)

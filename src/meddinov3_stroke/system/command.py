@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shlex
 import sys
 import time
 import traceback
@@ -137,8 +138,7 @@ def check_ranges(args: Any) -> None:
 
 def command_of(verb: str) -> str:
     """How the user runs a verb of `SCRIPTS`: its script beside the running script of a checkout, else the command."""
-    program, script = Path(sys.argv[0]), SCRIPTS[verb]
-    beside = program.with_name(script.split()[0])
-    if program.suffix == ".py" and beside.is_file():
-        return f"python {program.with_name(script)}"
+    program, (script, *flags) = Path(sys.argv[0]), SCRIPTS[verb].split()
+    if program.suffix == ".py" and program.with_name(script).is_file():
+        return " ".join(["python", shlex.quote(str(program.with_name(script))), *flags])
     return f"meddinov3-stroke {verb}"
