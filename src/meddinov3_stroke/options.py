@@ -56,13 +56,11 @@ class BackboneOptions(ConsoleOptions):
         """The backbone these flags name; missing weights name the download command."""
         from meddinov3_stroke.backbone import load_backbone
 
-        settings = config.load_settings()
         return load_backbone(
-            self.backbone or settings.meddinov3_ckpt_path,
+            self.backbone or config.load_settings().meddinov3_ckpt_path,
             engine=self.engine,
             precision=self.precision,
             device=self.device,
-            models_dir=settings.models_dir,
             torch_compile=self.torch_compile,
             accept_int8=self.accept_int8,
         )

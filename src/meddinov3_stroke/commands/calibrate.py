@@ -16,7 +16,7 @@ from jaxtyping import Float32, Float64, Int8
 from meddinov3_stroke import config
 from meddinov3_stroke.backbone import Backbone, load_backbone
 from meddinov3_stroke.backbone.int8 import quantize_graph, quantizer_settings, require_quantizer, save_graph
-from meddinov3_stroke.backbone.loading import CACHE_FOLDER, WeightsFile, cosines
+from meddinov3_stroke.backbone.loading import WeightsFile, cosines
 from meddinov3_stroke.backbone.openvino_engine import OpenVINOEngine, build_graph
 from meddinov3_stroke.backbone.records import LEAST_INT8_COSINE, Calibration, calibration_folder, write_calibration
 from meddinov3_stroke.ct import read_volume
@@ -26,6 +26,7 @@ from meddinov3_stroke.features import FeatureExtractor, extract, pool_slices, se
 from meddinov3_stroke.heads import HeadCheckpoint, check_backbone, load_checkpoint, predict_logits
 from meddinov3_stroke.metrics import auroc_report
 from meddinov3_stroke.options import ForceOption
+from meddinov3_stroke.system.atomic import require_writable
 from meddinov3_stroke.system.command import ConsoleOptions, Range, run_command
 from meddinov3_stroke.system.progress import progress_bar
 from meddinov3_stroke.system.provenance import DISCLAIMER
@@ -67,15 +68,15 @@ class Args(ForceOption, ConsoleOptions):
 
 
 def run(args: Args) -> Calibration:
-    """The record of the calibration, saved beside the int8 graph in the models folder."""
+    """The record of the calibration, saved beside the int8 graph in the user's cache folder."""
     _check_flags(args)
+    require_writable(config.engine_cache())
     inputs, groups, labels = _volumes(args)
     to_calibrate, to_check = hold_out(groups, args.check_share, args.seed)
     to_check = to_check[: args.check_volumes]
     require_quantizer()
-    settings = config.load_settings()
-    source = args.backbone or settings.meddinov3_ckpt_path
-    fp32 = load_backbone(source, "openvino", "fp32", "cpu", models_dir=settings.models_dir)
+    source = args.backbone or config.load_settings().meddinov3_ckpt_path
+    fp32 = load_backbone(source, "openvino", "fp32", "cpu")
     head = None if args.checkpoint is None else load_checkpoint(args.checkpoint)
     for warning in () if head is None else check_backbone(head, fp32.identity, args.resize):
         LOGGER.warning("%s", warning)
@@ -92,7 +93,7 @@ def run(args: Args) -> Calibration:
             "remove the copies"
         )
     found = np.concatenate([cosines(*pair) for pair in zip(tokens["int8"], tokens["fp32"], strict=True)])
-    folder = calibration_folder(settings.models_dir / CACHE_FOLDER, fp32.identity.weights_sha256)
+    folder = calibration_folder(config.engine_cache(), fp32.identity.weights_sha256)
     calibration = Calibration(
         weights_sha256=fp32.identity.weights_sha256,
         resize=args.resize,
