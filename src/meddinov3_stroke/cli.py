@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train-head": ("head_train", "train a head on embeddings and labels in .npy files"),
     "test-head": ("head_eval", "evaluate a head on embeddings and labels in .npy files"),
     "phantom": ("commands.phantom", "synthetic head CT with haemorrhages, masks and a series CSV"),
+    "doctor": ("commands.doctor", "check that this machine has what the commands need, and name each fix"),
     "download": ("commands.download", "fetch the MedDINOv3 weights, or ask their size"),
     "calibrate": ("commands.calibrate", "make an int8 backbone on your volumes and measure whether it may be used"),
     "convert-weights": (
