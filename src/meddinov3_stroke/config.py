@@ -81,6 +81,7 @@ UNDECIDED_TYPE: Final = "leave-out"
 """What to do with a CQ500 case whose readers agree on a haemorrhage and on no type: leave-out or keep."""
 
 INPUT_DIR = Path("input")
+OUTPUTS_DIR = Path("outputs")  # what a command writes without --output-dir is below this
 HEAD_DIR = Path("checkpoints/head_train")
 METRICS_JSON = Path("outputs/head_eval/metrics.json")
 PROBS_NPY = Path("outputs/head_eval/probs.npy")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from meddinov3_stroke import config
-from meddinov3_stroke.errors import MissingInput, UsageError
+from meddinov3_stroke.errors import MissingInput
 from meddinov3_stroke.labels import LabelPolicy
 from meddinov3_stroke.system.command import ConsoleOptions, Range
 from meddinov3_stroke.types import SliceSelection, VolumeInput
@@ -154,12 +154,6 @@ class CohortOptions(TableOptions, SliceOptions):
     """Skip and report volumes that cannot be read or are out of scope, up to --max-invalid."""
     max_invalid: Annotated[float, Range(0, 1)] = config.MAX_INVALID
     """Largest share of volumes that may be skipped, 0 to 1; above it the run stops (exit 8)."""
-
-    def read_table(self) -> SeriesTable:
-        """As `TableOptions.read_table`, after a check of `max_invalid`."""
-        if not 0 <= self.max_invalid <= 1:
-            raise UsageError(f"--max-invalid {self.max_invalid:g}: expected a share from 0 to 1, such as 0.05")
-        return super().read_table()
 
     def extract(self, tables: Mapping[str, SeriesTable], force: bool) -> Cohort:
         """The embeddings of every row, computed or from the cache; the first unusable volume raises or is skipped.

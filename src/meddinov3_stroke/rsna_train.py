@@ -11,7 +11,6 @@ import tyro
 
 from meddinov3_stroke import config
 from meddinov3_stroke.config import HeadConfig
-from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.options import CohortOptions, ForceOption, OutputDir
 from meddinov3_stroke.rsna_split import SplitOptions, print_table
 from meddinov3_stroke.system.command import Range, log_warnings, run_command
@@ -108,8 +107,6 @@ def _split(args: Args) -> Splits:
     from meddinov3_stroke.heads.training import check_config
 
     check_config(args.head)
-    if not 0 <= args.eval_threshold <= 1:
-        raise UsageError(f"--eval-threshold {args.eval_threshold:g}: expected a probability from 0 to 1")
     return args.split(args.head.seed)
 
 

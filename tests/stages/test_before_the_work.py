@@ -120,7 +120,7 @@ def test_convert_and_inspect_never_replace_their_input(
     before = case.read_bytes()
     assert main(["convert", "--input", str(case), "--output", str(case)]) == 2
     assert main(["inspect", str(case), "--output-json", str(case)]) == 2
-    assert capfd.readouterr().err.count("used twice; name another file") == 2
+    assert capfd.readouterr().err.count("named twice in this command; name another file") == 2
     assert case.read_bytes() == before
 
 
@@ -213,3 +213,17 @@ def test_an_unknown_option_lists_the_nearest(capfd: pytest.CaptureFixture[str], 
         stage.main([*shlex.split(command), "--quite"])
     assert stop.value.code == 2
     assert "--quiet" in capfd.readouterr().err
+
+
+def test_calibrate_tests_the_users_cache_folder_before_it_opens_a_volume(
+    at_work: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (at_work / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(at_work / "file"))
+    words = ["calibrate", "--input", "absent.nii", "gone.nii", "--backbone", "demo"]
+    assert main(words) == 7
+    error = capfd.readouterr().err
+    assert error.startswith(f"E-STORAGE: cannot write {at_work / 'file' / 'meddinov3-stroke' / 'engine_cache'}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(at_work / "new"))
+    assert main(words) == 3
+    assert "absent.nii" in capfd.readouterr().err

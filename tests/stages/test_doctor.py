@@ -92,7 +92,9 @@ def test_weights_that_are_not_those_recorded_are_named_with_the_way_out(examined
     code, found = examined()
     assert (code, found["weights"]["fix"]) == (7, "meddinov3-stroke download --force")
     with_weights.write_text("<html>log in</html>")
-    assert "is an HTML page" in examined()[1]["weights"]["found"]
+    found = examined()[1]["weights"]
+    assert "is an HTML page" in found["found"]
+    assert "fetch it again" in found["fix"]
 
 
 @pytest.mark.parametrize(
@@ -130,9 +132,9 @@ def test_an_absent_decoder_is_named_with_the_package_that_brings_it(
 ) -> None:
     from meddinov3_stroke.ct.dicom import decoders
 
-    monkeypatch.setattr(decoders, "PLUGINS", {**decoders.PLUGINS, "1.2.840.10008.1.2.5": ("gdcm",)})
-    code, found = examined()  # pydicom's RLE decoder has no plugin gdcm here or names it as available
-    assert found["DICOM codecs"]["status"] in ("ok", "missing")
+    monkeypatch.setattr(decoders, "PLUGINS", {"1.2.840.10008.1.2.4.90": ("pylibjpeg", "pyjpegls")})
+    code, found = examined()  # JPEG 2000 can still be decoded by the other one
+    assert (code, found["DICOM codecs"]["status"]) == (0, "note")
     monkeypatch.setattr(decoders, "PLUGINS", {"1.2.840.10008.1.2.4.90": ("pyjpegls",)})
     code, found = examined()
     assert (code, found["DICOM codecs"]["status"]) == (7, "missing")
@@ -140,14 +142,19 @@ def test_an_absent_decoder_is_named_with_the_package_that_brings_it(
 
 
 @pytest.mark.parametrize("blocked", ["outputs", "checkpoints", "cache"])
-def test_a_folder_that_cannot_be_written_is_missing(
+def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(
     examined: Any, with_weights: Path, tmp_path: Path, blocked: str
 ) -> None:
     (tmp_path / blocked if blocked == "cache" else Path(blocked)).write_text("a file where a folder should be")
     code, found = examined()
-    assert code == 7
-    names = {"outputs": {"outputs", "feature cache"}, "cache": {"engine cache"}, "checkpoints": {"checkpoints"}}
-    assert {name for name, one in found.items() if one["status"] == "missing"} == names[blocked]
+    fixes = {
+        "outputs": {"outputs": "--output-dir", "feature cache": "--cache-dir"},
+        "cache": {"engine cache": "XDG_CACHE_HOME"},
+        "checkpoints": {"checkpoints": "--checkpoints-dir"},
+    }[blocked]
+    assert {name for name, one in found.items() if "cannot write" in one["found"]} == set(fixes)
+    assert all(fix in found[name]["fix"] for name, fix in fixes.items())
+    assert code == (0 if blocked == "cache" else 7)
 
 
 def test_network_switches_are_named_without_their_secrets(

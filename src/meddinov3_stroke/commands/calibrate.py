@@ -55,13 +55,13 @@ class Args(ForceOption, ConsoleOptions):
     """Head whose AUROC in fp32 and int8 is compared on the held-out volumes of the series CSV."""
     resize: Annotated[int, Range(1)] = config.RESIZE
     """Side in pixels of the square the backbone sees; int8 then takes this size and no other."""
-    batch: int = config.BATCH
+    batch: Annotated[int, Range(1)] = config.BATCH
     """Slices in a forward pass."""
     check_share: float = config.INT8_CHECK_SHARE
     """Share of volumes (of patients, where known) that calibration does not see and int8 is measured on."""
-    calibration_slices: int = config.INT8_CALIBRATION_SLICES
+    calibration_slices: Annotated[int, Range(1)] = config.INT8_CALIBRATION_SLICES
     """At most this many slices to quantize on, evenly from the calibration volumes."""
-    check_volumes: int = config.INT8_CHECK_VOLUMES
+    check_volumes: Annotated[int, Range(1)] = config.INT8_CHECK_VOLUMES
     """At most this many held-out volumes to measure on, every slice of each."""
     seed: Annotated[int, Range(0)] = config.SEED
     """Seed of the choice of volumes."""
@@ -123,9 +123,6 @@ def _check_flags(args: Args) -> None:
         raise UsageError("--exclude-ids: IDs of patients belong to --series-csv")
     if not 0 < args.check_share < 1:
         raise UsageError(f"--check-share {args.check_share:g}: expected a share between 0 and 1")
-    for name in ("calibration_slices", "check_volumes", "batch"):
-        if getattr(args, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1")
 
 
 def _volumes(args: Args) -> tuple[list[VolumeInput], list[str], Int8[np.ndarray, "n label"] | None]:

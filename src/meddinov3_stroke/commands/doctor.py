@@ -88,16 +88,19 @@ def _checks() -> Iterator[Check]:
         "weights": _weights,
         "DICOM codecs": _codecs,
         "network": _network,
-        "engine cache": lambda name: _folder(name, config.engine_cache()),
-        "feature cache": lambda name: _folder(name, config.RSNA_CACHE_DIR),
-        "checkpoints": lambda name: _folder(name, config.RSNA_CHECKPOINTS_DIR),
-        "outputs": lambda name: _folder(name, Path("outputs")),
+        "engine cache": lambda name: _folder(name, config.engine_cache(), "point XDG_CACHE_HOME to a writable folder"),
+        "feature cache": lambda name: _folder(
+            name, config.RSNA_CACHE_DIR, "pass --cache-dir to train-rsna and extract"
+        ),
+        "checkpoints": lambda name: _folder(name, config.RSNA_CHECKPOINTS_DIR, "pass --checkpoints-dir to train-rsna"),
+        "outputs": lambda name: _folder(name, config.OUTPUTS_DIR, "work in a writable folder, or pass --output-dir"),
     }
     for name, check in kinds.items():
         try:
             yield check(name)
         except (MedDINOError, OSError) as error:
-            yield Check(name, "missing", str(error))
+            found, _, fix = str(error).partition("; ")  # an error states what is wrong, then what to do
+            yield Check(name, "missing", found, fix)
 
 
 def _python(name: str) -> Check:
@@ -192,10 +195,14 @@ def _weights(name: str) -> Check:
     return Check(name, "ok", f"{found}, as recorded")
 
 
-def _folder(name: str, folder: Path) -> Check:
+def _folder(name: str, folder: Path, fix: str) -> Check:
     from meddinov3_stroke.system.atomic import require_writable
 
-    require_writable(folder)
+    try:
+        require_writable(folder)
+    except MachineError as error:
+        is_needed = folder != config.engine_cache()  # without it, weights are measured again in each run
+        return Check(name, "missing" if is_needed else "note", str(error).partition("; ")[0], fix)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     return Check(
         name, "ok", f"{folder}, writable, {size / 1e6:.0f} MB" if folder.exists() else f"{folder}, can be made"

@@ -76,7 +76,7 @@ def require_writable(*folders: Path, files: Iterable[Path] = (), inputs: Iterabl
     taken = {path.resolve() for path in inputs}
     for path in files:
         if path.is_dir() or path.resolve() in taken:
-            what = "a folder; name a file in it" if path.is_dir() else "used twice; name another file"
+            what = "a folder; name a file in it" if path.is_dir() else "named twice in this command; name another file"
             raise UsageError(f"cannot write {path}: it is {what}")
         taken.add(path.resolve())
     for path, place in (*((path, path) for path in folders), *((path, path.parent) for path in files)):

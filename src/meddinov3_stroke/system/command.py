@@ -27,6 +27,17 @@ SCRIPTS = {"download": "download_models.py --package meddinov3", "train-rsna": "
 """Verb -> its script in a checkout, for the verbs that messages advise."""
 
 
+@dataclass(frozen=True)
+class Range:
+    """Marks a flag (`Annotated[int, Range(1)]`) whose value must lie between two numbers, both included."""
+
+    low: int
+    high: int | float = math.inf
+
+    def __str__(self) -> str:
+        return f"at least {self.low:g}" if math.isinf(self.high) else f"a number from {self.low:g} to {self.high:g}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConsoleOptions:
     """Flags every command has."""
@@ -37,6 +48,15 @@ class ConsoleOptions:
     """Write messages to standard error as one JSON object per line."""
     debug: bool = False
     """Print the traceback of an error."""
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for the first flag outside its `Range`."""
+        hints = get_type_hints(type(self), include_extras=True)
+        for name in (field.name for field in fields(self)):
+            for valid in (one for one in getattr(hints[name], "__metadata__", ()) if isinstance(one, Range)):
+                value = getattr(self, name)
+                if value is not None and not (math.isfinite(value) and valid.low <= value <= valid.high):
+                    raise UsageError(f"--{name.replace('_', '-')} {value:g}: expected {valid}")
 
     @property
     def show_progress(self) -> bool:
@@ -59,7 +79,6 @@ def run_command(
         refuse_empty(sys.argv[1:] if argv is None else argv)
         options = args = tyro.cli(args_type, args=argv, prog=prog)  # defaults from the environment may be wrong, too
         set_up_logging(args)
-        check_ranges(args)
         run(args)
     except MedDINOError as error:
         return _report(error.code, str(error), error.exit_code, options)
@@ -106,17 +125,6 @@ class _JsonLines(logging.Formatter):
         return json.dumps(fields, ensure_ascii=False)
 
 
-@dataclass(frozen=True)
-class Range:
-    """Marks a flag (`Annotated[int, Range(1)]`) whose value must lie between two numbers, both included."""
-
-    low: int
-    high: int | float = math.inf
-
-    def __str__(self) -> str:
-        return f"at least {self.low:g}" if math.isinf(self.high) else f"a number from {self.low:g} to {self.high:g}"
-
-
 def refuse_empty(argv: Sequence[str]) -> None:
     """Raise UsageError for an empty argument, such as an unset variable of a shell leaves: `--input "$CASE"`."""
     for before, word in zip(("", *argv), argv, strict=False):
@@ -124,16 +132,6 @@ def refuse_empty(argv: Sequence[str]) -> None:
         if not value.strip() and (is_assigned or not word.startswith("--")):
             where = flag if flag.startswith("-") else "an argument"
             raise UsageError(f"{where}: found an empty value; give a value, or leave the flag out for its default")
-
-
-def check_ranges(args: Any) -> None:
-    """Raise UsageError for the first flag of a stage's arguments that is outside its `Range`."""
-    hints = get_type_hints(type(args), include_extras=True)
-    for name in (field.name for field in fields(args)):
-        for valid in (one for one in getattr(hints[name], "__metadata__", ()) if isinstance(one, Range)):
-            value = getattr(args, name)
-            if value is not None and not (math.isfinite(value) and valid.low <= value <= valid.high):
-                raise UsageError(f"--{name.replace('_', '-')} {value:g}: expected {valid}")
 
 
 def command_of(verb: str) -> str:
