@@ -6,11 +6,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from meddinov3_stroke.config import CASE_OUTPUT_PREFIX, TOP_K
 from meddinov3_stroke.options import CaseOptions, ForceOption, OptionalOutputDir, case_name, slice_progress
-from meddinov3_stroke.system.command import run_command
+from meddinov3_stroke.system.atomic import require_writable
+from meddinov3_stroke.system.command import Range, run_command
 
 if TYPE_CHECKING:
     from meddinov3_stroke.predictor import Case
@@ -26,13 +27,13 @@ class Args(CaseOptions, ForceOption):
     """best.pt or last.pt of a trained head."""
     output_dir: OptionalOutputDir = None
     """Folder for summary.json, similarity_map.png and the arrays (default: outputs/ich_<case>)."""
-    resize: int | None = None
+    resize: Annotated[int | None, Range(1)] = None
     """Side in pixels of the square the backbone sees (default: the head's own; another is an error)."""
-    top_k: int = TOP_K
+    top_k: Annotated[int, Range(1)] = TOP_K
     """Suspicious slices to list and to draw, at least 1."""
-    threshold: float | None = None
+    threshold: Annotated[float | None, Range(0, 1)] = None
     """Probability from which every label is positive, 0 to 1 (default: the checkpoint's own thresholds)."""
-    sim_slice: int | None = None
+    sim_slice: Annotated[int | None, Range(-1)] = None
     """Slice of the similarity map, 0-based, inferior to superior; -1 is the middle one (default: the suspicious
     slices)."""
     sim_patch: str | None = None
@@ -45,6 +46,8 @@ def run(args: Args) -> Case:
     from meddinov3_stroke.report import print_case
 
     source = args.source()
+    folder = args.output_dir or Path(f"{CASE_OUTPUT_PREFIX}{case_name(source.path, source.series_uid)}")
+    require_writable(folder)
     predictor = ICHPredictor.load(
         args.checkpoint,
         backbone=args.open_backbone(),
@@ -61,8 +64,7 @@ def run(args: Args) -> Case:
         case = predictor(source, on_slices)
     for warning in case.warnings:
         LOGGER.warning("%s", warning)
-    name = case_name(source.path, source.series_uid)
-    print_case(case.findings, case.save(args.output_dir or Path(f"{CASE_OUTPUT_PREFIX}{name}")))
+    print_case(case.findings, case.save(folder))
     return case
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from meddinov3_stroke import config
 from meddinov3_stroke.options import OutputDir, TableOptions
-from meddinov3_stroke.system.command import log_warnings, run_command
+from meddinov3_stroke.system.atomic import require_writable
+from meddinov3_stroke.system.command import Range, log_warnings, run_command
 from meddinov3_stroke.system.progress import console
 from meddinov3_stroke.system.provenance import ending
 from meddinov3_stroke.types import LABELS
@@ -45,7 +46,7 @@ class Args(SplitOptions):
 
     output_dir: OutputDir = config.SPLITS_DIR
     """Folder for train.csv, val.csv, test.csv and split_summary.json."""
-    seed: int = config.SEED
+    seed: Annotated[int, Range(0)] = config.SEED
     """The same CSV, ratios and seed give the same split."""
 
 
@@ -53,6 +54,7 @@ def run(args: Args) -> Splits:
     """The splits, written to `args.output_dir`."""
     from meddinov3_stroke.data import write_splits
 
+    require_writable(args.output_dir)
     splits = args.split(args.seed)
     written = write_splits(splits, args.output_dir)
     files = [path for path in written.values() if path.suffix == ".csv"]

@@ -230,4 +230,4 @@ def test_missing_weights_exit_with_6_and_name_the_download(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MEDDINOV3_CKPT_PATH", str(tmp_path / "none.pth"))
     assert main(["--input", str(head_nifti()), "--device", "cpu"]) == 6
-    assert "python script/download_models.py --package meddinov3" in capsys.readouterr().err
+    assert "meddinov3-stroke download --output" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,9 @@ def run(args: Args) -> dict[str, Any]:
     _check_flags(args)
     from meddinov3_stroke.ct import read_volume
     from meddinov3_stroke.ct.writing import convert_with_dcm2niix
+    from meddinov3_stroke.system.atomic import require_writable
+
+    require_writable(files=[args.output], inputs=[args.input])
 
     if args.dcm2niix:
         written = convert_with_dcm2niix(args.input, args.series, args.output, join_series=args.join_series)
@@ -58,6 +62,9 @@ def _check_flags(args: Args) -> None:
     letters = args.orientation.upper()
     if len(letters) != 3 or any(sum(letter in pair for letter in letters) != 1 for pair in ("LR", "AP", "SI")):
         raise UsageError(f"--orientation {args.orientation}: expected three letters, one each of L/R, A/P, S/I, as LAS")
+    if args.spacing is not None and not all(0 < side < math.inf for side in args.spacing):
+        sides = " ".join(f"{side:g}" for side in args.spacing)
+        raise UsageError(f"--spacing {sides}: expected three positive numbers, in mm")
     if args.dcm2niix and (args.spacing is not None or letters != "LAS"):
         raise UsageError("--dcm2niix writes its own geometry; omit --spacing and --orientation")
 

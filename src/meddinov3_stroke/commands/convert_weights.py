@@ -9,6 +9,7 @@ from pathlib import Path
 from meddinov3_stroke.backbone import Conversion, convert_weights
 from meddinov3_stroke.backbone.weights import listed
 from meddinov3_stroke.options import InputPath
+from meddinov3_stroke.system.atomic import require_writable
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.provenance import ending
 
@@ -25,6 +26,7 @@ class Args(ConsoleOptions):
 
 def run(args: Args) -> Conversion:
     """Convert and print what was written and what was left out."""
+    require_writable(files=[args.output], inputs=[args.input])
     conversion = convert_weights(args.input, args.output)
     print("\n".join(_summary(conversion)))
     return conversion

@@ -26,7 +26,7 @@ from meddinov3_stroke.head_train import train_head
 from meddinov3_stroke.heads import load_checkpoint, load_head_data
 from meddinov3_stroke.options import DeviceName, OutputDir
 from meddinov3_stroke.system.atomic import write_json
-from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.command import ConsoleOptions, Range, run_command
 from meddinov3_stroke.system.devices import require_torch
 from meddinov3_stroke.system.progress import console
 from meddinov3_stroke.system.provenance import Stopwatch, ending, provenance
@@ -48,9 +48,9 @@ class Args(ConsoleOptions):
     """Weights file or registered name; the default is the small bundled one, trained on phantoms."""
     device: DeviceName = field(default_factory=config.default_device)
     """Where to compute; only auto may fall back."""
-    patients: int = config.DEMO_PATIENTS
+    patients: Annotated[int, Range(1)] = config.DEMO_PATIENTS
     """Number of phantom patients; at least 60 of them are held out."""
-    seed: int = config.SEED
+    seed: Annotated[int, Range(0)] = config.SEED
     """Seed of the cohort, the split and the head."""
 
 

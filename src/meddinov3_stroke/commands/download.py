@@ -12,6 +12,7 @@ import tyro
 
 from meddinov3_stroke import config, download
 from meddinov3_stroke.errors import UsageError
+from meddinov3_stroke.system.atomic import require_writable
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.provenance import ending
 
@@ -61,6 +62,7 @@ def run(args: Args) -> download.Download | list[download.Offer]:
         return offers
     given = args.sha256 or settings.meddinov3_sha256
     pinned = download.parse_sha256(given, "--sha256" if args.sha256 else "MEDDINOV3_SHA256") if given else None
+    require_writable(path.parent)
     print(f"{download.LICENCE}\n", flush=True)
     found = download.download_weights(
         path, sources, pinned=pinned, force=args.force, limits=limits, progress=args.show_progress

@@ -27,10 +27,11 @@ class Args(CohortOptions):
 def run(args: Args) -> dict[str, Any]:
     """The document written as `extraction_summary.json`; errors are those of `rsna_train.run` up to the features."""
     from meddinov3_stroke import rsna_pipeline as rsna
-    from meddinov3_stroke.system.atomic import write_json
+    from meddinov3_stroke.system.atomic import require_writable, write_json
     from meddinov3_stroke.system.provenance import Stopwatch, memory_statistics
 
     watch = Stopwatch()
+    require_writable(args.output_dir, args.cache_dir)
     table = args.read_table()
     cohort = args.extract({NAME: table}, force=True)
     report, backbone = cohort.invalid_report(), cohort.extractor.backbone

@@ -45,9 +45,11 @@ class Args(ConsoleOptions):
 def run(args: Args) -> dict[str, Any]:
     """The facts, as written to `--output-json`."""
     from meddinov3_stroke.ct.contents import is_nifti_name
-    from meddinov3_stroke.system.atomic import write_json
+    from meddinov3_stroke.system.atomic import require_writable, write_json
     from meddinov3_stroke.system.provenance import provenance
 
+    if args.output_json is not None:
+        require_writable(files=[args.output_json], inputs=[args.path])
     facts = _volume_facts(args.path) if is_nifti_name(args.path) else _series_facts(args.path, args.join_series)
     document = {**provenance(), "input": str(args.path), **facts}
     if args.output_json is not None:

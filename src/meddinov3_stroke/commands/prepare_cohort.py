@@ -48,10 +48,12 @@ def run(args: Args) -> dict[str, Any]:
     if args.undecided_type != config.UNDECIDED_TYPE and args.cohort != "cq500":
         raise UsageError(f"--undecided-type belongs to cq500, not to {args.cohort}")
     from meddinov3_stroke.data import bhsd, cq500, physionet
+    from meddinov3_stroke.system.atomic import require_writable
     from meddinov3_stroke.system.provenance import Stopwatch
 
     watch = Stopwatch()
     folder = args.output_dir or Path(f"{config.COHORT_OUTPUT_PREFIX}{args.cohort}")
+    require_writable(folder)
     if args.cohort == "cq500":
         found = cq500.prepare_cq500(args.root, folder, args.undecided_type)
     elif args.cohort == "physionet":

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from meddinov3_stroke.errors import CheckpointError
+from meddinov3_stroke import config
+from meddinov3_stroke.errors import CheckpointError, MissingWeights
 from meddinov3_stroke.heads.architectures import ARCHITECTURES
 from meddinov3_stroke.labels import label_names
+from meddinov3_stroke.system.command import command_of
 from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.system.torch_file import read_torch_file, save_torch_file
 from meddinov3_stroke.types import BackboneIdentity, Preprocessing, Threshold
@@ -127,6 +129,12 @@ def load_checkpoint(path: Path) -> HeadCheckpoint:
     torch file, or one that holds more than tensors, of which no code is run).
     """
     path = Path(path)
+    if not path.exists():
+        raise MissingWeights(
+            f"no head checkpoint at {path}; {command_of('train-rsna')} --series-csv TABLE.csv trains one and writes "
+            f"{config.RSNA_CHECKPOINTS_DIR / 'best.pt'}; meddinov3-stroke demo writes "
+            f"{config.DEMO_DIR / 'checkpoints' / 'best.pt'}, which needs --backbone demo"
+        )
     document = read_torch_file(path)
     is_foreign = isinstance(document, dict) and all(key in document for key in FOREIGN_KEYS)
     document = _from_foreign(document, path) if is_foreign else _checked_format(document, path)

@@ -1,24 +1,44 @@
-"""Runs a stage (`Args`, `run`) as a command: parses flags, reports an error in one line, returns the exit code."""
+"""Runs a stage (`Args`, `run`) as a command: parses flags, reports an error in one line, returns the exit code.
+
+Empty and impossible values are refused before any work.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import logging
+import math
+import shlex
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
 
-from meddinov3_stroke.errors import MedDINOError
+from meddinov3_stroke.errors import MedDINOError, UsageError
 from meddinov3_stroke.system.progress import write_message
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 BUG_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
+
+SCRIPTS = {"download": "download_models.py --package meddinov3", "train-rsna": "train_meddinov3_rsna.py"}
+"""Verb -> its script in a checkout, for the verbs that messages advise."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Marks a flag (`Annotated[int, Range(1)]`) whose value must lie between two numbers, both included."""
+
+    low: int
+    high: int | float = math.inf
+
+    def __str__(self) -> str:
+        return f"at least {self.low:g}" if math.isinf(self.high) else f"a number from {self.low:g} to {self.high:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +51,15 @@ class ConsoleOptions:
     """Write messages to standard error as one JSON object per line."""
     debug: bool = False
     """Print the traceback of an error, and what libraries log and warn of."""
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for the first flag outside its `Range`."""
+        hints = get_type_hints(type(self), include_extras=True)
+        for name in (field.name for field in fields(self)):
+            for valid in (one for one in getattr(hints[name], "__metadata__", ()) if isinstance(one, Range)):
+                value = getattr(self, name)
+                if value is not None and not (math.isfinite(value) and valid.low <= value <= valid.high):
+                    raise UsageError(f"--{name.replace('_', '-')} {value:g}: expected {valid}")
 
     @property
     def show_progress(self) -> bool:
@@ -52,6 +81,7 @@ def run_command(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # no path or sign ends a command whose work is done
     try:
+        refuse_empty(sys.argv[1:] if argv is None else argv)
         options = args = tyro.cli(args_type, args=argv, prog=prog)  # defaults from the environment may be wrong, too
         set_up_logging(args)
         with libraries_at_debug():
@@ -123,3 +153,20 @@ class _JsonLines(logging.Formatter):
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
         fields = {"time": stamp, "level": record.levelname.lower(), "message": record.getMessage()}
         return json.dumps(fields, ensure_ascii=False)
+
+
+def refuse_empty(argv: Sequence[str]) -> None:
+    """Raise UsageError for an empty argument, such as an unset variable of a shell leaves: `--input "$CASE"`."""
+    for before, word in zip(("", *argv), argv, strict=False):
+        flag, is_assigned, value = word.partition("=") if word.startswith("--") else (before, "", word)
+        if not value.strip() and (is_assigned or not word.startswith("--")):
+            where = flag if flag.startswith("-") else "an argument"
+            raise UsageError(f"{where}: found an empty value; give a value, or leave the flag out for its default")
+
+
+def command_of(verb: str) -> str:
+    """How the user runs a verb of `SCRIPTS`: its script beside the running script of a checkout, else the command."""
+    program, (script, *flags) = Path(sys.argv[0]), SCRIPTS[verb].split()
+    if program.suffix == ".py" and program.with_name(script).is_file():
+        return " ".join(["python", shlex.quote(str(program.with_name(script))), *flags])
+    return f"meddinov3-stroke {verb}"
