@@ -30,7 +30,7 @@ def measure(quick: bool) -> Table:
     place.load()
     folder = place.folder / "cached"
     write_volumes(folder / "volumes", n_volumes, n_slices, side)
-    arguments = (place.weights, place.models_dir, folder / "volumes", folder / "store")
+    arguments = (place.weights, place.cache_dir, folder / "volumes", folder / "store")
     first = told_by("benchmarks.cached", *arguments)
     again = [told_by("benchmarks.cached", *arguments) for _ in range(repeats)]
     shutil.rmtree(folder)
@@ -59,7 +59,7 @@ def row(run: str, told: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def extract_once(weights: Path, models_dir: Path, volumes: Path, store: Path) -> dict[str, Any]:
+def extract_once(weights: Path, cache_dir: Path, volumes: Path, store: Path) -> dict[str, Any]:
     """Seconds of the stage in this process, and what it imported."""
     paths = sorted(volumes.iterdir())
     start = time.perf_counter()
@@ -67,7 +67,7 @@ def extract_once(weights: Path, models_dir: Path, volumes: Path, store: Path) ->
     from meddinov3_stroke.feature_extractor import FeatureExtractor
     from meddinov3_stroke.features import EmbeddingStore, InputMemory, extract
 
-    extractor = FeatureExtractor(load_backbone(weights, models_dir=models_dir))
+    extractor = FeatureExtractor(load_backbone(weights, cache_dir=cache_dir))
     opened = time.perf_counter()
     found = list(extract(paths, extractor, EmbeddingStore(store), memory=InputMemory(store)))
     end = time.perf_counter()

@@ -92,9 +92,9 @@ def embed_seconds(quick: bool, rounds: int) -> dict[str, list[float]]:
     new = count()
 
     def first() -> None:
-        started(embed, {"MODELS_DIR": str(place.folder / f"new_{next(new)}")})()
+        started(embed, {"XDG_CACHE_HOME": str(place.folder / f"new_{next(new)}")})()
 
-    ways = {FIRST: first, AGAIN: started(embed, {"MODELS_DIR": str(place.models_dir)})}
+    ways = {FIRST: first, AGAIN: started(embed, {"XDG_CACHE_HOME": str(place.cache_dir)})}
     if not quick:  # the quick transformer is not a ViT-B/16
         script = ROOT / "benchmarks" / "plain_embed.py"
         ways[PLAIN] = started((str(script), str(place.weights), str(volume), str(place.folder / "plain.npy")))
@@ -112,7 +112,7 @@ def predicting(quick: bool) -> Callable[[], Any]:
     flags = {"--input": volume, "--checkpoint": checkpoint, "--backbone": place.weights}
     flags |= {"--output-dir": place.folder / "predicted"}
     arguments = ("-m", "meddinov3_stroke", "predict", *(str(part) for flag in flags.items() for part in flag))
-    return started(arguments, {"MODELS_DIR": str(place.models_dir)})
+    return started(arguments, {"XDG_CACHE_HOME": str(place.cache_dir)})
 
 
 def made_up_head(identity: BackboneIdentity, folder: Path) -> Path:

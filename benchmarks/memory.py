@@ -32,7 +32,7 @@ def measure(quick: bool) -> Table:
     rows = []
     for n_slices in sizes:
         path = write_volume(place.folder / f"memory_{n_slices}.nii.gz", n_slices, side, seed=4)
-        told = told_by("benchmarks.memory", place.weights, place.models_dir, warm_up, path)
+        told = told_by("benchmarks.memory", place.weights, place.cache_dir, warm_up, path)
         rows.append({"slices": n_slices, "stored_mib": n_slices * side * side * 2 / 2**20, **told})
     notes = [
         *judged(quick, [ADDED_MIB.verdict(f"added by {sizes[-1]} slices", rows[-1]["peak_mib_added"])]),
@@ -42,12 +42,12 @@ def measure(quick: bool) -> Table:
     return Table("memory", "Memory of embedding a volume", rows, notes)
 
 
-def embed_once(weights: Path, models_dir: Path, warm_up: Path, path: Path) -> dict[str, Any]:
+def embed_once(weights: Path, cache_dir: Path, warm_up: Path, path: Path) -> dict[str, Any]:
     """Resident MiB of the warm engine, and how far embedding the volume raised the peak above it."""
     from meddinov3_stroke.backbone import load_backbone
     from meddinov3_stroke.features import FeatureExtractor, extract
 
-    extractor = FeatureExtractor(load_backbone(weights, device="cpu", models_dir=models_dir))
+    extractor = FeatureExtractor(load_backbone(weights, device="cpu", cache_dir=cache_dir))
     list(extract([warm_up], extractor))
     CLEAR_REFS.write_text(FORGET_PEAK, encoding="ascii")
     before_mib = memory_mib("VmRSS")

@@ -100,7 +100,7 @@ def core_rows(place: Workspace, n_slices: int, rounds: int) -> list[dict[str, An
     numbers = [n for n in (1, 2, 4, 8) if n <= len(cores)]
     seconds: dict[str, list[float]] = {str(n): [] for n in numbers}
     for n in numbers:
-        told = told_by("benchmarks.scaling", place.weights, place.models_dir, n_slices, rounds, cores=cores[:n])
+        told = told_by("benchmarks.scaling", place.weights, place.cache_dir, n_slices, rounds, cores=cores[:n])
         assert told["cores"] == n
         seconds[str(n)].append(told["seconds"])
     return [row("cores", n, n_slices, seconds) for n in numbers]
@@ -112,9 +112,9 @@ def row(axis: str, value: int, n_slices: int, seconds: Seconds) -> dict[str, Any
     return {"axis": axis, "value": value, "slices": n_slices, "seconds": found, "slices_per_s": n_slices / found}
 
 
-def embed_alone(weights: Path, models_dir: Path, n_slices: int, rounds: int) -> dict[str, Any]:
+def embed_alone(weights: Path, cache_dir: Path, n_slices: int, rounds: int) -> dict[str, Any]:
     """Cores of this process and median seconds of a pass on them."""
-    backbone = load_backbone(weights, device="cpu", models_dir=models_dir)
+    backbone = load_backbone(weights, device="cpu", cache_dir=cache_dir)
     pixels = prepared(n_slices)
     seconds = take_turns({"pass": lambda: backbone.class_tokens(pixels)}, rounds)["pass"]
     return {"cores": len(os.sched_getaffinity(0)), "seconds": statistics.median(seconds)}

@@ -39,13 +39,13 @@ class Workspace:
         atexit.register(self._temporary.cleanup)
         self.quick = quick
         self.folder = Path(self._temporary.name)
-        self.models_dir = self.folder / "models"
+        self.cache_dir = self.folder / "cache"
         self.weights = write_published(self.folder / "model.pth", quick)
 
     def load(self, engine: str = "auto", precision: str = "auto") -> Backbone:
         """A backbone on the CPU; int8 is the graph made in this run, whatever its fidelity."""
         if precision != "int8":
-            return load_backbone(self.weights, engine, precision, "cpu", models_dir=self.models_dir)
+            return load_backbone(self.weights, engine, precision, "cpu", cache_dir=self.cache_dir)
         identity = replace(self.load("openvino", "fp32").identity, precision="int8")
         return Backbone(identity, "cpu", lambda: OpenVINOEngine(self.graph, "int8", lambda side: self.int8_graph))
 

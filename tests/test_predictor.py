@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -376,3 +378,50 @@ def test_the_promised_names_are_importable_from_the_package() -> None:
     import meddinov3_stroke
 
     assert meddinov3_stroke.ICHPredictor is ICHPredictor
+
+
+def test_good_and_failed_cases_answer_the_same_questions(load, head_nifti, tmp_path) -> None:
+    good, bad = load().map([head_nifti(), tmp_path / "none.nii"])
+    assert (good.status, good.code, good.message) == ("done", "", "")
+    assert tuple(good.probabilities) == LABELS
+    assert (bad.status, bad.code) == ("rejected", "E-INPUT-MISSING")
+    assert "none.nii" in bad.message
+    assert bad.probabilities is None
+
+
+def test_every_repr_is_one_short_line(load, backbone, head_nifti, tmp_path) -> None:
+    path, predictor = head_nifti(), load()
+    case, failed = predictor.map([path, tmp_path / "none.nii"])
+    labels = ", ".join(f"{label} {probability:.3f}" for label, probability in case.probabilities.items())
+    findings, engine = f"CaseFindings({labels}, 0 warnings)", "Backbone('model.pth', torch fp32 on cpu)"
+    assert repr(case.findings) == findings
+    assert repr(case) == f"Case({str(path)!r}, done, {findings})"
+    assert repr(failed) == f"FailedCase({str(tmp_path / 'none.nii')!r}, rejected, E-INPUT-MISSING)"
+    assert repr(backbone) == engine
+    assert repr(predictor) == f"ICHPredictor({engine}, head of 6 labels on mean features)"
+    assert repr(read_volume(path)) == f"Volume({str(path)!r}, 8 x 64 x 64 voxels of 5 x 3 x 3 mm)"
+
+
+TIMED = """
+import json, sys, time
+start = time.perf_counter()
+{statement}
+slow = [name for name in ("torch", "openvino", "pandas", "scipy", "tyro", "pydicom", "PIL") if name in sys.modules]
+print(json.dumps([time.perf_counter() - start, slow]))
+"""
+
+
+def test_the_predictor_is_imported_in_a_few_times_the_time_of_numpy() -> None:
+    def timed(statement: str) -> tuple[float, list[str]]:
+        runs = [
+            subprocess.run(
+                [sys.executable, "-c", TIMED.format(statement=statement)], capture_output=True, check=True, timeout=60
+            )
+            for _ in range(3)
+        ]
+        return min(tuple(json.loads(run.stdout)) for run in runs)
+
+    numpy_s, _ = timed("import numpy")
+    ours_s, slow = timed("from meddinov3_stroke import ICHPredictor")
+    assert slow == []
+    assert ours_s < 8 * numpy_s  # 3 times on a quiet machine: half a second

@@ -16,8 +16,8 @@ from meddinov3_stroke.errors import MedDINOError, PartialFailure, UsageError
 from meddinov3_stroke.features.ledger import PENDING, Ledger, input_name, settled_state
 from meddinov3_stroke.system.atomic import write_text
 from meddinov3_stroke.system.digest import sha256_of_document
-from meddinov3_stroke.system.progress import finish_on_interrupt, progress_bar
-from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
+from meddinov3_stroke.system.progress import console, finish_on_interrupt, progress_bar
+from meddinov3_stroke.system.provenance import ending, provenance
 from meddinov3_stroke.types import VolumeInput
 
 RESULTS_NAME = "results.csv"
@@ -103,9 +103,9 @@ class Batch:
             print(json.dumps({**provenance(), "totals": totals, "results": rows}, ensure_ascii=False))
             return
         counts = ", ".join(f"{count} {state}" for state, count in totals.items() if count and state != "total")
-        positive = [row for row in rows if row.get("positive_any")]
-        print(f"{totals['total']} cases: {counts}; {len(positive)} positive for any haemorrhage")
-        print(f"wrote {self.folder / RESULTS_NAME}\n{DISCLAIMER}")
+        n_positive = sum(bool(row.get("positive_any")) for row in rows)
+        answer = f"{totals['total']} cases: {counts}; {n_positive} positive for any haemorrhage"
+        console().print(ending(answer, self.folder / RESULTS_NAME), markup=False)
 
     def _require_all_done(self) -> None:
         rows = self.rows()

@@ -43,6 +43,8 @@ class EndedCase:
     outcome: Outcome
     sha256: str  # digest of the input; empty if it is not known
     status = property(attrgetter("outcome.status"))  # done, rejected, refused or failed
+    code = property(attrgetter("outcome.code"))  # code of the error; empty when done
+    message = property(attrgetter("outcome.message"))  # the error in one line; empty when done
 
     @property
     def name(self) -> str:
@@ -72,6 +74,9 @@ class Case(EndedCase):
     top_slices = property(attrgetter("findings.top_slices"))  # the most suspicious slices, highest score first
     warnings = property(attrgetter("findings.warnings"))  # warnings about the input, the model and the findings
 
+    def __repr__(self) -> str:
+        return f"Case({str(self.path)!r}, {self.status}, {self.findings})"
+
     def save(self, folder: Path | str) -> dict[str, Path]:
         """Name -> path of the files written into `folder`; `summary.json` is written last."""
         from meddinov3_stroke.report import save_case
@@ -94,9 +99,11 @@ class FailedCase(EndedCase):
     path: Path
     outcome: Outcome
     sha256 = property(lambda self: "")  # not known
-    code = property(attrgetter("outcome.code"))  # code of the error
-    message = property(attrgetter("outcome.message"))  # the error in one line
+    probabilities = None
     warnings = property(lambda self: (self.message,))  # why there are no findings
+
+    def __repr__(self) -> str:
+        return f"FailedCase({str(self.path)!r}, {self.status}, {self.code})"
 
     def row(self) -> dict[str, Any]:
         """Its columns of `results.csv`: the verdicts that are known."""
@@ -131,11 +138,9 @@ def find_cases(paths: Sequence[Path], series: str | None = None, *, join_series:
     `studies_in` lists its studies then.
 
     Raises:
-        UsageError: no path, an empty one, or a series named beside several inputs.
+        UsageError: a series named beside several inputs.
         MissingInput: a pattern or a folder without any volume.
     """
-    if not paths or any(str(path) in ("", ".") and not path.is_dir() for path in paths):
-        raise UsageError("--input is empty; name a volume, a folder, a table or a pattern")
     given = [found for path in paths for found in _matches(path)]
     if len(given) == 1 and not _holds_many(given[0]):
         return Cases((VolumeInput(given[0], series, join_series=join_series),), is_batch=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train-head": ("head_train", "train a head on embeddings and labels in .npy files"),
     "test-head": ("head_eval", "evaluate a head on embeddings and labels in .npy files"),
     "phantom": ("commands.phantom", "synthetic head CT with haemorrhages, masks and a series CSV"),
+    "doctor": ("commands.doctor", "check that this machine has what the commands need, and name each fix"),
     "download": ("commands.download", "fetch the MedDINOv3 weights, or ask their size"),
     "calibrate": ("commands.calibrate", "make an int8 backbone on your volumes and measure whether it may be used"),
     "convert-weights": (
@@ -47,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     verb, *rest = arguments
     if verb not in VERBS:
-        print(f"E-USAGE: no verb {verb!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
+        near = difflib.get_close_matches(verb.replace("_", "-"), VERBS)
+        advice = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(VERBS)}"
+        print(f"E-USAGE: no verb {verb!r}; {advice}", file=sys.stderr)
         return 2
     stage = importlib.import_module(f"meddinov3_stroke.{VERBS[verb][0]}")
     return int(stage.main(rest, prog=f"{PROG} {verb}"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -80,6 +81,7 @@ UNDECIDED_TYPE: Final = "leave-out"
 """What to do with a CQ500 case whose readers agree on a haemorrhage and on no type: leave-out or keep."""
 
 INPUT_DIR = Path("input")
+OUTPUTS_DIR = Path("outputs")  # what a command writes without --output-dir is below this
 HEAD_DIR = Path("checkpoints/head_train")
 METRICS_JSON = Path("outputs/head_eval/metrics.json")
 PROBS_NPY = Path("outputs/head_eval/probs.npy")
@@ -104,6 +106,7 @@ DEMO_TRAIN_BATCH_SIZE = 16
 DEMO_BACKBONE = "demo"
 PHANTOM_PATIENTS = 8  # default of `phantom --patients`
 
+APP_NAME = "meddinov3-stroke"  # the console command, and the folder of this package in the user's cache folder
 MODELS_DIR = Path("modelsweights")
 WEIGHTS_NAME = "model.pth"
 DATASETS_DIR = Path("/data/datasets")
@@ -163,10 +166,31 @@ def default_device() -> str:
     return load_settings().ct_model_device
 
 
+def user_cache() -> Path:
+    """This package's folder in the user's cache folder, such as `~/.cache/meddinov3-stroke`."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path(APP_NAME)
+
+
+def engine_cache() -> Path:
+    """Folder of what is known about weights files, and of int8 calibrations."""
+    return user_cache() / "engine_cache"
+
+
+def _default_models_dir(folder: Path) -> Path:
+    # `modelsweights`; for the console command outside a checkout and without that folder, one in the user's cache
+    program = Path(sys.argv[0])
+    is_command = program.stem == APP_NAME or program.parts[-2:] == ("meddinov3_stroke", "__main__.py")
+    in_checkout = any((one / "script" / "download_models.py").is_file() for one in (folder, *folder.parents))
+    return user_cache() / MODELS_DIR if is_command and not in_checkout and not MODELS_DIR.is_dir() else MODELS_DIR
+
+
 def load_settings(folder: Path | None = None) -> Settings:
     """Settings from the environment and the nearest `.env` (`folder`, by default the working directory, or above).
 
     Relative paths written in `.env` start at its folder, all others at the working directory. Empty values are ignored.
+    Weights lie in `modelsweights`; for the console command outside a checkout and without a `.env`, in `user_cache`.
     Raises UsageError where a number cannot be read.
     """
     from dotenv import dotenv_values
@@ -180,6 +204,8 @@ def load_settings(folder: Path | None = None) -> Settings:
     unused = ("DOWNLOAD_CHUNK_MB",) if "download_chunk_mb" in given else ()
     kinds = {f.name: type(f.default) for f in fields(Settings) if f.name != "unused"} | {"ckpt_path": Path}
     values = {name: _parse(name, *given[name], kind) for name, kind in kinds.items() if given.get(name, [""])[0]}
+    if env_file is None:
+        values.setdefault("models_dir", _default_models_dir(folder))
     return Settings(**values, unused=unused)
 
 

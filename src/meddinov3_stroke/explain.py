@@ -163,11 +163,11 @@ DEMO_NOTICE = "demonstration backbone: trained on synthetic phantoms, says nothi
 """In every output made with the bundled backbone."""
 
 
-def is_demo(identity: BackboneIdentity) -> bool:
-    """Whether a backbone is the bundled one (registered name `demo`)."""
-    return identity.name == "demo"
+def is_demo(backbone: str) -> bool:
+    """Whether the backbone of this name is the bundled one."""
+    return backbone == "demo"
 
 
 def demo_warnings(identity: BackboneIdentity) -> tuple[str, ...]:
     """`DEMO_NOTICE` for the bundled backbone, nothing for any other."""
-    return (DEMO_NOTICE,) if is_demo(identity) else ()
+    return (DEMO_NOTICE,) if is_demo(identity.name) else ()

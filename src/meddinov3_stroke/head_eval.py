@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -28,11 +28,11 @@ from meddinov3_stroke.heads import (
 from meddinov3_stroke.labels import LabelPolicy, label_names
 from meddinov3_stroke.options import DeviceName
 from meddinov3_stroke.report.training import about_backbone, metrics_table
-from meddinov3_stroke.system.atomic import write_json, write_npy
-from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.atomic import require_writable, write_json, write_npy
+from meddinov3_stroke.system.command import ConsoleOptions, Range, run_command
 from meddinov3_stroke.system.devices import resolve_device
 from meddinov3_stroke.system.digest import sha256_of_file
-from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
+from meddinov3_stroke.system.provenance import ending, provenance
 from meddinov3_stroke.types import LABELS, HeadData
 
 LOGGER = logging.getLogger("meddinov3_stroke")
@@ -54,11 +54,11 @@ class Args(ConsoleOptions):
     """Output file for the metrics."""
     output_probs: Path = config.PROBS_NPY
     """Output file for the probabilities, float64 [rows, labels]."""
-    threshold: float = config.EVAL_THRESHOLD
+    threshold: Annotated[float, Range(0, 1)] = config.EVAL_THRESHOLD
     """Probability at or above which a row counts as positive in metrics_at_threshold, 0 to 1."""
     label_policy: LabelPolicy = "strict"
     """If any differs from the OR of the five subtypes: stop, set it to the OR, or keep it."""
-    batch_size: int = HeadConfig.batch_size
+    batch_size: Annotated[int, Range(1)] = HeadConfig.batch_size
     """Accepted for older scripts; has no effect on the results."""
     device: DeviceName = config.DEVICE
     """Accepted for older scripts; a head is always applied on the CPU."""
@@ -69,6 +69,8 @@ def run(args: Args) -> dict[str, Any]:
     if args.device not in ("auto", "cpu"):
         resolve_device(args.device)  # a wrong or missing device is still an error
         LOGGER.info("--device %s: a head is applied on the CPU", args.device)
+    inputs = (args.checkpoint, args.embeddings, args.labels)
+    require_writable(files=[args.output_json, args.output_probs], inputs=inputs)
     checkpoint = load_checkpoint(args.checkpoint)
     data, warnings = load_head_data(args.embeddings, args.labels, args.label_policy)
     origin = read_origin(args.embeddings, data.embeddings.shape[1])
@@ -80,7 +82,9 @@ def run(args: Args) -> dict[str, Any]:
         LOGGER.warning("%s", warning)
     write_npy(args.output_probs, probabilities)
     write_json(args.output_json, document)
-    print("\n".join([metrics_table(document), f"wrote {args.output_json}", f"wrote {args.output_probs}", DISCLAIMER]))
+    print(metrics_table(document), f"wrote {args.output_json}", f"wrote {args.output_probs}", sep="\n")
+    macro = "undefined" if document["macro_auroc"] is None else f"{document['macro_auroc']:.3f}"
+    print(ending(f"macro AUROC {macro}", args.output_json, len(document["warnings"])))
     return document
 
 

@@ -26,7 +26,7 @@ from meddinov3_stroke.labels import LabelPolicy, label_names
 from meddinov3_stroke.metrics import auroc_report, undefined_reason, youden_thresholds
 from meddinov3_stroke.options import DeviceName, OutputDir
 from meddinov3_stroke.report.training import about_backbone, about_rows, training_table
-from meddinov3_stroke.system.atomic import write_bytes, write_json
+from meddinov3_stroke.system.atomic import require_writable, write_bytes, write_json
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.devices import require_torch, resolve_device, use_available_cpus
 from meddinov3_stroke.system.progress import finish_on_interrupt, progress_bar
@@ -75,6 +75,7 @@ def run(args: Args) -> dict[str, Any]:
     check_config(args.head)
     if (args.val_embeddings is None) != (args.val_labels is None):
         raise UsageError("--val-embeddings and --val-labels belong together; give both or neither")
+    require_writable(args.output_dir)
     device = str(resolve_device(args.device))
     use_available_cpus()
     train, warnings = load_head_data(args.train_embeddings, args.train_labels, args.label_policy)

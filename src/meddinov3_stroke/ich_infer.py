@@ -7,13 +7,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from meddinov3_stroke.cases import Cases, case_id, studies_in
 from meddinov3_stroke.config import CASE_OUTPUT_PREFIX, TOP_K
 from meddinov3_stroke.errors import AmbiguousInput, UsageError
 from meddinov3_stroke.options import CaseOptions, ForceOption, OptionalOutputDir, slice_progress
-from meddinov3_stroke.system.command import log_warnings, run_command
+from meddinov3_stroke.system.atomic import require_writable
+from meddinov3_stroke.system.command import Range, log_warnings, run_command
 
 if TYPE_CHECKING:
     from meddinov3_stroke.predictor import Case, ICHPredictor
@@ -35,13 +36,13 @@ class Args(CaseOptions, ForceOption):
     """Replace results of another input, or of other settings, in the output folder."""
     json: bool = False
     """Print the result as JSON on standard output instead of tables."""
-    resize: int | None = None
+    resize: Annotated[int | None, Range(1)] = None
     """Side in pixels of the square the backbone sees (default: the head's own; another is an error)."""
-    top_k: int = TOP_K
+    top_k: Annotated[int, Range(1)] = TOP_K
     """Suspicious slices to list and to draw, at least 1."""
-    threshold: float | None = None
+    threshold: Annotated[float | None, Range(0, 1)] = None
     """Probability from which every label is positive, 0 to 1 (default: the checkpoint's own thresholds)."""
-    sim_slice: int | None = None
+    sim_slice: Annotated[int | None, Range(-1)] = None
     """Slice of the similarity map, 0-based, inferior to superior; -1 is the middle one (default: the suspicious
     slices)."""
     sim_patch: str | None = None
@@ -53,6 +54,7 @@ def run(args: Args) -> Case | None:
     from meddinov3_stroke.predictor import ICHPredictor
 
     cases = args.cases()
+    require_writable(args.output_dir or Path(CASE_OUTPUT_PREFIX).parent)
     predictor = ICHPredictor.load(
         args.checkpoint,
         backbone=args.open_backbone(),

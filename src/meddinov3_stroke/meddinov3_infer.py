@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from meddinov3_stroke import config
 from meddinov3_stroke.cases import case_name
@@ -14,9 +14,10 @@ from meddinov3_stroke.ct.scope import scope_warnings
 from meddinov3_stroke.explain import demo_warnings, is_demo, parse_patch, patch_similarity, sim_slice_index
 from meddinov3_stroke.options import CaseOptions, OptionalOutputDir, slice_progress
 from meddinov3_stroke.report import map_document, origin_document
-from meddinov3_stroke.system.atomic import write_bytes, write_json, write_npy
-from meddinov3_stroke.system.command import run_command
-from meddinov3_stroke.system.provenance import DISCLAIMER, Stopwatch, memory_statistics, provenance
+from meddinov3_stroke.system.atomic import require_writable, write_bytes, write_json, write_npy
+from meddinov3_stroke.system.command import Range, run_command
+from meddinov3_stroke.system.progress import console
+from meddinov3_stroke.system.provenance import Stopwatch, ending, memory_statistics, provenance
 from meddinov3_stroke.types import SliceEmbeddings, Volume
 
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ class Args(CaseOptions):
 
     output_dir: OptionalOutputDir = None
     """Folder for embeddings, similarity map and summary.json (default: outputs/meddinov3_<case>)."""
-    resize: int = config.RESIZE
+    resize: Annotated[int, Range(1)] = config.RESIZE
     """Side in pixels of the square the backbone sees; a multiple of 16."""
-    sim_slice: int = config.SIM_SLICE
+    sim_slice: Annotated[int, Range(-1)] = config.SIM_SLICE
     """Slice of the similarity map, 0-based, inferior to superior; -1 is the middle one."""
     sim_patch: str = config.SIM_PATCH
     """Reference patch of the map: center, or row,column in the patch grid, 0-based."""
@@ -46,7 +47,10 @@ def run(args: Args) -> dict[str, Any]:
     from meddinov3_stroke.features import extract_one, pool_slices
     from meddinov3_stroke.report.pictures import slice_picture
 
-    watch, source, extractor = Stopwatch(), args.source(), args.extractor(args.resize)
+    watch, source = Stopwatch(), args.source()
+    folder = args.output_dir or Path(f"{config.EMBED_OUTPUT_PREFIX}{case_name(source.path, source.series_uid)}")
+    require_writable(folder)
+    extractor = args.extractor(args.resize)
     side = extractor.backbone.side(args.resize)
     patch = parse_patch(args.sim_patch, (side, side))
     opened_s = watch.elapsed_s
@@ -60,7 +64,6 @@ def run(args: Args) -> dict[str, Any]:
     similar = _similarity(sim_slice_index(args.sim_slice, volume.n_slices), patch, volume, extractor)
     summary = _summary(embeddings, extractor.backbone, similar, embed_s)
     summary["elapsed_s"] = round(watch.elapsed_s, 4)
-    folder = args.output_dir or Path(f"{config.EMBED_OUTPUT_PREFIX}{case_name(source.path, source.series_uid)}")
     arrays = {
         "meddinov3_slice_embeddings.npy": embeddings.cls,
         "slice_indices.npy": embeddings.slice_indices,
@@ -71,7 +74,7 @@ def run(args: Args) -> dict[str, Any]:
         write_npy(folder / name, array)
     write_bytes(
         folder / "similarity_map.png",
-        slice_picture(similar, is_demo(embeddings.backbone), scope_warnings(embeddings.scope)),
+        slice_picture(similar, is_demo(embeddings.backbone.name), scope_warnings(embeddings.scope)),
     )
     write_json(folder / "summary.json", summary)
     _print(summary, [folder / name for name in (*arrays, "similarity_map.png", "summary.json")])
@@ -124,15 +127,18 @@ def _print(summary: dict[str, Any], files: list[Path]) -> None:
     peaks = zip(("peak memory", "GPU"), summary["memory"].values(), strict=True)
     memory = "".join(f", {name} {peak:.0f} MiB" for name, peak in peaks if peak)
     similar = summary["similarity"]
-    print(
+    console().print(
         f"{summary['n_slices_embedded']} of {summary['n_slices']} slices, {summary['embedding_dim']}-dimensional "
         f"embeddings, on {summary['device']} ({summary['engine']}, {summary['precision']})\n"
         f"{summary['embed_s']:.2f} s to embed ({summary['slices_per_s']:.1f} slices/s), "
         f"{summary['elapsed_s']:.2f} s in total{memory}\n"
         f"similarity map: slice {similar['slice_index']}, reference patch row {similar['patch'][0]}, column "
-        f"{similar['patch'][1]} of {similar['grid'][0]} x {similar['grid'][1]}; {similar['note']}"
+        f"{similar['patch'][1]} of {similar['grid'][0]} x {similar['grid'][1]}; {similar['note']}",
+        markup=False,
     )
-    print("\n".join([*(f"wrote {path}" for path in files), DISCLAIMER]))
+    demo = is_demo(summary["backbone"]["name"])
+    last = ending(f"{summary['n_slices_embedded']} slices embedded", files[0].parent, len(summary["warnings"]), demo)
+    print("\n".join([*(f"wrote {path}" for path in files), last]))
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

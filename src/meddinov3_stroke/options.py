@@ -15,7 +15,7 @@ from meddinov3_stroke import config
 from meddinov3_stroke.cases import Cases, find_cases
 from meddinov3_stroke.errors import MissingInput, UsageError
 from meddinov3_stroke.labels import LabelPolicy
-from meddinov3_stroke.system.command import ConsoleOptions
+from meddinov3_stroke.system.command import ConsoleOptions, Range
 from meddinov3_stroke.types import SliceSelection, VolumeInput
 
 if TYPE_CHECKING:
@@ -49,20 +49,18 @@ class BackboneOptions(ConsoleOptions):
     """Use int8 although its calibration shows too low a cosine to fp32; outputs say so."""
     torch_compile: bool = False
     """Let torch compile the backbone (engine torch): the first pass takes minutes."""
-    batch: int = config.BATCH
+    batch: Annotated[int, Range(1)] = config.BATCH
     """Slices in a forward pass; small volumes share one."""
 
     def open_backbone(self) -> Backbone:
         """The backbone these flags name; missing weights name the download command."""
         from meddinov3_stroke.backbone import load_backbone
 
-        settings = config.load_settings()
         return load_backbone(
-            self.backbone or settings.meddinov3_ckpt_path,
+            self.backbone or config.load_settings().meddinov3_ckpt_path,
             engine=self.engine,
             precision=self.precision,
             device=self.device,
-            models_dir=settings.models_dir,
             torch_compile=self.torch_compile,
             accept_int8=self.accept_int8,
         )
@@ -72,9 +70,9 @@ class BackboneOptions(ConsoleOptions):
 class SliceOptions(BackboneOptions):
     """Which slices of a volume are embedded."""
 
-    stride: int = config.STRIDE
+    stride: Annotated[int, Range(1)] = config.STRIDE
     """Embed every stride-th slice."""
-    max_slices: int = config.MAX_SLICES
+    max_slices: Annotated[int, Range(0)] = config.MAX_SLICES
     """At most this many slices of a volume, evenly spaced; 0 is no limit."""
 
     @property
@@ -158,18 +156,12 @@ class CohortOptions(TableOptions, SliceOptions):
     """Hash every input again instead of trusting the digest remembered for an unchanged path, size and times."""
     pool_mode: Literal["mean", "max", "mean_max", "meanmax"] = config.POOL_MODE
     """How the embeddings of slices become one row per series; meanmax is mean_max."""
-    resize: int = config.RESIZE
+    resize: Annotated[int, Range(1)] = config.RESIZE
     """Side in pixels of the square the backbone sees; a multiple of 16."""
     skip_invalid_nifti: bool = False
     """Skip and report volumes that cannot be read or are out of scope, up to --max-invalid."""
-    max_invalid: float = config.MAX_INVALID
+    max_invalid: Annotated[float, Range(0, 1)] = config.MAX_INVALID
     """Largest share of volumes that may be skipped, 0 to 1; above it the run stops (exit 8)."""
-
-    def read_table(self) -> SeriesTable:
-        """As `TableOptions.read_table`, after a check of `max_invalid`."""
-        if not 0 <= self.max_invalid <= 1:
-            raise UsageError(f"--max-invalid {self.max_invalid:g}: expected a share from 0 to 1, such as 0.05")
-        return super().read_table()
 
     def extract(self, tables: Mapping[str, SeriesTable], force: bool, folder: Path) -> Cohort:
         """The embeddings of every row, computed or from the cache; the first unusable volume raises or is skipped.

@@ -57,6 +57,10 @@ class ICHPredictor:
     sim_patch: str | None = None  # the reference patch of the map: center or row,column; None chooses one by head score
     force: bool = False  # compute volumes outside the intended use
 
+    def __repr__(self) -> str:
+        pool_mode, labels = self.checkpoint.pool_mode, self.checkpoint.labels
+        return f"ICHPredictor({self.extractor.backbone}, head of {len(labels)} labels on {pool_mode} features)"
+
     @classmethod
     def load(
         cls,
@@ -84,15 +88,15 @@ class ICHPredictor:
         Raises UsageError (`top_k` or `batch` below 1, or a threshold outside [0, 1]) or WeightsError (no weights or no
         head; a head of other weights, preprocessing or `resize`).
         """
-        for flag, value in (("--top-k", top_k), ("--batch", batch)):
-            if value < 1:
-                raise UsageError(f"{flag} {value}: expected at least 1")
+        if top_k < 1:
+            raise UsageError(f"--top-k {top_k}: expected at least 1")
         if threshold is not None and not 0 <= threshold <= 1:
             raise UsageError(f"--threshold {threshold:g}: expected a probability from 0 to 1")
         head = load_checkpoint(Path(checkpoint))
         if isinstance(backbone, str | Path):
             backbone = load_backbone(backbone, engine=engine, precision=precision, device=device)
         side = resize if resize is not None else head.resize or config.RESIZE
+        backbone.side(side)  # a size the backbone cannot take is a usage error, before the head's own size counts
         warnings = [*demo_warnings(backbone.identity), *backbone.warnings]
         warnings += check_backbone(head, backbone.identity, side)
         if head.pool_mode == "unknown":

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from meddinov3_stroke import config
 from meddinov3_stroke.options import OutputDir, TableOptions
-from meddinov3_stroke.system.command import log_warnings, run_command
-from meddinov3_stroke.system.provenance import DISCLAIMER
+from meddinov3_stroke.system.atomic import require_writable
+from meddinov3_stroke.system.command import Range, log_warnings, run_command
+from meddinov3_stroke.system.progress import console
+from meddinov3_stroke.system.provenance import ending
 from meddinov3_stroke.types import LABELS
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class Args(SplitOptions):
 
     output_dir: OutputDir = config.SPLITS_DIR
     """Folder for train.csv, val.csv, test.csv and split_summary.json."""
-    seed: int = config.SEED
+    seed: Annotated[int, Range(0)] = config.SEED
     """The same CSV, ratios and seed give the same split."""
 
 
@@ -52,25 +54,29 @@ def run(args: Args) -> Splits:
     """The splits, written to `args.output_dir`."""
     from meddinov3_stroke.data import write_splits
 
+    require_writable(args.output_dir)
     splits = args.split(args.seed)
     written = write_splits(splits, args.output_dir)
-    print_counts("Split by patient", dict(splits.items()), [path for path in written.values() if path.suffix == ".csv"])
+    files = [path for path in written.values() if path.suffix == ".csv"]
+    last = ending(f"{len(files)} splits by patient", args.output_dir, len(splits.warnings))
+    print_counts("Split by patient", dict(splits.items()), files, last)
     return splits
 
 
-def print_counts(title: str, tables: Mapping[str, SeriesTable], files: Iterable[Path]) -> None:
-    """Print the patients, studies, series and positive series of each table, and the files written."""
+def print_counts(title: str, tables: Mapping[str, SeriesTable], files: Iterable[Path], last: str) -> None:
+    """Print the patients, studies, series and positive series of each table, the files written and the last lines."""
     from meddinov3_stroke.data import split_statistics
 
     counts = [split_statistics(table) for table in tables.values()]
     rows = [[what, *(str(one[f"n_{what}"]) for one in counts)] for what in ("patients", "studies", "series")]
     rows += [[f"{label} (series)", *(str(one["n_positive"][label]) for one in counts)] for label in LABELS]
-    print_table(title, ("", *tables), rows, files)
+    print_table(title, ("", *tables), rows, files, last)
 
 
-def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], files: Iterable[Path | str]) -> None:
-    """Print rows of a text and numbers (an empty row is a line) and the files written."""
-    from rich.console import Console
+def print_table(
+    title: str, header: Sequence[str], rows: Iterable[Sequence[str]], files: Iterable[Path | str], last: str
+) -> None:
+    """Print rows of a text and numbers (an empty row is a line), the files written and the last lines."""
     from rich.table import Table
 
     shown = Table(*header, title=title, title_justify="left")
@@ -78,8 +84,8 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
         column.justify = "right"
     for row in rows:
         shown.add_row(*row) if row else shown.add_section()
-    Console().print(shown)
-    print("\n".join([*map(str, files), DISCLAIMER]))
+    console().print(shown)
+    print("\n".join([*(f"wrote {path}" for path in files), last]))
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

@@ -11,11 +11,11 @@ import tyro
 
 from meddinov3_stroke import config
 from meddinov3_stroke.config import HeadConfig
-from meddinov3_stroke.errors import UsageError
+from meddinov3_stroke.explain import is_demo
 from meddinov3_stroke.options import CohortOptions, ForceOption, OutputDir
 from meddinov3_stroke.rsna_split import SplitOptions, print_table
-from meddinov3_stroke.system.command import log_warnings, run_command
-from meddinov3_stroke.system.provenance import provenance
+from meddinov3_stroke.system.command import Range, log_warnings, run_command
+from meddinov3_stroke.system.provenance import ending, provenance
 from meddinov3_stroke.types import LABELS, HeadContext
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Args(SplitOptions, CohortOptions, ForceOption):
     checkpoints_dir: Path = config.RSNA_CHECKPOINTS_DIR
     """Folder for best.pt, last.pt, train_summary.json and training_curve.png."""
     head: Annotated[SeriesHeadConfig, tyro.conf.OmitArgPrefixes] = SeriesHeadConfig()
-    eval_threshold: float = config.EVAL_THRESHOLD
+    eval_threshold: Annotated[float, Range(0, 1)] = config.EVAL_THRESHOLD
     """Probability at which the test figures (accuracy, precision, F1 ...) are also reported, 0 to 1."""
 
 
@@ -60,12 +60,14 @@ def run(args: Args) -> dict[str, Any]:
         KeyboardInterrupt: SIGINT; what is finished is kept and not computed again.
     """
     from meddinov3_stroke import rsna_pipeline as rsna
-    from meddinov3_stroke.system.atomic import write_json
+    from meddinov3_stroke.system.atomic import require_writable, write_json
     from meddinov3_stroke.system.devices import require_torch
     from meddinov3_stroke.system.provenance import Stopwatch, memory_statistics
 
     watch = Stopwatch()
     require_torch()  # before hours of extraction
+    outputs = [args.output_dir / name for name in ("splits", "features")]
+    require_writable(args.output_dir, *outputs, args.checkpoints_dir, args.cache_dir)
     splits = _split(args)
     rsna.write_splits(splits, args.output_dir / "splits")
     cohort = args.extract(dict(splits.items()), args.force, args.output_dir)
@@ -106,8 +108,6 @@ def _split(args: Args) -> Splits:
     from meddinov3_stroke.heads.training import check_config
 
     check_config(args.head)
-    if not 0 <= args.eval_threshold <= 1:
-        raise UsageError(f"--eval-threshold {args.eval_threshold:g}: expected a probability from 0 to 1")
     return args.split(args.head.seed)
 
 
@@ -172,7 +172,9 @@ def _print(args: Args, summary: Mapping[str, Any]) -> None:
     if test["macro_auroc"] is not None and interval.get("low") is not None:
         macro += f" ({interval['low']:.3f} to {interval['high']:.3f})"
     rows += [[], ["macro", macro, f"{balance['n_patients']} patients"]]
-    print_table("Held-out test", ("label", "test AUROC", "positive / series"), rows, _files(args).values())
+    where, is_demo_model = f"{args.output_dir}, {args.checkpoints_dir}", is_demo(summary["backbone"]["name"])
+    last = ending(f"test macro AUROC {macro}", where, len(summary["warnings"]), is_demo_model)
+    print_table("Held-out test", ("label", "test AUROC", "positive / series"), rows, _files(args).values(), last)
 
 
 def _auroc(value: float | None) -> str:

@@ -102,6 +102,10 @@ class Volume:
     rule knows are kept: free text may name a patient."""
     warnings: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        sides = " x ".join(f"{side:g}" for side in self.spacing_mm)
+        return f"Volume({str(self.source.path)!r}, {' x '.join(map(str, self.stored.shape))} voxels of {sides} mm)"
+
     @property
     def n_slices(self) -> int:
         """Number of slices."""
@@ -265,3 +269,7 @@ class CaseFindings:
     notices: tuple[str, ...] = ()
     """Those of the warnings that every output repeats: what stands against the intended use."""
     warnings: tuple[str, ...] = field(default=())
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{label} {probability:.3f}" for label, probability in self.probabilities.items())
+        return f"CaseFindings({found}, {len(self.warnings)} warnings)"

@@ -197,7 +197,7 @@ def test_a_gpu_asked_for_by_name_never_falls_back(published_checkpoint: Publish)
 def test_missing_weights_name_the_download_and_the_register(tmp_path: Path) -> None:
     with pytest.raises(MissingWeights) as caught:
         load_backbone(tmp_path / "model.pth", device="cpu")
-    assert "python script/download_models.py --package meddinov3" in str(caught.value)
+    assert f"meddinov3-stroke download --output {tmp_path / 'model.pth'}" in str(caught.value)
     assert "demo" in str(caught.value)
     assert caught.value.exit_code == 6
 

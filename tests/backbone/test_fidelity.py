@@ -59,7 +59,8 @@ def spoil_bf16(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
 
 
 def load(path: Path, precision: str = "auto", device: str = "cpu") -> Backbone:
-    return load_backbone(path, engine="torch", precision=precision, device=device)
+    cache_dir = path.parent / "engine_cache"
+    return load_backbone(path, engine="torch", precision=precision, device=device, cache_dir=cache_dir)
 
 
 def test_weights_that_stand_bf16_keep_it_and_are_measured_once(

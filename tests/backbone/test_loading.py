@@ -30,7 +30,8 @@ SIDE = 32
 
 
 def load(path: Path, **changes: Any) -> Backbone:
-    return load_backbone(path, **({"engine": "torch", "precision": "fp32", "device": "cpu"} | changes))
+    where = {"cache_dir": path.parent / "engine_cache"}
+    return load_backbone(path, **({"engine": "torch", "precision": "fp32", "device": "cpu"} | where | changes))
 
 
 def pixels(n: int = 2, side: int = SIDE) -> np.ndarray:
@@ -237,19 +238,21 @@ def test_without_a_calibration_int8_names_the_command(published_checkpoint: Publ
     with pytest.raises(WeightsError, match=message) as caught:
         int8(published_checkpoint())
     assert caught.value.exit_code == 6
-    with pytest.raises(WeightsError, match="meddinov3-stroke calibrate"):  # without a models folder
+    with pytest.raises(WeightsError, match="meddinov3-stroke calibrate"):
         load_backbone("demo", precision="int8", device="cpu")
 
 
-def test_records_are_kept_beside_the_weights_or_in_the_models_folder(
-    published_checkpoint: Publish, tmp_path: Path
+def test_records_are_kept_in_the_users_cache_folder_or_in_the_folder_given(
+    published_checkpoint: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, models = published_checkpoint(), tmp_path / "models"
-    load(path)
-    assert (path.parent / "engine_cache" / "records").is_dir()
-    load(path, models_dir=models)
-    load("demo", models_dir=models)
-    assert len(list((models / "engine_cache" / "records").iterdir())) == 2
+    path, given = published_checkpoint(), tmp_path / "given"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for source in (path, "demo"):
+        load_backbone(source, device="cpu", precision="fp32")
+        load_backbone(source, device="cpu", precision="fp32", cache_dir=given)
+    for folder in (given, tmp_path / "cache" / "meddinov3-stroke" / "engine_cache"):
+        assert len(list((folder / "records").iterdir())) == 2
+    assert not (path.parent / "engine_cache").exists()
 
 
 def test_a_folder_that_cannot_be_written_does_no_harm(
@@ -272,10 +275,11 @@ def test_a_folder_in_place_of_weights_is_named(tmp_path: Path) -> None:
 PROBE = """
 import json, sys
 from dataclasses import asdict
+from pathlib import Path
 from meddinov3_stroke import load_backbone
 answers = []
 for engine, precision in json.loads(sys.argv[2]):
-    opened = load_backbone(sys.argv[1], engine, precision, "cpu")
+    opened = load_backbone(sys.argv[1], engine, precision, "cpu", cache_dir=Path(sys.argv[1]).parent / "engine_cache")
     answers.append([opened.device, list(opened.warnings), asdict(opened.identity)])
 print(json.dumps({"answers": answers, "imported": [name for name in ("torch", "openvino") if name in sys.modules]}))
 """

@@ -40,11 +40,6 @@ def test_a_record_comes_back_under_the_files_digest_and_under_no_other(tmp_path:
     assert read_record(tmp_path, FILE[:-1] + "0") is None
 
 
-def test_without_a_folder_nothing_is_kept() -> None:
-    write_record(None, FILE, RECORD)
-    assert read_record(None, FILE) is None
-
-
 def test_a_damaged_record_is_reported_and_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_record(tmp_path, FILE, RECORD)
     path = tmp_path / "records" / f"{FILE}.json"

@@ -73,8 +73,11 @@ def test_a_description_of_another_region_warns(findings: Callable[..., dict], de
     ("option", "text"),
     [
         *(("body_part", part) for part in ("HEAD", "BRAIN", "SKULL", "HEADNECK", "")),
-        *(("contrast_agent", agent) for agent in ("NONE", "no", "N/A", "without contrast")),
-        *(("kernel", kernel) for kernel in ("H31s", "STANDARD", "SOFT", "FC21", "UB", "Hr38")),
+        *(
+            ("contrast_agent", agent)
+            for agent in ("NONE", "N.A.", "Non", "sin contraste", "senza mdc", "UNKNOWN", "0 ml")
+        ),
+        *(("kernel", kernel) for kernel in ("H31s", "STANDARD", "SOFT", "FC21", "UB", "Hr38", "DETAIL", "D")),
         *(("description", text) for text in ("Head 5mm", "HEAD W/O CONTRAST", "POST OP HEAD", "Schädel nativ", "")),
     ],
 )

@@ -143,3 +143,37 @@ def test_the_default_place_and_the_setting_win_over_the_old_place(given: str, wr
         assert written().meddinov3_ckpt_path == config.MODELS_DIR / "model.pth"
     else:
         assert written(MEDDINOV3_CKPT_PATH="w.pth").meddinov3_ckpt_path == tmp_path / "w.pth"
+
+
+@pytest.mark.parametrize(
+    ("program", "place", "in_cache"),
+    [
+        ("/usr/bin/meddinov3-stroke", "", True),
+        ("C:/Scripts/meddinov3-stroke.exe", "", True),
+        ("/site-packages/meddinov3_stroke/__main__.py", "", True),
+        ("/usr/bin/meddinov3-stroke", ".env", False),
+        ("/usr/bin/meddinov3-stroke", "modelsweights/old.txt", False),
+        ("/usr/bin/meddinov3-stroke", "../script/download_models.py", False),
+        ("script/run_meddinov3_infer.py", "", False),
+        ("/home/me/own.py", "", False),
+        ("/site-packages/pytest/__main__.py", "", False),
+    ],
+)
+def test_only_the_command_outside_a_checkout_keeps_weights_in_the_users_cache_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, place: str, in_cache: bool
+) -> None:
+    work = tmp_path / "repository" / "work"
+    work.mkdir(parents=True)
+    monkeypatch.chdir(work)
+    monkeypatch.delenv("MODELS_DIR", raising=False)
+    monkeypatch.delenv("MEDDINOV3_CKPT_PATH", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("sys.argv", [program])
+    if place:
+        (work / place).parent.mkdir(exist_ok=True)
+        (work / place).touch()
+    found = config.load_settings().meddinov3_ckpt_path
+    cached = tmp_path / "cache" / "meddinov3-stroke" / "modelsweights" / "model.pth"
+    assert found == (cached if in_cache else Path("modelsweights/model.pth"))
+    monkeypatch.setenv("MODELS_DIR", "given")
+    assert config.load_settings().meddinov3_ckpt_path == Path("given/model.pth")

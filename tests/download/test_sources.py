@@ -140,6 +140,16 @@ def test_offline_the_hub_is_not_asked(server: Any, fetch: Fetch, monkeypatch: py
     assert server.requests == []
 
 
+def test_the_hub_reports_progress_to_our_bar_and_draws_none(
+    hub: Any, fetch: Fetch, weights: bytes, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level("INFO", logger="meddinov3_stroke")
+    fetch(*hub_sources(hub), progress=True)
+    size = f"{len(weights) / (1 << 20):.1f}"
+    assert f"weights from Hugging Face: {size}/{size} MiB" in caplog.text
+    assert capfd.readouterr().err == ""
+
+
 def test_the_hub_gives_the_file_and_its_digest(hub: Any, fetch: Fetch, target: Path, weights: bytes) -> None:
     got = fetch(*hub_sources(hub))
     assert (got.source, got.origin) == ("Hugging Face", "stated by Hugging Face")

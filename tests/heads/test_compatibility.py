@@ -100,5 +100,5 @@ def test_keys_of_an_identity_with_values_of_another_type_are_named(identity: Bac
 def test_a_head_of_another_implementation_is_refused_with_the_way_out(
     checkpoint: HeadCheckpoint, identity: BackboneIdentity
 ) -> None:
-    with pytest.raises(CheckpointError, match=r"transposed.*without antialiasing.*train_meddinov3_rsna\.py"):
+    with pytest.raises(CheckpointError, match=r"transposed.*without antialiasing.*meddinov3-stroke train-rsna"):
         check_backbone(replace(checkpoint, is_foreign=True), identity, 224)

@@ -92,8 +92,22 @@ def test_training_draws_the_same_numbers_as_without_a_rule() -> None:
     assert torch.equal(drawn, torch.rand(3))
 
 
-@pytest.mark.parametrize("rows", [correlated(99, 0), np.ones((200, 40), np.float32)], ids=["few", "equal"])
-def test_too_few_or_equal_rows_give_no_rule(rows: np.ndarray) -> None:
+ONE_DIFFERS = np.ones((100, 40), np.float32)
+ONE_DIFFERS[3] = 2
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        correlated(99, 0),
+        np.ones((200, 40), np.float32),
+        ONE_DIFFERS,
+        correlated(200, 0) * 1e-24,
+        correlated(200, 0) * 1e36,
+    ],
+    ids=["few", "equal", "one differs", "tiny", "huge"],
+)
+def test_rows_that_give_no_sound_rule_give_none(rows: np.ndarray) -> None:
     assert fit_distribution(rows) is None
 
 
@@ -116,6 +130,7 @@ def test_the_rule_comes_back_as_it_was_saved(checkpoint: HeadCheckpoint, tmp_pat
     [
         {"limit": -1.0},
         {"variances": torch.zeros(7)},
+        {"variances": torch.ones(7, 1)},
         {"components": torch.ones(3, 3)},
         {"mean": torch.full((8,), torch.nan)},
         {"residual_variance": None},

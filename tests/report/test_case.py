@@ -179,7 +179,45 @@ def test_the_terminal_shows_probabilities_decisions_slices_files_and_disclaimer(
     for one in case.top_slices:
         assert f"{one.score:.4f}" in text
     assert "wrote outputs/ich_1/summary.json" in text
-    assert text.rstrip().endswith("not for clinical diagnosis")
+    assert text.splitlines()[-2] == "research use only, not for clinical diagnosis"
+
+
+def last_line(case: Case, **changes: Any) -> str:
+    files = {"summary.json": Path("outputs/ich_1/summary.json")}
+    return printed(replace(case, findings=replace(case.findings, **changes)), files).splitlines()[-1]
+
+
+def test_the_last_line_is_the_answer(predict) -> None:
+    case = predict()
+    decisions, found = dict.fromkeys(LABELS, True), dict.fromkeys(LABELS, 0.9126)
+    thresholds = dict.fromkeys(LABELS, Threshold(0.3512, "given"))
+    changes = {"decisions": decisions, "probabilities": found, "thresholds": thresholds}
+    answer = "any 0.91 (threshold 0.35) positive"
+    assert last_line(case, **changes) == f"{answer} · outputs/ich_1"
+    assert last_line(case, **changes, warnings=("a",)) == f"{answer} · 1 warning · outputs/ich_1"
+    demo = replace(case.findings.embeddings, backbone=replace(case.findings.embeddings.backbone, name="demo"))
+    words = last_line(case, **changes, warnings=("a", "b"), embeddings=demo)
+    assert words == f"{answer} · demonstration model · 2 warnings · outputs/ich_1"
+
+
+def test_the_answer_never_shows_a_decision_against_its_figures(predict) -> None:
+    case = predict()
+    thresholds = dict.fromkeys(LABELS, Threshold(0.3512, "given"))
+    decisions, found = dict.fromkeys(LABELS, False), dict.fromkeys(LABELS, 0.3508)
+    words = last_line(case, decisions=decisions, probabilities=found, thresholds=thresholds)
+    assert words.startswith("any 0.3508 (threshold 0.3512) negative · ")
+
+
+def test_the_answer_names_a_positive_type_where_any_is_negative(predict) -> None:
+    case = predict()
+    decisions = dict.fromkeys(LABELS, False) | {"epidural": True}
+    assert "negative, but epidural positive · " in last_line(case, decisions=decisions)
+
+
+def test_warnings_are_repeated_after_the_tables(predict) -> None:
+    case = predict()
+    text = printed(replace(case, findings=replace(case.findings, warnings=("a [b] gap", "c"))), {})
+    assert text.index("Suspicious slices") < text.index("warning: a [b] gap") < text.index("warning: c")
 
 
 def test_names_that_look_like_markup_are_printed_as_they_are(predict) -> None:

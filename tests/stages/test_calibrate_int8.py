@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from meddinov3_stroke import config
 from meddinov3_stroke.backbone import load_backbone
-from meddinov3_stroke.backbone.loading import CACHE_FOLDER
 from meddinov3_stroke.backbone.records import Calibration, calibration_folder, read_calibration
 from meddinov3_stroke.commands import calibrate as calibrate_int8
 from meddinov3_stroke.commands.calibrate import Args, run
@@ -66,31 +66,31 @@ def calibration(args: Callable[..., Args]) -> Calibration:
     return run(args(check_share=0.5))
 
 
-def rewrite(models_dir: Path, calibration: Calibration, **changes: Any) -> None:
+def rewrite(calibration: Calibration, **changes: Any) -> None:
     from dataclasses import replace
 
     from meddinov3_stroke.backbone.records import write_calibration
 
-    write_calibration(folder_of(models_dir, calibration), replace(calibration, **changes))
+    write_calibration(folder_of(calibration), replace(calibration, **changes))
 
 
-def folder_of(models_dir: Path, calibration: Calibration) -> Path:
-    return calibration_folder(models_dir / CACHE_FOLDER, calibration.weights_sha256)
+def folder_of(calibration: Calibration) -> Path:
+    return calibration_folder(config.engine_cache(), calibration.weights_sha256)
 
 
-def test_the_record_lies_beside_the_graph_and_says_what_was_done(calibration: Calibration, models_dir: Path) -> None:
-    assert read_calibration(folder_of(models_dir, calibration)) == calibration
+def test_the_record_lies_beside_the_graph_and_says_what_was_done(calibration: Calibration) -> None:
+    assert read_calibration(folder_of(calibration)) == calibration
     assert (calibration.n_calibration_volumes, calibration.n_check_volumes) == (2, 2)
     assert (calibration.n_calibration_slices, calibration.n_check_slices) == (12, 12)
     assert set(calibration.calibration_inputs_sha256).isdisjoint(calibration.check_inputs_sha256)
 
 
 def test_the_cosine_is_that_of_the_loaded_int8_backbone_to_the_reference(
-    calibration: Calibration, weights: Path, volumes: list[Path], models_dir: Path
+    calibration: Calibration, weights: Path, volumes: list[Path]
 ) -> None:
     from meddinov3_stroke.backbone.loading import cosines
 
-    int8 = load_backbone(weights, precision="int8", device="cpu", models_dir=models_dir, accept_int8=True)
+    int8 = load_backbone(weights, precision="int8", device="cpu", accept_int8=True)
     reference = load_backbone(weights, engine="openvino", precision="fp32", device="cpu")
     checked = [path for path in volumes if read_volume(path).source.sha256 in calibration.check_inputs_sha256]
     worst = min(
@@ -101,37 +101,35 @@ def test_the_cosine_is_that_of_the_loaded_int8_backbone_to_the_reference(
     assert worst < 1
 
 
-def test_int8_is_an_identity_of_its_own(calibration: Calibration, weights: Path, models_dir: Path) -> None:
-    identity = load_backbone(weights, precision="int8", models_dir=models_dir, accept_int8=True).identity
+def test_int8_is_an_identity_of_its_own(calibration: Calibration, weights: Path) -> None:
+    identity = load_backbone(weights, precision="int8", accept_int8=True).identity
     assert (identity.engine, identity.precision) == ("openvino", "int8")
     assert identity.calibration_sha256 == calibration.graph_sha256
 
 
 def test_too_low_a_cosine_is_refused_unless_it_is_accepted_and_then_said(
-    calibration: Calibration, weights: Path, models_dir: Path
+    calibration: Calibration, weights: Path
 ) -> None:
-    rewrite(models_dir, calibration, cls_cosine_min=0.9989)
+    rewrite(calibration, cls_cosine_min=0.9989)
     with pytest.raises(WeightsError, match=r"0\.99890 at worst .* --accept-int8"):
-        load_backbone(weights, precision="int8", models_dir=models_dir)
-    backbone = load_backbone(weights, precision="int8", models_dir=models_dir, accept_int8=True)
+        load_backbone(weights, precision="int8")
+    backbone = load_backbone(weights, precision="int8", accept_int8=True)
     assert "accepted with --accept-int8" in backbone.warnings[0]
-    rewrite(models_dir, calibration, cls_cosine_min=0.999)
-    assert "accepted" not in load_backbone(weights, precision="int8", models_dir=models_dir).warnings[0]
-    rewrite(models_dir, calibration)
+    rewrite(calibration, cls_cosine_min=0.999)
+    assert "accepted" not in load_backbone(weights, precision="int8").warnings[0]
+    rewrite(calibration)
 
 
-def test_a_graph_of_another_calibration_is_refused(calibration: Calibration, weights: Path, models_dir: Path) -> None:
-    rewrite(models_dir, calibration, graph_sha256="0" * 64)
-    backbone = load_backbone(weights, precision="int8", models_dir=models_dir, accept_int8=True)
+def test_a_graph_of_another_calibration_is_refused(calibration: Calibration, weights: Path) -> None:
+    rewrite(calibration, graph_sha256="0" * 64)
+    backbone = load_backbone(weights, precision="int8", accept_int8=True)
     with pytest.raises(WeightsError, match="another one; calibrate again"):
         backbone.class_tokens(backbone.prepare(read_volume_hu(), 64))
-    rewrite(models_dir, calibration)
+    rewrite(calibration)
 
 
-def test_another_size_than_the_calibrated_is_a_usage_error(
-    calibration: Calibration, weights: Path, models_dir: Path
-) -> None:
-    backbone = load_backbone(weights, precision="int8", models_dir=models_dir, accept_int8=True)
+def test_another_size_than_the_calibrated_is_a_usage_error(calibration: Calibration, weights: Path) -> None:
+    backbone = load_backbone(weights, precision="int8", accept_int8=True)
     with pytest.raises(UsageError, match="calibration was made at 64"):
         backbone.class_tokens(backbone.prepare(read_volume_hu(), 96))
 
@@ -142,8 +140,8 @@ def read_volume_hu() -> Any:
     return np.zeros((1, 64, 64), dtype=np.float32)
 
 
-def test_int8_is_never_what_auto_comes_to(calibration: Calibration, weights: Path, models_dir: Path) -> None:
-    assert load_backbone(weights, models_dir=models_dir).identity.precision != "int8"
+def test_int8_is_never_what_auto_comes_to(calibration: Calibration, weights: Path) -> None:
+    assert load_backbone(weights).identity.precision != "int8"
 
 
 def test_auroc_of_a_head_is_compared_on_the_held_out_volumes_of_a_table(
@@ -197,7 +195,7 @@ def test_what_cannot_be_honoured_is_said_before_anything_is_loaded(
 def test_a_copy_on_both_sides_is_refused_and_nothing_is_kept(
     args: Callable[..., Args], volumes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MODELS_DIR", str(tmp_path / "models"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "models"))
     copy = tmp_path / "copy.nii.gz"
     copy.write_bytes(volumes[0].read_bytes())
     with pytest.raises(SplitError, match="same pixels"):
@@ -220,7 +218,7 @@ def test_the_command_prints_the_figures_and_the_disclaimer(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("MODELS_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     flags = ["--backbone", str(weights), "--resize", "64", "--calibration-slices", "4", "--quiet"]
     assert calibrate_int8.main(["--input", *map(str, volumes[:2]), *flags]) == 0
     (record,) = tmp_path.rglob("calibration.json")

@@ -77,7 +77,10 @@ def test_command_writes_the_four_files_and_says_so(
     assert {path.name for path in (tmp_path / "out").iterdir()} == written
     printed = capsys.readouterr().out
     assert all(f"wrote {tmp_path / 'out' / name}" in printed for name in written)
-    assert "research use only" in printed
+    *_, disclaimer, last = printed.splitlines()
+    assert "research use only" in disclaimer
+    assert last.startswith("kept epoch ")
+    assert last.endswith(f" · {tmp_path / 'out' / 'best.pt'}")
 
 
 def test_summary_holds_configuration_history_best_metric_and_checkpoints(arguments: list[str], tmp_path: Path) -> None:

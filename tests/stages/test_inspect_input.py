@@ -39,7 +39,7 @@ def test_the_verb_prints_verdicts_rule_and_disclaimer(study: Path, capsys: pytes
     assert "gantry tilt of +12.0 degrees" in text
     assert "1 duplicate dropped: IM0005.dcm" in text
     assert f"rule: {RULE}" in " ".join(text.split())
-    assert text.rstrip().endswith("not for clinical diagnosis")
+    assert text.endswith("not for clinical diagnosis\n1 of 3 series used · nothing written\n")
 
 
 def test_the_json_holds_the_same_facts(study: Path, tmp_path: Path) -> None:

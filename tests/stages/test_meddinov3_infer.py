@@ -195,7 +195,7 @@ def test_standard_output_names_files_figures_and_the_disclaimer(make_args, capsy
     assert "slices/s" in text
     for name in FILES:
         assert f"wrote {tmp_path / 'out' / name}" in text
-    assert text.rstrip().endswith("not for clinical diagnosis")
+    assert text.endswith(f"not for clinical diagnosis\n8 slices embedded · {tmp_path / 'out'}\n")
 
 
 def test_progress_shows_rate_and_eta(make_args, caplog, monkeypatch) -> None:
@@ -230,4 +230,4 @@ def test_missing_weights_exit_with_6_and_name_the_download(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MEDDINOV3_CKPT_PATH", str(tmp_path / "none.pth"))
     assert main(["--input", str(head_nifti()), "--device", "cpu"]) == 6
-    assert "python script/download_models.py --package meddinov3" in capsys.readouterr().err
+    assert "meddinov3-stroke download --output" in capsys.readouterr().err

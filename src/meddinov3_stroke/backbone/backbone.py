@@ -44,6 +44,9 @@ class Backbone:
         self._most_slices: int | None = None
         """Slices in a pass, once memory has run out."""
 
+    def __repr__(self) -> str:
+        return f"Backbone({self.identity.name!r}, {self.identity.engine} {self.identity.precision} on {self.device})"
+
     @property
     def independent_rows(self) -> bool:
         """Whether a slice's tokens have the same bits whatever other slices are in the pass.

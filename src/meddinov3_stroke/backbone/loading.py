@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
@@ -27,7 +28,9 @@ from meddinov3_stroke.backbone.records import (
     write_record,
 )
 from meddinov3_stroke.backbone.weights import Weights, build_module, fold, load_weights, weights_sha256
+from meddinov3_stroke.config import engine_cache
 from meddinov3_stroke.errors import MissingWeights, UsageError, WeightsError, WeightsMismatch
+from meddinov3_stroke.system.command import command_of
 from meddinov3_stroke.system.devices import Execution, bf16_flag, resolve_execution, use_available_cpus
 from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.types import BackboneIdentity, Preprocessing
@@ -36,9 +39,6 @@ LOGGER = logging.getLogger("meddinov3_stroke")
 
 REGISTERED: dict[str, str] = {"demo": "demo.safetensors"}
 """Name -> file in the package's folder `backbone/weights`."""
-
-CACHE_FOLDER = "engine_cache"
-"""Folder of records and calibrations, in the models folder or beside the weights."""
 
 SAMPLE_SIDE = 224
 """Side in pixels of the slices that a lower precision is tried on."""
@@ -50,7 +50,7 @@ def load_backbone(
     precision: str = "auto",
     device: str = "auto",
     *,
-    models_dir: Path | None = None,
+    cache_dir: Path | None = None,
     torch_compile: bool = False,
     accept_int8: bool = False,
 ) -> Backbone:
@@ -58,15 +58,15 @@ def load_backbone(
 
     `engine` is auto, torch or openvino; `precision` is auto, fp32, bf16 or int8; `auto` takes the fastest that keeps
     fidelity here. A registered name wins over a file of that name; write `./demo` for the file. Weights whose digest is
-    on record are not read before the engine is used. Records are kept in `<models_dir>/engine_cache`, by default
-    beside the weights; those of a registered name only with `models_dir`.
+    on record are not read before the engine is used. Records and calibrations are kept in `cache_dir`, by default
+    `engine_cache` in the user's cache folder.
 
     Raises:
         UsageError, DeviceUnavailable, MachineError: engine, precision and device cannot be had, here or together.
         WeightsError: weights that are missing, unsafe, damaged or do not fit; int8 without a good calibration.
     """
     run = resolve_execution(engine, precision, device)
-    load = _Loader(WeightsFile.find(source, models_dir), run, torch_compile, accept_int8)
+    load = _Loader(WeightsFile.find(source, cache_dir), run, torch_compile, accept_int8)
     record = read_record(load.file.folder, load.file.sha256) or load.learned()
     precision, made = run.precision, None
     if run.precision_was_auto and precision != "fp32":
@@ -91,13 +91,13 @@ class WeightsFile:
 
     path: Path
     name: str
-    folder: Path | None
+    folder: Path
     sha256: str = ""
     _stat: tuple[int, ...] = ()
     _weights: Weights | None = None
 
     @classmethod
-    def find(cls, source: str | Path, models_dir: Path | None = None) -> WeightsFile:
+    def find(cls, source: str | Path, cache_dir: Path | None = None) -> WeightsFile:
         """The file that a path or a registered name stands for; raises MissingWeights with the download command."""
         file = REGISTERED.get(str(source)) if isinstance(source, str) else None
         package = Path(str(files("meddinov3_stroke") / "backbone" / "weights"))
@@ -106,11 +106,11 @@ class WeightsFile:
             raise MissingWeights(f"backbone {source!r} is not in this installation ({path}); reinstall the package")
         if not path.exists():
             raise MissingWeights(
-                f"no backbone weights at {path}; fetch them with: python script/download_models.py --package "
-                f"meddinov3; or name a file or a registered backbone ({', '.join(REGISTERED)}) with --backbone"
+                f"no backbone weights at {path}; fetch them with: {command_of('download')} --output "
+                f"{shlex.quote(str(path))} (without a network: copy the file there, or add --from-file FILE); or name "
+                f"a file or a registered backbone ({', '.join(REGISTERED)}) with --backbone"
             )
-        home = models_dir or (path.parent if file is None else None)
-        found = cls(path, path.name if file is None else str(source), None if home is None else home / CACHE_FOLDER)
+        found = cls(path, path.name if file is None else str(source), cache_dir or engine_cache())
         if path.is_file():
             found._stat, found.sha256 = found._current_stat(), sha256_of_file(path)
         return found
@@ -164,10 +164,10 @@ class _Loader:
 
     def calibration(self, digest: str) -> Calibration:
         name, folder = self.file.name, self.file.folder
-        found = None if folder is None else read_calibration(calibration_folder(folder, digest))
+        found = read_calibration(calibration_folder(folder, digest))
         if found is None:
             raise WeightsError(
-                f"no int8 calibration of {name} in {folder or 'models_dir (none given)'}; int8 must be validated on "
+                f"no int8 calibration of {name} in {folder}; int8 must be validated on "
                 "your own volumes: run meddinov3-stroke calibrate --series-csv ... (or --input ...), or use "
                 "--precision auto"
             )
@@ -206,7 +206,6 @@ class _Loader:
                 f"--resize {side}: the int8 calibration was made at {calibration.resize}; use that, calibrate again, "
                 "or use --precision auto"
             )
-        assert self.file.folder is not None  # where the calibration was found
         graph = read_graph(calibration_folder(self.file.folder, calibration.weights_sha256), calibration.graph_sha256)
         if graph is None:
             raise WeightsError(f"int8 graph of {self.file.name}: damaged, missing or another one; calibrate again")

@@ -87,19 +87,18 @@ class Calibration:
         return measured if self.is_faithful else measured + accepted
 
 
-def read_record(folder: Path | None, file_sha256: str) -> WeightsRecord | None:
+def read_record(folder: Path, file_sha256: str) -> WeightsRecord | None:
     """The record of the weights file with this digest; None without one of this version."""
-    document = None if folder is None else read_document(folder / "records" / f"{file_sha256}.json")
+    document = read_document(folder / "records" / f"{file_sha256}.json")
     if document is None or document.pop("schema", None) != RECORD_SCHEMA:
         return None
     return WeightsRecord(**document | {"preprocessing": Preprocessing(**document["preprocessing"])})
 
 
-def write_record(folder: Path | None, file_sha256: str, record: WeightsRecord) -> None:
+def write_record(folder: Path, file_sha256: str, record: WeightsRecord) -> None:
     """Keep the record of a weights file; a folder that cannot be written is reported and does no harm."""
     try:
-        if folder is not None:
-            write_document(folder / "records" / f"{file_sha256}.json", {"schema": RECORD_SCHEMA, **asdict(record)})
+        write_document(folder / "records" / f"{file_sha256}.json", {"schema": RECORD_SCHEMA, **asdict(record)})
     except StorageError as error:
         LOGGER.warning("%s; it will be measured again next time", error)
 

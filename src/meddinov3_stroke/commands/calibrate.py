@@ -16,7 +16,7 @@ from jaxtyping import Float32, Float64, Int8
 from meddinov3_stroke import config
 from meddinov3_stroke.backbone import Backbone, load_backbone
 from meddinov3_stroke.backbone.int8 import quantize_graph, quantizer_settings, require_quantizer, save_graph
-from meddinov3_stroke.backbone.loading import CACHE_FOLDER, WeightsFile, cosines
+from meddinov3_stroke.backbone.loading import WeightsFile, cosines
 from meddinov3_stroke.backbone.openvino_engine import OpenVINOEngine, build_graph
 from meddinov3_stroke.backbone.records import LEAST_INT8_COSINE, Calibration, calibration_folder, write_calibration
 from meddinov3_stroke.ct import read_volume
@@ -26,9 +26,10 @@ from meddinov3_stroke.features import FeatureExtractor, extract, pool_slices, se
 from meddinov3_stroke.heads import HeadCheckpoint, check_backbone, load_checkpoint, predict_logits
 from meddinov3_stroke.metrics import auroc_report
 from meddinov3_stroke.options import ForceOption
-from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.atomic import require_writable
+from meddinov3_stroke.system.command import ConsoleOptions, Range, run_command
 from meddinov3_stroke.system.progress import progress_bar
-from meddinov3_stroke.system.provenance import DISCLAIMER
+from meddinov3_stroke.system.provenance import ending
 from meddinov3_stroke.types import SliceSelection, VolumeInput, VolumeSource
 
 LOGGER = logging.getLogger("meddinov3_stroke")
@@ -52,30 +53,30 @@ class Args(ForceOption, ConsoleOptions):
     """Weights file (.pth, .safetensors) or a registered name such as demo (default: MEDDINOV3_CKPT_PATH)."""
     checkpoint: Path | None = None
     """Head whose AUROC in fp32 and int8 is compared on the held-out volumes of the series CSV."""
-    resize: int = config.RESIZE
+    resize: Annotated[int, Range(1)] = config.RESIZE
     """Side in pixels of the square the backbone sees; int8 then takes this size and no other."""
-    batch: int = config.BATCH
+    batch: Annotated[int, Range(1)] = config.BATCH
     """Slices in a forward pass."""
     check_share: float = config.INT8_CHECK_SHARE
     """Share of volumes (of patients, where known) that calibration does not see and int8 is measured on."""
-    calibration_slices: int = config.INT8_CALIBRATION_SLICES
+    calibration_slices: Annotated[int, Range(1)] = config.INT8_CALIBRATION_SLICES
     """At most this many slices to quantize on, evenly from the calibration volumes."""
-    check_volumes: int = config.INT8_CHECK_VOLUMES
+    check_volumes: Annotated[int, Range(1)] = config.INT8_CHECK_VOLUMES
     """At most this many held-out volumes to measure on, every slice of each."""
-    seed: int = config.SEED
+    seed: Annotated[int, Range(0)] = config.SEED
     """Seed of the choice of volumes."""
 
 
 def run(args: Args) -> Calibration:
-    """The record of the calibration, saved beside the int8 graph in the models folder."""
+    """The record of the calibration, saved beside the int8 graph in the user's cache folder."""
     _check_flags(args)
+    require_writable(config.engine_cache())
     inputs, groups, labels = _volumes(args)
     to_calibrate, to_check = hold_out(groups, args.check_share, args.seed)
     to_check = to_check[: args.check_volumes]
     require_quantizer()
-    settings = config.load_settings()
-    source = args.backbone or settings.meddinov3_ckpt_path
-    fp32 = load_backbone(source, "openvino", "fp32", "cpu", models_dir=settings.models_dir)
+    source = args.backbone or config.load_settings().meddinov3_ckpt_path
+    fp32 = load_backbone(source, "openvino", "fp32", "cpu")
     head = None if args.checkpoint is None else load_checkpoint(args.checkpoint)
     for warning in () if head is None else check_backbone(head, fp32.identity, args.resize):
         LOGGER.warning("%s", warning)
@@ -92,7 +93,7 @@ def run(args: Args) -> Calibration:
             "remove the copies"
         )
     found = np.concatenate([cosines(*pair) for pair in zip(tokens["int8"], tokens["fp32"], strict=True)])
-    folder = calibration_folder(settings.models_dir / CACHE_FOLDER, fp32.identity.weights_sha256)
+    folder = calibration_folder(config.engine_cache(), fp32.identity.weights_sha256)
     calibration = Calibration(
         weights_sha256=fp32.identity.weights_sha256,
         resize=args.resize,
@@ -109,7 +110,7 @@ def run(args: Args) -> Calibration:
         auroc=None if head is None or labels is None else auroc_change(head, tokens, labels[to_check]),
     )
     write_calibration(folder, calibration)
-    print("\n".join([*_summary(calibration), f"wrote {folder}", DISCLAIMER]))
+    print("\n".join([*_summary(calibration), ending(f"int8 CLS cosine {calibration.cls_cosine_min:.6f}", folder)]))
     return calibration
 
 
@@ -122,9 +123,6 @@ def _check_flags(args: Args) -> None:
         raise UsageError("--exclude-ids: IDs of patients belong to --series-csv")
     if not 0 < args.check_share < 1:
         raise UsageError(f"--check-share {args.check_share:g}: expected a share between 0 and 1")
-    for name in ("calibration_slices", "check_volumes", "batch"):
-        if getattr(args, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1")
 
 
 def _volumes(args: Args) -> tuple[list[VolumeInput], list[str], Int8[np.ndarray, "n label"] | None]:

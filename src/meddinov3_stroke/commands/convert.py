@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.options import InputPath, SeriesOptions
-from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.command import ConsoleOptions, log_warnings, run_command
 from meddinov3_stroke.system.nifti_bytes import NIFTI_SUFFIX, nifti_bytes
-from meddinov3_stroke.system.provenance import DISCLAIMER
+from meddinov3_stroke.system.provenance import ending
 
 if TYPE_CHECKING:
     from meddinov3_stroke.types import Volume
-
-LOGGER = logging.getLogger("meddinov3_stroke")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +39,20 @@ def run(args: Args) -> dict[str, Any]:
     _check_flags(args)
     from meddinov3_stroke.ct import read_volume
     from meddinov3_stroke.ct.writing import convert_with_dcm2niix
+    from meddinov3_stroke.system.atomic import require_writable
+
+    require_writable(files=[args.output], inputs=[args.input])
 
     if args.dcm2niix:
         written = convert_with_dcm2niix(args.input, args.series, args.output, join_series=args.join_series)
-        document: dict[str, Any] = {"files": [str(path) for path in written]}
+        document: dict[str, Any] = {"files": [str(path) for path in written], "warnings": []}
     else:
         volume = read_volume(args.input, series=args.series, join_series=args.join_series)
-        for warning in volume.warnings:
-            LOGGER.warning("%s", warning)
         document, written = _write(args, volume)
+        log_warnings(document["warnings"])
         print(document["text"])
-    print("\n".join([*(f"wrote {path}" for path in written), DISCLAIMER]))
+    last = ending(f"{len(written)} files written", args.output, len(document["warnings"]))
+    print("\n".join([*(f"wrote {path}" for path in written), last]))
     return document
 
 
@@ -61,6 +62,9 @@ def _check_flags(args: Args) -> None:
     letters = args.orientation.upper()
     if len(letters) != 3 or any(sum(letter in pair for letter in letters) != 1 for pair in ("LR", "AP", "SI")):
         raise UsageError(f"--orientation {args.orientation}: expected three letters, one each of L/R, A/P, S/I, as LAS")
+    if args.spacing is not None and not all(0 < side < math.inf for side in args.spacing):
+        sides = " ".join(f"{side:g}" for side in args.spacing)
+        raise UsageError(f"--spacing {sides}: expected three positive numbers, in mm")
     if args.dcm2niix and (args.spacing is not None or letters != "LAS"):
         raise UsageError("--dcm2niix writes its own geometry; omit --spacing and --orientation")
 
@@ -74,14 +78,20 @@ def _write(args: Args, volume: Volume) -> tuple[dict[str, Any], list[Path]]:
 
     name, axes = args.output.name[: -len(NIFTI_SUFFIX)], args.orientation.upper()
     slices_path, document_path = (args.output.with_name(f"{name}{ending}.json") for ending in (".slices", ""))
+    warnings = list(volume.warnings)
     voxels, resampled, how = volume.stored, None, f"voxels as acquired, axes {axes}"
     if args.spacing is None:
         content = writing.nifti_bytes_of(volume, axes)
+        if (off_mm := writing.misplaced_mm(volume)) > writing.POSITION_TOLERANCE_MM:
+            warnings.append(
+                "slices are not evenly spaced, which NIfTI cannot represent: its affine is off by up to "
+                f"{off_mm:.2f} mm; the true positions are in {slices_path.name}"
+            )
     else:
         x_mm, y_mm, z_mm = args.spacing
         grid = writing.resample(volume, (z_mm, y_mm, x_mm))
         if grid.n_clipped:
-            LOGGER.warning("%d voxels are beyond the range of int16 and were set to its limit", grid.n_clipped)
+            warnings.append(f"{grid.n_clipped} voxels are beyond the range of int16 and were set to its limit")
         voxels, resampled = grid.hu, {"spacing_mm": list(args.spacing), "method": writing.METHOD}
         how = f"voxels of {x_mm:g} x {y_mm:g} x {z_mm:g} mm, axes {axes}; {writing.METHOD}"
         content = nifti_bytes(grid.hu, grid.affine, axis_codes=axes)
@@ -94,16 +104,10 @@ def _write(args: Args, volume: Volume) -> tuple[dict[str, Any], list[Path]]:
         "resampled": resampled,
         "orientation": axes,
         "text": f"{'x'.join(map(str, voxels.shape[::-1]))} {how}",
-        "warnings": list(volume.warnings),
+        "warnings": warnings,
     }
     write_bytes(args.output, content)
     if args.spacing is None:
-        if (off_mm := writing.misplaced_mm(volume)) > writing.POSITION_TOLERANCE_MM:
-            LOGGER.warning(
-                "slices are not evenly spaced, which NIfTI cannot represent: its affine is off by up to %.2f mm; the "
-                "true positions are in %s",
-                *(off_mm, slices_path.name),
-            )
         write_json(slices_path, {**provenance(), **writing.slices_document(volume)})
     write_json(document_path, document)
     return document, [args.output, *([slices_path] if args.spacing is None else []), document_path]

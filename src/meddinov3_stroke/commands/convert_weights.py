@@ -9,8 +9,9 @@ from pathlib import Path
 from meddinov3_stroke.backbone import Conversion, convert_weights
 from meddinov3_stroke.backbone.weights import listed
 from meddinov3_stroke.options import InputPath
+from meddinov3_stroke.system.atomic import require_writable
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
-from meddinov3_stroke.system.provenance import DISCLAIMER
+from meddinov3_stroke.system.provenance import ending
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class Args(ConsoleOptions):
 
 def run(args: Args) -> Conversion:
     """Convert and print what was written and what was left out."""
+    require_writable(files=[args.output], inputs=[args.input])
     conversion = convert_weights(args.input, args.output)
     print("\n".join(_summary(conversion)))
     return conversion
@@ -45,4 +47,4 @@ def _summary(conversion: Conversion) -> list[str]:
         lines.append(f"left out {listed(conversion.ignored_entries)}")
     if conversion.ignored_names:
         lines.append(f"named by the pickle, neither imported nor run: {listed(conversion.ignored_names)}")
-    return [*lines, DISCLAIMER]
+    return [*lines, ending(f"{conversion.n_tensors} tensors", conversion.output)]

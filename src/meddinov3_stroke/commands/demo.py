@@ -14,21 +14,22 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.table import Column, Table
 
 from meddinov3_stroke import config, ich_infer, rsna_train
 from meddinov3_stroke.commands import phantom
 from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.errors import DatasetError
+from meddinov3_stroke.explain import is_demo
 from meddinov3_stroke.head_eval import evaluate_head
 from meddinov3_stroke.head_train import train_head
 from meddinov3_stroke.heads import load_checkpoint, load_head_data
 from meddinov3_stroke.options import DeviceName, OutputDir
 from meddinov3_stroke.system.atomic import write_json
-from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.command import ConsoleOptions, Range, run_command
 from meddinov3_stroke.system.devices import require_torch
-from meddinov3_stroke.system.provenance import DISCLAIMER, Stopwatch, provenance
+from meddinov3_stroke.system.progress import console
+from meddinov3_stroke.system.provenance import Stopwatch, ending, provenance
 from meddinov3_stroke.types import LABELS, HeadContext, HeadData
 
 LEAST_HELD_OUT_PATIENTS = 60  # least number of held-out patients; with fewer, the demo's AUROC would be too uncertain
@@ -47,9 +48,9 @@ class Args(ConsoleOptions):
     """Weights file or registered name; the default is the small bundled one, trained on phantoms."""
     device: DeviceName = field(default_factory=config.default_device)
     """Where to compute; only auto may fall back."""
-    patients: int = config.DEMO_PATIENTS
+    patients: Annotated[int, Range(1)] = config.DEMO_PATIENTS
     """Number of phantom patients; at least 60 of them are held out."""
-    seed: int = config.SEED
+    seed: Annotated[int, Range(0)] = config.SEED
     """Seed of the cohort, the split and the head."""
 
 
@@ -60,9 +61,9 @@ def run(args: Args) -> dict[str, Any]:
     if args.patients * config.DEMO_TEST_RATIO < LEAST_HELD_OUT_PATIENTS:
         least = int(np.ceil(LEAST_HELD_OUT_PATIENTS / config.DEMO_TEST_RATIO))
         raise DatasetError(f"--patients {args.patients}: too few to hold out {LEAST_HELD_OUT_PATIENTS}; give {least}")
-    console: dict[str, Any] = {"quiet": args.quiet, "json_log": args.json_log, "debug": args.debug}
-    compute: dict[str, Any] = {"backbone": args.backbone, "device": args.device, **console}
-    cohort_args = phantom.Args(output_dir=folder / "phantoms", patients=args.patients, seed=args.seed, **console)
+    flags: dict[str, Any] = {"quiet": args.quiet, "json_log": args.json_log, "debug": args.debug}
+    compute: dict[str, Any] = {"backbone": args.backbone, "device": args.device, **flags}
+    cohort_args = phantom.Args(output_dir=folder / "phantoms", patients=args.patients, seed=args.seed, **flags)
     pipeline_args = rsna_train.Args(
         series_csv=phantom.run(cohort_args).csv_path,
         output_dir=folder / "rsna_pipeline",
@@ -155,17 +156,17 @@ def _print_summary(args: Args, summary: dict[str, Any]) -> None:
         table.add_row(label, "-" if auroc is None else f"{auroc:.3f}", f"{control:.3f}")
     macro = f"{summary['macro_auroc']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
     table.add_row("macro", macro, f"{summary['shuffled_labels']['macro_auroc']:.3f}", style="bold")
-    console = Console(soft_wrap=True)
-    console.print(table)
+    console().print(table)
     small = held_out["lesions_below_2_ml"]
-    console.print(
+    console().print(
         f"{held_out['patients']} held-out patients, {held_out['series']} series, {held_out['lesions']} haemorrhages of "
         f"{held_out['lesion_volume_ml']['min']} to {held_out['lesion_volume_ml']['max']} mL, {small} below 2 mL; "
         f"interval {interval['level']:.0%}, patients resampled"
     )
-    console.print("\n".join(f"picture: {picture}" for picture in summary["pictures"]))
-    console.print(f"all figures: {args.output_dir / 'demo_summary.json'}   ({summary['elapsed_s']:.0f} s)")
-    console.print(f"{DISCLAIMER}; backbone: {args.backbone}")
+    print("\n".join(f"picture: {picture}" for picture in summary["pictures"]))
+    print(f"all figures: {args.output_dir / 'demo_summary.json'}   ({summary['elapsed_s']:.0f} s)")
+    answer = f"test macro AUROC {macro} on phantoms, backbone {args.backbone}"
+    print(ending(answer, args.output_dir, is_demo=is_demo(args.backbone)))
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

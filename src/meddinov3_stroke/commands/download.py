@@ -12,8 +12,9 @@ import tyro
 
 from meddinov3_stroke import config, download
 from meddinov3_stroke.errors import UsageError
+from meddinov3_stroke.system.atomic import require_writable
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
-from meddinov3_stroke.system.provenance import DISCLAIMER
+from meddinov3_stroke.system.provenance import ending
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -61,11 +62,8 @@ def run(args: Args) -> download.Download | list[download.Offer]:
         return offers
     given = args.sha256 or settings.meddinov3_sha256
     pinned = download.parse_sha256(given, "--sha256" if args.sha256 else "MEDDINOV3_SHA256") if given else None
+    require_writable(path.parent)
     print(f"{download.LICENCE}\n", flush=True)
-    if not args.show_progress:
-        from huggingface_hub.utils.tqdm import disable_progress_bars
-
-        disable_progress_bars()
     found = download.download_weights(
         path, sources, pinned=pinned, force=args.force, limits=limits, progress=args.show_progress
     )
@@ -73,7 +71,7 @@ def run(args: Args) -> download.Download | list[download.Offer]:
     print(f"{path}: {how}, {_bytes(path.stat().st_size)}\nsha256 {found.sha256} ({found.origin})")
     if download.record_path(path).is_file():
         print(f"recorded in {download.record_path(path)}")
-    print(DISCLAIMER)
+    print(ending(how, path))
     return found
 
 
@@ -106,8 +104,8 @@ def _print_offers(offers: Sequence[download.Offer], path: Path) -> None:
     sizes = {offer.size for offer in offers if offer.size is not None}
     if len(sizes) > 1:
         LOGGER.warning("the sources disagree about the size: %s bytes", sorted(sizes))
-    print(f"{path}: {f'{path.stat().st_size} bytes' if path.is_file() else 'does not exist'}")
-    print(f"nothing was downloaded\n{DISCLAIMER}")
+    state = f"{path.stat().st_size} bytes" if path.is_file() else "does not exist"
+    print(ending("nothing was downloaded", f"{path}: {state}"))
 
 
 def _bytes(size: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from meddinov3_stroke import config
 from meddinov3_stroke.options import CohortOptions, OutputDir
 from meddinov3_stroke.system.command import log_warnings, run_command
-from meddinov3_stroke.system.provenance import DISCLAIMER
+from meddinov3_stroke.system.provenance import ending
 
 NAME = "cohort"
 """Begins the names of the arrays: `cohort_embeddings.npy`, `cohort_labels.npy`, `cohort_source_rows.npy`."""
@@ -27,10 +27,11 @@ class Args(CohortOptions):
 def run(args: Args) -> dict[str, Any]:
     """The document written as `extraction_summary.json`; errors are those of `rsna_train.run` up to the features."""
     from meddinov3_stroke import rsna_pipeline as rsna
-    from meddinov3_stroke.system.atomic import write_json
+    from meddinov3_stroke.system.atomic import require_writable, write_json
     from meddinov3_stroke.system.provenance import Stopwatch, memory_statistics
 
     watch = Stopwatch()
+    require_writable(args.output_dir, args.cache_dir)
     table = args.read_table()
     cohort = args.extract({NAME: table}, True, args.output_dir)
     report, backbone = cohort.invalid_report(), cohort.extractor.backbone
@@ -52,11 +53,10 @@ def run(args: Args) -> dict[str, Any]:
     log_warnings(summary["warnings"])
     counts = summary["extraction"]
     names = [f"{NAME}_{what}.npy" for what in ("embeddings", "labels", "source_rows")] + ["extraction_summary.json"]
-    print(
-        f"{counts['done']} of {counts['n_total']} volumes, {summary['embedding_dim']}-dimensional features "
-        f"({counts['n_from_cache']} from the cache)"
-    )
-    print("\n".join([*(f"wrote {args.output_dir / name}" for name in names), DISCLAIMER]))
+    volumes = f"{counts['done']} of {counts['n_total']} volumes"
+    print(f"{volumes}, {summary['embedding_dim']}-dimensional features ({counts['n_from_cache']} from the cache)")
+    last = ending(volumes, args.output_dir, len(summary["warnings"]))
+    print("\n".join([*(f"wrote {args.output_dir / name}" for name in names), last]))
     return summary
 
 

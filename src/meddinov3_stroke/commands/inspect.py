@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
-from meddinov3_stroke.system.provenance import DISCLAIMER
+from meddinov3_stroke.system.progress import console as results_console
+from meddinov3_stroke.system.provenance import ending
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from meddinov3_stroke.ct.dicom.choice import Inspection, SeriesFacts
 
 LOGGER = logging.getLogger("meddinov3_stroke")
@@ -43,15 +45,18 @@ class Args(ConsoleOptions):
 def run(args: Args) -> dict[str, Any]:
     """The facts, as written to `--output-json`."""
     from meddinov3_stroke.ct.contents import is_nifti_name
-    from meddinov3_stroke.system.atomic import write_json
+    from meddinov3_stroke.system.atomic import require_writable, write_json
     from meddinov3_stroke.system.provenance import provenance
 
+    if args.output_json is not None:
+        require_writable(files=[args.output_json], inputs=[args.path])
     facts = _volume_facts(args.path) if is_nifti_name(args.path) else _series_facts(args.path, args.join_series)
     document = {**provenance(), "input": str(args.path), **facts}
     if args.output_json is not None:
         write_json(args.output_json, document)
         print(f"wrote {args.output_json}")
-    print(DISCLAIMER)
+    n_used = facts.get("n_used", 1)  # a NIfTI file is one volume
+    print(ending(f"{n_used} of {len(facts.get('series', [0]))} series used", args.output_json or "nothing written"))
     return document
 
 
@@ -86,7 +91,7 @@ def _series_facts(path: Path, join_series: bool) -> dict[str, Any]:
 
 def print_inspection(found: Inspection, rule: str, console: Console | None = None) -> None:
     """Print a block for each series, in a study those used first, then the other files."""
-    console = console or Console(soft_wrap=False, highlight=False)
+    console = console or results_console()
     in_order = sorted(found.series, key=lambda one: (one.study_instance_uid, one.verdict != "used"))
     for study, series in groupby(in_order, key=lambda one: one.study_instance_uid):
         console.print(f"Study {study or '(no UID)'}", markup=False)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from meddinov3_stroke import config
 from meddinov3_stroke.options import OutputDir
 from meddinov3_stroke.phantom import CohortManifest, count_series, write_cohort
-from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.atomic import require_writable
+from meddinov3_stroke.system.command import ConsoleOptions, Range, run_command
 from meddinov3_stroke.system.devices import available_cpus
 from meddinov3_stroke.system.progress import progress_bar
-from meddinov3_stroke.system.provenance import DISCLAIMER
+from meddinov3_stroke.system.provenance import ending
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +22,9 @@ class Args(ConsoleOptions):
 
     output_dir: OutputDir = config.PHANTOM_DIR
     """Folder for volumes/, masks/ and phantom_series_labels.csv."""
-    patients: int = config.PHANTOM_PATIENTS
+    patients: Annotated[int, Range(1)] = config.PHANTOM_PATIENTS
     """Number of patients; some have two studies."""
-    seed: int = config.SEED
+    seed: Annotated[int, Range(0)] = config.SEED
     """The same seed gives the same bytes."""
     format: Literal["nifti", "dicom"] = "nifti"
     """How volumes are written: a .nii.gz each, or a DICOM folder each (the CSV's paths are then in `dicom_path`)."""
@@ -31,13 +32,14 @@ class Args(ConsoleOptions):
 
 def run(args: Args) -> CohortManifest:
     """The manifest of the cohort written under `args.output_dir`."""
+    require_writable(args.output_dir)
     total = count_series(args.patients, args.seed)
     with progress_bar("phantoms", total, "volumes", args.show_progress) as advance:
         folder, workers = args.output_dir, available_cpus()
         manifest = write_cohort(
             folder, args.patients, args.seed, workers=workers, on_progress=advance, volume_format=args.format
         )
-    print(f"{total} synthetic series of {args.patients} patients: {manifest.csv_path}\n{DISCLAIMER}")
+    print(ending(f"{total} synthetic series of {args.patients} patients", manifest.csv_path))
     return manifest
 
 

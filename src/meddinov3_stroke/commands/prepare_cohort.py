@@ -48,10 +48,12 @@ def run(args: Args) -> dict[str, Any]:
     if args.undecided_type != config.UNDECIDED_TYPE and args.cohort != "cq500":
         raise UsageError(f"--undecided-type belongs to cq500, not to {args.cohort}")
     from meddinov3_stroke.data import bhsd, cq500, physionet
+    from meddinov3_stroke.system.atomic import require_writable
     from meddinov3_stroke.system.provenance import Stopwatch
 
     watch = Stopwatch()
     folder = args.output_dir or Path(f"{config.COHORT_OUTPUT_PREFIX}{args.cohort}")
+    require_writable(folder)
     if args.cohort == "cq500":
         found = cq500.prepare_cq500(args.root, folder, args.undecided_type)
     elif args.cohort == "physionet":
@@ -70,7 +72,7 @@ def finish(title: str, args: ConsoleOptions, folder: Path, found: Prepared, watc
     from meddinov3_stroke.data import split_statistics
     from meddinov3_stroke.rsna_split import print_counts
     from meddinov3_stroke.system.atomic import write_json
-    from meddinov3_stroke.system.provenance import memory_statistics
+    from meddinov3_stroke.system.provenance import ending, memory_statistics
 
     log_warnings(found.warnings)
     if found.table.exclusion is not None:
@@ -90,7 +92,9 @@ def finish(title: str, args: ConsoleOptions, folder: Path, found: Prepared, watc
         "memory": memory_statistics("cpu"),
     }
     write_json(folder / "preparation_summary.json", summary)
-    print_counts(title, {"series table": found.table}, [*found.files.values(), folder / "preparation_summary.json"])
+    files = [*found.files.values(), folder / "preparation_summary.json"]
+    last = ending(f"{len(found.table.rows)} series in the table", folder, len(found.warnings))
+    print_counts(title, {"series table": found.table}, files, last)
     if found.n_failed:
         raise PartialFailure(
             f"{found.n_failed} files or series could not be read this time and are not in the table; the rest is "

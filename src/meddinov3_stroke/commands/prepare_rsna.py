@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from meddinov3_stroke import config
 from meddinov3_stroke.commands.prepare_cohort import finish
-from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.labels import LabelPolicy
 from meddinov3_stroke.options import OutputDir
-from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.atomic import require_writable
+from meddinov3_stroke.system.command import ConsoleOptions, Range, run_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +34,18 @@ class Args(ConsoleOptions):
     write_nifti: bool = False
     """Write each series as nifti/<patient>/<study>/_<series>.nii.gz too, and name these files in the CSV; the default
     reads the DICOM files and gives the same slices."""
-    workers: int = config.PREPARE_WORKERS
+    workers: Annotated[int, Range(0)] = config.PREPARE_WORKERS
     """Processes that read files; 0 is one per CPU."""
 
 
 def run(args: Args) -> dict[str, Any]:
     """The document written as `preparation_summary.json`."""
-    if args.workers < 0:
-        raise UsageError(f"--workers {args.workers}: expected 0 (one per CPU) or more")
     from meddinov3_stroke.data.rsna import prepare_rsna
     from meddinov3_stroke.system.devices import available_cpus
     from meddinov3_stroke.system.provenance import Stopwatch
 
     watch = Stopwatch()
+    require_writable(args.output_dir)
     found = prepare_rsna(
         args.root,
         args.output_dir,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -98,6 +99,12 @@ def read_headers_of_folder(folder: Path, parts: Path, *, workers: int, show_prog
     return HeaderPass(rows.sort_by("file"), len(listing), len(pending))
 
 
+def _prepare_process() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches all processes; only the parent decides when to stop
+    warnings.simplefilter("ignore")  # what libraries say here would go past the parent's messages
+    logging.disable()
+
+
 def in_processes(
     work: Callable[[ItemT], ResultT], items: Iterable[ItemT], workers: int
 ) -> Generator[ResultT, None, None]:
@@ -108,9 +115,7 @@ def in_processes(
     if workers == 1:
         yield from map(work, items)
         return
-    # Ctrl-C reaches every process of the terminal; only the parent decides when to stop
-    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=ignore)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare_process)
     waiting: deque[Future[ResultT]] = deque()
     try:
         for item in items:

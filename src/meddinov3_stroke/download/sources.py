@@ -204,20 +204,31 @@ def _attempt(
         where = f"cannot write to {folder.parent}: found {free} bytes free, expected {size}"
         raise StorageError(f"{where}; free space, or choose another place with --output")
     if source.kind == "hub":
-        return _fetch_from_hub(source, folder / "hub", limits), offer.stated_sha256
+        return _fetch_from_hub(source, folder / "hub", limits, report), offer.stated_sha256
     if source.kind == "file":
         return Path(shutil.copyfile(source.url, folder / "copy")), None
     return _fetch_resumably(offer, folder, limits, sha256, report), None
 
 
-def _fetch_from_hub(source: Source, staging: Path, limits: Limits) -> Path:
+def _fetch_from_hub(source: Source, staging: Path, limits: Limits, report: Report) -> Path:
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Reported(tqdm):  # draws no bar of its own
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]
+            self.update(0)
+
+        def update(self, n: int | float | None = 1) -> None:
+            self.n += n or 0
+            report(int(self.n), None if self.total is None else int(self.total))
 
     if staging.exists():
         shutil.rmtree(staging)
         raise SourceFailed("an earlier transfer was interrupted; using the plain address, where it can resume")
     endpoint, owner, name, *_ = source.url.rsplit("/", 5)
     options: dict[str, Any] = {"endpoint": endpoint, "token": source.token, "etag_timeout": limits.connect_s}
+    options["tqdm_class"] = Reported
     return Path(hf_hub_download(f"{owner}/{name}", HUB_FILE, local_dir=staging, **options))
 
 

@@ -46,11 +46,11 @@ LOGGER = logging.getLogger("meddinov3_stroke")
 WINDOWS_AHEAD = 3
 """Windows of prepared slices that wait for the engine; enough to hide the reading of a volume behind one pass each."""
 
-POLL_S = 0.2
-"""How often a run looks whether another one has finished a volume that it waits for."""
+POLL_S = 0.2  # between two looks whether another run has finished a volume
 
-OnSlices = Callable[[int, int], None]
-"""Called with the number of slices just embedded (first 0) and the number chosen of their volume."""
+LONGEST_WAIT_S = 600.0  # for a volume of another run, which may be paused; computing it twice does no harm
+
+OnSlices = Callable[[int, int], None]  # (slices just embedded, first 0; slices chosen of their volume)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,10 +214,14 @@ class _Run:
 
     def _take_over(self, case: _Case) -> Iterator[_Window]:
         """Wait until another run has stored the case, and compute it if that run has ended without."""
-        while case.result is None and self._is_elsewhere(case):
+        waited = Stopwatch()
+        while case.result is None and case.key not in self.begun and self._is_elsewhere(case):
             yield case, None  # the engine finishes what it has: the other run may be waiting for that
+            if waited.elapsed_s > LONGEST_WAIT_S:
+                LOGGER.warning("another run has held a volume for %.0f s; it is computed here too", LONGEST_WAIT_S)
+                break
             time.sleep(POLL_S)
-        if case.result is not None:
+        if case.result is not None or case.key in self.begun:
             yield case, None
         else:
             yield from self._compute(case, self._open(case), Stopwatch())

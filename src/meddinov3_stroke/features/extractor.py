@@ -35,11 +35,17 @@ class FeatureExtractor:
     batch: int = 8  # slices in a forward pass
     selection: SliceSelection = EVERY_SLICE  # which slices of a volume are embedded
 
+    def __post_init__(self) -> None:
+        """Raise UsageError where `resize`, `batch` or `selection` cannot be honoured, before a volume is read."""
+        if self.batch < 1:
+            raise UsageError(f"--batch {self.batch}: expected at least 1")
+        self.backbone.side(self.resize)
+        select_slices(1, self.selection)
+
     def embed(self, volume: Volume, scope: Mapping[str, Any] | None = None) -> SliceEmbeddings:
         """Class tokens of the chosen slices of a volume in memory; `extract` is faster on files.
 
-        `scope` is its intended-use document if that is known. Raises UsageError (no slice chosen, or `resize` or
-        `batch` cannot be honoured) or NonFiniteEmbedding.
+        `scope` is its intended-use document if that is known. Raises NonFiniteEmbedding.
         """
         chosen = self.chosen(volume)
         cls = np.concatenate([self.backbone.class_tokens(pixels) for pixels in self.windows(volume, chosen)])
@@ -78,9 +84,6 @@ class FeatureExtractor:
         self, volume: Volume, chosen: Int64[np.ndarray, " chosen"]
     ) -> Iterator[Float32[np.ndarray, "n 1 resize resize"]]:
         """The chosen slices as the backbone takes them, `batch` at a time; only those are in float at a time."""
-        if self.batch < 1:
-            raise UsageError(f"--batch {self.batch}: expected at least 1")
-        self.backbone.side(self.resize)
         starts = range(0, len(chosen), self.batch)
         hu = (volume.hu_slices(chosen[start : start + self.batch]) for start in starts)
         return (self.backbone.prepare(slices, self.resize) for slices in hu)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 LOGGER = logging.getLogger("meddinov3_stroke")
@@ -48,7 +49,8 @@ class Leases:
     def release(self, key: str) -> None:
         """Give the lease on the entry of `key` up, if it is held."""
         if self._file is not None:
-            self._lockf(self._file, self._free, 1, int(key[:OFFSET_DIGITS], 16))
+            with suppress(OSError):  # a file system whose locks came and went: the lease ends with the process
+                self._lockf(self._file, self._free, 1, int(key[:OFFSET_DIGITS], 16))
 
     def close(self) -> None:
         """Give every lease up."""

@@ -12,6 +12,7 @@ from jaxtyping import Float32
 from meddinov3_stroke.errors import CheckpointError, NonFiniteEmbedding, OutOfScope
 from meddinov3_stroke.heads.architectures import ARCHITECTURES
 from meddinov3_stroke.heads.checkpoint import POOL_MODES, HeadCheckpoint
+from meddinov3_stroke.system.command import command_of
 from meddinov3_stroke.types import BackboneIdentity, HeadOutput
 
 LEAST_ROWS = 100
@@ -91,7 +92,7 @@ def check_backbone(checkpoint: HeadCheckpoint, identity: BackboneIdentity, resiz
         raise CheckpointError(
             "this head checkpoint was written by another implementation and trained on slices that lay transposed and "
             "were resized without antialiasing, so its probabilities would be wrong here; retraining on cached "
-            "features takes minutes: python script/train_meddinov3_rsna.py --series-csv YOUR.csv"
+            f"features takes minutes: {command_of('train-rsna')} --series-csv YOUR.csv"
         )
     faults, mode = [], checkpoint.pool_mode
     fitting = [factor * identity.embed_dim for factor in POOL_MODES[mode]]
@@ -108,7 +109,7 @@ def check_backbone(checkpoint: HeadCheckpoint, identity: BackboneIdentity, resiz
     if faults:
         raise CheckpointError(
             f"the head was not trained on embeddings of backbone {identity.name}: {'; '.join(faults)}; "
-            "use the backbone and --resize of its training, or train a head on this backbone"
+            f"compute embeddings with {_flags_of_training(checkpoint)}, or train a head on this backbone"
         )
     unstated = {
         "the checkpoint does not state the --resize of its training": checkpoint.resize is None,
@@ -116,6 +117,15 @@ def check_backbone(checkpoint: HeadCheckpoint, identity: BackboneIdentity, resiz
         "the --resize of these embeddings is unknown": resize is None,
     }
     return warnings + [text for text, holds in unstated.items() if holds]
+
+
+def _flags_of_training(checkpoint: HeadCheckpoint) -> str:
+    """The flags that give the backbone and the size a head was trained on, as far as it states them."""
+    resize = "the --resize of its training" if checkpoint.resize is None else f"--resize {checkpoint.resize}"
+    if (trained := checkpoint.backbone) is None:
+        return f"the --backbone and {resize}"
+    name, digest = trained["name"], trained["weights_sha256"][:12]
+    return f"--backbone {name if name == 'demo' else f'PATH/{name}'} (weights {digest}) and {resize}"
 
 
 def backbone_differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[list[str], list[str]]:

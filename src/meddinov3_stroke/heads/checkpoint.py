@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from meddinov3_stroke.errors import CheckpointError
+from meddinov3_stroke import config
+from meddinov3_stroke.errors import CheckpointError, MissingWeights
 from meddinov3_stroke.heads.architectures import ARCHITECTURES
 from meddinov3_stroke.labels import label_names
+from meddinov3_stroke.system.command import command_of
 from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.system.torch_file import read_torch_file, save_torch_file
 from meddinov3_stroke.types import BackboneIdentity, Preprocessing, Threshold
@@ -59,6 +61,14 @@ class TrainingDistribution:
         beside = np.maximum(np.square(away).sum(axis=1) - np.square(along).sum(axis=1), 0)
         squared = (np.square(along) / self.variances).sum(axis=1) + beside / self.residual_variance
         return np.asarray(np.sqrt(squared / rows.shape[1]))
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every number is finite, and variances and limit are positive, in float32 too."""
+        numbers = [self.residual_variance, self.limit, *self.variances.tolist()]
+        is_finite = all(np.isfinite(one).all() for one in (self.mean, self.components))
+        least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+        return is_finite and all(least <= number <= most for number in numbers)
 
     def figures(self) -> dict[str, Any]:
         """The limit and the number of training rows behind it, as JSON."""
@@ -119,6 +129,12 @@ def load_checkpoint(path: Path) -> HeadCheckpoint:
     torch file, or one that holds more than tensors, of which no code is run).
     """
     path = Path(path)
+    if not path.exists():
+        raise MissingWeights(
+            f"no head checkpoint at {path}; {command_of('train-rsna')} --series-csv TABLE.csv trains one and writes "
+            f"{config.RSNA_CHECKPOINTS_DIR / 'best.pt'}; meddinov3-stroke demo writes "
+            f"{config.DEMO_DIR / 'checkpoints' / 'best.pt'}, which needs --backbone demo"
+        )
     document = read_torch_file(path)
     is_foreign = isinstance(document, dict) and all(key in document for key in FOREIGN_KEYS)
     document = _from_foreign(document, path) if is_foreign else _checked_format(document, path)
@@ -145,7 +161,7 @@ def _distribution_from_document(document: Any) -> TrainingDistribution:
         raise ValueError(f"{', '.join(names[:3])}: expected finite float32 arrays")
     if not all(isinstance(one, int | float) and 0 < one < np.inf for one in (*numbers, *arrays[2].ravel().tolist())):
         raise ValueError(f"variances, {', '.join(names[3:])}: expected positive numbers")
-    if arrays[0].ndim != 1 or arrays[1].shape != (len(arrays[0]), arrays[2].size):
+    if arrays[0].ndim != 1 or arrays[2].ndim != 1 or arrays[1].shape != (len(arrays[0]), arrays[2].size):
         raise ValueError(f"components {list(arrays[1].shape)} do not fit the mean {list(arrays[0].shape)}")
     return TrainingDistribution(**found)
 

@@ -169,10 +169,11 @@ def fit_distribution(rows: Float32[np.ndarray, "n dim"]) -> TrainingDistribution
     rows = rows[:: -(-len(rows) // MOST_ROWS)]
     folds = np.array_split(np.arange(len(rows)), N_FOLDS)
     rank = min(MAX_COMPONENTS, len(rows) // ROWS_PER_COMPONENT, rows.shape[1] - 1)
-    with _one_thread():
+    with _one_thread(), np.errstate(all="ignore"):  # what is not finite is no rule
         fitted = [_gaussian(np.delete(rows, fold, axis=0), rank).distances(rows[fold]) for fold in folds]
         limit = float(np.quantile(np.concatenate(fitted), LIMIT_QUANTILE, method="higher")) * LIMIT_MARGIN
-        return replace(_gaussian(rows, rank), limit=float(f"{limit:.6g}"))  # numpy's threads change the last digits
+        found = replace(_gaussian(rows, rank), limit=float(f"{limit:.6g}"))  # numpy's threads change the last digits
+    return found if found.is_sound else None
 
 
 def _gaussian(rows: Float32[np.ndarray, "n dim"], n_components: int) -> TrainingDistribution:

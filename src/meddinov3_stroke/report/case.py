@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from meddinov3_stroke.explain import AID_NOTE, SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH, case_text
+from meddinov3_stroke.explain import AID_NOTE, SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH, case_text, is_demo
 from meddinov3_stroke.heads.applying import NO_HEAD
 from meddinov3_stroke.system.atomic import write_bytes, write_json, write_npy
-from meddinov3_stroke.system.provenance import DISCLAIMER, memory_statistics, provenance
+from meddinov3_stroke.system.progress import console as results_console
+from meddinov3_stroke.system.provenance import ending, memory_statistics, provenance
 from meddinov3_stroke.types import CaseFindings, SliceEmbeddings, TopSlice, VolumeSource
 
 SUMMARY = "summary.json"
@@ -171,15 +172,33 @@ def dicom_document(source: VolumeSource) -> dict[str, Any] | None:
 
 
 def print_case(findings: CaseFindings, files: Mapping[str, Path], console: Console | None = None) -> None:
-    """Print a case on standard output, or on `console`."""
-    console = console or Console(soft_wrap=True)
-    for warning in findings.notices:
-        console.print(warning, style="bold", markup=False)
-    for part in (_probabilities(findings), _top_slices(findings), escape(findings.ranking), AID_NOTE):
+    """Print a case on standard output, or on `console`: tables, files, warnings, and the answer in the last line."""
+    console = console or results_console()
+    for part in (_probabilities(findings), _top_slices(findings)):
         console.print(part)
+    for text in (findings.ranking, AID_NOTE):
+        console.print(text, markup=False)
     for path in files.values():
-        console.print(f"wrote {path}", markup=False, highlight=False)
-    console.print(DISCLAIMER)
+        console.print(f"wrote {path}", markup=False, soft_wrap=True)
+    for warning in findings.warnings:
+        style = "bold" if warning in findings.notices else None
+        console.print(f"warning: {warning}", style=style, markup=False)
+    folder = Path(files[SUMMARY]).parent if SUMMARY in files else Path()
+    console.print(answer(findings, folder), markup=False)
+
+
+def answer(findings: CaseFindings, folder: Path) -> str:
+    """The disclaimer and the answer: `any` (of a head without it, the highest label), threshold, decision, folder."""
+    found = findings.probabilities
+    label = "any" if "any" in found else max(found, key=found.__getitem__)
+    figures = found[label], findings.thresholds[label].value
+    digits = 2 if len({f"{figure:.2f}" for figure in figures}) == 2 else 4
+    probability, threshold = (f"{figure:.{digits}f}" for figure in figures)
+    decided = "positive" if findings.decisions[label] else "negative"
+    others = [name for name, is_positive in findings.decisions.items() if is_positive and decided == "negative"]
+    text = f"{label} {probability} (threshold {threshold}) {decided}"
+    text += f", but {' and '.join(others)} positive" if others else ""
+    return ending(text, folder, len(findings.warnings), is_demo(findings.embeddings.backbone.name))
 
 
 def _table(title: str, *names: str, numbers: slice) -> Table:

@@ -122,7 +122,9 @@ def case_picture(findings: CaseFindings) -> bytes:
     notes = f"{_WINDOW_NOTE}. {AID_NOTE}. {grid[0]} × {grid[1]} patches. {_SCALE_NOTE}. {findings.reference_rule}."
     footer = wrap(notes, 7.5, width, MUTED)
     footer = _notices(findings.notices, width) + footer
-    page = Page(width, _case_header(findings, width), n_rows * block, footer, is_demo(findings.embeddings.backbone))
+    page = Page(
+        width, _case_header(findings, width), n_rows * block, footer, is_demo(findings.embeddings.backbone.name)
+    )
     for k, shown in enumerate(maps):
         left, top = MARGIN + k % _COLUMNS * (panel[0] + _GAP), page.top + k // _COLUMNS * block
         score, number = findings.map_slices[k].score, findings.map_slices[k].instance_number

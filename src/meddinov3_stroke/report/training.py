@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from meddinov3_stroke.explain import is_demo
 from meddinov3_stroke.system.digest import sha256_of_array
-from meddinov3_stroke.system.provenance import DISCLAIMER
+from meddinov3_stroke.system.provenance import ending
 from meddinov3_stroke.types import HeadData
 
 
@@ -28,18 +29,21 @@ def about_backbone(backbone: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def training_table(summary: Mapping[str, Any]) -> str:
-    """`train_summary.json` as text: best epoch, AUROC and threshold per label, files, disclaimer."""
+    """`train_summary.json` as text: best epoch, AUROC and threshold per label, files, last lines."""
     best = summary["history"][summary["best_epoch"] - 1]
     validated = f"validated on {summary['val']['n_samples']}" if summary["val"] else "no validation"
+    kept = f"kept epoch {summary['best_epoch']} of {len(summary['history'])}"
     lines = [
-        f"trained on {summary['train']['n_samples']} rows, {validated}; kept epoch {summary['best_epoch']} of "
-        f"{len(summary['history'])} ({summary['metric_name']} {_figure(summary['best_metric'])})",
+        f"trained on {summary['train']['n_samples']} rows, {validated}; {kept} "
+        f"({summary['metric_name']} {_figure(summary['best_metric'])})",
         f"{'label':<18}{'val AUROC':>11}{'threshold':>11}",
     ]
     for label, auroc in best["val_per_class_auroc"].items():
         lines.append(f"{label:<18}{_figure(auroc):>11}{summary['thresholds'][label]:>11.4f}")
     files = [summary["checkpoints"]["best"], summary["checkpoints"]["last"], *summary["files"].values()]
-    return "\n".join([*lines, *(f"wrote {path}" for path in files), DISCLAIMER])
+    backbone = summary["backbone"] or {"name": ""}
+    last = ending(kept, files[0], len(summary["warnings"]), is_demo(backbone["name"]))
+    return "\n".join([*lines, *(f"wrote {path}" for path in files), last])
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:

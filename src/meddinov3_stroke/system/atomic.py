@@ -10,16 +10,18 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from meddinov3_stroke.errors import MachineError, StorageError
+from meddinov3_stroke.errors import MachineError, StorageError, UsageError
 
 TEMPORARY_SUFFIX = ".tmp"  # suffix of files not yet renamed; a killed writer leaves at most one, which no reader opens
+PROBE_BYTES = 4096  # written to test a folder: a full disk refuses it
 
 
 @contextmanager
@@ -63,6 +65,36 @@ def storage_error(path: Path, error: OSError) -> MachineError:
     """The `StorageError` for a failed write of `path`."""
     reason = error.strerror or type(error).__name__
     return StorageError(f"cannot write {path}: {reason}; free space or choose a writable folder, then run again")
+
+
+def require_writable(*folders: Path, files: Iterable[Path] = (), inputs: Iterable[Path] = ()) -> None:
+    """Raise StorageError unless the folders and files can be written; missing folders count, and nothing is left.
+
+    Raises UsageError where a file is named twice, is a folder, or is one of `inputs`, which are never replaced.
+    """
+    files = [Path(path) for path in files]
+    taken = {path.resolve() for path in inputs}
+    for path in files:
+        if path.is_dir() or path.resolve() in taken:
+            what = "a folder; name a file in it" if path.is_dir() else "named twice in this command; name another file"
+            raise UsageError(f"cannot write {path}: it is {what}")
+        taken.add(path.resolve())
+    for path, place in (*((path, path) for path in folders), *((path, path.parent) for path in files)):
+        try:
+            while not _is_there(place):
+                place = place.parent
+            with tempfile.TemporaryFile(dir=place) as probe:
+                probe.write(bytes(PROBE_BYTES))
+        except OSError as error:
+            raise storage_error(path, error) from error
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def write_bytes(path: Path, content: bytes) -> None:

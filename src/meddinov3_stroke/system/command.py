@@ -1,21 +1,44 @@
-"""Runs a stage (`Args`, `run`) as a command: parses flags, reports an error in one line, returns the exit code."""
+"""Runs a stage (`Args`, `run`) as a command: parses flags, reports an error in one line, returns the exit code.
+
+Empty and impossible values are refused before any work.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import math
+import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
 
-from meddinov3_stroke.errors import MedDINOError
+from meddinov3_stroke.errors import MedDINOError, UsageError
+from meddinov3_stroke.system.progress import write_message
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 BUG_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
+
+SCRIPTS = {"download": "download_models.py --package meddinov3", "train-rsna": "train_meddinov3_rsna.py"}
+"""Verb -> its script in a checkout, for the verbs that messages advise."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Marks a flag (`Annotated[int, Range(1)]`) whose value must lie between two numbers, both included."""
+
+    low: int
+    high: int | float = math.inf
+
+    def __str__(self) -> str:
+        return f"at least {self.low:g}" if math.isinf(self.high) else f"a number from {self.low:g} to {self.high:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +50,16 @@ class ConsoleOptions:
     json_log: bool = False
     """Write messages to standard error as one JSON object per line."""
     debug: bool = False
-    """Print the traceback of an error."""
+    """Print the traceback of an error, and what libraries log and warn of."""
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for the first flag outside its `Range`."""
+        hints = get_type_hints(type(self), include_extras=True)
+        for name in (field.name for field in fields(self)):
+            for valid in (one for one in getattr(hints[name], "__metadata__", ()) if isinstance(one, Range)):
+                value = getattr(self, name)
+                if value is not None and not (math.isfinite(value) and valid.low <= value <= valid.high):
+                    raise UsageError(f"--{name.replace('_', '-')} {value:g}: expected {valid}")
 
     @property
     def show_progress(self) -> bool:
@@ -46,10 +78,14 @@ def run_command(
 
     options = ConsoleOptions()
     set_up_logging(options)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # no path or sign ends a command whose work is done
     try:
+        refuse_empty(sys.argv[1:] if argv is None else argv)
         options = args = tyro.cli(args_type, args=argv, prog=prog)  # defaults from the environment may be wrong, too
         set_up_logging(args)
-        run(args)
+        with libraries_at_debug():
+            run(args)
     except MedDINOError as error:
         return _report(error.code, str(error), error.exit_code, options)
     except KeyboardInterrupt:
@@ -61,19 +97,38 @@ def run_command(
 
 
 def _report(code: str, message: str, exit_code: int, args: ConsoleOptions) -> int:
-    if args.debug:
-        traceback.print_exc()
+    LOGGER.debug("%s", traceback.format_exc().rstrip())
     LOGGER.error("%s: %s", code, " ".join(message.split()))
     return exit_code
 
 
 def set_up_logging(options: ConsoleOptions) -> None:
-    """Send this package's messages to standard error: warnings always, the rest unless `--quiet`."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Send this package's messages to standard error: warnings always, the rest unless `--quiet`, all by `--debug`."""
+    handler = _Messages()
     handler.setFormatter(_JsonLines() if options.json_log else _PlainLines())
     LOGGER.handlers = [handler]
     LOGGER.propagate = False
-    LOGGER.setLevel(logging.WARNING if options.quiet else logging.INFO)
+    LOGGER.setLevel(logging.DEBUG if options.debug else logging.WARNING if options.quiet else logging.INFO)
+
+
+@contextmanager
+def libraries_at_debug() -> Iterator[None]:
+    """What libraries log and warn of becomes a debug message of this package, whatever handlers they install."""
+    ordinary = logging.Logger.callHandlers
+
+    def call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:
+        if self is LOGGER:
+            ordinary(self, record)
+        else:
+            LOGGER.debug("%s: %s", record.name, " ".join(record.getMessage().split()))
+
+    logging.captureWarnings(True)
+    logging.Logger.callHandlers = call_handlers  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        logging.Logger.callHandlers = ordinary  # type: ignore[method-assign]
+        logging.captureWarnings(False)
 
 
 def log_warnings(warnings: Iterable[str]) -> None:
@@ -82,9 +137,14 @@ def log_warnings(warnings: Iterable[str]) -> None:
         LOGGER.warning("%s", warning)
 
 
+class _Messages(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        write_message(self.format(record))
+
+
 class _PlainLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        prefix = "warning: " if record.levelno == logging.WARNING else ""
+        prefix = {logging.WARNING: "warning: ", logging.DEBUG: "debug: "}.get(record.levelno, "")
         return prefix + record.getMessage()
 
 
@@ -93,3 +153,20 @@ class _JsonLines(logging.Formatter):
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
         fields = {"time": stamp, "level": record.levelname.lower(), "message": record.getMessage()}
         return json.dumps(fields, ensure_ascii=False)
+
+
+def refuse_empty(argv: Sequence[str]) -> None:
+    """Raise UsageError for an empty argument, such as an unset variable of a shell leaves: `--input "$CASE"`."""
+    for before, word in zip(("", *argv), argv, strict=False):
+        flag, is_assigned, value = word.partition("=") if word.startswith("--") else (before, "", word)
+        if not value.strip() and (is_assigned or not word.startswith("--")):
+            where = flag if flag.startswith("-") else "an argument"
+            raise UsageError(f"{where}: found an empty value; give a value, or leave the flag out for its default")
+
+
+def command_of(verb: str) -> str:
+    """How the user runs a verb of `SCRIPTS`: its script beside the running script of a checkout, else the command."""
+    program, (script, *flags) = Path(sys.argv[0]), SCRIPTS[verb].split()
+    if program.suffix == ".py" and program.with_name(script).is_file():
+        return " ".join(["python", shlex.quote(str(program.with_name(script))), *flags])
+    return f"meddinov3-stroke {verb}"

@@ -1,12 +1,14 @@
-"""Long loops: progress on standard error (bars on a terminal, otherwise a log line every tenth), the first Ctrl-C, and
-items made ahead in a thread.
+"""The console of a command: results on standard output, messages and progress on standard error (bars on a terminal,
+otherwise a log line every tenth). And what else long loops need: the first Ctrl-C, items made ahead in a thread.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections import deque
@@ -14,11 +16,18 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
 MIB = 1 << 20
+
+FILE_COLUMNS = 160  # width of tables that do not go to a terminal
+RIGHT_MARGIN = 4  # columns that a bar leaves free: the `^C` that a terminal echoes would move a full line
 
 T = TypeVar("T")
 _END: Any = object()  # follows the last item
@@ -28,6 +37,31 @@ Advance = Callable[..., None]
 
 Update = Callable[[int, int | None], None]
 """Called with what is done and what there is in all, None if that is not known; `done` may fall back."""
+
+
+_bars: Progress | None = None
+"""The bars on the screen: messages and results on the same terminal are written above them."""
+
+
+def console(stderr: bool = False) -> Console:
+    """The console of results, or of messages: without colour if NO_COLOR is set, of a fixed width in a file."""
+    is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    if _bars is not None and is_terminal:
+        return _bars.console
+    from rich.console import Console
+
+    width, colours = None if is_terminal else FILE_COLUMNS, None if os.environ.get("NO_COLOR") else "auto"
+    options: dict[str, Any] = {"width": width, "soft_wrap": not is_terminal, "color_system": colours}
+    return Console(stderr=stderr, highlight=False, **options)
+
+
+def write_message(text: str) -> None:
+    """Write a line on standard error; on a terminal it is wrapped between words and goes above the bars."""
+    if sys.stderr.isatty():
+        wrap = textwrap.TextWrapper(console(stderr=True).width, break_long_words=False, break_on_hyphens=False)
+        text = "\r" + "\n".join(map(wrap.fill, text.splitlines()))  # over the `^C` that a terminal echoes
+    sys.stderr.write(f"{text}\n")  # rich replaces it while bars are on the screen
+    sys.stderr.flush()
 
 
 @contextmanager
@@ -52,15 +86,12 @@ def byte_bar(description: str, enabled: bool = True) -> AbstractContextManager[U
 
 @contextmanager
 def _bar(description: str, unit: str | None, enabled: bool) -> Iterator[Update]:
-    if not enabled or not sys.stderr.isatty():
+    if not enabled or not _draws():
         yield _Tenths(description, unit).update if enabled else lambda done, total: None
         return
-    from rich.console import Console
-    from rich.progress import Progress
-
     held: int | None = None
-    with Progress(*_columns(unit), console=Console(stderr=True)) as progress:
-        task = progress.add_task(description, total=None, rate="")
+    with _on_screen(unit) as progress:
+        task = progress.add_task(description, total=None, unit=unit, rate="")
 
         def update(done: int, total: int | None) -> None:
             nonlocal held
@@ -68,11 +99,38 @@ def _bar(description: str, unit: str | None, enabled: bool) -> Iterator[Update]:
                 progress.reset(task, total=total, completed=done)
             else:
                 progress.update(task, total=total, completed=done)
-                speed = progress.tasks[0].speed
+                speed = next(one.speed for one in progress.tasks if one.id == task)
                 progress.update(task, rate=f"{speed:.1f}/s" if speed else "")
             held = done
 
-        yield update
+        try:
+            yield update
+        finally:
+            progress.remove_task(task)
+
+
+def _draws() -> bool:
+    """Whether bars may move the cursor."""
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+@contextmanager
+def _on_screen(unit: str | None) -> Iterator[Progress]:
+    """The bars on the screen, or new ones; they are erased when their loop ends, however it ends."""
+    global _bars
+    if _bars is not None:
+        yield _bars
+        return
+    from rich.progress import Progress
+
+    screen, same_screen = console(stderr=True), sys.stdout.isatty()  # results in a file are not redirected
+    screen.width -= RIGHT_MARGIN
+    with Progress(*_columns(unit), console=screen, transient=True, redirect_stdout=same_screen) as shown:
+        _bars = shown
+        try:
+            yield shown
+        finally:
+            _bars = None
 
 
 def _columns(unit: str | None) -> tuple[Any, ...]:
@@ -80,7 +138,8 @@ def _columns(unit: str | None) -> tuple[Any, ...]:
 
     counts: tuple[Any, ...] = (rich.DownloadColumn(), rich.TransferSpeedColumn())
     if unit is not None:
-        counts = (rich.MofNCompleteColumn(), rich.TextColumn(unit + " {task.fields[rate]}"), rich.TimeElapsedColumn())
+        rate = rich.TextColumn("{task.fields[unit]} {task.fields[rate]}")
+        counts = (rich.MofNCompleteColumn(), rate, rich.TimeElapsedColumn())
     bar = (rich.TextColumn("{task.description}"), rich.BarColumn())
     return (*bar, *counts, rich.TextColumn("ETA"), rich.TimeRemainingColumn())
 

@@ -26,6 +26,12 @@ def provenance() -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "disclaimer": DISCLAIMER, "package_versions": found}
 
 
+def ending(answer: str, where: object, n_warnings: int = 0, is_demo: bool = False) -> str:
+    """The last two lines a command prints: the disclaimer, then what came out, the number of warnings, and where."""
+    counted = f"{n_warnings} warning{'s' * (n_warnings > 1)}" if n_warnings else ""
+    return f"{DISCLAIMER}\n{' · '.join(filter(None, (answer, 'demonstration model' * is_demo, counted, str(where))))}"
+
+
 class Stopwatch:
     """Measures seconds from its construction."""
 

@@ -15,7 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 from dicom_writer import TRANSFER_SYNTAXES, DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke import read_volume
 from meddinov3_stroke.ct.dicom.choice import inspect_dicom
-from meddinov3_stroke.errors import CorruptInput, OutOfScope
+from meddinov3_stroke.errors import CorruptInput, OutOfScope, UnsupportedInput
 
 SHAPE = (10, 36, 32)
 GEOMETRY = axial_geometry([5.0] * 9, SHAPE[1:])
@@ -289,3 +289,51 @@ def test_a_wrong_transfer_syntax_is_named_and_correcting_it_works(
     (right,) = re.search(words, reason).groups()
     edited(tmp_path, lambda dataset: setattr(dataset.file_meta, "TransferSyntaxUID", right))
     np.testing.assert_array_equal(read_volume(tmp_path).hu, true.hu)
+
+
+@pytest.mark.parametrize("value", ["Hounsfield Unit", "H.U.", "CT", "CT NUMBER", "HU "])
+def test_spellings_of_hounsfield_units_are_read(tmp_path: Path, value: str) -> None:
+    edited(written(tmp_path), lambda dataset: setattr(dataset, "RescaleType", value))
+    np.testing.assert_array_equal(read_volume(tmp_path).hu, HU)
+
+
+def test_an_image_of_another_width_than_declared_is_refused_though_its_last_row_is_zero(tmp_path: Path) -> None:
+    """One column more than declared: read at the declared width, every row would be shifted."""
+    y, x = np.mgrid[: SHAPE[1], : SHAPE[2] + 1]
+    wide = np.where(np.hypot(y - 18, x - 16) < 14, 40 + x, 0).astype("<i2")
+    wide[-2:] = 0
+
+    def widened(dataset: pydicom.Dataset) -> None:
+        dataset.RescaleIntercept, dataset.PixelData = 0, wide.tobytes()
+
+    edited(written(tmp_path), widened)
+    with pytest.raises(CorruptInput, match="bytes of pixel data; expected"):
+        read_volume(tmp_path)
+
+
+def test_no_bits_allocated_is_an_error_of_the_input(tmp_path: Path) -> None:
+    edited(written(tmp_path), lambda dataset: setattr(dataset, "BitsAllocated", 0))
+    with pytest.raises((CorruptInput, OutOfScope, UnsupportedInput)):
+        read_volume(tmp_path)
+
+
+def test_a_ct_image_without_pixel_data_is_damaged(tmp_path: Path) -> None:
+    edited(written(tmp_path), lambda dataset: delattr(dataset, "PixelData"), every=4)
+    with pytest.raises(CorruptInput, match="CT image without pixel data"):
+        read_volume(tmp_path)
+
+
+def test_slices_that_contradict_each_other_on_their_sign_are_refused(tmp_path: Path) -> None:
+    """Unsigned 12-bit values declared signed: bone wraps, on some slices at the border, where air would be."""
+    stored = (np.maximum(head_hu(), -1000) + 1024).astype(np.uint16)
+    stored[:, 10:14, 10:14] = 1400 + 1024
+    stored[:3, :2] = 1400 + 1024
+    images = iter(stored)
+
+    def wrapped(dataset: pydicom.Dataset) -> None:
+        dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 12, 11, 1
+        dataset.RescaleIntercept, dataset.PixelData = -1024, next(images).tobytes()
+
+    edited(written(tmp_path), wrapped)
+    with pytest.raises(CorruptInput, match="7 slices hold unsigned values and 3 signed ones"):
+        read_volume(tmp_path)

@@ -93,7 +93,50 @@ def test_a_trifle_splits_no_head(tmp_path: Path, which: str, keyword: str, value
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.hu, whole.hu)
     assert volume.source.images == whole.source.images
-    assert volume.warnings == ()
+    name = {"ConvolutionKernel": "kernel", "FrameOfReferenceUID": "frame of reference", "ImageType": "image type"}
+    name["ImageOrientationPatient"] = "orientation"
+    said = [f"slices that differ in {name[keyword]} (" in one for one in volume.warnings]
+    assert said == ([True] if keyword in name else [])
+
+
+@pytest.mark.parametrize("z_mm", [50.0, 22.5, 120.0], ids=["the next slice", "between two", "far above"])
+def test_a_derived_image_among_slices_is_no_slice(tmp_path: Path, z_mm: float) -> None:
+    written(tmp_path)
+    whole = read_volume(tmp_path)
+    dataset = pydicom.dcmread(min(tmp_path.glob("*.dcm")))
+    dataset.ImageType, dataset.SOPInstanceUID = ["DERIVED", "SECONDARY", "AXIAL"], "2.25.77"
+    dataset.file_meta.MediaStorageSOPInstanceUID = "2.25.77"
+    x, y, _ = dataset.ImagePositionPatient
+    dataset.ImagePositionPatient = [x, y, z_mm]
+    dataset.save_as(tmp_path / "derived.dcm")
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.hu, whole.hu)
+    assert any("a single image (1)" in one for one in volume.warnings)
+
+
+def test_volumes_of_one_series_have_digests_of_their_own_even_in_the_same_files(tmp_path: Path) -> None:
+    """Digests cover which frame is of which file: two objects with the halves of two phases in turn."""
+    written(tmp_path)
+    digests = set()
+    for k in range(2):
+        volume = read_volume(sorted(tmp_path.glob("*.dcm"))[k : k + 3])
+        digests.add(volume.source.sha256)
+    assert len(digests) == 2
+
+
+def test_a_part_of_a_series_and_the_same_part_beside_the_rest_have_digests_of_their_own(tmp_path: Path) -> None:
+    """What is said about the rest of an input is cached with what is computed."""
+    written(tmp_path)
+    alone = read_volume(sorted(tmp_path.glob("*.dcm")))
+    change_half(tmp_path, "ConvolutionKernel", "H60s", which="the lower half")
+    files = sorted(tmp_path.glob("*.dcm"))
+    both = read_volume(files)
+    part = [
+        path
+        for path in files
+        if pydicom.dcmread(path).SOPInstanceUID in {i.sop_instance_uid for i in both.source.images}
+    ]
+    assert read_volume(part).source.sha256 not in (both.source.sha256, alone.source.sha256)
 
 
 @pytest.mark.parametrize(

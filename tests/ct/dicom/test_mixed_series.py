@@ -159,11 +159,10 @@ def test_a_large_file_of_another_kind_is_only_looked_at(tmp_path: Path) -> None:
     assert "1 file is not DICOM and was set aside (inspect lists them)" in read_volume(tmp_path).warnings
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
-def test_a_damaged_member_of_an_archive_is_corrupt_input(tmp_path: Path, method: int) -> None:
+def test_a_damaged_member_of_an_archive_is_corrupt_input(tmp_path: Path) -> None:
     written(tmp_path / "series")
     archive = tmp_path / "study.zip"
-    with zipfile.ZipFile(archive, "w", method) as out:
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
         for path in sorted((tmp_path / "series").glob("*.dcm")):
             out.write(path, path.name)
     content = bytearray(archive.read_bytes())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -374,3 +376,9 @@ def test_a_killed_pass_goes_on_where_it_was(folder: Path, tmp_path: Path) -> Non
     resumed = read(folder, parts)
     assert resumed.n_read_now == 30 - n_kept
     assert resumed.rows.sort_by("file").to_pylist() == read(folder, tmp_path / "whole").rows.sort_by("file").to_pylist()
+
+
+@pytest.mark.parametrize("say", [warnings.warn, logging.warning])
+def test_what_libraries_say_in_a_process_of_the_pass_is_not_shown(say, capfd: pytest.CaptureFixture[str]) -> None:
+    assert list(header_pass.in_processes(say, ["noise", "noise"], 2)) == [None, None]
+    assert capfd.readouterr().err == ""

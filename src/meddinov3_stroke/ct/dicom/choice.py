@@ -35,6 +35,9 @@ _SHARP = re.compile(
 """Words and names of sharp kernels: GE BONE, EDGE, LUNG, DETAIL; Siemens B60 to U90, Hr60, J70, Bl57; Philips YA to YE,
 D, E, L; Canon FC3x, FC5x, FC8x."""
 
+_SHARP_SOFT_TISSUE = frozenset({"detail", "ultra", "d"})
+"""Kernels that are sharp for soft tissue, but not for bone: another series is preferred, and none is refused."""
+
 _CONTRAST = re.compile(
     r"\bcta\b|angio|post[ -]?(?:con|gad|c\b)|\bc\+|\+ ?c\b|\bw/ ?c\b|\bce\b|contrast|enhanced|iohexol|omnipaque"
     r"|perfusion|\bctp\b|venog|arterial|venous|\bkm\b|\d ?cc\b|\bpost\b(?![ -]?(?:op|fossa|trauma|surg))|增强",
@@ -84,10 +87,11 @@ def intended_use_hints(stack: Stack) -> dict[str, str]:
     """Known words in the header against a non-contrast head CT, by their rule in `ct.scope.HEADER_RULES`."""
     first, description = stack.first, stack.first.series_description
     sharp, agent = _SHARP.search(stack.kernel), agent_of(first)
+    is_bone = sharp is not None and sharp.group().lower() not in _SHARP_SOFT_TISSUE
     hints = {
         "body part": _region_elsewhere(first.body_part),
         "contrast in the header": "an agent" if agent else "",
-        "kernel": sharp.group() if sharp else "",
+        "kernel": sharp.group() if sharp and is_bone else "",
         "contrast in a description": "" if agent else _contrast_word(description),
         "region in a description": _region_elsewhere(description),
     }

@@ -47,8 +47,8 @@ _INDEX_BATCH_ROWS = 8192
 
 _UNPACKING_ERRORS = (zipfile.BadZipFile, EOFError, ValueError, zlib.error, lzma.LZMAError, OSError)  # bz2: OSError
 
-_METHODS_READ = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
-_METHODS = {1: "Shrink", 6: "Implode", 9: "Deflate64", 93: "Zstandard", 95: "xz", 97: "WavPack", 98: "PPMd"}
+_METHODS_READ = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile unpacks the others without a limit to memory
+_METHODS = {1: "Shrink", 6: "Implode", 9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz", 98: "PPMd"}
 """Compression methods of zip members (APPNOTE.TXT 4.4.5): those that are read, and names of others."""
 
 _REPACK = "pack the archive again with the method Deflate"
@@ -238,9 +238,15 @@ def _in_tar(path: Path) -> Iterator[InputFile]:
     for name, content in tar_members(path):
         if name in files:
             raise CorruptInput(f"{path} holds 2 files named {name}; expected one of each name; pack it again")
+        _refuse_gzip(name, path)
         files[name] = InputFile(f"{path.name}:{name}", path, len(content), content=content)
         _require_few(len(files), path)
     yield from (files[name] for name in sorted(files))
+
+
+def _refuse_gzip(name: str, path: Path) -> None:
+    if name.lower().endswith(".dcm.gz"):
+        raise UnsupportedInput(f"{path}: {name} is packed once more; unpack the archive and give the folder")
 
 
 def _in_archive(path: Path, stack: ExitStack) -> Iterator[InputFile]:
@@ -255,6 +261,7 @@ def _in_archive(path: Path, stack: ExitStack) -> Iterator[InputFile]:
     _require_few(len(members), path)
     names = Counter(member.filename for member in members)
     for member in sorted(members, key=lambda member: member.filename):
+        _refuse_gzip(member.filename, path)
         if names[member.filename] > 1:
             found = f"{names[member.filename]} files named {member.filename}"
             raise CorruptInput(f"{path} holds {found}; expected one of each name; pack it again")

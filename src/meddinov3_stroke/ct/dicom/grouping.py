@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, insort
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
@@ -29,18 +29,36 @@ MAX_PLANES, MAX_PASSES = 64, 256
 POSITION_TOLERANCE_MM = 0.01
 """Images closer than this along the normal share a position; the thinnest CT reconstructions are 0.1 mm apart."""
 
+DERIVED, LEAST_DERIVED_SHARE = "DERIVED", 0.25
+"""Derived images that are fewer than this share of a series are no slices of it."""
+
 UNEVEN_SHARE = 0.1
 """Share of the median gap by which two gaps must differ to count as different here; scanners round positions."""
 
-_NO_AGENT = re.compile(r"\W*(?:no|n/?a|nil|not? given|0|keine?s?|aucun|ningun[oa]?)?\W*", re.IGNORECASE)
+_NO_AGENT = re.compile(
+    r"\W*(?:non?|n[./]?a|nil|not? (?:given|used)|no iv|unknown|false|0(?: ?ml)?|kein\w*|nein|aucun\w*|ningun[oa]?"
+    r"|nessuno|geen|nenhum|无.*|未.*)?\W*",
+    re.IGNORECASE,
+)
 """Entries that mean no agent was given."""
 
 NO_CONTRAST = re.compile(
     r"(?:non|without|w/o|\bwo\b|\bno\b|pre|\bohne\b|\bsans\b)[ -]*(?:iv[ -]*)?(?:con(?:trast)?|km|enhanced)\w*|without"
-    r"|w/o|\bwo\b|plain|\bnativ\w*|unenhanced|\bnc\b|\bnect\b|\bncct\b|\bnone\b|\bc-(?!\w)|\bohne\b|\bsans\b|平扫",
+    r"|w/o|\bwo\b|\b(?:sin|senza|sem|pas de|zonder|geen|ohne|sans|none|nc|nect|ncct)\b|plain|\bnativ\w*|unenhanced"
+    r"|\bc-(?!\w)|平扫",
     re.IGNORECASE,
 )
 """Negations of contrast, with the word they negate; the rest of the text may still mention contrast."""
+
+_KERNEL = re.compile(
+    r"[A-Z]{1,3}\d{1,3}[A-Z]?(?:\\\d)?|[A-E]|[UY][A-E]|STANDARD|STD|SOFT|SMOOTH|SHARP|BRAIN|HEAD|BONE(?:PLUS)?|DETAIL|EDGE"
+    r"|LUNG|CHEST|ULTRA",
+    re.IGNORECASE,
+)
+"""Kernels as scanners name them; other text could name a patient and is not repeated."""
+
+MOST_VALUES = 3
+"""Values that a warning lists of one attribute."""
 
 _REFORMAT = re.compile(r"\b(?:MPR|MIP|MINIP|MPVR|REFORMAT\w*|PROJECTION|AVERAGED?|VRT|SSD|CPR|SUBTRACT\w*)\b")
 """Words of Image Type for images computed from slices."""
@@ -61,7 +79,7 @@ def _reformat(image: ImageHeader) -> str:
 
 
 def _kind(image: ImageHeader) -> str:
-    return "DERIVED" if "DERIVED" in image.image_type else "ORIGINAL"
+    return DERIVED if DERIVED in image.image_type else "ORIGINAL"
 
 
 _PHASES: dict[str, Callable[[ImageHeader], int | None]] = {
@@ -113,10 +131,12 @@ def groups(images: Iterable[ImageHeader], *, join_series: bool) -> list[list[Ima
     found: list[list[ImageHeader]] = []
     for of_series in series.values():
         apart: dict[tuple[str, ...], list[ImageHeader]] = defaultdict(list)
+        n_derived = sum(_kind(image) == DERIVED for image in of_series)
+        is_few = 0 < n_derived < LEAST_DERIVED_SHARE * len(of_series)  # a picture among slices, not half of a head
         kernels = _completed([image.kernel for image in of_series])
         frames = _completed([image.frame_of_reference_uid for image in of_series])
         for image, *key in zip(of_series, kernels, frames, strict=True):
-            apart[(*key, _agent_key(image))].append(image)
+            apart[(*key, _agent_key(image), DERIVED if is_few and _kind(image) == DERIVED else "")].append(image)
         found += apart.values()
     return found
 
@@ -180,6 +200,26 @@ def _passes_by(labels: Sequence[Hashable], along: Float64[np.ndarray, " image"])
     return [indices for indices, _ in found]
 
 
+def mixture(images: Sequence[ImageHeader]) -> str:
+    """Names, with counts, what differs among images that are read as one volume; empty if nothing does."""
+    found = []
+    for name in ("temporal position", "kernel", "frame of reference", "image type", "orientation"):
+        counts = Counter(map(_SEPARATORS[name], images)).most_common()
+        if len(counts) > 1:
+            listed = ", ".join(f"{count} {_value(name, value)}" for value, count in counts[:MOST_VALUES])
+            found.append(f"{name} ({listed}{', ...' if len(counts) > MOST_VALUES else ''})")
+    return ", ".join(found)
+
+
+def _value(name: str, value: Hashable) -> str:
+    """A value as text: none, or what cannot name a patient."""
+    if value is None or value == "":
+        return "none"
+    if name == "kernel":
+        return str(value) if _KERNEL.fullmatch(str(value)) else "another"
+    return "alike" if name in ("frame of reference", "orientation") else _text(value)
+
+
 def is_interleaved(images: Sequence[ImageHeader]) -> bool:
     """Whether acquisitions that cover the same range alternate in what is read as one volume."""
     labels = list(map(_PHASES["acquisition number"], images))
@@ -213,7 +253,8 @@ def difference(some: Sequence[ImageHeader], others: Sequence[ImageHeader]) -> st
     for name, of in _DIFFERENCES.items():
         here, there = set(map(of, some)), set(map(of, others))
         if here.isdisjoint(there):
-            found.append(f"{name} {_text(*here)} / {_text(*there)}" if len(here) == len(there) == 1 else name)
+            values = (_text(*one) if name != "kernel" else _value(name, *one) for one in (here, there) if len(one) == 1)
+            found.append(f"{name} {' / '.join(values)}" if len(here) == len(there) == 1 else name)
     turned = float(np.degrees(np.arccos(np.clip((some[0].directions * others[0].directions).sum(axis=1).min(), -1, 1))))
     if turned > np.degrees(DIRECTION_TOLERANCE):
         found.append(f"orientation turned by {turned:.1f} degrees")

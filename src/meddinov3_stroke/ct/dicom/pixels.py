@@ -46,6 +46,9 @@ intercept is -1000."""
 CT_LIMIT_HU = 31_000.0
 """Above all CT numbers: the extended scale for metal ends at 30,710 HU. Larger values are negative or wrong."""
 
+WRAPPED_BONE_HU = -2000.0
+"""Dense bone reads as less than this if its unsigned values are taken as signed."""
+
 DENSE_BONE_HU = 1500.0
 """A signed range that ends below this has no room for the bone of a head: the values are unsigned."""
 
@@ -62,6 +65,7 @@ EXCESS = "have bytes after the last pixel; ignored"
 PADDED = "are in files with zero bytes after the data set; ignored"
 SIGNED = "hold signed values but are declared unsigned (Pixel Representation); read as signed"
 UNSIGNED = "hold unsigned values but are declared signed (Pixel Representation); read as unsigned"
+NEGATIVE = "hold negative values"
 BEYOND_CT = "hold values beyond the range of CT that no wrong sign explains; left unchanged"
 """What was repaired or ignored in an image, after `n slices`."""
 
@@ -143,12 +147,21 @@ def require_length(content: DicomContent, found: PixelElement, pixels: PixelForm
     sides = f"{pixels.n_frames} frame(s) of {pixels.rows} x {pixels.columns} pixels of {pixels.bits_allocated} bits"
     n_values = pixels.rows * pixels.columns * pixels.samples_per_pixel * pixels.n_frames
     expected = n_values * pixels.bits_allocated // 8
-    excess, end = (found.length or 0) - expected, found.offset + expected
-    column = pixels.rows * pixels.n_frames * pixels.bits_allocated // 8
-    is_column = excess > 1 and excess % column == 0 and any(content.content[end : end + excess])
-    if not 0 <= excess <= MAX_EXCESS_BYTES or is_column:
+    excess = (found.length or 0) - expected
+    if not 0 <= excess <= MAX_EXCESS_BYTES or (excess > 1 and _is_skewed(content, found, pixels, excess)):
         refuse(name, f"has {found.length} bytes of pixel data; expected {expected} bytes ({sides})")
     return excess
+
+
+def _is_skewed(content: DicomContent, found: PixelElement, pixels: PixelFormat, excess: int) -> bool:
+    """Whether the excess is whole columns with which neighbouring rows match better: the declared width is wrong."""
+    n_bytes = pixels.rows * pixels.n_frames * pixels.bits_allocated // 8
+    if not n_bytes or excess % n_bytes or pixels.rows < 2 or pixels.bits_allocated not in (8, 16, 32):
+        return False
+    width, wider = pixels.columns, pixels.columns + excess // n_bytes
+    values = np.frombuffer(content.content, pixels.dtype, pixels.rows * wider, found.offset).astype(np.float64)
+    steps = [np.abs(np.diff(values[: pixels.rows * n].reshape(pixels.rows, n), axis=0)).mean() for n in (width, wider)]
+    return bool(steps[1] < steps[0] or any(content.content[found.offset + (found.length or 0) - excess :][:excess]))
 
 
 def _without_unused_bits(values: Stored, pixels: PixelFormat, repairs: set[str]) -> Stored:
@@ -226,9 +239,12 @@ def _with_true_sign(
         if has_bone or rescale.intercept > AIR_HU or pixels.bits_stored == pixels.bits_allocated:
             return stored, ""
         is_negative = stored < 0
-        # air and padding reach the border, bone does not
+        if not is_negative.any():
+            return stored, ""
+        # air and padding reach the border, bone does not; bone that wrapped is far below any artefact of metal
         on_border = np.concatenate([is_negative[edge] for edge in (0, -1, (..., 0), (..., -1))]).any()
-        return (stored & (2 * half - 1), UNSIGNED) if is_negative.any() and not on_border else (stored, "")
+        is_wrapped = not on_border and int(stored.min()) * rescale.slope + rescale.intercept < WRAPPED_BONE_HU
+        return (stored & (2 * half - 1), UNSIGNED) if is_wrapped else (stored, NEGATIVE)
     if stored.dtype.kind == "i" or int(stored.max()) * rescale.slope + rescale.intercept <= CT_LIMIT_HU:
         return stored, ""
     is_negative = stored >= half if padding is None else (stored >= half) & ~padding

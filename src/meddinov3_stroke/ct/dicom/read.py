@@ -18,10 +18,10 @@ from meddinov3_stroke.ct.contents import HEAD_BYTES, OpenedInput, machine_errors
 from meddinov3_stroke.ct.dicom.choice import choose, intended_use_hints
 from meddinov3_stroke.ct.dicom.container import DicomContent
 from meddinov3_stroke.ct.dicom.files import InputFile, files_of_series, is_header_index, open_files
-from meddinov3_stroke.ct.dicom.grouping import difference, is_interleaved
+from meddinov3_stroke.ct.dicom.grouping import difference, is_interleaved, mixture
 from meddinov3_stroke.ct.dicom.header import ImageHeader
 from meddinov3_stroke.ct.dicom.layout import file_shape, layout_of, slice_affines, stack_affine
-from meddinov3_stroke.ct.dicom.pixels import MAX_PIXELS, decode_frame, image_hu
+from meddinov3_stroke.ct.dicom.pixels import MAX_PIXELS, NEGATIVE, UNSIGNED, decode_frame, image_hu
 from meddinov3_stroke.ct.dicom.series import Stack, scaling_fault
 from meddinov3_stroke.ct.dicom.survey import DamagedFile, KeptFiles, Survey, survey, walked
 from meddinov3_stroke.ct.geometry import canonical_orientation, check_voxels, voxel_sides
@@ -77,11 +77,12 @@ class DicomInput(OpenedInput):
 
     @cached_property
     def digest(self) -> str:
-        """Hex sha256 over the digests of the files of the chosen stack, regardless of their order and names."""
-        _, stack = self._found
-        frames = [image.frame for image in stack.images if image.frame is not None]
-        digests = sorted(self._kept.digests[name] for name in _files_of(stack))
-        return sha256_of_document({"dicom": digests, "reader": READER_VERSION, "frames": frames})
+        """Hex sha256 over the files and frames of the chosen stack, and over what is said about the rest of the input;
+        order and names of files do not matter."""
+        found, stack = self._found
+        images = sorted((self._kept.digests[image.file], image.frame or 0) for image in stack.images)
+        about = {"left_out": list(_left_out(found, stack))}  # cached with what is computed
+        return sha256_of_document({"dicom": images, "reader": READER_VERSION, **about})
 
     def volume(self) -> Volume:
         """The volume of the chosen stack."""
@@ -141,6 +142,10 @@ class DicomInput(OpenedInput):
             hu[k] = one.hu
             n_to_air += one.n_padding_to_air
             repairs.update(repaired | ({one.repair} - {""}))
+        n_signed = repairs.pop(NEGATIVE, 0)
+        if n_signed and repairs[UNSIGNED]:
+            found = f"{repairs[UNSIGNED]} slices hold unsigned values and {n_signed} signed ones"
+            raise CorruptInput(f"{self.path}: {found}, all declared signed; export the series again")
         return hu, n_to_air, repairs
 
     def image_files(self) -> Iterator[bytes]:
@@ -288,6 +293,8 @@ def _left_out(found: Survey, stack: Stack) -> Iterator[str]:
         yield f"{n_slices} ({stack.name}); not read: {differing}{more}; --series reads one by such a name"
     if len({image.patient_id for image in stack.images}) > 1:
         yield "patient IDs that differ in case or blanks only are taken as one patient"
+    if differing := mixture(stack.images):
+        yield f"slices that differ in {differing} are read as one volume"
     if is_interleaved(stack.images):
         advice = "if these are passes of a head that moved, list the files of one in a .txt and read that"
         yield f"slices of several acquisitions alternate and are read as one volume; {advice}"

@@ -6,6 +6,7 @@ Image Position along the normal (DICOM PS3.3 C.7.6.2.1.1); Instance Number and f
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ REPORT_TYPES = frozenset({"PATIENT_INFO", "DOSE_INFO", "RESULTS", "SCREEN SAVE",
 """Image Type of a localizer (LOCALIZER in DICOM, C.8.2.1.1.1; the others are vendors' words), and of a picture of
 text."""
 
-HU_TYPES = frozenset({"", "HU", "HOUNSFIELD", "HOUNSFIELD UNITS"})
+HU_TYPES = re.compile(r"(?:H\W?U\W*|HOUNSFIELD\W*(?:UNITS?\W*)?(?:HU\W*)?|CT\W*(?:NUMBERS?)?)?", re.IGNORECASE)
 """Rescale Types of CT numbers; the others belong to spectral CT (PS3.3 C.11.1.1.2) or are unspecified (US)."""
 
 SINGLE_IMAGE = "a single image"
@@ -116,7 +117,7 @@ def role_fault(image: ImageHeader) -> str:
         (not LOCALIZER_TYPES.isdisjoint(image.image_type), "a localizer"),
         (not REPORT_TYPES.isdisjoint(image.image_type), "a picture of a report"),
         (sop_class and sop_class not in CT_IMAGES, f"SOP class {sop_class}, not CT"),
-        (image.rescale_type not in HU_TYPES, f"Rescale Type {image.rescale_type[:16]}, not HU"),
+        (HU_TYPES.fullmatch(image.rescale_type) is None, f"Rescale Type {image.rescale_type[:16]}, not HU"),
         (pixels.n_frames > 1 and image.frame is None, "a multi-frame object that does not say where its frames lie"),
         (not image.is_placed, image.geometry_fault),
     )

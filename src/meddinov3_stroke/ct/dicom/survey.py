@@ -18,7 +18,7 @@ from meddinov3_stroke.ct.dicom.container import DicomContent, begins_as_dicom, p
 from meddinov3_stroke.ct.dicom.files import InputFile
 from meddinov3_stroke.ct.dicom.header import HeaderFields, ImageHeader, PixelFormat, padding_of, rescale_of
 from meddinov3_stroke.ct.dicom.pixels import decode_frame, require_length
-from meddinov3_stroke.ct.dicom.series import LOCALIZER_TYPES, REPORT_TYPES, Stack, assemble, role_fault
+from meddinov3_stroke.ct.dicom.series import CT_IMAGES, LOCALIZER_TYPES, REPORT_TYPES, Stack, assemble, role_fault
 from meddinov3_stroke.ct.geometry import SPACING_RANGE_MM
 from meddinov3_stroke.errors import CorruptInput, InputError, MachineError
 from meddinov3_stroke.system.progress import read_ahead
@@ -136,11 +136,9 @@ def survey(files: Sequence[InputFile], keep: KeptFiles | None = None, *, join_se
 
 def _rest_of(file: InputFile) -> ImageHeader | None:
     """The header of a damaged file as far as it can be read from its head, pixels left aside."""
-    try:
-        (header, *_) = headers_of(DicomContent("", file.head(HEAD_BYTES), None), file.name)
-    except (InputError, MachineError, ValueError):
-        return None
-    return header
+    with suppress(InputError, MachineError, IndexError):
+        return headers_of(DicomContent("", file.head(HEAD_BYTES), None), file.name)[0]
+    return None
 
 
 def _readers(files: Sequence[InputFile], keep: KeptFiles | None) -> Iterator[tuple[InputFile, _ReadHeaders]]:
@@ -205,6 +203,8 @@ def _ends_with_pixels(found: DicomContent, n_bytes: int) -> bool:
 
 def _checked_headers(content: DicomContent, name: str) -> tuple[ImageHeader, ...]:
     headers = headers_of(content, name)
+    if content.pixel_data is None and any(one.modality == "CT" and one.sop_class_uid in CT_IMAGES for one in headers):
+        raise CorruptInput(f"{name} is a CT image without pixel data; it is incomplete; fetch it again")
     is_slice = any(not role_fault(header) for header in headers)  # other images are never decoded
     if is_slice and content.pixel_data is not None:
         require_stated_kind(content, content.pixel_data, name)

@@ -20,6 +20,9 @@ from meddinov3_stroke.errors import CorruptInput, UnsupportedInput
 MAX_UNPACKED_BYTES = 1 << 29
 """Size of the largest archive, which is held in memory; a head CT of 1,000 slices of 512 x 512 has as much."""
 
+MAX_HEADERS = 150_000
+"""Entries read of one archive, those of folders and long names included."""
+
 _BLOCK, _MAX_EXTENSION_BYTES, _CHUNK = tarfile.BLOCKSIZE, 1 << 16, 1 << 16
 
 _EXTENSIONS = (*tarfile.GNU_TYPES[:2], tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
@@ -51,8 +54,10 @@ class _Stream:
         self._handle, self._path, self._n_read = handle, path, 0
 
     def members(self) -> Iterator[tuple[str, bytes]]:
-        long_name = ""
+        long_name, n_headers = "", 0
         while any(block := self._take(_BLOCK)):
+            if (n_headers := n_headers + 1) > MAX_HEADERS:
+                raise UnsupportedInput(f"{self._path} has more than {MAX_HEADERS} entries; unpack it, give one study")
             try:
                 header = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
             except tarfile.HeaderError as error:
@@ -80,6 +85,8 @@ class _Stream:
         content = self._content(header)
         if header.type == tarfile.GNUTYPE_LONGNAME:
             return content.rstrip(b"\0").decode("utf-8", "backslashreplace")
+        if b" GNU.sparse." in content:
+            raise UnsupportedInput(f"{self._path}: a sparse file in it; expected files; unpack it and give the folder")
         found = _PAX_PATH.search(content) if header.type == tarfile.XHDTYPE else None
         return found[1].decode("utf-8", "backslashreplace") if found else known
 
