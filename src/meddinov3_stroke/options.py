@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -104,6 +104,13 @@ class CaseOptions(SeriesOptions, SliceOptions):
     input: InputPaths = ()
     """Volumes: .nii, .nii.gz, or DICOM: folder, .zip, .tar(.gz), .txt list or file; also folders of these, a table
     (.csv) and patterns such as 'scans/*.nii.gz' (default: first NIfTI in input/)."""
+
+    def __post_init__(self) -> None:
+        """Take a single path, or None, for `input` too."""
+        given: Any = self.input
+        if given is None or isinstance(given, str | Path):
+            object.__setattr__(self, "input", () if given is None else (Path(given),))
+        super().__post_init__()
 
     def cases(self) -> Cases:
         """The cases these flags name; `MissingInput` if there is none."""

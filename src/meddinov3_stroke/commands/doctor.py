@@ -246,10 +246,10 @@ def _without_secrets(value: str) -> str:
 
 
 def _print(checks: Sequence[Check]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from meddinov3_stroke.system.progress import console
     from meddinov3_stroke.system.provenance import DISCLAIMER
 
     styles = {"ok": "green", "note": "yellow", "missing": "bold red"}
@@ -260,9 +260,9 @@ def _print(checks: Sequence[Check]) -> None:
         table.add_row(f"[{styles[one.status]}]{one.status}[/]", one.name, escape(one.found))
         if one.fix:
             table.add_row("", "", f"[bold]fix:[/] {escape(one.fix)}")
-    console = Console(highlight=False)
-    console.print(f"meddinov3-stroke {__version__} on {platform.platform()}", markup=False)
-    console.print(table)
+    results = console()
+    results.print(f"meddinov3-stroke {__version__} on {platform.platform()}", markup=False)
+    results.print(table)
     counts: dict[str, Any] = {status: sum(one.status == status for one in checks) for status in styles}
     print(f"{counts['ok']} ok, {counts['note']} to note, {counts['missing']} missing\n{DISCLAIMER}")
 
