@@ -133,8 +133,9 @@ class ICHPredictor:
         Raises UsageError (`top_k` or `batch` below 1, or a threshold outside [0, 1]) or WeightsError (no weights or no
         head; a head of other weights, preprocessing or `resize`).
         """
-        if top_k < 1:
-            raise UsageError(f"--top-k {top_k}: expected at least 1")
+        for flag, value in (("--top-k", top_k), ("--batch", batch)):
+            if value < 1:
+                raise UsageError(f"{flag} {value}: expected at least 1")
         if threshold is not None and not 0 <= threshold <= 1:
             raise UsageError(f"--threshold {threshold:g}: expected a probability from 0 to 1")
         head = load_checkpoint(Path(checkpoint))
