@@ -203,5 +203,5 @@ def test_head_of_another_implementation_exits_6_and_names_the_way_out(
     flags = {"--input": head_nifti(), "--checkpoint": tmp_path / "old.pt", "--backbone": random_weights()}
     arguments = [text for flag, value in flags.items() for text in (flag, str(value))]
     assert main([*arguments, "--output-dir", str(tmp_path / "out"), "--device", "cpu", "--quiet"]) == 6
-    assert "train_meddinov3_rsna.py" in capsys.readouterr().err
+    assert "meddinov3-stroke train-rsna" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
