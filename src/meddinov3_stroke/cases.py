@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -122,6 +123,23 @@ class FailedCase(EndedCase):
 def case_id(sha256: str) -> str:
     """The id of a case, from the digest of its input; it stands in folder names and pictures instead of any name."""
     return sha256[:CASE_ID_DIGITS]
+
+
+def require_own_folder(folder: Path, sha256: str) -> None:
+    """Raise `UsageError` if a folder holds the result of another input, or of several."""
+    from meddinov3_stroke.features.ledger import LEDGER_NAME
+
+    if (folder / LEDGER_NAME).exists():
+        raise UsageError(f"{folder} holds results of several cases; choose another --output-dir, or pass --overwrite")
+    try:
+        found = json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("input_sha256", sha256)
+    except (OSError, ValueError, AttributeError):
+        return
+    if found != sha256:
+        raise UsageError(
+            f"{folder} holds the result of another input (case {case_id(str(found))}; this one is {case_id(sha256)}); "
+            "choose another --output-dir, or pass --overwrite"
+        )
 
 
 def case_name(path: Path, series_uid: str | None = None) -> str:

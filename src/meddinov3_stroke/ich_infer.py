@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from meddinov3_stroke.cases import Cases, case_id, studies_in
+from meddinov3_stroke.cases import Cases, case_id, require_own_folder, studies_in
 from meddinov3_stroke.config import CASE_OUTPUT_PREFIX, TOP_K
-from meddinov3_stroke.errors import AmbiguousInput, UsageError
+from meddinov3_stroke.errors import AmbiguousInput
 from meddinov3_stroke.options import CaseOptions, ForceOption, OptionalOutputDir, slice_progress
 from meddinov3_stroke.system.atomic import require_writable
 from meddinov3_stroke.system.command import Range, log_warnings, run_command
@@ -32,8 +32,6 @@ class Args(CaseOptions, ForceOption):
     output_dir: OptionalOutputDir = None
     """Folder for summary.json, similarity_map.png and the arrays; of several inputs, for results.csv and a folder for
     each case (default: outputs/ich_<case id>, or outputs/ich_cases)."""
-    overwrite: bool = False
-    """Replace results of another input, or of other settings, in the output folder."""
     json: bool = False
     """Print the result as JSON on standard output instead of tables."""
     resize: Annotated[int | None, Range(1)] = None
@@ -95,23 +93,6 @@ def _run_one(args: Args, predictor: ICHPredictor, cases: Cases) -> Case:
     else:
         print_case(case.findings, files)
     return case
-
-
-def require_own_folder(folder: Path, sha256: str) -> None:
-    """Raise `UsageError` if a folder holds the result of another input, or of several."""
-    from meddinov3_stroke.features.ledger import LEDGER_NAME
-
-    if (folder / LEDGER_NAME).exists():
-        raise UsageError(f"{folder} holds results of several cases; choose another --output-dir, or pass --overwrite")
-    try:
-        found = json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("input_sha256", sha256)
-    except (OSError, ValueError, AttributeError):
-        return
-    if found != sha256:
-        raise UsageError(
-            f"{folder} holds the result of another input (case {case_id(str(found))}; this one is {case_id(sha256)}); "
-            "choose another --output-dir, or pass --overwrite"
-        )
 
 
 def _run_batch(args: Args, predictor: ICHPredictor, cases: Cases) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from meddinov3_stroke import config
-from meddinov3_stroke.cases import case_name
+from meddinov3_stroke.cases import case_id, require_own_folder
 from meddinov3_stroke.ct.scope import scope_warnings
 from meddinov3_stroke.explain import demo_warnings, is_demo, parse_patch, patch_similarity, sim_slice_index
 from meddinov3_stroke.options import CaseOptions, OptionalOutputDir, slice_progress
@@ -33,7 +33,7 @@ class Args(CaseOptions):
     """Embed the slices of one head CT with the frozen backbone and draw a patch-similarity map."""
 
     output_dir: OptionalOutputDir = None
-    """Folder for embeddings, similarity map and summary.json (default: outputs/meddinov3_<case>)."""
+    """Folder for embeddings, similarity map and summary.json (default: outputs/meddinov3_<case id>)."""
     resize: Annotated[int, Range(1)] = config.RESIZE
     """Side in pixels of the square the backbone sees; a multiple of 16."""
     sim_slice: Annotated[int, Range(-1)] = config.SIM_SLICE
@@ -48,8 +48,7 @@ def run(args: Args) -> dict[str, Any]:
     from meddinov3_stroke.report.pictures import slice_picture
 
     watch, source = Stopwatch(), args.source()
-    folder = args.output_dir or Path(f"{config.EMBED_OUTPUT_PREFIX}{case_name(source.path, source.series_uid)}")
-    require_writable(folder)
+    require_writable(args.output_dir or Path(config.EMBED_OUTPUT_PREFIX).parent)
     extractor = args.extractor(args.resize)
     side = extractor.backbone.side(args.resize)
     patch = parse_patch(args.sim_patch, (side, side))
@@ -57,10 +56,13 @@ def run(args: Args) -> dict[str, Any]:
 
     def check(volume: Volume) -> None:
         sim_slice_index(args.sim_slice, volume.n_slices)  # a wrong flag costs no forward pass
+        if args.output_dir is not None and not args.overwrite:
+            require_own_folder(args.output_dir, volume.source.sha256)
 
     with slice_progress(args.show_progress) as on_slices, extractor.warming_up():
         volume, embeddings, read_s = extract_one(source, extractor, on_slices, check)
     embed_s = watch.elapsed_s - opened_s - read_s
+    folder = args.output_dir or Path(f"{config.EMBED_OUTPUT_PREFIX}{case_id(embeddings.source.sha256)}")
     similar = _similarity(sim_slice_index(args.sim_slice, volume.n_slices), patch, volume, extractor)
     summary = _summary(embeddings, extractor.backbone, similar, embed_s)
     summary["elapsed_s"] = round(watch.elapsed_s, 4)

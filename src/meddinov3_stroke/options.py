@@ -105,6 +105,9 @@ class CaseOptions(SeriesOptions, SliceOptions):
     """Volumes: .nii, .nii.gz, or DICOM: folder, .zip, .tar(.gz), .txt list or file; also folders of these, a table
     (.csv) and patterns such as 'scans/*.nii.gz' (default: first NIfTI in input/)."""
 
+    overwrite: bool = False
+    """Replace results of another input, or of other settings, in the output folder."""
+
     def __post_init__(self) -> None:
         """Take a single path, or None, for `input` too."""
         given: Any = self.input

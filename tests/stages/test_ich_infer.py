@@ -15,6 +15,7 @@ from meddinov3_stroke.backbone import load_backbone
 from meddinov3_stroke.errors import CheckpointError, UsageError
 from meddinov3_stroke.ich_infer import Args, main, run
 from meddinov3_stroke.predictor import ICHPredictor
+from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.types import LABELS
 
 FILES = {
@@ -44,7 +45,7 @@ def make_args(
 def words(args: Args) -> list[str]:
     """The command line of a run."""
     named = {
-        "input": args.input,
+        "input": args.input[0],
         "checkpoint": args.checkpoint,
         "backbone": args.backbone,
         "output-dir": args.output_dir,
@@ -70,7 +71,7 @@ def test_a_head_of_mean_max_gives_no_slice_probs(make_args, tmp_path) -> None:
 def test_the_summary_is_that_of_the_predictor(make_args, tmp_path) -> None:
     args = make_args(top_k=3)
     run(args)
-    case = ICHPredictor.load(args.checkpoint, backbone=args.backbone, device="cpu", top_k=3)(args.input)
+    case = ICHPredictor.load(args.checkpoint, backbone=args.backbone, device="cpu", top_k=3)(args.input[0])
     summary = summary_in(tmp_path / "out")
     assert summary["probabilities"] == case.probabilities
     assert summary["decisions"] == case.decisions
@@ -136,10 +137,11 @@ def test_the_map_is_of_the_slice_and_patch_that_were_asked_for(make_args, tmp_pa
     assert (found.shape, found[0, 1, 3]) == ((1, 4, 4), 1.0)
 
 
-def test_the_default_folder_is_named_after_the_case(make_args, head_nifti, tmp_path, monkeypatch) -> None:
+def test_the_default_folder_is_named_after_the_content(make_args, head_nifti, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run(make_args(input=head_nifti("_1530143486.nii.gz"), output_dir=None))
-    assert (tmp_path / "outputs" / "ich__1530143486" / "summary.json").is_file()
+    path = head_nifti("_1530143486.nii.gz")
+    run(make_args(input=path, output_dir=None))
+    assert (tmp_path / "outputs" / f"ich_{sha256_of_file(path)[:12]}" / "summary.json").is_file()
 
 
 def test_a_chinese_file_name_is_no_trouble(make_args, head_nifti, tmp_path, capsys) -> None:
@@ -177,7 +179,7 @@ def test_standard_output_holds_the_result_and_standard_error_the_progress(make_a
 
 def test_a_corrupt_volume_exits_with_3_and_writes_nothing(make_args, tmp_path, capsys) -> None:
     args = make_args()
-    args.input.write_bytes(args.input.read_bytes()[:-9])
+    args.input[0].write_bytes(args.input[0].read_bytes()[:-9])
     assert main([*words(args), "--quiet"]) == 3
     assert capsys.readouterr().err.startswith("E-INPUT-CORRUPT: ")
     assert not (tmp_path / "out").exists()

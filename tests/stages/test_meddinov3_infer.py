@@ -46,7 +46,7 @@ def test_the_arrays_are_what_the_backbone_says(make_args, tmp_path) -> None:
     args = make_args(stride=2, max_slices=3)
     summary = run(args)
     volume, backbone = (
-        read_volume(args.input),
+        read_volume(args.input[0]),
         load_backbone(args.backbone, engine="torch", precision="fp32", device="cpu"),
     )
     indices = np.load(tmp_path / "out" / "slice_indices.npy")
@@ -62,7 +62,7 @@ def test_the_map_is_that_of_the_named_slice_and_patch(make_args, tmp_path) -> No
     args = make_args(sim_slice=6, sim_patch="1,3")
     run(args)
     tokens = load_backbone(args.backbone, engine="torch", precision="fp32", device="cpu").embed(
-        read_volume(args.input).hu[[6]], 64, patches=True
+        read_volume(args.input[0]).hu[[6]], 64, patches=True
     )
     expected = patch_similarity(tokens.patches[0], (4, 4), (1, 3))
     found = np.load(tmp_path / "out" / "similarity_map.npy")
@@ -91,7 +91,7 @@ def test_the_summary_holds_what_readers_rely_on(make_args, tmp_path) -> None:
     returned = run(args)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary == returned
-    assert summary["input"] == str(args.input)
+    assert summary["input"] == str(args.input[0])
     assert (summary["n_slices"], summary["embedding_dim"]) == (8, 64)
     assert summary["elapsed_s"] >= summary["embed_s"] > 0
     assert summary["slices_per_s"] == pytest.approx(8 / summary["embed_s"], rel=0.01)
@@ -108,7 +108,7 @@ def test_the_summary_says_where_everything_came_from(make_args) -> None:
     args = make_args()
     summary = run(args)
     assert summary["disclaimer"] == "research use only, not for clinical diagnosis"
-    assert summary["input_sha256"] == sha256_of_file(args.input)
+    assert summary["input_sha256"] == sha256_of_file(args.input[0])
     assert summary["weights_sha256"] == summary["backbone"]["weights_sha256"]
     assert summary["pool_mode"] == "slice"
     assert (summary["engine"], summary["precision"], summary["device"]) == ("torch", "fp32", "cpu")
@@ -133,7 +133,9 @@ def test_without_an_input_the_first_volume_in_input_is_taken(make_args, head_nif
     (tmp_path / "input" / "0.txt").write_text("no volume")
     summary = run(make_args(input=None, output_dir=None))
     assert summary["input"] == "input/a.nii.gz"
-    assert {path.name for path in (tmp_path / "outputs" / "meddinov3_a").iterdir()} == FILES
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert folder.name == f"meddinov3_{summary['input_sha256'][:12]}"
+    assert {path.name for path in folder.iterdir()} == FILES
 
 
 def test_without_an_input_and_without_a_volume_the_error_says_where_it_looked(make_args, tmp_path, monkeypatch) -> None:
@@ -180,7 +182,7 @@ def test_a_demonstration_backbone_is_named_on_standard_error_and_in_the_summary(
     make_args, random_weights, tmp_path, capsys
 ) -> None:
     args = make_args(backbone=str(random_weights("demo")))
-    flags = ["--input", str(args.input), "--backbone", str(args.backbone), "--output-dir", str(args.output_dir)]
+    flags = ["--input", str(args.input[0]), "--backbone", str(args.backbone), "--output-dir", str(args.output_dir)]
     assert main([*flags, "--resize", "64", "--device", "cpu", "--quiet"]) == 0
     assert "warning: demonstration backbone" in capsys.readouterr().err
     assert any(
