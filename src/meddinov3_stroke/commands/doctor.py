@@ -262,7 +262,7 @@ def _print(checks: Sequence[Check]) -> None:
             table.add_row("", "", f"[bold]fix:[/] {escape(one.fix)}")
     results = console()
     results.print(f"meddinov3-stroke {__version__} on {platform.platform()}", markup=False)
-    results.print(table)
+    results.print(table, width=min(results.width, 80))
     counts: dict[str, Any] = {status: sum(one.status == status for one in checks) for status in styles}
     print(f"{counts['ok']} ok, {counts['note']} to note, {counts['missing']} missing\n{DISCLAIMER}")
 

@@ -107,8 +107,8 @@ class HeaderFields:
         return "".join(filter(str.isprintable, text)).strip()
 
     def unreadable(self, keyword: str) -> str:
-        """What stands there instead of numbers, quoted with x for each letter; empty if nothing does."""
-        text = re.sub(r"[^\W\d_]", "x", self.stored_text(keyword))  # free text could name a patient
+        """What stands there instead of numbers, quoted; empty if nothing does."""
+        text = self.stored_text(keyword)
         return text and f"'{text if len(text) <= MOST_QUOTED else f'{text[:MOST_QUOTED]}...'}'"
 
     def number(self, keyword: str) -> float | None:

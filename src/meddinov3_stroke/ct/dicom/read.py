@@ -77,12 +77,12 @@ class DicomInput(OpenedInput):
 
     @cached_property
     def digest(self) -> str:
-        """Hex sha256 over the files and frames of the chosen stack, and over what is said about the rest of the input;
-        order and names of files do not matter."""
+        """Hex sha256 over the files and frames of the chosen stack, and over what is said about the rest of its series;
+        order and names of files, and other series, do not matter."""
         found, stack = self._found
         images = sorted((self._kept.digests[image.file], image.frame or 0) for image in stack.images)
-        about = {"left_out": list(_left_out(found, stack))}  # cached with what is computed
-        return sha256_of_document({"dicom": images, "reader": READER_VERSION, **about})
+        not_read = list(_not_read(found, stack))  # a warning that is cached with what is computed
+        return sha256_of_document({"dicom": images, "reader": READER_VERSION, "not_read": not_read})
 
     def volume(self) -> Volume:
         """The volume of the chosen stack."""
@@ -274,23 +274,29 @@ def _joined(stack: Stack) -> Iterator[str]:
         yield f"images of {n_uids} series UIDs are read as one series, {stack.series_instance_uid} (--join-series)"
 
 
-def _left_out(found: Survey, stack: Stack) -> Iterator[str]:
-    if stack.set_aside:
-        n_copies = _counted(stack.set_aside, "duplicate image was", "duplicate images were")
-        yield f"{n_copies} left out (inspect lists them)"
-    rest: list[Stack] = []
-    reasons: list[str] = []
-    for other in (one for one in found.stacks if one is not stack):
-        if other.verdict == "usable" and other.series_instance_uid == stack.series_instance_uid:
-            rest.append(other)
-        else:
-            reasons += [other.reason or "another usable series"] * len(other.images)
-    if rest:
+def _rest_of_series(found: Survey, stack: Stack) -> list[Stack]:
+    series = [one for one in found.stacks if one.series_instance_uid == stack.series_instance_uid]
+    return [one for one in series if one is not stack and one.verdict == "usable"]
+
+
+def _not_read(found: Survey, stack: Stack) -> Iterator[str]:
+    if rest := _rest_of_series(found, stack):
         n_rest = sum(len(one.images) for one in rest)
         n_slices = f"only {len(stack.images)} of the {len(stack.images) + n_rest} slices of this series are read"
         differing = ", ".join(f"{one.name} ({difference(stack.images, one.images)})" for one in rest[:MOST_STACKS])
         more = f" and {len(rest) - MOST_STACKS} more" if len(rest) > MOST_STACKS else ""
         yield f"{n_slices} ({stack.name}); not read: {differing}{more}; --series reads one by such a name"
+
+
+def _left_out(found: Survey, stack: Stack) -> Iterator[str]:
+    if stack.set_aside:
+        n_copies = _counted(stack.set_aside, "duplicate image was", "duplicate images were")
+        yield f"{n_copies} left out (inspect lists them)"
+    yield from _not_read(found, stack)
+    rest = _rest_of_series(found, stack)
+    reasons: list[str] = []
+    for other in (one for one in found.stacks if one is not stack and one not in rest):
+        reasons += [other.reason or "another usable series"] * len(other.images)
     if len({image.patient_id for image in stack.images}) > 1:
         yield "patient IDs that differ in case or blanks only are taken as one patient"
     if differing := mixture(stack.images):
