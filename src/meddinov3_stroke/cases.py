@@ -16,12 +16,9 @@ from typing import Any
 from meddinov3_stroke.config import load_settings
 from meddinov3_stroke.ct.contents import HEAD_BYTES, is_nifti_name
 from meddinov3_stroke.errors import InputError, MissingInput, Outcome, OutOfScope, UsageError
-from meddinov3_stroke.types import CaseFindings, VolumeInput
+from meddinov3_stroke.types import CASE_ID_DIGITS, CaseFindings, VolumeInput
 
 LOGGER = logging.getLogger("meddinov3_stroke")
-
-CASE_ID_DIGITS = 12
-"""Hexadecimal digits of a case id: the start of the digest of the input's content."""
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 

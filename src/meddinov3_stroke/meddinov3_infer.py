@@ -76,7 +76,9 @@ def run(args: Args) -> dict[str, Any]:
         write_npy(folder / name, array)
     write_bytes(
         folder / "similarity_map.png",
-        slice_picture(similar, is_demo(embeddings.backbone.name), scope_warnings(embeddings.scope)),
+        slice_picture(
+            similar, is_demo(embeddings.backbone.name), scope_warnings(embeddings.scope), embeddings.source.label
+        ),
     )
     write_json(folder / "summary.json", summary)
     _print(summary, [folder / name for name in (*arrays, "similarity_map.png", "summary.json")])

@@ -30,6 +30,9 @@ def scaled_hu(stored: Real[np.ndarray, "*shape"], slope: float, intercept: float
     return hu
 
 
+CASE_ID_DIGITS, SHORT_UID = 12, 8
+"""Digits of a case id, the start of the sha256 of the input's content; last characters of a series UID on pictures."""
+
 STACK_NUMBER = re.compile(r"#\d+$")
 """Ending of a series name: `UID#2` is the second volume of a series that has several, as `inspect` lists them."""
 
@@ -71,6 +74,12 @@ class VolumeSource:
     study_instance_uid: str | None = None
     series_instance_uid: str | None = None
     images: tuple[SliceImage, ...] = ()  # the image of each canonical slice; empty for NIfTI
+
+    @property
+    def label(self) -> str:
+        """The case id, and the end of the series UID if there is one: for pictures, which carry no path."""
+        uid = self.series_instance_uid
+        return f"Case {self.sha256[:CASE_ID_DIGITS]}" + (f" · series ...{uid[-SHORT_UID:]}" if uid else "")
 
     def image_of(self, slice_index: int) -> SliceImage | None:
         """The image a canonical slice was read from, if known."""

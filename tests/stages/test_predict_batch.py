@@ -302,3 +302,19 @@ def test_cohort_runs_keep_a_ledger_too(random_weights, head_nifti, tmp_path) -> 
     assert Ledger(tmp_path / "out").totals() == {
         "total": 2, "done": 1, "rejected": 1, "refused": 0, "failed": 0, "pending": 0,
     }  # fmt: skip
+
+
+def test_pictures_name_the_case_by_content_and_series_and_never_by_path(flags, tmp_path, monkeypatch) -> None:
+    from meddinov3_stroke.report import pictures
+
+    drawn: list[str] = []
+    original = pictures.wrap
+    monkeypatch.setattr(
+        pictures, "wrap", lambda text, *rest, **named: drawn.append(text) or original(text, *rest, **named)
+    )
+    folder = study(tmp_path / "CANARY" / "DICOM", seed=1)
+    assert predict(["--input", str(folder), "--output-dir", str(tmp_path / "out"), *flags, "--quiet"]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    text = " ".join(drawn)
+    assert f"Case {summary['input_sha256'][:12]} · series ...{summary['dicom']['series_instance_uid'][-8:]}" in text
+    assert "CANARY" not in text

@@ -83,10 +83,11 @@ class SliceMap:
         return self.hu.shape[0] * self.spacing_mm[1], self.hu.shape[1] * self.spacing_mm[2]
 
 
-def slice_picture(shown: SliceMap, demo: bool = False, notices: Sequence[str] = ()) -> bytes:
+def slice_picture(shown: SliceMap, demo: bool = False, notices: Sequence[str] = (), label: str = "") -> bytes:
     """PNG of a slice in the brain window (left) and with its patch similarity over it (right).
 
-    `demo` marks the picture as made with the demonstration backbone; `notices` are warnings that stand below it.
+    `demo` marks the picture as made with the demonstration backbone; `notices` are warnings that stand below it,
+    `label` names the case.
     """
     panel = _panel_size(shown, width_in=4.6, height_in=9.0)
     width = max(2 * panel[0] + 3 * MARGIN + _BAR, round(7.5 * DPI))
@@ -94,6 +95,7 @@ def slice_picture(shown: SliceMap, demo: bool = False, notices: Sequence[str] = 
     place = f"of 0 to {shown.n_slices - 1}, inferior to superior   ·   z = {shown.position_mm[2]:.1f} mm"
     header = wrap(f"Slice {shown.slice_index}", 13.0, width, style="Bold")
     header += wrap(f"{place}   ·   reference patch: {patch}", 9.0, width, MUTED)
+    header += wrap(label, 7.5, width, MUTED) if label else []
     footer = wrap(f"{_WINDOW_NOTE}. {AID_NOTE}. {_SCALE_NOTE}.", 7.5, width, MUTED)
     page = Page(width, header, panel[1], _notices(notices, width) + footer, demo)
     page.panel(MARGIN, page.top, panel, shown)
@@ -288,7 +290,8 @@ def _case_header(findings: CaseFindings, width: int) -> list[_Line]:
     others = [f"{name} {value:.3f}{sign[name]}" for name, value in named.items() if name != label]
     answer = f"P({label}) = {named[label]:.3f}, {side} the threshold {threshold.value:.3f}"
     header = [*wrap(answer, 14.0, width, style="Bold"), *wrap("  ·  ".join(others), 9.5, width)]
-    return header + wrap(f"Threshold: {threshold.origin}. {findings.ranking}.", 7.5, width, MUTED)
+    label = findings.embeddings.source.label
+    return header + wrap(f"{label}. Threshold: {threshold.origin}. {findings.ranking}.", 7.5, width, MUTED)
 
 
 def _panel_size(shown: SliceMap, width_in: float, height_in: float) -> tuple[int, int]:
