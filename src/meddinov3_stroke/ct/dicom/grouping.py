@@ -207,6 +207,7 @@ def mixture(images: Sequence[ImageHeader]) -> str:
         counts = Counter(map(_SEPARATORS[name], images)).most_common()
         if len(counts) > 1:
             listed = ", ".join(f"{count} {_value(name, value)}" for value, count in counts[:MOST_VALUES])
+            listed = f"{len(counts)} directions" if name == "orientation" else listed
             found.append(f"{name} ({listed}{', ...' if len(counts) > MOST_VALUES else ''})")
     return ", ".join(found)
 
@@ -217,7 +218,7 @@ def _value(name: str, value: Hashable) -> str:
         return "none"
     if name == "kernel":
         return str(value) if _KERNEL.fullmatch(str(value)) else "another"
-    return "alike" if name in ("frame of reference", "orientation") else _text(value)
+    return "stated" if name == "frame of reference" else _text(value)
 
 
 def is_interleaved(images: Sequence[ImageHeader]) -> bool:
