@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import tyro
 
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
-from meddinov3_stroke.system.provenance import DISCLAIMER, provenance
+from meddinov3_stroke.system.progress import console
+from meddinov3_stroke.system.provenance import ending, provenance
 
 LISTED = 20  # inputs without a result that are listed
 
@@ -36,12 +37,12 @@ def run(args: Args) -> dict[str, Any]:
     if args.json:
         print(json.dumps(document, ensure_ascii=False))
         return document
-    print(", ".join(f"{count} {state}" for state, count in ledger.totals().items()))
     bad = [one for one in records if one["status"] not in ("done", PENDING)]
-    print("\n".join(f"{one['status']}  {one['code']}: {one['message']}" for one in bad[:LISTED]), end="\n" * bool(bad))
-    if len(bad) > LISTED:
-        print(f"and {len(bad) - LISTED} more (--json lists all)")
-    print(DISCLAIMER)
+    lines = [f"{one['status']}  {one['code']}: {one['message']}" for one in bad[:LISTED]]
+    lines += [f"and {len(bad) - LISTED} more (--json lists all)"] if len(bad) > LISTED else []
+    counts = ", ".join(f"{count} {state}" for state, count in ledger.totals().items())
+    for text in (*lines, ending(counts, args.folder)):
+        console().print(text, markup=False)
     return document
 
 
