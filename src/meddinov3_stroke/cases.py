@@ -168,7 +168,8 @@ def find_cases(paths: Sequence[Path], series: str | None = None, *, join_series:
 def studies_in(path: Path, *, join_series: bool = False) -> Iterator[VolumeInput]:
     """One input for each DICOM study in a folder or archive: the series that the rule of `inspect` selects in it.
 
-    A study without a usable series is listed with its first series, so that reading it says why.
+    A study without a usable series is listed with its first series, and a place without any series by its path, so that
+    reading it says why.
     """
     from meddinov3_stroke.ct.dicom.choice import inspect_dicom
 
@@ -176,11 +177,13 @@ def studies_in(path: Path, *, join_series: bool = False) -> Iterator[VolumeInput
     for folder in _dicom_places(path) if path.is_dir() else (path,):
         try:
             found = inspect_dicom(folder, join_series=join_series)
-        except (InputError, OutOfScope) as error:
-            LOGGER.warning("%s", error)
+        except (InputError, OutOfScope):
+            yield VolumeInput(folder, join_series=join_series)
             continue
         for name, fault in found.damaged:
             LOGGER.warning("%s: damaged: %s", folder, fault if name in fault else f"{name}: {fault}")
+        if not found.series:
+            yield VolumeInput(folder, join_series=join_series)
         for one in found.series:
             series_at[one.study_instance_uid].append((folder, one.verdict == "used", one.name))
     for candidates in series_at.values():

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -318,3 +319,21 @@ def test_pictures_name_the_case_by_content_and_series_and_never_by_path(flags, t
     text = " ".join(drawn)
     assert f"Case {summary['input_sha256'][:12]} · series ...{summary['dicom']['series_instance_uid'][-8:]}" in text
     assert "CANARY" not in text
+
+
+def test_places_without_a_readable_series_have_a_row_too(flags, head_nifti, tmp_path) -> None:
+    head_nifti("in/good.nii.gz")
+    (tmp_path / "in" / "cut.zip").write_bytes(b"PK\x03\x04 cut")
+    with zipfile.ZipFile(tmp_path / "in" / "letters.zip", "w") as archive:
+        archive.writestr("letter.txt", "no image")
+    for path in study(tmp_path / "in" / "disc", seed=1).iterdir():
+        path.write_bytes(path.read_bytes()[:-100])
+    assert predict(["--input", str(tmp_path / "in"), "--output-dir", str(tmp_path / "out"), *flags, "--quiet"]) == 8
+    found = {Path(row["input"]).name: row["status"] for row in results(tmp_path / "out")}
+    assert found == {"good.nii.gz": "done", "cut.zip": "rejected", "letters.zip": "rejected", "disc": "rejected"}
+
+
+def test_a_ledger_survives_names_that_hold_line_separators(flags, head_nifti, tmp_path) -> None:
+    head_nifti("in/a\u2028b.nii.gz")
+    assert predict(["--input", str(tmp_path / "in"), "--output-dir", str(tmp_path / "out"), *flags, "--quiet"]) == 0
+    assert Ledger(tmp_path / "out").totals()["done"] == 1

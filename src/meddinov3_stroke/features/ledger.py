@@ -68,7 +68,7 @@ class Ledger:
         self._append({"time": _now(), "settings": self.settings, "input": name, **asdict(outcome), **facts})
 
     def _append(self, line: dict[str, Any]) -> None:
-        append_line(self.path, json.dumps(line, ensure_ascii=False, allow_nan=False))
+        append_line(self.path, json.dumps(line, allow_nan=False))
         self._take(line)
 
     def finished(self, name: str, opened: OpenedInput) -> bool:

@@ -77,8 +77,8 @@ class DicomInput(OpenedInput):
 
     @cached_property
     def digest(self) -> str:
-        """Hex sha256 over the files and frames of the chosen stack, and over what is said about the rest of its series;
-        order and names of files, and other series, do not matter."""
+        """Hex sha256 of the files and frames of the chosen stack and of the warning about unread slices of its series;
+        independent of file order, file names and other series."""
         found, stack = self._found
         images = sorted((self._kept.digests[image.file], image.frame or 0) for image in stack.images)
         not_read = list(_not_read(found, stack))  # a warning that is cached with what is computed
