@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def load(backbone: Backbone, random_head: Callable[..., Path]) -> Callable[..., 
 
 def linear_head(predictor: ICHPredictor, rows: np.ndarray) -> np.ndarray:
     """Probabilities of the linear head, from its weights alone."""
-    state = predictor.checkpoint.state_dict
+    state = predictor.heads.members[0].state_dict
     weight, bias = (next(v for k, v in state.items() if k.endswith(name)) for name in ("weight", "bias"))
     return 1 / (1 + np.exp(-(rows.astype(np.float64) @ weight.T + bias)))
 
@@ -191,7 +192,7 @@ def test_a_single_slice_is_refused(load, tmp_path, head_nifti) -> None:
 
 def test_an_internal_error_on_one_case_is_recorded_and_logged(load, head_nifti, monkeypatch, caplog) -> None:
     monkeypatch.setattr(predictor_module, "rank", lambda scores, top_k: 1 / 0)
-    monkeypatch.setattr(predictor_module.LOGGER, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("meddinov3_stroke"), "propagate", True)
     [case] = load().map([head_nifti()])
     assert (case.status, case.code) == ("failed", "E-BUG")
     assert "ZeroDivisionError" in caplog.text
@@ -370,7 +371,7 @@ def test_an_internal_error_says_so(load, head_nifti, monkeypatch) -> None:
 def test_the_head_stands_with_its_digest_in_the_findings(load, head_nifti) -> None:
     predictor = load()
     head = predictor(head_nifti()).findings.head
-    assert head["sha256"] == predictor.checkpoint.sha256 != ""
+    assert head["sha256"] == predictor.heads.sha256 != ""
     assert head["applied_as"] == "mean"
 
 

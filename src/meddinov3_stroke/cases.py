@@ -16,6 +16,8 @@ from typing import Any
 from meddinov3_stroke.config import load_settings
 from meddinov3_stroke.ct.contents import HEAD_BYTES, is_nifti_name
 from meddinov3_stroke.errors import InputError, MissingInput, Outcome, OutOfScope, UsageError
+from meddinov3_stroke.system.names import know
+from meddinov3_stroke.system.provenance import SUMMARY_NAME, provenance
 from meddinov3_stroke.types import CASE_ID_DIGITS, CaseFindings, VolumeInput
 
 LOGGER = logging.getLogger("meddinov3_stroke")
@@ -110,9 +112,8 @@ class FailedCase(EndedCase):
     def save(self, folder: Path | str) -> dict[str, Path]:
         """Name -> path of the one file written into `folder`: a `summary.json` with `status`, `code`, `message`."""
         from meddinov3_stroke.system.atomic import write_json
-        from meddinov3_stroke.system.provenance import provenance
 
-        path = Path(folder) / "summary.json"
+        path = Path(folder) / SUMMARY_NAME
         write_json(path, {**provenance(), "input": str(self.path), **asdict(self.outcome)})
         return {path.name: path}
 
@@ -128,14 +129,19 @@ def require_own_folder(folder: Path, sha256: str) -> None:
 
     if (folder / LEDGER_NAME).exists():
         raise UsageError(f"{folder} holds results of several cases; choose another --output-dir, or pass --overwrite")
+    require_own_result(folder / SUMMARY_NAME, sha256)
+
+
+def require_own_result(document: Path, sha256: str, flag: str = "--output-dir") -> None:
+    """Raise `UsageError` if the document of a result, where there is one, names another input."""
     try:
-        found = json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("input_sha256", sha256)
+        found = json.loads(document.read_text(encoding="utf-8")).get("input_sha256", sha256)
     except (OSError, ValueError, AttributeError):
         return
     if found != sha256:
         raise UsageError(
-            f"{folder} holds the result of another input (case {case_id(str(found))}; this one is {case_id(sha256)}); "
-            "choose another --output-dir, or pass --overwrite"
+            f"{document.parent} holds the result of another input (case {case_id(str(found))}; this one is "
+            f"{case_id(sha256)}); choose another {flag}, or pass --overwrite"
         )
 
 
@@ -156,6 +162,7 @@ def find_cases(paths: Sequence[Path], series: str | None = None, *, join_series:
         UsageError: a series named beside several inputs.
         MissingInput: a pattern or a folder without any volume.
     """
+    know(*paths)
     given = [found for path in paths for found in _matches(path)]
     if len(given) == 1 and not _holds_many(given[0]):
         return Cases((VolumeInput(given[0], series, join_series=join_series),), is_batch=False)

@@ -106,7 +106,7 @@ DEMO_TRAIN_BATCH_SIZE = 16
 DEMO_BACKBONE = "demo"
 PHANTOM_PATIENTS = 8  # default of `phantom --patients`
 
-APP_NAME = "meddinov3-stroke"  # the console command, and the folder of this package in the user's cache folder
+APP_NAME = "meddinov3-stroke"  # the console command, and this package's folder in the user's folders
 MODELS_DIR = Path("modelsweights")
 WEIGHTS_NAME = "model.pth"
 DATASETS_DIR = Path("/data/datasets")
@@ -171,6 +171,13 @@ def user_cache() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path(APP_NAME)
+
+
+def user_config() -> Path:
+    """This package's folder in the user's configuration folder, such as `~/.config/meddinov3-stroke`."""
+    from platformdirs import user_config_path
+
+    return user_config_path(APP_NAME)
 
 
 def engine_cache() -> Path:

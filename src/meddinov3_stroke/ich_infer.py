@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from meddinov3_stroke.cases import Cases, case_id, require_own_folder, studies_in
+from meddinov3_stroke.cases import Cases, case_id, require_own_folder
 from meddinov3_stroke.config import CASE_OUTPUT_PREFIX, TOP_K
 from meddinov3_stroke.errors import AmbiguousInput
-from meddinov3_stroke.options import CaseOptions, ForceOption, OptionalOutputDir, slice_progress
+from meddinov3_stroke.options import CaseOptions, ForceOption, HeadOptions, OptionalOutputDir, slice_progress
 from meddinov3_stroke.system.atomic import require_writable
 from meddinov3_stroke.system.command import Range, log_warnings, run_command
 
 if TYPE_CHECKING:
     from meddinov3_stroke.predictor import Case, ICHPredictor
-    from meddinov3_stroke.types import Volume
-
-LOGGER = logging.getLogger("meddinov3_stroke")
+    from meddinov3_stroke.types import Volume, VolumeInput
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(CaseOptions, ForceOption):
+class Args(CaseOptions, HeadOptions, ForceOption):
     """Find intracranial haemorrhage in head CTs: probabilities, decisions, suspicious slices, similarity maps."""
 
-    checkpoint: Path
-    """best.pt or last.pt of a trained head."""
     output_dir: OptionalOutputDir = None
     """Folder for summary.json, similarity_map.png and the arrays; of several inputs, for results.csv and a folder for
     each case (default: outputs/ich_<case id>, or outputs/ich_cases)."""
-    json: bool = False
-    """Print the result as JSON on standard output instead of tables."""
     resize: Annotated[int | None, Range(1)] = None
     """Side in pixels of the square the backbone sees (default: the head's own; another is an error)."""
     top_k: Annotated[int, Range(1)] = TOP_K
@@ -65,19 +58,18 @@ def run(args: Args) -> Case | None:
         sim_patch=args.sim_patch,
         force=args.force,
     )
-    if not cases.is_batch:
-        try:
-            return _run_one(args, predictor, cases)
-        except AmbiguousInput:
-            (source,) = cases.inputs
-            if source.series_uid is not None or not isinstance(source.path, Path):
-                raise
-            cases = Cases(tuple(studies_in(source.path, join_series=args.join_series)), is_batch=True)
+    try:
+        if not cases.is_batch:
+            return _run_one(args, predictor, cases.inputs[0])
+    except AmbiguousInput:
+        if args.series is not None:
+            raise
+        cases = args.studies(cases)
     _run_batch(args, predictor, cases)
     return None
 
 
-def _run_one(args: Args, predictor: ICHPredictor, cases: Cases) -> Case:
+def _run_one(args: Args, predictor: ICHPredictor, source: VolumeInput) -> Case:
     from meddinov3_stroke.report import case_document, print_case
 
     def check_folder(volume: Volume) -> None:
@@ -85,7 +77,7 @@ def _run_one(args: Args, predictor: ICHPredictor, cases: Cases) -> Case:
             require_own_folder(args.output_dir, volume.source.sha256)
 
     with slice_progress(args.show_progress) as on_slices, predictor.extractor.warming_up():
-        case = predictor(cases.inputs[0], on_slices, check_folder)
+        case = predictor(source, on_slices, check_folder)
     log_warnings(case.warnings)
     files = case.save(args.output_dir or Path(f"{CASE_OUTPUT_PREFIX}{case_id(case.sha256)}"))
     if args.json:
@@ -101,17 +93,14 @@ def _run_batch(args: Args, predictor: ICHPredictor, cases: Cases) -> None:
     folder = args.output_dir or Path(f"{CASE_OUTPUT_PREFIX}cases")
     batch = Batch(folder, _settings(args, predictor), overwrite=args.overwrite)
     with predictor.extractor.warming_up():
-        try:
-            batch.run(cases.inputs, predictor.map, args.show_progress)
-        finally:
-            batch.print(args.json)
+        batch.run(cases.inputs, predictor.map, args)
 
 
 def _settings(args: Args, predictor: ICHPredictor) -> dict[str, Any]:
     """What decides the results of a batch."""
     flags = ("top_k", "threshold", "sim_slice", "sim_patch", "force", "join_series")
     own = {name: getattr(args, name) for name in flags}
-    return {"verb": "predict", "head": predictor.checkpoint.sha256, **predictor.extractor.settings(), **own}
+    return {"verb": "predict", "head": predictor.heads.sha256, **predictor.extractor.settings(), **own}
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-import logging
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from meddinov3_stroke import config
-from meddinov3_stroke.cases import case_id, require_own_folder
+from meddinov3_stroke.cases import EndedCase, case_id, require_own_folder
 from meddinov3_stroke.ct.scope import scope_warnings
+from meddinov3_stroke.errors import AmbiguousInput, Outcome
 from meddinov3_stroke.explain import demo_warnings, is_demo, parse_patch, patch_similarity, sim_slice_index
 from meddinov3_stroke.options import CaseOptions, OptionalOutputDir, slice_progress
 from meddinov3_stroke.report import map_document, origin_document
 from meddinov3_stroke.system.atomic import require_writable, write_bytes, write_json, write_npy
-from meddinov3_stroke.system.command import Range, run_command
+from meddinov3_stroke.system.command import Range, log_warnings, run_command
 from meddinov3_stroke.system.progress import console
-from meddinov3_stroke.system.provenance import Stopwatch, ending, memory_statistics, provenance
-from meddinov3_stroke.types import SliceEmbeddings, Volume
+from meddinov3_stroke.system.provenance import SUMMARY_NAME, Stopwatch, ending, memory_statistics, provenance
+from meddinov3_stroke.types import SliceEmbeddings, Volume, VolumeInput
 
 if TYPE_CHECKING:
     from meddinov3_stroke.backbone import Backbone
     from meddinov3_stroke.features import FeatureExtractor
     from meddinov3_stroke.report.pictures import SliceMap
 
-LOGGER = logging.getLogger("meddinov3_stroke")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Args(CaseOptions):
-    """Embed the slices of one head CT with the frozen backbone and draw a patch-similarity map."""
+    """Embed the slices of head CTs with the frozen backbone and draw patch-similarity maps."""
 
     output_dir: OptionalOutputDir = None
-    """Folder for embeddings, similarity map and summary.json (default: outputs/meddinov3_<case id>)."""
+    """Folder for embeddings, similarity map and summary.json; of several inputs, for results.csv and a folder for each
+    case (default: outputs/meddinov3_<case id>, or outputs/meddinov3_cases)."""
     resize: Annotated[int, Range(1)] = config.RESIZE
     """Side in pixels of the square the backbone sees; a multiple of 16."""
     sim_slice: Annotated[int, Range(-1)] = config.SIM_SLICE
@@ -42,47 +43,142 @@ class Args(CaseOptions):
     """Reference patch of the map: center, or row,column in the patch grid, 0-based."""
 
 
-def run(args: Args) -> dict[str, Any]:
-    """The document written as `summary.json`."""
-    from meddinov3_stroke.features import extract_one, pool_slices
-    from meddinov3_stroke.report.pictures import slice_picture
+@dataclass(frozen=True, eq=False)
+class EmbeddedCase(EndedCase):
+    """The embeddings of a case and its similarity map."""
 
-    watch, source = Stopwatch(), args.source()
+    path: Path
+    embeddings: SliceEmbeddings
+    similar: SliceMap
+    backbone: Backbone
+    elapsed_s: float | None = None  # of a single case; in a batch passes hold slices of several cases
+    embed_s: float | None = None
+    outcome: Outcome = field(default_factory=Outcome)
+    sha256 = property(attrgetter("embeddings.source.sha256"))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings about the input and the backbone."""
+        return (*self.embeddings.warnings, *demo_warnings(self.embeddings.backbone), *self.backbone.warnings)
+
+    def row(self) -> dict[str, Any]:
+        """Its columns of `results.csv`."""
+        n_embedded, in_scope = len(self.embeddings.slice_indices), self.embeddings.scope.get("in_scope")
+        counts = {"n_slices": self.embeddings.n_slices, "n_slices_embedded": n_embedded}
+        found = {"valid": 1, "in_scope": None if in_scope is None else int(in_scope), **counts}
+        return {**found, "warnings": " | ".join(self.warnings)}
+
+    def document(self) -> dict[str, Any]:
+        """`summary.json` of the case."""
+        found, n_embedded = self.similar.similarity, len(self.embeddings.slice_indices)
+        return {
+            **provenance(),
+            **origin_document(self.embeddings, self.backbone.device),
+            "pool_mode": "slice",
+            "similarity": {
+                **map_document("the reference patch", self.similar.grid),
+                "slice_index": self.similar.slice_index,
+                "position_mm": list(self.similar.position_mm),
+                "patch": self.similar.patch and list(self.similar.patch),
+                "minimum": float(found.min()),
+                "mean": float(found.mean()),
+                "maximum": float(found.max()),
+            },
+            "elapsed_s": self.elapsed_s and round(self.elapsed_s, 4),
+            "embed_s": self.embed_s and round(self.embed_s, 6),
+            "slices_per_s": self.embed_s and round(n_embedded / self.embed_s, 3),
+            "memory": memory_statistics(self.backbone.device),
+            "warnings": list(self.warnings),
+        }
+
+    def save(self, folder: Path | str) -> dict[str, Path]:
+        """Name -> path of the files written into `folder`; `summary.json` is written last."""
+        from meddinov3_stroke.features import pool_slices
+        from meddinov3_stroke.report.pictures import slice_picture
+
+        arrays = {
+            "meddinov3_slice_embeddings.npy": self.embeddings.cls,
+            "slice_indices.npy": self.embeddings.slice_indices,
+            "embedding_mean.npy": pool_slices(self.embeddings.cls, "mean"),
+            "similarity_map.npy": self.similar.similarity,
+        }
+        files = {name: Path(folder) / name for name in (*arrays, "similarity_map.png", SUMMARY_NAME)}
+        for name, array in arrays.items():
+            write_npy(files[name], array)
+        demo, notices = is_demo(self.embeddings.backbone.name), scope_warnings(self.embeddings.scope)
+        picture = slice_picture(self.similar, demo, notices, self.embeddings.source.label)
+        write_bytes(files["similarity_map.png"], picture)
+        write_json(files[SUMMARY_NAME], self.document())
+        return files
+
+
+@dataclass(frozen=True, eq=False)
+class _Embedding:
+    """The stage for one case or many, with the backbone loaded."""
+
+    args: Args
+    extractor: FeatureExtractor
+    patch: tuple[int, int]
+    watch: Stopwatch  # runs since before the backbone was loaded
+
+    def check(self, volume: Volume) -> None:
+        sim_slice_index(self.args.sim_slice, volume.n_slices)  # a wrong flag costs no forward pass
+
+    def finish(self, volume: Volume, embeddings: SliceEmbeddings) -> EmbeddedCase:
+        index, backbone = sim_slice_index(self.args.sim_slice, volume.n_slices), self.extractor.backbone
+        similar = _similarity(index, self.patch, volume, self.extractor)
+        return EmbeddedCase(volume.source.path, embeddings, similar, backbone)
+
+    def one(self, source: VolumeInput) -> dict[str, Any]:
+        from meddinov3_stroke.features import extract_one
+
+        args, started_s = self.args, self.watch.elapsed_s
+
+        def check(volume: Volume) -> None:
+            self.check(volume)
+            if args.output_dir is not None and not args.overwrite:
+                require_own_folder(args.output_dir, volume.source.sha256)
+
+        with slice_progress(args.show_progress) as on_slices, self.extractor.warming_up():
+            volume, embeddings, read_s = extract_one(source, self.extractor, on_slices, check)
+        embed_s = self.watch.elapsed_s - started_s - read_s
+        case = replace(self.finish(volume, embeddings), elapsed_s=self.watch.elapsed_s, embed_s=embed_s)
+        files = case.save(args.output_dir or Path(f"{config.EMBED_OUTPUT_PREFIX}{case_id(case.sha256)}"))
+        log_warnings(case.warnings)
+        summary = case.document()
+        if args.json:
+            print(json.dumps(summary, ensure_ascii=False))
+        else:
+            _print(summary, list(files.values()))
+        return summary
+
+    def many(self, inputs: Sequence[VolumeInput]) -> None:
+        from meddinov3_stroke.batch import Batch, map_cases
+
+        args, extractor = self.args, self.extractor
+        flags = {name: getattr(args, name) for name in ("sim_slice", "sim_patch", "join_series")}
+        settings = {"verb": "embed", **extractor.settings(), **flags}
+        batch = Batch(args.output_dir or Path(f"{config.EMBED_OUTPUT_PREFIX}cases"), settings, overwrite=args.overwrite)
+        with extractor.warming_up():
+            batch.run(inputs, lambda todo: map_cases(todo, extractor, self.finish, check=self.check), args)
+
+
+def run(args: Args) -> dict[str, Any] | None:
+    """The document written as `summary.json`; None for a batch."""
+    watch, cases = Stopwatch(), args.cases()
     require_writable(args.output_dir or Path(config.EMBED_OUTPUT_PREFIX).parent)
     extractor = args.extractor(args.resize)
     side = extractor.backbone.side(args.resize)
-    patch = parse_patch(args.sim_patch, (side, side))
-    opened_s = watch.elapsed_s
-
-    def check(volume: Volume) -> None:
-        sim_slice_index(args.sim_slice, volume.n_slices)  # a wrong flag costs no forward pass
-        if args.output_dir is not None and not args.overwrite:
-            require_own_folder(args.output_dir, volume.source.sha256)
-
-    with slice_progress(args.show_progress) as on_slices, extractor.warming_up():
-        volume, embeddings, read_s = extract_one(source, extractor, on_slices, check)
-    embed_s = watch.elapsed_s - opened_s - read_s
-    folder = args.output_dir or Path(f"{config.EMBED_OUTPUT_PREFIX}{case_id(embeddings.source.sha256)}")
-    similar = _similarity(sim_slice_index(args.sim_slice, volume.n_slices), patch, volume, extractor)
-    summary = _summary(embeddings, extractor.backbone, similar, embed_s)
-    summary["elapsed_s"] = round(watch.elapsed_s, 4)
-    arrays = {
-        "meddinov3_slice_embeddings.npy": embeddings.cls,
-        "slice_indices.npy": embeddings.slice_indices,
-        "embedding_mean.npy": pool_slices(embeddings.cls, "mean"),
-        "similarity_map.npy": similar.similarity,
-    }
-    for name, array in arrays.items():
-        write_npy(folder / name, array)
-    write_bytes(
-        folder / "similarity_map.png",
-        slice_picture(
-            similar, is_demo(embeddings.backbone.name), scope_warnings(embeddings.scope), embeddings.source.label
-        ),
-    )
-    write_json(folder / "summary.json", summary)
-    _print(summary, [folder / name for name in (*arrays, "similarity_map.png", "summary.json")])
-    return summary
+    stage = _Embedding(args, extractor, parse_patch(args.sim_patch, (side, side)), watch)
+    try:
+        if not cases.is_batch:
+            return stage.one(cases.inputs[0])
+    except AmbiguousInput:
+        if args.series is not None:
+            raise
+        cases = args.studies(cases)
+    stage.many(cases.inputs)
+    return None
 
 
 def _similarity(index: int, patch: tuple[int, int], volume: Volume, extractor: FeatureExtractor) -> SliceMap:
@@ -102,32 +198,7 @@ def _similarity(index: int, patch: tuple[int, int], volume: Volume, extractor: F
     )
 
 
-def _summary(embeddings: SliceEmbeddings, backbone: Backbone, similar: SliceMap, embed_s: float) -> dict[str, Any]:
-    found = similar.similarity
-    return {
-        **provenance(),
-        **origin_document(embeddings, backbone.device),
-        "pool_mode": "slice",
-        "similarity": {
-            **map_document("the reference patch", similar.grid),
-            "slice_index": similar.slice_index,
-            "position_mm": list(similar.position_mm),
-            "patch": similar.patch and list(similar.patch),
-            "minimum": float(found.min()),
-            "mean": float(found.mean()),
-            "maximum": float(found.max()),
-        },
-        "elapsed_s": None,
-        "embed_s": round(embed_s, 6),
-        "slices_per_s": round(len(embeddings.slice_indices) / embed_s, 3),
-        "memory": memory_statistics(backbone.device),
-        "warnings": [*embeddings.warnings, *demo_warnings(embeddings.backbone), *backbone.warnings],
-    }
-
-
 def _print(summary: dict[str, Any], files: list[Path]) -> None:
-    for warning in summary["warnings"]:
-        LOGGER.warning("%s", warning)
     peaks = zip(("peak memory", "GPU"), summary["memory"].values(), strict=True)
     memory = "".join(f", {name} {peak:.0f} MiB" for name, peak in peaks if peak)
     similar = summary["similarity"]

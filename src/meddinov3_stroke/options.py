@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from meddinov3_stroke import config
-from meddinov3_stroke.cases import Cases, find_cases
-from meddinov3_stroke.errors import MissingInput, UsageError
+from meddinov3_stroke.cases import Cases, find_cases, studies_in
+from meddinov3_stroke.errors import MissingInput
 from meddinov3_stroke.labels import LabelPolicy
 from meddinov3_stroke.system.command import ConsoleOptions, Range
-from meddinov3_stroke.types import SliceSelection, VolumeInput
+from meddinov3_stroke.types import SliceSelection
 
 if TYPE_CHECKING:
     from meddinov3_stroke.backbone import Backbone
@@ -29,6 +29,7 @@ LOGGER = logging.getLogger("meddinov3_stroke")
 InputPath = Annotated[Path, tyro.conf.arg(aliases=["-i"])]
 OutputDir = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 InputPaths = Annotated[tuple[Path, ...], tyro.conf.arg(aliases=["-i"], metavar="PATH")]
+Checkpoints = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH")]
 OptionalOutputDir = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
 DeviceName = Annotated[str, tyro.conf.arg(aliases=["-d"], metavar="auto|cpu|gpu|cuda:N|mps")]
 
@@ -98,37 +99,61 @@ class SeriesOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaseOptions(SeriesOptions, SliceOptions):
-    """Which head CT, and where the results go."""
+class NameOptions(ConsoleOptions):
+    """Whether outputs name the inputs."""
+
+    hide_names: bool = False
+    """Replace the paths of inputs by digests in all that is written and printed; the list of names stays with the
+    user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(SeriesOptions, NameOptions):
+    """Which head CTs."""
 
     input: InputPaths = ()
     """Volumes: .nii, .nii.gz, or DICOM: folder, .zip, .tar(.gz), .txt list or file; also folders of these, a table
     (.csv) and patterns such as 'scans/*.nii.gz' (default: first NIfTI in input/)."""
-
     overwrite: bool = False
-    """Replace results of another input, or of other settings, in the output folder."""
+    """Replace results of another input, or of other settings."""
+    json: bool = False
+    """Print the result as JSON on standard output instead of text."""
 
     def __post_init__(self) -> None:
         """Take a single path, or None, for `input` too."""
-        given: Any = self.input
-        if given is None or isinstance(given, str | Path):
-            object.__setattr__(self, "input", () if given is None else (Path(given),))
+        _make_tuple(self, "input")
         super().__post_init__()
 
     def cases(self) -> Cases:
         """The cases these flags name; `MissingInput` if there is none."""
         return find_cases(self.input or (first_input(),), self.series, join_series=self.join_series)
 
-    def source(self) -> VolumeInput:
-        """The only case these flags name; `UsageError` if they name several."""
-        found = self.cases()
-        if found.is_batch:
-            raise UsageError(f"--input names {len(found.inputs)} cases; this command takes one")
-        return found.inputs[0]
+    def studies(self, cases: Cases) -> Cases:
+        """The studies in the place of a single case, as a batch: the way out of `AmbiguousInput`."""
+        (source,) = cases.inputs
+        return Cases(tuple(studies_in(source.path, join_series=self.join_series)), is_batch=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableOptions(ConsoleOptions):
+class CaseOptions(InputOptions, SliceOptions):
+    """Which head CTs, and how their slices are embedded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadOptions(ConsoleOptions):
+    """Which head."""
+
+    checkpoint: Checkpoints
+    """best.pt or last.pt of a trained head; of several heads the logits are averaged."""
+
+    def __post_init__(self) -> None:
+        """Take a single path for `checkpoint` too."""
+        _make_tuple(self, "checkpoint")
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(NameOptions):
     """Which table of series, and how it is read."""
 
     series_csv: Path
@@ -200,6 +225,12 @@ class ForceOption:
 
     force: bool = False
     """Compute volumes outside the intended use too (not a non-contrast head CT in HU); every output says so."""
+
+
+def _make_tuple(options: ConsoleOptions, name: str) -> None:
+    given = getattr(options, name)
+    if given is None or isinstance(given, str | Path):
+        object.__setattr__(options, name, () if given is None else (Path(given),))
 
 
 @contextmanager

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
@@ -16,9 +14,9 @@ from jaxtyping import Float32, Float64, Int64
 from meddinov3_stroke import config
 from meddinov3_stroke.backbone import Backbone, load_backbone
 from meddinov3_stroke.cases import Case, FailedCase
-from meddinov3_stroke.ct import Source, source_path
+from meddinov3_stroke.ct import Source
 from meddinov3_stroke.ct.scope import judge, require_in_scope, scope_warnings
-from meddinov3_stroke.errors import MedDINOError, Outcome, UsageError
+from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.explain import (
     REFERENCE_RULE,
     HeadInput,
@@ -33,15 +31,13 @@ from meddinov3_stroke.explain import (
     suspicion,
 )
 from meddinov3_stroke.features import EVERY_SLICE, FeatureExtractor, extract_one, naming, pool_slices
-from meddinov3_stroke.features.extract import Extraction, OnSlices, extract
-from meddinov3_stroke.heads import HeadCheckpoint, check_backbone, load_checkpoint, predict_logits
-from meddinov3_stroke.heads.applying import distribution_warnings, judge_distance, require_in_distribution
+from meddinov3_stroke.features.extract import OnSlices
+from meddinov3_stroke.heads import check_backbone
+from meddinov3_stroke.heads.applying import HeadEnsemble, distribution_warnings, load_heads, require_in_distribution
 from meddinov3_stroke.system.provenance import Stopwatch
 from meddinov3_stroke.types import CaseFindings, SliceEmbeddings, SliceSelection, Threshold, TopSlice, Volume
 
 __all__ = ["Case", "FailedCase", "ICHPredictor"]
-
-LOGGER = logging.getLogger("meddinov3_stroke")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +45,7 @@ class ICHPredictor:
     """Six probabilities, decisions and suspicious slices of a head CT, by a frozen backbone and a trained head."""
 
     extractor: FeatureExtractor
-    checkpoint: HeadCheckpoint
+    heads: HeadEnsemble
     top_k: int
     warnings: tuple[str, ...]  # warnings that hold for every case
     sim_slice: int | None = None
@@ -58,13 +54,15 @@ class ICHPredictor:
     force: bool = False  # compute volumes outside the intended use
 
     def __repr__(self) -> str:
-        pool_mode, labels = self.checkpoint.pool_mode, self.checkpoint.labels
-        return f"ICHPredictor({self.extractor.backbone}, head of {len(labels)} labels on {pool_mode} features)"
+        n_heads = len(self.heads.members)
+        heads = "head" if n_heads == 1 else f"{n_heads} heads"
+        about = f"{heads} of {len(self.heads.labels)} labels on {self.heads.pool_mode} features"
+        return f"ICHPredictor({self.extractor.backbone}, {about})"
 
     @classmethod
     def load(
         cls,
-        checkpoint: Path | str,
+        checkpoint: Path | str | Sequence[Path | str],
         *,
         backbone: Backbone | Path | str,
         device: str = "auto",
@@ -82,8 +80,9 @@ class ICHPredictor:
         """A predictor, after checking that backbone and head belong together.
 
         `backbone` is a weights file, a registered name or an opened backbone (which has its device, engine and
-        precision already). `resize` is the head's own by default. `threshold` replaces the checkpoint's thresholds.
-        `force` computes volumes outside the intended use, with a warning.
+        precision already). Of several checkpoints the logits are averaged, and so are, in logits, their thresholds.
+        `resize` is the head's own by default. `threshold` replaces the checkpoint's thresholds. `force` computes
+        volumes outside the intended use, with a warning.
 
         Raises UsageError (`top_k` or `batch` below 1, or a threshold outside [0, 1]) or WeightsError (no weights or no
         head; a head of other weights, preprocessing or `resize`).
@@ -93,24 +92,26 @@ class ICHPredictor:
                 raise UsageError(f"{flag} {value}: expected at least 1")
         if threshold is not None and not 0 <= threshold <= 1:
             raise UsageError(f"--threshold {threshold:g}: expected a probability from 0 to 1")
-        head = load_checkpoint(Path(checkpoint))
+        paths = [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint
+        heads = load_heads([Path(path) for path in paths])
         if isinstance(backbone, str | Path):
             backbone = load_backbone(backbone, engine=engine, precision=precision, device=device)
-        side = resize if resize is not None else head.resize or config.RESIZE
+        side = resize if resize is not None else heads.resize or config.RESIZE
         backbone.side(side)  # a size the backbone cannot take is a usage error, before the head's own size counts
         warnings = [*demo_warnings(backbone.identity), *backbone.warnings]
-        warnings += check_backbone(head, backbone.identity, side)
-        if head.pool_mode == "unknown":
-            kind = applied_as(head, backbone.identity.embed_dim)
+        checks = [check_backbone(head, backbone.identity, side) for head in heads.members]
+        warnings += dict.fromkeys(chain.from_iterable(checks))
+        if heads.pool_mode == "unknown":
+            kind = applied_as(heads, backbone.identity.embed_dim)
             warnings.append(f"the head is applied as if trained on {kind}-pooled volumes")
         if threshold is not None:
             given = Threshold(threshold, "given by --threshold")
-            head = replace(head, thresholds=dict.fromkeys(head.labels, given))
+            heads = replace(heads, thresholds=dict.fromkeys(heads.labels, given))
             warnings.append(f"--threshold {threshold:g} replaces the checkpoint's thresholds for every label")
         if sim_patch is not None:
             parse_patch(sim_patch, (backbone.side(side), backbone.side(side)))
         extractor = FeatureExtractor(backbone, resize=side, batch=batch, selection=selection)
-        return cls(extractor, head, top_k, tuple(warnings), sim_slice, sim_patch, force)
+        return cls(extractor, heads, top_k, tuple(warnings), sim_slice, sim_patch, force)
 
     def __call__(
         self, source: Source, on_slices: OnSlices | None = None, check: Callable[[Volume], object] | None = None
@@ -158,62 +159,35 @@ class ICHPredictor:
 
         The next volumes are read while the engine works, and its passes are filled across volumes.
         """
-        remaining, ahead = iter(sources), deque[Source]()
-        while True:
-            run = extract(
-                _noted(remaining, ahead), self.extractor, keep_volume=True, check=self._check_flags, force=self.force
-            )
-            try:
-                with closing(run) as extractions:
-                    yield from self._cases(extractions, ahead)
-                return
-            except Exception as error:  # the engine's; the cases it has begun are tried one by one
-                LOGGER.debug("%s: %s; the cases in work are tried one by one", type(error).__name__, error)
-                while ahead:
-                    yield self._attempt(ahead.popleft())
+        from meddinov3_stroke.batch import map_cases
 
-    def _cases(self, extractions: Iterable[Extraction], ahead: deque[Source]) -> Iterator[Case | FailedCase]:
+        def finish(volume: Volume, embeddings: SliceEmbeddings) -> Case:
+            return self._case(volume, embeddings, Stopwatch())
+
         watch, before = Stopwatch(), 0.0
-        for found in extractions:
-            if found.embeddings is None or found.volume is None:
-                ended: Case | FailedCase = FailedCase(found.path or Path(), found.outcome)
-            else:
-                volume, embeddings = found.volume, found.embeddings
-                ended = self._guarded(volume.source.path, lambda: self._case(volume, embeddings, Stopwatch()))  # noqa: B023
-            ahead.popleft()
+        for ended in map_cases(sources, self.extractor, finish, check=self._check_flags, force=self.force):
             elapsed_s, before = watch.elapsed_s - before, watch.elapsed_s
             if isinstance(ended, Case):
                 ended = replace(ended, findings=replace(ended.findings, elapsed_s=elapsed_s))
-            yield ended
-
-    def _attempt(self, source: Source) -> Case | FailedCase:
-        path = Path()
-        with suppress(UsageError):  # the source itself is the fault
-            path = source_path(source)
-        return self._guarded(path, lambda: self(source))
-
-    @staticmethod
-    def _guarded(path: Path, compute: Callable[[], Case]) -> Case | FailedCase:
-        try:
-            return compute()
-        except Exception as error:
-            if not isinstance(error, MedDINOError):
-                LOGGER.error("%s: %s: %s", path, type(error).__name__, error, exc_info=error)
-            return FailedCase(path, Outcome.of(error))
+            yield cast("Case | FailedCase", ended)
 
     def _findings(self, volume: Volume, embeddings: SliceEmbeddings) -> CaseFindings:
-        head, kind = self.checkpoint, applied_as(self.checkpoint, self.extractor.backbone.identity.embed_dim)
+        heads, kind = self.heads, applied_as(self.heads, self.extractor.backbone.identity.embed_dim)
         pooled = pool_slices(embeddings.cls, "mean" if kind == "slice" else kind)
-        distribution = judge_distance(head, embeddings.cls if kind == "slice" else pooled[None])
+        distribution = heads.judge_distance(embeddings.cls if kind == "slice" else pooled[None])
         if not self.force:
             require_in_distribution(distribution, volume.source.path)
         unlike = distribution_warnings(distribution)
-        rows = self._probabilities(head_rows(embeddings.cls, kind))
+        outputs = heads.outputs(head_rows(embeddings.cls, kind))
+        rows = heads.probabilities(outputs)
         # RSNA's label of a series is the maximum over its slices
-        case = rows.max(axis=0) if kind == "slice" else self._probabilities(pooled[None])[0]
-        probabilities = dict(zip(head.labels, case.tolist(), strict=True))
-        decisions = {label: probabilities[label] >= head.thresholds[label].value for label in head.labels}
-        order = rank(suspicion(rows, head.labels), self.top_k)
+        of_case = outputs if kind == "slice" else heads.outputs(pooled[None])
+        case, *each = (
+            dict(zip(heads.labels, found.max(axis=0).tolist(), strict=True))
+            for found in (heads.probabilities(of_case), *(output.probabilities for output in of_case))
+        )
+        decisions = {label: case[label] >= heads.thresholds[label].value for label in heads.labels}
+        order = rank(suspicion(rows, heads.labels), self.top_k)
         top_slices, similarity = self._look_at(volume, embeddings.slice_indices[order], kind, rows[order])
         map_slices = top_slices
         if self.sim_slice is not None:
@@ -221,8 +195,9 @@ class ICHPredictor:
             known = rows[embeddings.slice_indices == index]  # one probability per slice, whatever graph gives the map
             map_slices, similarity = self._look_at(volume, index, kind, known if len(known) else None)
         return CaseFindings(
-            probabilities=probabilities,
-            thresholds=head.thresholds,
+            probabilities=case,
+            probabilities_of_heads=tuple(each) if len(each) > 1 else (),
+            thresholds=heads.thresholds,
             decisions=decisions,
             top_slices=top_slices,
             embeddings=embeddings,
@@ -232,9 +207,9 @@ class ICHPredictor:
             similarity=similarity,
             map_hu=volume.hu_slices([one.slice_index for one in map_slices]),
             spacing_mm=volume.spacing_mm,
-            ranking=ranking_text(kind, head.labels, known=head.pool_mode != "unknown"),
+            ranking=ranking_text(kind, heads.labels, known=heads.pool_mode != "unknown"),
             reference_rule=REFERENCE_RULE if self.sim_patch is None else f"given by --sim-patch {self.sim_patch}",
-            head=_about_head(head, kind),
+            head={**heads.document(), "applied_as": kind},
             device=self.extractor.backbone.device,
             elapsed_s=0.0,
             distribution=distribution,
@@ -250,7 +225,7 @@ class ICHPredictor:
         rows: Float64[np.ndarray, "shown label"] | None = None,
     ) -> tuple[tuple[TopSlice, ...], Float32[np.ndarray, "shown h w"]]:
         # the slices with score and reference patch, and the similarity map of each; `rows` are their probabilities
-        tokens, labels = self.extractor.tokens(volume, slice_indices), self.checkpoint.labels
+        tokens, labels = self.extractor.tokens(volume, slice_indices), self.heads.labels
         assert tokens.patches is not None  # asked for
         rows = self._probabilities(head_rows(tokens.cls, kind)) if rows is None else rows
         slices, maps = [], []
@@ -268,17 +243,10 @@ class ICHPredictor:
         return tuple(slices), np.stack(maps)
 
     def _probabilities(self, rows: Float32[np.ndarray, "n width"]) -> Float64[np.ndarray, "n label"]:
-        return predict_logits(self.checkpoint, rows).probabilities
+        return self.heads.probabilities(self.heads.outputs(rows))
 
 
-def _noted(sources: Iterator[Source], ahead: deque[Source]) -> Iterator[Source]:
-    """The sources, each noted before it is given out."""
-    for source in sources:
-        ahead.append(source)
-        yield source
-
-
-def applied_as(head: HeadCheckpoint, embed_dim: int) -> HeadInput:
+def applied_as(head: HeadEnsemble, embed_dim: int) -> HeadInput:
     """The input the head is used with; for `unknown` by its width: mean_max if twice the embedding, else mean."""
     if head.pool_mode != "unknown":
         return cast("HeadInput", head.pool_mode)
@@ -292,9 +260,3 @@ def contradictions(decisions: Mapping[str, bool]) -> tuple[str, ...]:
         return ()
     found = f"{' and '.join(types)} {'is' if len(types) == 1 else 'are'} positive"
     return (f"{found} but 'any' is negative (separate thresholds); review the slices",)
-
-
-def _about_head(head: HeadCheckpoint, kind: HeadInput) -> dict[str, Any]:
-    names = ("sha256", "pool_mode", "labels", "input_dim", "hidden_dim", "resize", "backbone", "seed", "epoch")
-    about = {name: getattr(head, name) for name in (*names, "metric_name", "best_metric")}
-    return {**about, "labels": list(head.labels), "applied_as": kind}

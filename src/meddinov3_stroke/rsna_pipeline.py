@@ -38,7 +38,7 @@ from meddinov3_stroke.labels import name_rows
 from meddinov3_stroke.system.atomic import write_json, write_npy
 from meddinov3_stroke.system.digest import sha256_of_document
 from meddinov3_stroke.system.progress import finish_on_interrupt, progress_bar
-from meddinov3_stroke.system.provenance import Stopwatch, provenance
+from meddinov3_stroke.system.provenance import SUMMARY_NAME, Stopwatch, provenance
 from meddinov3_stroke.types import LABELS, HeadData
 
 __all__ = [
@@ -236,5 +236,5 @@ def write_features(cohort: Cohort, features: Mapping[str, SplitFeatures], folder
         "series_csv": first.table.name,
         "series_csv_sha256": first.table.sha256,
     }
-    write_json(folder / "summary.json", summary)
+    write_json(folder / SUMMARY_NAME, summary)
     return summary

@@ -273,11 +273,18 @@ class CaseFindings:
     device: str
     elapsed_s: float
     timings: Mapping[str, float] = field(default_factory=dict)  # seconds of each step
+    probabilities_of_heads: tuple[Mapping[str, float], ...] = ()  # of each head, where several were averaged
     distribution: Mapping[str, Any] = field(default_factory=dict)
     """`in_distribution`, and the figures behind it or the reason why it is None (`heads.distribution`)."""
     notices: tuple[str, ...] = ()
     """Those of the warnings that every output repeats: what stands against the intended use."""
     warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def spread(self) -> dict[str, tuple[float, float]]:
+        """Label -> lowest and highest probability of the heads that were averaged; empty for a single head."""
+        found = {label: [one[label] for one in self.probabilities_of_heads] for label in self.probabilities}
+        return {label: (min(each), max(each)) for label, each in found.items() if each}
 
     def __repr__(self) -> str:
         found = ", ".join(f"{label} {probability:.3f}" for label, probability in self.probabilities.items())

@@ -14,7 +14,7 @@ import pytest
 from dicom_writer import DicomOptions, DicomSeriesTruth, axial_geometry, write_dicom_series
 from meddinov3_stroke.commands.convert import main
 from meddinov3_stroke.ct import writing
-from meddinov3_stroke.ct.writing import convert_with_dcm2niix
+from meddinov3_stroke.ct.writing import dcm2niix_files
 from meddinov3_stroke.errors import MachineError, UnsupportedInput
 
 FAKE = """#!/bin/sh
@@ -58,7 +58,7 @@ def study(tmp_path: Path) -> DicomSeriesTruth:
 
 def test_it_is_given_the_images_of_the_chosen_series_alone(on_path, study: DicomSeriesTruth, tmp_path: Path) -> None:
     seen = on_path()
-    convert_with_dcm2niix(tmp_path / "study", None, tmp_path / "case.nii.gz")
+    dcm2niix_files(tmp_path / "study", None)
     received = [str(pydicom.dcmread(path).SOPInstanceUID) for path in sorted(seen.iterdir())]
     assert received == [image.sop_instance_uid for image in study.used]
 
@@ -66,7 +66,7 @@ def test_it_is_given_the_images_of_the_chosen_series_alone(on_path, study: Dicom
 def test_it_is_given_the_series_that_is_named(on_path, study: DicomSeriesTruth, tmp_path: Path) -> None:
     seen = on_path()
     bone = str(pydicom.dcmread(tmp_path / "study" / "bone" / "IM0001.dcm").SeriesInstanceUID)
-    convert_with_dcm2niix(tmp_path / "study", bone, tmp_path / "case.nii.gz")
+    dcm2niix_files(tmp_path / "study", bone)
     assert {str(pydicom.dcmread(path).SeriesInstanceUID) for path in seen.iterdir()} == {bone}
 
 
@@ -75,10 +75,10 @@ def test_all_that_it_writes_lies_under_the_name_asked_for(
     on_path, study: DicomSeriesTruth, tmp_path: Path, name: str
 ) -> None:
     on_path()
-    written = convert_with_dcm2niix(tmp_path / "study", None, tmp_path / "out" / f"{name}.nii.gz")
-    assert written == [tmp_path / "out" / f"{name}.nii.gz", tmp_path / "out" / f"{name}_Tilt_Eq.nii.gz"]
-    assert [path.read_text() for path in written] == ["base", "tilt"]
-    assert sorted((tmp_path / "out").iterdir()) == sorted(written)
+    output = str(tmp_path / "out" / f"{name}.nii.gz")
+    assert main(["-i", str(tmp_path / "study"), "--output", output, "--dcm2niix"]) == 0
+    written = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert written == {f"{name}.nii.gz": "base", f"{name}_Tilt_Eq.nii.gz": "tilt"}
 
 
 def test_without_the_program_the_error_says_how_to_get_it(
@@ -105,7 +105,7 @@ def test_a_failure_is_reported_in_the_words_of_dcm2niix(
 ) -> None:
     on_path(script)
     with pytest.raises(MachineError, match=message):
-        convert_with_dcm2niix(tmp_path / "study", None, tmp_path / "case.nii.gz")
+        dcm2niix_files(tmp_path / "study", None)
     assert not (tmp_path / "case.nii.gz").exists()
 
 
@@ -115,16 +115,16 @@ def test_a_dcm2niix_that_hangs_is_stopped(
     monkeypatch.setattr(writing, "TIMEOUT_S", 0.2)
     on_path("#!/bin/sh\nexec sleep 60\n")
     with pytest.raises(MachineError, match=r"did not end within 0\.2 s"):
-        convert_with_dcm2niix(tmp_path / "study", None, tmp_path / "case.nii.gz")
+        dcm2niix_files(tmp_path / "study", None)
 
 
 def test_a_dcm2niix_that_writes_nothing_is_reported(on_path, study: DicomSeriesTruth, tmp_path: Path) -> None:
     on_path("#!/bin/sh\nexit 0\n")
     with pytest.raises(UnsupportedInput, match="dcm2niix wrote nothing"):
-        convert_with_dcm2niix(tmp_path / "study", None, tmp_path / "case.nii.gz")
+        dcm2niix_files(tmp_path / "study", None)
 
 
 def test_a_nifti_needs_no_dcm2niix(on_path, tmp_path: Path, head_nifti: Callable[..., Path]) -> None:
     on_path()
     with pytest.raises(UnsupportedInput, match="is NIfTI already"):
-        convert_with_dcm2niix(head_nifti(), None, tmp_path / "out.nii.gz")
+        dcm2niix_files(head_nifti(), None)

@@ -46,7 +46,7 @@ def words(args: Args) -> list[str]:
     """The command line of a run."""
     named = {
         "input": args.input[0],
-        "checkpoint": args.checkpoint,
+        "checkpoint": args.checkpoint[0],
         "backbone": args.backbone,
         "output-dir": args.output_dir,
     }
@@ -187,7 +187,7 @@ def test_a_corrupt_volume_exits_with_3_and_writes_nothing(make_args, tmp_path, c
 
 def test_a_checkpoint_that_is_none_exits_with_6(make_args, capsys) -> None:
     args = make_args()
-    args.checkpoint.write_bytes(b"<html>")
+    args.checkpoint[0].write_bytes(b"<html>")
     assert main(words(args)) == 6
     assert "HTML page" in capsys.readouterr().err
 

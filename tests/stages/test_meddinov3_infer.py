@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from meddinov3_stroke import meddinov3_infer
 from meddinov3_stroke.backbone import Backbone, load_backbone
 from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.errors import MissingInput, NonFiniteEmbedding, UsageError
@@ -201,7 +200,7 @@ def test_standard_output_names_files_figures_and_the_disclaimer(make_args, capsy
 
 
 def test_progress_shows_rate_and_eta(make_args, caplog, monkeypatch) -> None:
-    monkeypatch.setattr(meddinov3_infer.LOGGER, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("meddinov3_stroke"), "propagate", True)
     with caplog.at_level(logging.INFO, logger="meddinov3_stroke"):
         run(make_args(quiet=False, batch=4))
     assert "embedding 8 slices" in caplog.text

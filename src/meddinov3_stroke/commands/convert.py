@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meddinov3_stroke.errors import UsageError
-from meddinov3_stroke.options import InputPath, SeriesOptions
-from meddinov3_stroke.system.command import ConsoleOptions, log_warnings, run_command
+from meddinov3_stroke.cases import EndedCase, require_own_result
+from meddinov3_stroke.errors import AmbiguousInput, Outcome, UsageError
+from meddinov3_stroke.options import InputOptions, InputPaths
+from meddinov3_stroke.system.command import log_warnings, run_command
 from meddinov3_stroke.system.nifti_bytes import NIFTI_SUFFIX, nifti_bytes
-from meddinov3_stroke.system.provenance import ending
+from meddinov3_stroke.system.provenance import ending, provenance
 
 if TYPE_CHECKING:
-    from meddinov3_stroke.types import Volume
+    from meddinov3_stroke.types import Volume, VolumeInput
+
+BATCH_NAME = f"volume{NIFTI_SUFFIX}"  # of the file in the folder of a case
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(SeriesOptions, ConsoleOptions):
-    """Write a head CT as NIfTI, with a JSON file for what NIfTI cannot store. Inference needs no conversion."""
+class Args(InputOptions):
+    """Write head CTs as NIfTI, with a JSON file for what NIfTI cannot store. Inference needs no conversion."""
 
-    input: InputPath
-    """Volume: .nii, .nii.gz, or DICOM as a folder, .zip, .tar(.gz), .txt list of files or file."""
+    input: InputPaths
+    """Volumes: .nii, .nii.gz, or DICOM: folder, .zip, .tar(.gz), .txt list or file; also folders of these, a table
+    (.csv) and patterns such as 'scans/*.nii.gz'."""
     output: Path
-    """File to write; must end in .nii.gz. <name>.slices.json and <name>.json (its origin) are written beside it."""
+    """File to write; must end in .nii.gz. <name>.slices.json and <name>.json (its origin) are written beside it. Of
+    several inputs: folder for results.csv and a folder for each case."""
     spacing: tuple[float, float, float] | None = None
     """Resample to this spacing in mm, along x, y and z (columns, rows, slices), such as 1 1 1; for other tools only."""
     orientation: str = "LAS"
@@ -34,31 +40,97 @@ class Args(SeriesOptions, ConsoleOptions):
     """Convert the chosen DICOM series with the dcm2niix program on this machine instead, and keep all it writes."""
 
 
-def run(args: Args) -> dict[str, Any]:
-    """The document written beside the volume; or, by dcm2niix, the files it wrote."""
+@dataclass(frozen=True, eq=False)
+class ConvertedCase(EndedCase):
+    """A volume as NIfTI, with the documents beside it."""
+
+    path: Path
+    sha256: str
+    contents: Mapping[str, bytes | dict[str, Any]]  # ending of the file's name -> its content
+    document: Mapping[str, Any]
+    outcome: Outcome = field(default_factory=Outcome)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings about the input, and about what NIfTI cannot represent."""
+        return tuple(self.document["warnings"])
+
+    def row(self) -> dict[str, Any]:
+        """Its columns of `results.csv`."""
+        return {"valid": 1, "volume": self.document["text"], "warnings": " | ".join(self.warnings)}
+
+    def save(self, folder: Path | str, name: str = BATCH_NAME) -> dict[str, Path]:
+        """Name -> path of the files written into `folder`."""
+        from meddinov3_stroke.system.atomic import write_bytes, write_json
+
+        files = [Path(folder, name.removesuffix(NIFTI_SUFFIX) + ending) for ending in self.contents]
+        for path, content in zip(files, self.contents.values(), strict=True):
+            if isinstance(content, bytes):
+                write_bytes(path, content)
+            else:
+                write_json(path, content)
+        return {path.name: path for path in files}
+
+
+def run(args: Args) -> dict[str, Any] | None:
+    """The document written beside the volume; None for a batch."""
     _check_flags(args)
-    from meddinov3_stroke.ct import read_volume
-    from meddinov3_stroke.ct.writing import convert_with_dcm2niix
+    from meddinov3_stroke.ct.contents import is_nifti_name
     from meddinov3_stroke.system.atomic import require_writable
 
-    require_writable(files=[args.output], inputs=[args.input])
+    cases = args.cases()
+    if not (cases.is_batch or _names_a_file(args)):
+        is_one = args.series is not None or is_nifti_name(cases.inputs[0].path)
+        if is_one or len((studies := args.studies(cases)).inputs) == 1:
+            raise UsageError(f"--output {args.output}: expected a name that ends in {NIFTI_SUFFIX}")
+        cases = studies
+    require_writable(*[args.output] * cases.is_batch, files=[args.output][cases.is_batch :], inputs=args.input)
+    try:
+        if not cases.is_batch:
+            return _convert_one(args, cases.inputs[0])
+    except AmbiguousInput:
+        if args.series is not None:
+            raise
+        cases = args.studies(cases)
+    _convert_many(args, cases.inputs)
+    return None
 
-    if args.dcm2niix:
-        written = convert_with_dcm2niix(args.input, args.series, args.output, join_series=args.join_series)
-        document: dict[str, Any] = {"files": [str(path) for path in written], "warnings": []}
+
+def _convert_many(args: Args, inputs: Sequence[VolumeInput]) -> None:
+    from meddinov3_stroke.batch import Batch, attempt
+
+    if _names_a_file(args):
+        found = f"{len(inputs)} cases in {', '.join(map(str, args.input))}"
+        raise UsageError(f"--output {args.output}: expected a folder, for {found}; or name one case with --series")
+
+    def compute(todo: Sequence[VolumeInput]) -> Iterator[EndedCase]:
+        for source in todo:
+            yield attempt(source, lambda: _converted(args, source))  # noqa: B023
+
+    flags = {name: getattr(args, name) for name in ("spacing", "orientation", "dcm2niix", "join_series")}
+    Batch(args.output, {"verb": "convert", **flags}, overwrite=args.overwrite).run(inputs, compute, args)
+
+
+def _names_a_file(args: Args) -> bool:
+    return args.output.name.lower().endswith(NIFTI_SUFFIX)
+
+
+def _convert_one(args: Args, source: VolumeInput) -> dict[str, Any]:
+    case = _converted(args, source)
+    if not args.overwrite:
+        beside = args.output.with_name(args.output.name[: -len(NIFTI_SUFFIX)] + ".json")
+        require_own_result(beside, case.sha256, "--output")
+    written = case.save(args.output.parent, args.output.name).values()
+    log_warnings(case.warnings)
+    if args.json:
+        print(json.dumps(case.document, ensure_ascii=False))
     else:
-        volume = read_volume(args.input, series=args.series, join_series=args.join_series)
-        document, written = _write(args, volume)
-        log_warnings(document["warnings"])
-        print(document["text"])
-    last = ending(f"{len(written)} files written", args.output, len(document["warnings"]))
-    print("\n".join([*(f"wrote {path}" for path in written), last]))
-    return document
+        last = ending(f"{len(written)} files written", args.output, len(case.warnings))
+        print("\n".join([case.document["text"], *(f"wrote {path}" for path in written), last]))
+    return dict(case.document)
 
 
 def _check_flags(args: Args) -> None:
-    if not args.output.name.lower().endswith(NIFTI_SUFFIX):
-        raise UsageError(f"--output {args.output}: expected a name that ends in {NIFTI_SUFFIX}")
     letters = args.orientation.upper()
     if len(letters) != 3 or any(sum(letter in pair for letter in letters) != 1 for pair in ("LR", "AP", "SI")):
         raise UsageError(f"--orientation {args.orientation}: expected three letters, one each of L/R, A/P, S/I, as LAS")
@@ -69,23 +141,30 @@ def _check_flags(args: Args) -> None:
         raise UsageError("--dcm2niix writes its own geometry; omit --spacing and --orientation")
 
 
-def _write(args: Args, volume: Volume) -> tuple[dict[str, Any], list[Path]]:
-    """The document of the volume's origin, and the files written."""
+def _converted(args: Args, source: VolumeInput) -> ConvertedCase:
+    from meddinov3_stroke.ct import open_input, read_volume, writing
+
+    if not args.dcm2niix:
+        return _as_nifti(args, read_volume(source))
+    volumes = writing.dcm2niix_files(source.path, source.series_uid, join_series=source.join_series)
+    document = {"text": f"{len(volumes)} volumes by dcm2niix", "warnings": []}
+    return ConvertedCase(source.path, open_input(source).digest, volumes, document)
+
+
+def _as_nifti(args: Args, volume: Volume) -> ConvertedCase:
+    """The volume as the flags ask for it, and the document of its origin."""
     from meddinov3_stroke.ct import writing
     from meddinov3_stroke.report import dicom_document
-    from meddinov3_stroke.system.atomic import write_bytes, write_json
-    from meddinov3_stroke.system.provenance import provenance
 
-    name, axes = args.output.name[: -len(NIFTI_SUFFIX)], args.orientation.upper()
-    slices_path, document_path = (args.output.with_name(f"{name}{ending}.json") for ending in (".slices", ""))
-    warnings = list(volume.warnings)
+    axes, warnings = args.orientation.upper(), list(volume.warnings)
     voxels, resampled, how = volume.stored, None, f"voxels as acquired, axes {axes}"
     if args.spacing is None:
         content = writing.nifti_bytes_of(volume, axes)
         if (off_mm := writing.misplaced_mm(volume)) > writing.POSITION_TOLERANCE_MM:
+            beside = (args.output.name if _names_a_file(args) else BATCH_NAME)[: -len(NIFTI_SUFFIX)]
             warnings.append(
                 "slices are not evenly spaced, which NIfTI cannot represent: its affine is off by up to "
-                f"{off_mm:.2f} mm; the true positions are in {slices_path.name}"
+                f"{off_mm:.2f} mm; the true positions are in {beside}.slices.json"
             )
     else:
         x_mm, y_mm, z_mm = args.spacing
@@ -97,7 +176,7 @@ def _write(args: Args, volume: Volume) -> tuple[dict[str, Any], list[Path]]:
         content = nifti_bytes(grid.hu, grid.affine, axis_codes=axes)
     document = {
         **provenance(),
-        "input": str(args.input),
+        "input": str(volume.source.path),
         "input_format": volume.source.format,
         "input_sha256": volume.source.sha256,
         "dicom": dicom_document(volume.source),
@@ -106,11 +185,11 @@ def _write(args: Args, volume: Volume) -> tuple[dict[str, Any], list[Path]]:
         "text": f"{'x'.join(map(str, voxels.shape[::-1]))} {how}",
         "warnings": warnings,
     }
-    write_bytes(args.output, content)
-    if args.spacing is None:
-        write_json(slices_path, {**provenance(), **writing.slices_document(volume)})
-    write_json(document_path, document)
-    return document, [args.output, *([slices_path] if args.spacing is None else []), document_path]
+    contents: dict[str, bytes | dict[str, Any]] = {NIFTI_SUFFIX: content}
+    if not resampled:
+        contents[".slices.json"] = {**provenance(), **writing.slices_document(volume)}
+    contents[".json"] = document
+    return ConvertedCase(volume.source.path, volume.source.sha256, contents, document)
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

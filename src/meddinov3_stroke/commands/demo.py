@@ -81,7 +81,7 @@ def run(args: Args) -> dict[str, Any]:
     largest = max(held_out, key=lambda series: sum(series["lesion_volumes_ml"].values()))
     case_dir = folder / f"case_{largest['series_uid']}"
     volume, checkpoint = folder / "phantoms" / largest["nifti_path"], folder / "checkpoints" / "best.pt"
-    ich_infer.run(ich_infer.Args(input=(volume,), checkpoint=checkpoint, output_dir=case_dir, **compute))
+    ich_infer.run(ich_infer.Args(input=(volume,), checkpoint=(checkpoint,), output_dir=case_dir, **compute))
     summary = {
         **provenance(),
         "backbone": args.backbone,

@@ -9,6 +9,7 @@ from pathlib import Path
 from meddinov3_stroke.ct.contents import OpenedInput, is_nifti_name, machine_errors
 from meddinov3_stroke.ct.nifti import NiftiInput
 from meddinov3_stroke.errors import MissingInput, UnsupportedInput, UsageError
+from meddinov3_stroke.system import names
 from meddinov3_stroke.types import Volume, VolumeInput
 
 MAX_VOXELS = 2**28
@@ -28,6 +29,7 @@ def open_input(
 ) -> OpenedInput:
     """The input at `source`, for its digest, its volume, or both; arguments and errors as for `read_volume`."""
     wanted = as_input(source, series)
+    names.know(*((wanted.path,) if isinstance(wanted, VolumeInput) else wanted))
     files, uid = (wanted.path, wanted.series_uid) if isinstance(wanted, VolumeInput) else (wanted, None)
     join_series = join_series or getattr(wanted, "join_series", False)
     if isinstance(wanted, VolumeInput):

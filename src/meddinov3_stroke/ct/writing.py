@@ -18,7 +18,6 @@ from jaxtyping import Float32, Float64, Int16
 
 from meddinov3_stroke.ct.contents import is_nifti_name
 from meddinov3_stroke.errors import MachineError, UnsupportedInput, UsageError
-from meddinov3_stroke.system.atomic import write_bytes
 from meddinov3_stroke.system.nifti_bytes import NIFTI_SUFFIX, nifti_bytes
 from meddinov3_stroke.types import AIR_HU, Volume
 
@@ -141,10 +140,8 @@ def _moved_slice(hu: _Plane, offset: _Pair, scale: _Pair, shape: tuple[int, ...]
     return np.where(rows[:, None] & columns, moved, np.float32(AIR_HU))
 
 
-def convert_with_dcm2niix(
-    source: Path, series_uid: str | None, output: Path, *, join_series: bool = False
-) -> list[Path]:
-    """The files written: `output`, and further ones of dcm2niix (such as its `_Tilt_Eq`) under names that begin alike.
+def dcm2niix_files(source: Path, series_uid: str | None, *, join_series: bool = False) -> dict[str, bytes]:
+    """Ending of a name -> content of each file of dcm2niix: `.nii.gz` first, then further ones (`_Tilt_Eq.nii.gz`).
 
     Raises:
         UnsupportedInput: NIfTI, or a series for which dcm2niix writes nothing.
@@ -165,15 +162,11 @@ def convert_with_dcm2niix(
         for k, content in enumerate(DicomInput(source, series_uid, join_series=join_series).image_files()):
             (images / f"{k:05d}.dcm").write_bytes(content)
         _run([program, "-z", "y", "-b", "n", "-f", PLAIN_NAME, "-o", str(converted), str(images)])
-        written = []
-        for path in sorted(converted.glob(f"{PLAIN_NAME}*{NIFTI_SUFFIX}"), key=lambda path: len(path.name)):
-            ending = path.name.removeprefix(PLAIN_NAME)
-            is_volume = ending == NIFTI_SUFFIX
-            written.append(output if is_volume else output.with_name(output.name[: -len(NIFTI_SUFFIX)] + ending))
-            write_bytes(written[-1], path.read_bytes())
-    if not written:
+        found = sorted(converted.glob(f"{PLAIN_NAME}*{NIFTI_SUFFIX}"), key=lambda path: len(path.name))
+        contents = {path.name.removeprefix(PLAIN_NAME): path.read_bytes() for path in found}
+    if not contents:
         raise UnsupportedInput(f"dcm2niix wrote nothing for {source}; convert it without --dcm2niix")
-    return written
+    return contents
 
 
 def _run(command: list[str]) -> None:

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int8, Integer
 from meddinov3_stroke.data.csv_file import IdList, read_csv_file, read_id_list, zeros_and_ones
 from meddinov3_stroke.errors import DatasetError, LabelError, SeriesTableError, UsageError, name_some
 from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, name_rows
+from meddinov3_stroke.system.names import know
 from meddinov3_stroke.types import LABELS, STACK_NUMBER, VolumeInput
 
 VOLUME_COLUMNS = ("nifti_path", "dicom_path", "header_index")
@@ -238,9 +239,8 @@ def _find_column(header: Sequence[str], name: str, where: str) -> str:
         same = [column for column in header if column == wanted]
         matches = same or [column for column in header if column.casefold() == wanted.casefold()]
         if len(matches) > 1:
-            raise SeriesTableError(
-                f"{where}: {name} could be {' or '.join(matches)}; choose one with --columns {name}=..."
-            )
+            fault = f"{name} could be {' or '.join(matches)}"
+            raise SeriesTableError(f"{where}: {fault}; choose one with --columns {name}=...")
         if matches:
             return matches[0]
     return ""
@@ -302,10 +302,10 @@ def volume_inputs(
 
     @cache  # thousands of rows name one index
     def resolve(text: str) -> Path:
-        folders = [folder for folder in (datasets_dir, csv_folder) if folder is not None]
         spellings = (Path(text).expanduser(), Path(text.replace("\\", "/")).expanduser())  # the second of Windows
-        candidates = [folder / one for one in spellings for folder in folders]
-        return next((path for path in candidates if path.exists()), candidates[0])
+        candidates = [folder / one for one in spellings for folder in (datasets_dir, csv_folder) if folder]
+        know(text, found := next((path for path in candidates if path.exists()), candidates[0]))
+        return found
 
     named_nifti = dicom_paths.where(dicom.str.endswith((".nii", ".nii.gz")), "")  # "" is the CSV's folder, which exists
     _refuse(

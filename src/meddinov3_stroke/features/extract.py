@@ -37,6 +37,7 @@ from meddinov3_stroke.features.extractor import FeatureExtractor, naming
 from meddinov3_stroke.features.leases import Leases
 from meddinov3_stroke.features.memory import InputMemory
 from meddinov3_stroke.features.store import EmbeddingStore, Entry, embedding_key
+from meddinov3_stroke.system import names
 from meddinov3_stroke.system.progress import read_ahead
 from meddinov3_stroke.system.provenance import Stopwatch
 from meddinov3_stroke.types import SliceEmbeddings, Volume, VolumeInput
@@ -235,6 +236,7 @@ class _Run:
     def _compute(self, case: _Case, opened: OpenedInput, watch: Stopwatch) -> Iterator[_Window]:
         with _ends_one_input():
             volume = opened.volume()
+            names.know_case(volume.source.path, volume.source.sha256)
             scope = judge(volume).document()  # the one place where a sound volume may be refused
             self._require_in_scope(scope, case.input or opened.path)
             self.check(volume)
@@ -242,11 +244,10 @@ class _Run:
                 raise StorageError(f"{opened.path} changed while it was read; run again to retry")
         self.begun.update([case.key] if case.key else [])
         chosen = self.extractor.chosen(volume)
-        windows = self.extractor.windows(volume, chosen)
         case.volume, case.read_s = volume if self.keep_volume else None, watch.elapsed_s
         case.finish, case.n_chosen = self.extractor.finisher(volume, chosen, scope), len(chosen)
         yield case, None
-        yield from ((case, pixels) for pixels in windows)
+        yield from ((case, pixels) for pixels in self.extractor.windows(volume, chosen))
 
     def _is_elsewhere(self, case: _Case) -> bool:
         """Whether another run is computing the case. If not, its result is known or its lease is this run's."""
@@ -269,10 +270,8 @@ class _Run:
         memory = self.memory if isinstance(source, VolumeInput | Path | str) else None
         with _ends_one_input():  # listing the input's files may fail
             remembered = None if memory is None or self.verify_inputs else memory.recall(opened, series_uid)
-        if remembered is not None:
-            key = self._key(remembered)
-            if found := self._cached(source, key):
-                return key, found
+        if remembered is not None and (found := self._cached(source, self._key(remembered))):
+            return self._key(remembered), found
         with _ends_one_input():
             key = self._key(opened.digest if memory is None else memory.digest(opened, series_uid))
         return key, self._cached(source, key)

@@ -18,6 +18,7 @@ from typing import Any
 from meddinov3_stroke.ct import OpenedInput
 from meddinov3_stroke.errors import STATUSES, Outcome, UsageError
 from meddinov3_stroke.features.memory import SETTLED_S, files_state
+from meddinov3_stroke.system import names
 from meddinov3_stroke.system.atomic import append_line
 from meddinov3_stroke.types import VolumeInput
 
@@ -32,6 +33,7 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self.path = Path(folder) / LEDGER_NAME
+        self.is_hidden = True  # whether no run wrote names
         self.settings: str | None = None  # of the last run; None if there was none
         self.inputs: list[str] = []  # names of the inputs of the last run, in order
         self.records: dict[str, dict[str, Any]] = {}  # input -> last record under those settings
@@ -53,6 +55,7 @@ class Ledger:
 
     def _take(self, line: dict[str, Any]) -> None:
         if "inputs" in line:
+            self.is_hidden = self.is_hidden and "hidden" in line
             if line["settings"] != self.settings:
                 self.records = {}
             self.settings, self.inputs = line["settings"], line["inputs"]
@@ -60,8 +63,14 @@ class Ledger:
             self.records[line["input"]] = line
 
     def begin(self, settings: str, inputs: Iterable[str]) -> None:
-        """Announce a run over these inputs; records of other settings no longer count."""
-        self._append({"time": _now(), "settings": settings, "inputs": list(inputs)})
+        """Announce a run over these inputs; records of other settings no longer count.
+
+        Raises UsageError where names are hidden, but not in what earlier runs wrote.
+        """
+        if names.are_hidden() and not self.is_hidden:
+            raise UsageError(f"{self.path} holds names of an earlier run; choose another folder for --hide-names")
+        hidden = {"hidden": True} if names.are_hidden() else {}
+        self._append({"time": _now(), "settings": settings, **hidden, "inputs": list(inputs)})
 
     def add(self, name: str, outcome: Outcome, **facts: Any) -> None:
         """Record how an input ended, with further facts (JSON)."""
@@ -85,8 +94,9 @@ class Ledger:
 
 
 def input_name(source: VolumeInput) -> str:
-    """The name of an input in a ledger: its path as given, and the series if one is named."""
-    return str(source.path) + (f" series {source.series_uid}" if source.series_uid else "")
+    """The name of an input in a ledger: its path as given unless names are hidden, and the series if one is named."""
+    names.know(source.path)
+    return names.public(str(source.path)) + (f" series {source.series_uid}" if source.series_uid else "")
 
 
 def settled_state(opened: OpenedInput) -> str | None:

@@ -1,19 +1,25 @@
-"""Applying a head: its logits for rows of embeddings, and whether it belongs to a backbone. No torch."""
+"""Applying heads: logits of rows of embeddings, averaged over several heads, and whether a head belongs to a backbone.
+
+No torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
-from meddinov3_stroke.errors import CheckpointError, NonFiniteEmbedding, OutOfScope
+from meddinov3_stroke.errors import CheckpointError, NonFiniteEmbedding, OutOfScope, UsageError
 from meddinov3_stroke.heads.architectures import ARCHITECTURES
-from meddinov3_stroke.heads.checkpoint import POOL_MODES, HeadCheckpoint
+from meddinov3_stroke.heads.checkpoint import POOL_MODES, HeadCheckpoint, load_checkpoint
 from meddinov3_stroke.system.command import command_of
-from meddinov3_stroke.types import BackboneIdentity, HeadOutput
+from meddinov3_stroke.system.digest import sha256_of_document
+from meddinov3_stroke.types import BackboneIdentity, HeadOutput, Threshold
 
 LEAST_ROWS = 100
 """Training rows below which a head gets no rule for the distance to them."""
@@ -21,6 +27,12 @@ LEAST_ROWS = 100
 NO_HEAD: Mapping[str, Any] = {"in_distribution": None, "reason": "no head was applied"}
 
 ROWS_PER_BATCH = 16384  # rows sent through the head at a time; bounds memory
+
+_ALIKE = ("labels", "pool_mode", "input_dim", "resize")
+
+_EPSILON = 1e-9  # thresholds of 0 and 1 have no finite logit
+
+_IDENTITY = ("sha256", "pool_mode", "labels", "input_dim", "hidden_dim", "resize", "backbone", "seed", "epoch")
 
 
 def predict_logits(
@@ -62,6 +74,89 @@ def judge_distance(checkpoint: HeadCheckpoint, rows: Float32[np.ndarray, "n dim"
         return {"in_distribution": None, "reason": reason}
     distance = float(np.median(rule.distances(rows)))
     return {"in_distribution": distance <= rule.limit, "distance": round(distance, 4), **rule.figures()}
+
+
+@dataclass(frozen=True, eq=False)
+class HeadEnsemble:
+    """Heads of the same labels and inputs."""
+
+    members: tuple[HeadCheckpoint, ...]
+    thresholds: Mapping[str, Threshold]
+    labels = property(attrgetter("_first.labels"))
+    pool_mode = property(attrgetter("_first.pool_mode"))
+    input_dim = property(attrgetter("_first.input_dim"))
+    resize = property(attrgetter("_first.resize"))
+
+    @property
+    def _first(self) -> HeadCheckpoint:
+        return self.members[0]
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the checkpoint; of several, of their digests, in any order."""
+        digests = sorted(head.sha256 for head in self.members)
+        return digests[0] if len(digests) == 1 else sha256_of_document(digests)
+
+    def outputs(self, rows: Float32[np.ndarray, "n dim"]) -> list[HeadOutput]:
+        """What each head computes from the rows; errors as for `predict_logits`."""
+        return [predict_logits(head, rows) for head in self.members]
+
+    def probabilities(self, outputs: Sequence[HeadOutput]) -> Float64[np.ndarray, "n label"]:
+        """Sigmoid of the mean of the heads' logits."""
+        logits = np.stack([output.logits for output in outputs]).astype(np.float64)
+        return HeadOutput(logits.mean(axis=0), self.labels).probabilities
+
+    def judge_distance(self, rows: Float32[np.ndarray, "n dim"]) -> dict[str, Any]:
+        """The verdict of the head that the rows are farthest from; of heads without a rule, that it is unknown."""
+        verdicts = [judge_distance(head, rows) for head in self.members]
+        worst = [one for verdict in (False, None, True) for one in verdicts if one["in_distribution"] is verdict]
+        alike = [one for one in worst if one["in_distribution"] is worst[0]["in_distribution"]]
+        return max(alike, key=lambda one: one.get("distance", 0) / one.get("limit", 1))
+
+    def document(self) -> dict[str, Any]:
+        """The identity of the head, as JSON; of several, what they share, and each under `members`."""
+        about = [_about(head) for head in self.members]
+        if len(about) == 1:
+            return about[0]
+        shared = {name: value for name, value in about[0].items() if all(one[name] == value for one in about)}
+        return {**dict.fromkeys(about[0]), **shared, "sha256": self.sha256, "members": about}
+
+
+def load_heads(paths: Sequence[Path]) -> HeadEnsemble:
+    """The heads in some checkpoints; errors of `load_checkpoint`.
+
+    Raises:
+        UsageError: no checkpoint, or the same head twice.
+        CheckpointError: heads of other labels or inputs than the first.
+    """
+    heads = [load_checkpoint(path) for path in paths]
+    if not heads:
+        raise UsageError("--checkpoint: expected at least one head checkpoint")
+    for k, (path, head) in enumerate(zip(paths, heads, strict=True)):
+        for name in _ALIKE:
+            if (expected := getattr(heads[0], name)) != (found := getattr(head, name)):
+                raise CheckpointError(
+                    f"{path} cannot be averaged with {paths[0]}: {name}: expected {expected}, found {found}; "
+                    "give heads that were trained on the same labels and features"
+                )
+        if head.sha256 in [other.sha256 for other in heads[:k]]:
+            raise UsageError(f"--checkpoint {path}: this head is named twice; name each once")
+    return HeadEnsemble(tuple(heads), heads[0].thresholds if len(heads) == 1 else _mean_thresholds(heads))
+
+
+def _mean_thresholds(heads: Sequence[HeadCheckpoint]) -> dict[str, Threshold]:
+    """The thresholds as the probabilities are averaged: in logits."""
+    origin = f"mean of the logits of the thresholds of {len(heads)} heads"
+    values = np.array([[head.thresholds[label].value for label in heads[0].labels] for head in heads])
+    values = values.clip(_EPSILON, 1 - _EPSILON)
+    logits = (np.log(values) - np.log1p(-values)).mean(axis=0)
+    means = HeadOutput(logits[None], heads[0].labels).probabilities[0]
+    return {label: Threshold(float(mean), origin) for label, mean in zip(heads[0].labels, means, strict=True)}
+
+
+def _about(head: HeadCheckpoint) -> dict[str, Any]:
+    about = {name: getattr(head, name) for name in (*_IDENTITY, "metric_name", "best_metric")}
+    return {**about, "labels": list(head.labels)}
 
 
 def require_in_distribution(verdict: Mapping[str, Any], where: object) -> None:

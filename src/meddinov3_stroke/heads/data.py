@@ -14,9 +14,8 @@ from meddinov3_stroke.errors import DatasetError, LabelError
 from meddinov3_stroke.heads.applying import backbone_differences
 from meddinov3_stroke.heads.checkpoint import POOL_MODES, identity_from_document
 from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, label_matrix, label_names, name_rows
+from meddinov3_stroke.system.provenance import SUMMARY_NAME
 from meddinov3_stroke.types import BackboneIdentity, HeadData
-
-SUMMARY_NAME = "summary.json"  # file next to the embeddings that states which backbone made them and how
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from rich.table import Table
 
 from meddinov3_stroke.explain import AID_NOTE, SIMILARITY_RANGE, WINDOW_CENTER, WINDOW_WIDTH, case_text, is_demo
 from meddinov3_stroke.heads.applying import NO_HEAD
+from meddinov3_stroke.system import names
 from meddinov3_stroke.system.atomic import write_bytes, write_json, write_npy
 from meddinov3_stroke.system.progress import console as results_console
-from meddinov3_stroke.system.provenance import ending, memory_statistics, provenance
+from meddinov3_stroke.system.provenance import SUMMARY_NAME, ending, memory_statistics, provenance
 from meddinov3_stroke.types import CaseFindings, SliceEmbeddings, TopSlice, VolumeSource
 
-SUMMARY = "summary.json"
 PICTURE = "similarity_map.png"
 SLICE_PROBS = "slice_probs.npy"
 
@@ -35,6 +35,7 @@ def case_document(findings: CaseFindings) -> dict[str, Any]:
         "head_sha256": findings.head["sha256"],
         "seeds": {"head_training": findings.head["seed"]},
         "probabilities": dict(findings.probabilities),
+        **_spread_document(findings),
         "thresholds": thresholds,
         "threshold": next(iter(thresholds.values())) if len(set(thresholds.values())) == 1 else None,
         "threshold_origins": {label: threshold.origin for label, threshold in findings.thresholds.items()},
@@ -56,19 +57,32 @@ def case_document(findings: CaseFindings) -> dict[str, Any]:
         "elapsed_s": round(findings.elapsed_s, 4),
         "memory": memory_statistics(findings.device),
         "warnings": list(findings.warnings),
-        "files": [PICTURE, *_arrays(findings), SUMMARY],
+        "files": [PICTURE, *_arrays(findings), SUMMARY_NAME],
     }
+
+
+def _spread_document(findings: CaseFindings) -> dict[str, Any]:
+    """Of several heads: the range and the standard deviation of their probabilities, and the probabilities of each."""
+    each = findings.probabilities_of_heads
+    if not each:
+        return {}
+    spread = {
+        label: {"min": low, "max": high, "sd": float(np.std([one[label] for one in each], ddof=1))}
+        for label, (low, high) in findings.spread.items()
+    }
+    return {"spread": spread, "probabilities_of_heads": [dict(one) for one in each]}
 
 
 def case_row(findings: CaseFindings) -> dict[str, Any]:
     """A case as columns of `results.csv`."""
     document = origin_document(findings.embeddings, findings.device, findings.distribution)
+    spread = findings.spread.items()
     return {
         **{f"p_{label}": round(value, 6) for label, value in findings.probabilities.items()},
+        **{f"p_{side}_{label}": round(ends[k], 6) for label, ends in spread for k, side in enumerate(("min", "max"))},
         **{f"positive_{label}": int(decided) for label, decided in findings.decisions.items()},
         **{name: None if verdict is None else int(verdict) for name, verdict in document["verdicts"].items()},
         "warnings": " | ".join(findings.warnings),
-        "seconds": round(findings.elapsed_s, 2),
     }
 
 
@@ -85,8 +99,8 @@ def save_case(findings: CaseFindings, folder: Path) -> dict[str, Path]:
     write_bytes(folder / PICTURE, case_picture(findings))
     for name, array in arrays.items():
         write_npy(folder / name, array)
-    write_json(folder / SUMMARY, case_document(findings))
-    return {name: folder / name for name in (PICTURE, *arrays, SUMMARY)}
+    write_json(folder / SUMMARY_NAME, case_document(findings))
+    return {name: folder / name for name in (PICTURE, *arrays, SUMMARY_NAME)}
 
 
 def _arrays(findings: CaseFindings) -> dict[str, np.ndarray]:
@@ -182,8 +196,8 @@ def print_case(findings: CaseFindings, files: Mapping[str, Path], console: Conso
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
     for warning in findings.warnings:
         style = "bold" if warning in findings.notices else None
-        console.print(f"warning: {warning}", style=style, markup=False)
-    folder = Path(files[SUMMARY]).parent if SUMMARY in files else Path()
+        console.print(f"warning: {names.public(warning)}", style=style, markup=False)
+    folder = Path(files[SUMMARY_NAME]).parent if SUMMARY_NAME in files else Path()
     console.print(answer(findings, folder), markup=False)
 
 
@@ -197,6 +211,9 @@ def answer(findings: CaseFindings, folder: Path) -> str:
     decided = "positive" if findings.decisions[label] else "negative"
     others = [name for name, is_positive in findings.decisions.items() if is_positive and decided == "negative"]
     text = f"{label} {probability} (threshold {threshold}) {decided}"
+    if findings.spread:
+        low, high = findings.spread[label]
+        text += f", {len(findings.probabilities_of_heads)} heads {low:.{digits}f} to {high:.{digits}f}"
     text += f", but {' and '.join(others)} positive" if others else ""
     return ending(text, folder, len(findings.warnings), is_demo(findings.embeddings.backbone.name))
 
@@ -209,11 +226,13 @@ def _table(title: str, *names: str, numbers: slice) -> Table:
 
 
 def _probabilities(findings: CaseFindings) -> Table:
-    table = _table("Haemorrhage", "label", "probability", "threshold", "decision", numbers=slice(1, 3))
+    spread = {label: f"{low:.4f} to {high:.4f}" for label, (low, high) in findings.spread.items()}
+    names = ("label", "probability", *["range of the heads"][: len(spread)], "threshold", "decision")
+    table = _table("Haemorrhage", *names, numbers=slice(1, len(names) - 1))
     for label, probability in findings.probabilities.items():
         threshold, decided = findings.thresholds[label].value, findings.decisions[label]
-        words = (escape(label), f"{probability:.4f}", f"{threshold:.4f}", "positive" if decided else "negative")
-        table.add_row(*words, style="bold" if decided else None)
+        words = [escape(label), f"{probability:.4f}", *[spread.get(label, "")][: len(spread)], f"{threshold:.4f}"]
+        table.add_row(*words, "positive" if decided else "negative", style="bold" if decided else None)
     return table
 
 

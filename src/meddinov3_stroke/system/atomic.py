@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from meddinov3_stroke.errors import MachineError, StorageError, UsageError
+from meddinov3_stroke.system import names
 
 TEMPORARY_SUFFIX = ".tmp"  # suffix of files not yet renamed; a killed writer leaves at most one, which no reader opens
 PROBE_BYTES = 4096  # written to test a folder: a full disk refuses it
@@ -104,8 +105,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` in UTF-8 as `path`, atomically."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write `text` in UTF-8 as `path`, atomically; bytes of a file name that are not UTF-8 as an escape."""
+    write_bytes(path, names.public(text).encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -123,19 +124,25 @@ def write_npy(path: Path, array: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def append_line(path: Path, line: str) -> None:
+def append_line(path: Path, line: str, *, private: bool = False) -> None:
     """Append a line to a text file, for logs that are read line by line; the rest of the file is never rewritten.
 
-    A line that a killed writer left unfinished is ended first, so that it spoils no other. Raises StorageError.
+    A line that a killed writer left unfinished is ended first, so that it spoils no other. A `private` file is created
+    for its owner alone, and keeps names. Raises StorageError.
     """
+    text = line if private else names.public(line)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as handle:
+        with open(path, "ab+", opener=_private if private else None) as handle:
             handle.seek(max(handle.seek(0, os.SEEK_END) - 1, 0))
             start = b"" if handle.read(1) in (b"", b"\n") else b"\n"
-            handle.write(start + line.encode("utf-8") + b"\n")
+            handle.write(start + text.encode("utf-8", "backslashreplace") + b"\n")
     except OSError as error:
         raise storage_error(path, error) from error
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _plain(value: Any) -> Any:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from meddinov3_stroke.errors import MedDINOError, UsageError
+from meddinov3_stroke.system import names
 from meddinov3_stroke.system.progress import write_message
 
 LOGGER = logging.getLogger("meddinov3_stroke")
@@ -84,6 +85,7 @@ def run_command(
         refuse_empty(sys.argv[1:] if argv is None else argv)
         options = args = tyro.cli(args_type, args=argv, prog=prog)  # defaults from the environment may be wrong, too
         set_up_logging(args)
+        names.begin(is_hidden=getattr(args, "hide_names", False), in_logs=args.json_log)
         with libraries_at_debug():
             run(args)
     except MedDINOError as error:
@@ -93,6 +95,8 @@ def run_command(
     except Exception as error:
         message = f"internal error: {type(error).__name__}: {error}; run again with --debug and report the output"
         return _report("E-BUG", message, BUG_EXIT_CODE, options)
+    finally:
+        names.end()
     return 0
 
 
@@ -151,7 +155,7 @@ class _PlainLines(logging.Formatter):
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
-        fields = {"time": stamp, "level": record.levelname.lower(), "message": record.getMessage()}
+        fields = {"time": stamp, "level": record.levelname.lower(), "message": names.logged(record.getMessage())}
         return json.dumps(fields, ensure_ascii=False)
 
 

@@ -18,6 +18,8 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from meddinov3_stroke.system import names
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -57,6 +59,7 @@ def console(stderr: bool = False) -> Console:
 
 def write_message(text: str) -> None:
     """Write a line on standard error; on a terminal it is wrapped between words and goes above the bars."""
+    text = names.public(text)
     if sys.stderr.isatty():
         wrap = textwrap.TextWrapper(console(stderr=True).width, break_long_words=False, break_on_hyphens=False)
         text = "\r" + "\n".join(map(wrap.fill, text.splitlines()))  # over the `^C` that a terminal echoes

@@ -10,6 +10,8 @@ from typing import Any
 
 DISCLAIMER = "research use only, not for clinical diagnosis"  # part of every output
 
+SUMMARY_NAME = "summary.json"  # of a case, and beside embeddings: what they are and where they came from
+
 SCHEMA_VERSION = 1  # version of the JSON documents this package writes; raised when a key changes its meaning
 
 _PACKAGES = ("meddinov3-stroke", "torch", "openvino", "numpy", "nibabel", "scikit-learn", "safetensors")

@@ -30,6 +30,7 @@ from meddinov3_stroke.ct.contents import (
 from meddinov3_stroke.ct.dicom.container import MAGIC, PREAMBLE_BYTES
 from meddinov3_stroke.ct.dicom.tars import tar_members
 from meddinov3_stroke.errors import CorruptInput, MissingInput, UnsupportedInput, UsageError
+from meddinov3_stroke.system.names import know, known_file
 from meddinov3_stroke.types import STACK_NUMBER
 
 MAX_FILES = 50_000
@@ -157,6 +158,7 @@ def open_files(source: Path | Sequence[Path]) -> Iterator[tuple[InputFile, ...]]
         UnsupportedInput: more than `MAX_FILES` files, or something other than a regular file.
         MachineError: the files cannot be listed.
     """
+    know(*((source,) if isinstance(source, Path) else source))
     with ExitStack() as stack:
         files = tuple(_files_of(source, stack))
         if not files:
@@ -212,15 +214,15 @@ def _packed(path: Path, name: str, n_packed: int) -> InputFile:
 
 def _in_folder(folder: Path) -> Iterator[InputFile]:
     n_files, walked = 0, {folder.resolve()}
-    for parent, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+    for parent, folders, found in os.walk(folder, onerror=_raise, followlinks=True):
         resolved = {Path(parent, name).resolve(): name for name in sorted(folders, reverse=True)}
         folders[:] = sorted(name for target, name in resolved.items() if target not in walked)
         walked |= resolved.keys()
-        for name in sorted(names):
+        for name in sorted(found):
             n_files += 1
             _require_few(n_files, folder)
             path = Path(parent, name)
-            yield _on_disk(path, path.relative_to(folder).as_posix())
+            yield _on_disk(path, known_file(path.relative_to(folder).as_posix()))
 
 
 def _raise(error: OSError) -> None:
@@ -238,7 +240,7 @@ def _in_tar(path: Path) -> Iterator[InputFile]:
     for name, content in tar_members(path):
         if name in files:
             raise CorruptInput(f"{path} holds 2 files named {name}; expected one of each name; pack it again")
-        _refuse_gzip(name, path)
+        _refuse_gzip(known_file(name), path)
         files[name] = InputFile(f"{path.name}:{name}", path, len(content), content=content)
         _require_few(len(files), path)
     yield from (files[name] for name in sorted(files))
@@ -259,11 +261,11 @@ def _in_archive(path: Path, stack: ExitStack) -> Iterator[InputFile]:
         raise CorruptInput(f"{path} is a damaged zip archive ({error}); fetch it again") from error
     members = [member for member in archive.infolist() if not member.is_dir()]
     _require_few(len(members), path)
-    names = Counter(member.filename for member in members)
+    counts = Counter(known_file(member.filename) for member in members)
     for member in sorted(members, key=lambda member: member.filename):
         _refuse_gzip(member.filename, path)
-        if names[member.filename] > 1:
-            found = f"{names[member.filename]} files named {member.filename}"
+        if counts[member.filename] > 1:
+            found = f"{counts[member.filename]} files named {member.filename}"
             raise CorruptInput(f"{path} holds {found}; expected one of each name; pack it again")
         if member.file_size > MAX_DEFLATE_RATIO * max(member.compress_size, 1):
             sizes = f"{member.file_size} bytes from {member.compress_size}, more than deflate can expand"
@@ -295,7 +297,7 @@ def _in_list(path: Path) -> Iterator[InputFile]:
         found = Path(entry)
         with suppress(RuntimeError):  # no such user: the name just begins with ~
             found = found.expanduser()
-        yield _on_disk(path.parent / found, entry)
+        yield _on_disk(path.parent / found, known_file(entry))
 
 
 def is_header_index(path: Path) -> bool:
@@ -326,7 +328,7 @@ def files_of_series(path: Path, series_uid: str | None) -> list[Path]:
     if len(listed) > MAX_FILES:
         found = f"more than {MAX_FILES} images of series {series_uid}"
         raise UnsupportedInput(f"{path} has {found}; no series is that long; create it again with prepare-rsna")
-    names = dict.fromkeys(filter(None, listed))
-    if not names:
+    files = dict.fromkeys(filter(None, listed))
+    if not files:
         raise MissingInput(f"{path} has no series {series_uid}; check the UID, or create the index again")
-    return [path.parent / name for name in names]
+    return [path.parent / name for name in files]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from meddinov3_stroke.ct.contents import GZIP
 from meddinov3_stroke.errors import CorruptInput, UnsupportedInput
+from meddinov3_stroke.system.names import known_file
 
 MAX_UNPACKED_BYTES = 1 << 29
 """Size of the largest archive, which is held in memory; a head CT of 1,000 slices of 512 x 512 has as much."""
@@ -63,7 +64,7 @@ class _Stream:
             except tarfile.HeaderError as error:
                 where = f"the header at byte {self._n_read - _BLOCK} is damaged ({error})"
                 raise CorruptInput(f"{self._path}: {where}; fetch the archive again") from error
-            name = long_name or header.name
+            name = known_file(long_name or header.name)
             if header.type in _EXTENSIONS:
                 long_name = self._extended_name(header, long_name)
                 continue
