@@ -50,7 +50,8 @@ class _Names:
 
     def add(self, name: str, kind: str, *forms: str) -> None:
         for form in (name, *forms):
-            for one in {form, json.dumps(form)[1:-1], json.dumps(form, ensure_ascii=False)[1:-1]} - self._known.keys():
+            in_json = (json.dumps(form, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False))
+            for one in {form, *in_json, form.replace('"', '""')} - self._known.keys():  # the last as CSV holds it
                 if one.strip("./\\"):
                     self._known[one] = name, kind
                     self._prefixes.add(one[:_PREFIX])
