@@ -21,6 +21,7 @@ NAMES = (
     "scaling",
     "cold_start",
     "cached",
+    "batch",
     "reading",
     "dicom_reading",
     "head_training",

@@ -22,7 +22,7 @@ checks before the work, one console."""
 MAX_FILES = 119
 """Modules under src/. A later capability may raise this by at most 15, with the reason here. Raised by 10:
 charts, leases, codestreams, tars, grouping, ledger, cases, batch, status, doctor."""
-MAX_LINES_BESIDE = {"script": 42, "tools": 387, "benchmarks": 1844}
+MAX_LINES_BESIDE = {"script": 42, "tools": 387, "benchmarks": 1940}
 LONGEST_MODULE = 350
 LONGEST_FUNCTION = 60
 P90_FUNCTION = 30

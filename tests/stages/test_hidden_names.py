@@ -22,6 +22,7 @@ from meddinov3_stroke.commands.status import main as status
 from meddinov3_stroke.ct import open_input
 from meddinov3_stroke.ich_infer import main as predict
 from meddinov3_stroke.meddinov3_infer import main as embed
+from meddinov3_stroke.rsna_split import main as split
 from meddinov3_stroke.types import LABELS
 
 SHAPE = (6, 48, 48)
@@ -147,6 +148,14 @@ def test_a_single_case_and_its_errors_are_hidden(cohort, flags, capsys) -> None:
         assert NAME not in printed.out + printed.err
 
 
+def test_a_path_below_an_input_is_hidden_too(cohort, flags, capsys) -> None:
+    (cohort / f"{NAME}_CD" / "DICOM" / f"{NAME} link").symlink_to("nowhere")
+    assert predict(["-i", str(cohort / f"{NAME}_CD"), "-o", "out", "--hide-names", *flags]) == 3
+    printed = capsys.readouterr().err
+    assert "does not exist" in printed
+    assert NAME not in printed
+
+
 def test_a_table_is_extracted_without_its_names(table, backbone, capsys, own_folder) -> None:
     words = ["--series-csv", str(table), "--skip-invalid-nifti", "--max-invalid", "1", "--cache-dir", "cache"]
     assert extract([*words, "-o", "out", "--hide-names", *backbone]) == 0
@@ -160,6 +169,18 @@ def test_a_table_is_extracted_without_its_names(table, backbone, capsys, own_fol
         f"cut_{NAME}.nii.gz",
         f'leer_{NAME}_ä"1.nii',
     }
+
+
+def test_splits_name_no_volume(tmp_path, capsys) -> None:
+    lines = [",".join(["nifti_path", "study_uid", *LABELS])]
+    lines += [f"{NAME}/{k}.nii.gz,1.2.{k},{k % 2},{k % 2},0,0,0,0" for k in range(40)]
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "series.csv").write_text("\n".join(lines))
+    words = ["--series-csv", "tables/series.csv", "--output-dir"]
+    assert split([*words, "plain"]) == 0
+    assert split([*words, "hidden", "--hide-names"]) == 0
+    assert len(holds_name(Path("plain"))) == 3
+    assert holds_name(Path("hidden")) == []
 
 
 @pytest.mark.parametrize("bad", [f"cut_{NAME}.nii.gz", f"{NAME}.zip"])
