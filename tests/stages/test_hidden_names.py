@@ -173,7 +173,7 @@ def test_a_table_is_extracted_without_its_names(table, backbone, capsys, own_fol
 
 def test_splits_name_no_volume(tmp_path, capsys) -> None:
     lines = [",".join(["nifti_path", "study_uid", *LABELS])]
-    lines += [f"{NAME}/{k}.nii.gz,1.2.{k},{k % 2},{k % 2},0,0,0,0" for k in range(40)]
+    lines += [f"{NAME}/{k}.nii.gz,1.2.{k},{k % 2},{','.join([str(k % 2)] * 5)}" for k in range(40)]
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "series.csv").write_text("\n".join(lines))
     words = ["--series-csv", "tables/series.csv", "--output-dir"]
