@@ -111,7 +111,7 @@ class NameOptions(ConsoleOptions):
 class InputOptions(SeriesOptions, NameOptions):
     """Which head CTs."""
 
-    input: InputPaths = ()
+    input: Annotated[InputPaths, tyro.conf.arg(help_behavior_hint="")] = ()
     """Volumes: .nii, .nii.gz, or DICOM: folder, .zip, .tar(.gz), .txt list or file; also folders of these, a table
     (.csv) and patterns such as 'scans/*.nii.gz' (default: first NIfTI in input/)."""
     overwrite: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,3 +133,14 @@ def test_results_of_another_verb_are_not_mixed_in(cohort, tmp_path, backbone, ca
     assert convert(["-i", str(cohort / "case*.nii.gz"), "--output", str(tmp_path / "out")]) == 0
     assert embed(["-i", str(cohort / "case*.nii.gz"), "-o", str(tmp_path / "out"), *backbone]) == 2
     assert "holds results of other settings" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text on Windows")
+def test_a_name_that_is_not_utf_8_is_written_as_an_escape_and_resumed(cohort, tmp_path) -> None:
+    (cohort / "case0.nii.gz").rename(os.fsdecode(os.fsencode(cohort) + b"/caf\xe9.nii.gz"))
+    words = ["-i", str(cohort / "c*.nii.gz"), "--output", str(tmp_path / "out")]
+    assert convert(words) == 0
+    assert results(tmp_path / "out")["caf\\udce9.nii.gz"]["status"] == "done"
+    lines = (tmp_path / "out" / "ledger.jsonl").read_text().splitlines()
+    assert convert(words) == 0
+    assert len((tmp_path / "out" / "ledger.jsonl").read_text().splitlines()) == len(lines) + 1  # nothing is done again

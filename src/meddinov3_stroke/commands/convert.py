@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from meddinov3_stroke.cases import EndedCase, require_own_result
 from meddinov3_stroke.errors import AmbiguousInput, Outcome, UsageError
-from meddinov3_stroke.options import InputOptions, InputPaths
+from meddinov3_stroke.options import InputOptions
 from meddinov3_stroke.system.command import log_warnings, run_command
 from meddinov3_stroke.system.nifti_bytes import NIFTI_SUFFIX, nifti_bytes
 from meddinov3_stroke.system.provenance import ending, provenance
@@ -26,9 +26,6 @@ BATCH_NAME = f"volume{NIFTI_SUFFIX}"  # of the file in the folder of a case
 class Args(InputOptions):
     """Write head CTs as NIfTI, with a JSON file for what NIfTI cannot store. Inference needs no conversion."""
 
-    input: InputPaths
-    """Volumes: .nii, .nii.gz, or DICOM: folder, .zip, .tar(.gz), .txt list or file; also folders of these, a table
-    (.csv) and patterns such as 'scans/*.nii.gz'."""
     output: Path
     """File to write; must end in .nii.gz. <name>.slices.json and <name>.json (its origin) are written beside it. Of
     several inputs: folder for results.csv and a folder for each case."""
@@ -84,7 +81,10 @@ def run(args: Args) -> dict[str, Any] | None:
         if is_one or len((studies := args.studies(cases)).inputs) == 1:
             raise UsageError(f"--output {args.output}: expected a name that ends in {NIFTI_SUFFIX}")
         cases = studies
-    require_writable(*[args.output] * cases.is_batch, files=[args.output][cases.is_batch :], inputs=args.input)
+    if cases.is_batch:
+        require_writable(args.output)
+    else:
+        require_writable(files=[args.output], inputs=[cases.inputs[0].path])
     try:
         if not cases.is_batch:
             return _convert_one(args, cases.inputs[0])

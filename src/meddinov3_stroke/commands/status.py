@@ -22,7 +22,7 @@ class Args(ConsoleOptions):
     """Count the inputs of a run by how they ended, and list those without a result; the run may still be going on."""
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """Output folder of predict (several inputs), extract or train-rsna."""
+    """Output folder of several cases (predict, embed, convert), of extract or of train-rsna."""
     json: bool = False
     """Print every input as JSON instead."""
 

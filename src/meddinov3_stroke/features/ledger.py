@@ -110,7 +110,7 @@ def read_ledger(folder: Path) -> Ledger:
     ledger = Ledger(folder)
     if ledger.settings is None:
         raise UsageError(
-            f"{folder} holds no {LEDGER_NAME}; expected the output folder of predict, extract or train-rsna"
+            f"{folder} holds no {LEDGER_NAME}; expected the output folder of several cases, of extract or of train-rsna"
         )
     return ledger
 

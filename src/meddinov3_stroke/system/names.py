@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import io
 import json
+import logging
 import os
 import re
 import secrets
@@ -28,6 +29,8 @@ from meddinov3_stroke.types import CASE_ID_DIGITS
 
 KEY_NAME, LIST_NAME = "names.key", "case_names.csv"
 """In the user's configuration folder, readable by that user alone: the key, and the path behind each digest."""
+
+LOGGER = logging.getLogger("meddinov3_stroke")
 
 DIGITS = 12  # of a digest
 LEAST_CHARACTERS = 4  # of a file's name; shorter ones could be any word or number of a message
@@ -102,6 +105,7 @@ def begin(*, is_hidden: bool, in_logs: bool) -> None:
         _names = _Names(_users_key() if is_hidden else secrets.token_bytes(), is_hidden)
     if is_hidden:
         _stdout, sys.stdout = sys.stdout, _WithoutNames(sys.stdout)
+        LOGGER.info("names of inputs are hidden; %s tells you what each digest stands for", user_config() / LIST_NAME)
 
 
 def end() -> None:
