@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable
@@ -78,6 +79,7 @@ def test_all_that_it_writes_lies_under_the_name_asked_for(
     output = str(tmp_path / "out" / f"{name}.nii.gz")
     assert main(["-i", str(tmp_path / "study"), "--output", output, "--dcm2niix"]) == 0
     written = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert json.loads(written.pop(f"{name}.json"))["disclaimer"] == "research use only, not for clinical diagnosis"
     assert written == {f"{name}.nii.gz": "base", f"{name}_Tilt_Eq.nii.gz": "tilt"}
 
 

@@ -147,8 +147,9 @@ def _converted(args: Args, source: VolumeInput) -> ConvertedCase:
     if not args.dcm2niix:
         return _as_nifti(args, read_volume(source))
     volumes = writing.dcm2niix_files(source.path, source.series_uid, join_series=source.join_series)
-    document = {"text": f"{len(volumes)} volumes by dcm2niix", "warnings": []}
-    return ConvertedCase(source.path, open_input(source).digest, volumes, document)
+    digest, text = open_input(source).digest, f"{len(volumes)} volumes by dcm2niix"
+    document = {**provenance(), "input": str(source.path), "input_sha256": digest, "text": text, "warnings": []}
+    return ConvertedCase(source.path, digest, {**volumes, ".json": document}, document)
 
 
 def _as_nifti(args: Args, volume: Volume) -> ConvertedCase:
