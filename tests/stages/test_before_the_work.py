@@ -55,7 +55,7 @@ def at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_verb_that_writes_is_tried() -> None:
-    others = {"doctor", "status", "calibrate"}  # the last writes into the user's cache folder
+    others = {"doctor", "status", "calibrate", "store"}  # the last two write into a cache folder
     assert set(WRITES) | others >= set(VERBS)
 
 
@@ -209,7 +209,7 @@ def test_an_unknown_verb_names_the_nearest(capfd: pytest.CaptureFixture[str], ty
 @pytest.mark.parametrize("verb", sorted(VERBS))
 def test_an_unknown_option_lists_the_nearest(capfd: pytest.CaptureFixture[str], verb: str) -> None:
     stage = importlib.import_module(f"meddinov3_stroke.{VERBS[verb][0]}")
-    others = {"calibrate": ["--input a.nii b.nii"], "status": ["folder"], "doctor": [""]}
+    others = {"calibrate": ["--input a.nii b.nii"], "status": ["folder"], "doctor": [""], "store": ["verify"]}
     command = (WRITES | others)[verb][0]
     with pytest.raises(SystemExit) as stop:
         stage.main([*shlex.split(command), "--quite"])

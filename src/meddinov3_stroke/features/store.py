@@ -1,7 +1,8 @@
 """The cache of embeddings: a content-addressed folder, one file an entry, its own digest inside, verified when read.
 
 A file is `MAGIC`, the sha256 of the rest, and a safetensors payload whose metadata hold the key and the entry's JSON.
-Writers need no lock: an entry is renamed into place whole, and equal keys mean equal content.
+Writers need no lock: an entry is renamed into place whole, and equal keys mean equal content. `features.compacted`
+moves entries into Parquet shards; a store reads both forms.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -25,10 +27,14 @@ from meddinov3_stroke.system.atomic import write_bytes
 from meddinov3_stroke.system.digest import sha256_of_document
 from meddinov3_stroke.types import BackboneIdentity, SliceEmbeddings, SliceImage, SliceSelection, VolumeSource
 
+if TYPE_CHECKING:
+    from meddinov3_stroke.features.compacted import Compacted
+
 LOGGER = logging.getLogger("meddinov3_stroke")
 
 MAGIC = b"MDSEMB1\n"  # first bytes of an entry; the digit is the version of this layout
 SUFFIX = ".emb"
+COMPACTED, COMPACTED_INDEX = "compacted", "index.parquet"  # folder of shards, and what lies in them
 CORRUPT_SUFFIX = ".corrupt"  # appended to the name of an entry whose digest fails, which is kept for inspection
 
 KEY_SCHEMA = 3
@@ -100,6 +106,7 @@ class EmbeddingStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
+        self._shards: tuple[int, Compacted] | None = None  # time of the index, and what it lists
 
     def path(self, key: str) -> Path:
         """The file of the entry of `key`, whether or not it exists; `UsageError` unless the key is a hex sha256."""
@@ -107,19 +114,39 @@ class EmbeddingStore:
             raise UsageError(f"embedding key {key!r}: expected 64 hexadecimal digits")
         return self.folder / key[:2] / f"{key}{SUFFIX}"
 
-    def get(self, key: str) -> Entry | None:
-        """The entry, its digest checked, or None. A damaged entry is set aside with a warning and counts as None."""
+    def get(self, key: str, *, compacted: bool = True) -> Entry | None:
+        """The entry, its digest checked, or None; of shards too, if `compacted`.
+
+        A damaged entry is set aside with a warning and counts as None.
+        """
         path = self.path(key)
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            return None
+            return self._in_shards(key) if compacted else None
         except OSError as error:
             raise StorageError(f"cannot read {path}: {error.strerror}; check the disk and the permissions") from error
         try:
             return _decode(content, key)
         except ValueError as damage:
             _set_aside(path, str(damage))
+            return None
+
+    def _in_shards(self, key: str) -> Entry | None:
+        try:
+            changed = (self.folder / COMPACTED / COMPACTED_INDEX).stat().st_mtime_ns
+        except OSError:
+            return None
+        from meddinov3_stroke.features.compacted import Compacted  # pyarrow is loaded for shards alone
+
+        if self._shards is None or self._shards[0] != changed:
+            if self._shards is None:
+                LOGGER.warning("%s is compacted: class tokens in its shards are float16", self.folder)
+            self._shards = changed, Compacted(self.folder)
+        try:
+            return self._shards[1].get(key)
+        except ValueError as damage:
+            LOGGER.warning("damaged cache entry %s: %s; computed again", key[:12], damage)
             return None
 
     def put(self, key: str, entry: Entry) -> None:
@@ -136,6 +163,15 @@ def _encode(key: str, entry: Entry) -> bytes:
     arrays = {name: np.ascontiguousarray(array) for name, array in entry.arrays.items()}
     payload = payload_of(arrays, metadata={"entry": document})
     return MAGIC + hashlib.sha256(payload).digest() + payload
+
+
+def header_of(path: Path) -> dict[str, Any] | None:
+    """Metadata of the entry in a file, and shape and type of its arrays, unverified; None where they cannot be read."""
+    with suppress(OSError, ValueError, KeyError), path.open("rb") as handle:
+        handle.seek(len(MAGIC) + hashlib.sha256().digest_size)
+        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+        return {**header, **json.loads(header.pop("__metadata__")["entry"])["metadata"]}
+    return None
 
 
 def _decode(content: bytes, key: str) -> Entry:
