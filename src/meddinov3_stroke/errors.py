@@ -141,6 +141,10 @@ class DeviceUnavailable(MachineError, code="E-DEVICE"):
     """A device was asked for by name and is not there."""
 
 
+class WorkerLost(MachineError, code="E-WORKER"):
+    """Every worker process that was given this case died or hung."""
+
+
 class StorageError(MachineError, code="E-STORAGE"):
     """Disk full, read-only folder or I/O error; nothing torn is left behind."""
 

@@ -168,33 +168,101 @@ def extract_cohort(
     show_progress: bool = True,
     force: bool = True,
     ledger: Ledger | None = None,
+    workers: Workers | None = None,
+    open_extractor: Callable[[str], FeatureExtractor] | None = None,
 ) -> Cohort:
     """The extraction of every series, with one progress bar over all; what the cache holds is not computed again.
 
     The first unusable volume raises its error with its row, unless `skip_invalid`. SIGINT finishes the current volume.
-    `ledger` records how each row ended.
+    `ledger` records how each row ended; that of a shard limits the tables to the rows of the shard. With `workers` the
+    first means the first found, and `open_extractor` (picklable) gives the same extractor on the device of each.
     """
-    watch, memory = Stopwatch(), InputMemory(cache_dir / "inputs")
-    done: dict[str, list[Extraction]] = {name: [] for name in tables}
-    rows = [(name, table.name, row) for name, table in tables.items() for row in table.rows]
-    inputs = [source for table in tables.values() for source in table.inputs]
-    run = extract(inputs, extractor, EmbeddingStore(cache_dir), memory=memory, verify_inputs=verify_inputs, force=force)
-    names = [f"{csv} row {row}" for _, csv, row in rows]
+    watch = Stopwatch()
+    names = [f"{table.name} row {row}" for table in tables.values() for row in table.rows]
     if ledger is not None:
-        ledger.begin(sha256_of_document(extractor.settings()), names)
+        sources = [source for table in tables.values() for source in table.inputs]
+        chosen = ledger.begin(sha256_of_document(extractor.settings()), names, list(map(_key, sources)))
+        tables, names = _taken(tables, chosen), [names[k] for k in chosen]
+    rows = [(table.name, row) for table in tables.values() for row in table.rows]
+    inputs = [source for table in tables.values() for source in table.inputs]
+    done = {k: Extraction(inputs[k], Outcome.of(error), error=error) for k, error in _lost(ledger, names).items()}
+    todo = [k for k in range(len(rows)) if k not in done]
+    settings = {"cache_dir": cache_dir, "verify_inputs": verify_inputs, "force": force}
+    run = _extractions([inputs[k] for k in todo], extractor, workers, partial(_loop, **settings), open_extractor)
     bar = progress_bar("embedding", len(rows), "volumes", show_progress)
-    with bar as advance, finish_on_interrupt("volume") as stop, closing(run) as found_in_order:
-        for (name, csv, row), named, found in zip(rows, names, found_in_order, strict=True):
+    with bar as advance, finish_on_interrupt("volume") as stop, closing(run) as ended:
+        for k, found in chain(done.copy().items(), ((todo[place], found) for place, found in ended)):
             if ledger is not None:
-                ledger.add(named, found.outcome, path=str(found.path or ""))
+                ledger.add(names[k], found.outcome, path=str(found.path or ""))
             if found.error is not None and not skip_invalid:
-                kind = UnsupportedInput if isinstance(found.error, UsageError) else type(found.error)
-                advice = "fix the row, or pass --skip-invalid-nifti to skip such volumes"
-                raise kind(f"{csv} row {row}: {found.error}; {advice}") from found.error
-            done[name].append(found)
+                raise _with_row(found.error, *rows[k]) from found.error
+            done[k] = found
             advance()
             stop.check()
-    return Cohort(tables, done, extractor, pool_mode_name(pool_mode), cache_dir, watch.elapsed_s)
+    in_order = iter([done[k] for k in range(len(rows))])
+    extractions = {name: list(islice(in_order, len(table))) for name, table in tables.items()}
+    return Cohort(tables, extractions, extractor, pool_mode_name(pool_mode), cache_dir, watch.elapsed_s)
+
+
+def _key(source: VolumeInput | None) -> str:
+    return "" if source is None else input_name(source)
+
+
+def _taken(tables: Mapping[str, SeriesTable], chosen: Sequence[int]) -> dict[str, SeriesTable]:
+    """The tables with the rows at these positions, which count through all of them."""
+    taken, start = {}, 0
+    for name, table in tables.items():
+        taken[name] = table.take([k - start for k in chosen if start <= k < start + len(table)])
+        start += len(table)
+    return taken
+
+
+def _lost(ledger: Ledger | None, names: Sequence[str]) -> dict[int, WorkerLost]:
+    found = {} if ledger is None else {k: ledger.lost_error(name) for k, name in enumerate(names)}
+    return {k: error for k, error in found.items() if error is not None}
+
+
+def _with_row(error: MedDINOError, csv: str, row: int) -> MedDINOError:
+    kind = UnsupportedInput if isinstance(error, UsageError) else type(error)
+    advice = "fix the row, or pass --skip-invalid-nifti to skip such volumes"
+    return kind(f"{csv} row {row}: {error}; {advice}")
+
+
+def _loop(extractor: FeatureExtractor, cache_dir: Path, on_slices: OnSlices | None = None, **flags: bool) -> Work:
+    """The loop over inputs on a cache folder, as it runs here or in a worker."""
+    memory, store = InputMemory(cache_dir / "inputs"), EmbeddingStore(cache_dir)
+    return partial(extract, extractor=extractor, store=store, memory=memory, on_slices=on_slices, **flags)
+
+
+def _extractions(
+    inputs: Sequence[VolumeInput | None],
+    extractor: FeatureExtractor,
+    workers: Workers | None,
+    loop: Callable[..., Work],
+    open_extractor: Callable[[str], FeatureExtractor] | None,
+) -> Generator[tuple[int, Extraction], None, None]:
+    """(position, extraction) of each input: in order, or with workers as they come."""
+    if workers is None:
+        with closing(loop(extractor)(inputs)) as found:
+            yield from enumerate(found)
+        return
+    prepare = partial(_prepared, open_extractor, extractor.backbone.identity, loop)
+    with closing(workers.map(inputs, prepare)) as results:
+        for k, one in results:
+            yield k, Extraction(inputs[k], Outcome.of(one), error=one) if isinstance(one, WorkerLost) else one
+
+
+def _prepared(
+    open_extractor: Callable[[str], FeatureExtractor],
+    identity: BackboneIdentity,
+    loop: Callable[..., Work],
+    device: str,
+    sign: Callable[..., None],
+) -> Work:
+    """Runs in a worker."""
+    extractor = open_extractor(device)
+    require_same_backbone(extractor.backbone, identity)
+    return loop(extractor, on_slices=sign)
 
 
 def require_within_cap(report: Mapping[str, Any], max_invalid: float) -> tuple[str, ...]:

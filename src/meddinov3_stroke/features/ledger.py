@@ -2,43 +2,79 @@
 
 The first kind of line announces a run: its settings and inputs. The second records how one input ended. The state of an
 input is its last record under the settings of the last run; without one it is pending, so that totals always add up.
+
+Each shard of a run has a ledger of its own in the same folder, and `shards.json` says which shard each input belongs to.
+The ledger of the whole run reads them all.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from meddinov3_stroke.ct import OpenedInput
-from meddinov3_stroke.errors import STATUSES, Outcome, UsageError
+from meddinov3_stroke.errors import STATUSES, Outcome, PartialFailure, UsageError, WorkerLost
 from meddinov3_stroke.features.memory import SETTLED_S, files_state
+from meddinov3_stroke.features.shards import Shard, shard_ranks
 from meddinov3_stroke.system import names
-from meddinov3_stroke.system.atomic import append_line
+from meddinov3_stroke.system.atomic import append_line, write_json
+from meddinov3_stroke.system.command import this_command
 from meddinov3_stroke.types import VolumeInput
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
 LEDGER_NAME = "ledger.jsonl"
+SHARD_LEDGER = re.compile(r"ledger\.(\d+)-of-(\d+)\.jsonl")
+SHARDS_NAME = "shards.json"
 PENDING = "pending"  # state of an input of the last run without a record
 
 
 class Ledger:
-    """The ledger in a folder; reads what earlier runs wrote."""
+    """The ledger of a run, or of one shard of it, in a folder; reads what earlier runs wrote.
 
-    def __init__(self, folder: Path) -> None:
-        self.path = Path(folder) / LEDGER_NAME
+    That of the whole run also has the records of its shards.
+    """
+
+    def __init__(self, folder: Path, shard: Shard | None = None) -> None:
+        self.folder, self.shard = Path(folder), shard
+        self.path = self.folder / (LEDGER_NAME if shard is None else f"ledger.{shard.rank}-of-{shard.of}.jsonl")
         self.is_hidden = True  # whether no run wrote names
         self.settings: str | None = None  # of the last run; None if there was none
         self.inputs: list[str] = []  # names of the inputs of the last run, in order
         self.records: dict[str, dict[str, Any]] = {}  # input -> last record under those settings
+        self.shards: dict[str, Shard] = {}  # input -> shard, where the last run has shards
+        self.command = ""  # what computes a shard, without its number
         for line in self._lines():
             self._take(line)
+        if shard is None and (self.folder / SHARDS_NAME).exists():
+            self._read_shards()
+
+    def _read_shards(self) -> None:
+        """Take over the records of the shards, unless this file is of another run and newer."""
+        plan = json.loads((self.folder / SHARDS_NAME).read_text(encoding="utf-8"))
+        files = [(re.fullmatch(SHARD_LEDGER, path.name), path) for path in self.folder.iterdir()]
+        named = [(Shard(int(match[1]), int(match[2])), path) for match, path in files if match]
+        newest = max([(self.folder / SHARDS_NAME).stat().st_mtime, *(path.stat().st_mtime for _, path in named)])
+        is_newer = self.settings is not None and self.path.stat().st_mtime > newest
+        if plan["settings"] != self.settings:
+            if is_newer:
+                return
+            self.settings, self.records = plan["settings"], {}
+        if not is_newer:
+            self.inputs = plan["inputs"]
+        self.shards = {name: Shard(rank, plan["of"]) for name, rank in zip(plan["inputs"], plan["ranks"], strict=True)}
+        self.command = plan["command"]
+        for ledger in (Ledger(self.folder, shard) for shard, _ in named):
+            for name, record in ledger.records.items() if ledger.settings == self.settings else ():
+                if name not in self.records or record["time"] > self.records[name]["time"]:
+                    self.records[name] = record
 
     def _lines(self) -> list[dict[str, Any]]:
         try:
@@ -62,15 +98,48 @@ class Ledger:
         elif line.get("settings") == self.settings:
             self.records[line["input"]] = line
 
-    def begin(self, settings: str, inputs: Iterable[str]) -> None:
-        """Announce a run over these inputs; records of other settings no longer count.
+    def begin(self, settings: str, inputs: Sequence[str], keys: Sequence[str] | None = None) -> list[int]:
+        """Announce a run over these inputs; gives the positions of those to work on: all, or those of the shard.
 
-        Raises UsageError where names are hidden, but not in what earlier runs wrote.
+        Records of other settings no longer count. Shards are formed by `keys`, by default the inputs. The run without
+        shards puts theirs together: `PartialFailure` names those that have inputs without a record. Raises UsageError
+        where names are hidden, but not in what earlier runs wrote.
         """
         if names.are_hidden() and not self.is_hidden:
             raise UsageError(f"{self.path} holds names of an earlier run; choose another folder for --hide-names")
         hidden = {"hidden": True} if names.are_hidden() else {}
-        self._append({"time": _now(), "settings": settings, **hidden, "inputs": list(inputs)})
+        positions = list(range(len(inputs)))
+        if self.shard is None:
+            if settings == self.settings:
+                self._require_shards(inputs)
+        else:
+            ranks = shard_ranks(inputs if keys is None else keys, self.shard.of)
+            plan = {"settings": settings, "of": self.shard.of, "command": this_command("--shard")}
+            write_json(self.folder / SHARDS_NAME, {**plan, "inputs": list(inputs), "ranks": ranks})
+            positions = [k for k in positions if ranks[k] == self.shard.rank]
+        self._append({"time": _now(), "settings": settings, **hidden, "inputs": [inputs[k] for k in positions]})
+        return positions
+
+    def _require_shards(self, inputs: Iterable[str]) -> None:
+        if missing := self.missing_shards(inputs):
+            raise PartialFailure(
+                f"{self.folder}: {'; '.join(missing)}; then run this again, which computes nothing itself; to compute "
+                "everything here instead, choose another --output-dir"
+            )
+
+    def missing_shards(self, inputs: Iterable[str]) -> list[str]:
+        """For each shard with inputs that have no record, a line with their number and the command that does them."""
+        all_of = Counter(self.shards.values())
+        pending = Counter(self.shards[name] for name in inputs if name in self.shards and name not in self.records)
+        return [
+            f"shard {one} has no result for {count} of {all_of[one]} inputs; run {self.command} --shard {one}"
+            for one, count in sorted(pending.items(), key=lambda item: item[0].rank)
+        ]
+
+    def lost_error(self, name: str) -> WorkerLost | None:
+        """The error of an input of a shard that every worker was lost over; putting shards together does not retry."""
+        record = self.records.get(name, {})
+        return WorkerLost(record["message"]) if name in self.shards and record.get("code") == WorkerLost.code else None
 
     def add(self, name: str, outcome: Outcome, **facts: Any) -> None:
         """Record how an input ended, with further facts (JSON)."""

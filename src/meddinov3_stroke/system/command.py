@@ -79,6 +79,7 @@ def run_command(
 
     options = ConsoleOptions()
     set_up_logging(options)
+    _running[:] = [*(shlex.split(prog) if prog else sys.argv[:1]), *(sys.argv[1:] if argv is None else argv)]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # no path or sign ends a command whose work is done
     try:
@@ -174,3 +175,15 @@ def command_of(verb: str) -> str:
     if program.suffix == ".py" and program.with_name(script).is_file():
         return " ".join(["python", shlex.quote(str(program.with_name(script))), *flags])
     return f"meddinov3-stroke {verb}"
+
+
+_running: list[str] = []  # words of the command that runs
+
+
+def this_command(without: str) -> str:
+    """The command that runs, as one would type it, without a flag and its value; `the same command` outside one."""
+    words = [word for word in _running if not word.startswith(f"{without}=")]
+    if without in words:
+        place = words.index(without)
+        del words[place : place + 2]
+    return shlex.join(["python"] * words[:1][0].endswith(".py") + words) if words else "the same command"

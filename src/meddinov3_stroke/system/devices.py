@@ -139,9 +139,14 @@ def _loads(library: str) -> bool:
         return False
 
 
+def affinity() -> list[int]:
+    """Numbers of the cores this process may use; empty where the system does not tell (macOS, Windows)."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
 def available_cpus() -> int:
     """Cores this process may use: its CPU affinity, not the host's core count."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(affinity()) or os.cpu_count() or 1
 
 
 def cpu_threads() -> int:

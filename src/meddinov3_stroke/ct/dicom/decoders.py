@@ -10,15 +10,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import wait
-from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from jaxtyping import Integer
 
 from meddinov3_stroke.ct.dicom.header import PixelFormat
 from meddinov3_stroke.errors import CorruptInput, MachineError, UnsupportedInput
+from meddinov3_stroke.system.children import ChildContext, end_with_parent, how_it_died
 
 RLE_LOSSLESS = "1.2.840.10008.1.2.5"
 """The one compressed syntax that keeps unused bits."""
@@ -148,7 +146,7 @@ def _prepare_child(loads_decoders: bool) -> None:
         os.dup2(nowhere, standard)
     if loads_decoders:
         import pydicom.pixels.decoders  # noqa: F401  before memory is limited
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     with suppress(ImportError, OSError, ValueError):  # where there are no limits, the deadline and the checks remain
         import resource
 
@@ -158,43 +156,11 @@ def _prepare_child(loads_decoders: bool) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-class _CodecProcess(SpawnProcess):
-    """A child that can be started from any process, and never delays the exit of a `multiprocessing` worker."""
-
-    daemon = True
-
-    def start(self) -> None:
-        """Start without importing the caller's main module, which may be a script without a main guard."""
-        main, ours = vars(sys.modules["__main__"]), vars(multiprocessing.current_process())["_config"]
-        hidden: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
-        daemon = {"daemon": ours.pop("daemon")} if "daemon" in ours else {}  # which may have no children
-        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if _is_posix else ()
-        main["__spec__"] = None
-        try:
-            super().start()
-        finally:
-            main.update(hidden)
-            ours.update(daemon)
-            if _is_posix:
-                signal.pthread_sigmask(signal.SIG_SETMASK, masked)
-
-
-class _CodecContext(SpawnContext):
-    Process = _CodecProcess
-
-
 class _Child:
     """A pool of one process, ready to decode."""
 
     def __init__(self, loads_decoders: bool) -> None:
-        self.pool = ProcessPoolExecutor(1, _CodecContext(), initializer=_prepare_child, initargs=(loads_decoders,))
+        self.pool = ProcessPoolExecutor(1, ChildContext(), initializer=_prepare_child, initargs=(loads_decoders,))
         try:
             pid = self.pool.submit(os.getpid).result(START_DEADLINE_S)
         except BaseException:
@@ -209,11 +175,8 @@ class _Child:
     def death(self) -> str:
         self.pool.shutdown()  # its own thread reaps the process too; the status is known once both are done
         self.process.join(1)
-        status = self.process.exitcode
-        if status is None or status >= 0:
-            return f"ended with status {status}"
-        name = {number.value: number.name for number in signal.Signals}.get(-status, f"signal {-status}")
-        return "takes more processor time than allowed" if name == "SIGPROF" else f"died of {name}"
+        how = how_it_died(self.process.exitcode)
+        return "takes more processor time than allowed" if how == "died of SIGPROF" else how
 
 
 class Codec:
