@@ -1,7 +1,7 @@
 """How good probabilities are: ranking figures, losses, thresholds, each with its interval by patient. numpy only."""
 
 from meddinov3_stroke.metrics.comparison import compare, delong
-from meddinov3_stroke.metrics.evaluation import NO_PATIENTS, evaluate, evaluate_slices, patients_of
+from meddinov3_stroke.metrics.evaluation import NO_PATIENTS, about_rows, evaluate, evaluate_slices, patients_of
 from meddinov3_stroke.metrics.intervals import Interval, Patients, bootstrap_macro_auroc
 from meddinov3_stroke.metrics.losses import binary_cross_entropy, weighted_log_loss
 from meddinov3_stroke.metrics.position import MatchedPairs, cross_validated_scores, mid_stack
@@ -28,6 +28,7 @@ __all__ = [
     "Interval",
     "MatchedPairs",
     "Patients",
+    "about_rows",
     "auroc_report",
     "binary_cross_entropy",
     "bootstrap_macro_auroc",

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int8
 
 from meddinov3_stroke.metrics.intervals import Patients, difference_interval, ranking_draws
-from meddinov3_stroke.metrics.ranking import Labels, Scores, check_scores, undefined_reason
+from meddinov3_stroke.metrics.ranking import Labels, Scores, check_scores, placements, undefined_reason
 
 
 def delong(
@@ -20,8 +20,8 @@ def delong(
     patient Obuchowski (1997), which sums the structural components within patients."""
     positive = truth == 1
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())
-    above = np.stack([_placements(column[positive], column[~positive]) for column in scores.T])
-    below = np.stack([1 - _placements(column[~positive], column[positive]) for column in scores.T])
+    above = np.stack([placements(column[positive], column[~positive]) for column in scores.T])
+    below = np.stack([1 - placements(column[~positive], column[positive]) for column in scores.T])
     areas = above.mean(axis=1)
     by_positive, by_negative = (
         np.stack([np.bincount(patients.index[rows], one, patients.n) for one in parts - areas[:, None]])
@@ -31,13 +31,6 @@ def delong(
     covariance = _scaled(by_positive, n_positive, with_positive) + _scaled(by_negative, n_negative, with_negative)
     both = by_positive @ by_negative.T * patients.n / (max(patients.n - 1, 1) * n_positive * n_negative)
     return areas, covariance + both + both.T
-
-
-def _placements(scores: Float[np.ndarray, " m"], others: Float[np.ndarray, " n"]) -> Float64[np.ndarray, " m"]:
-    # share of the others below each score, ties half
-    ranked = np.sort(others)
-    sides = (np.searchsorted(ranked, scores, side) for side in ("left", "right"))
-    return np.asarray(sum(sides) / (2 * len(ranked)), dtype=np.float64)
 
 
 def _scaled(sums: Float64[np.ndarray, "model patient"], n_rows: int, n_patients: int) -> Float64[np.ndarray, "a b"]:

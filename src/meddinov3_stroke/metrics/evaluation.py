@@ -33,8 +33,8 @@ from meddinov3_stroke.metrics.thresholds import rates_at
 from meddinov3_stroke.types import LABELS, Threshold
 
 NO_PATIENTS = (
-    "the patients of the rows are unknown: every row counts as its own patient, so intervals are too narrow if a patient "
-    "has several rows"
+    "the patients of the rows are unknown: every row counts as its own patient, so intervals are too narrow if a "
+    "patient has several rows"
 )
 _MOST_GROUPS = 12  # values of a column before it is cut into quarters, or refused if it holds no numbers
 _METHOD = (
@@ -66,6 +66,8 @@ def evaluate(
 
     `thresholds` is {operating point: {label: threshold}}, fixed on other rows; `subgroups` {column: value of each row}.
     """
+    if prevalence is not None and not 0 < prevalence < 1:
+        raise UsageError(f"--prevalence {prevalence:g}: expected a share above 0 and below 1")
     document = discrimination(labels, probabilities, names, patients)
     if set(names) == set(LABELS):
         document["weighted_log_loss"] = weighted_log_loss(labels, probabilities, names)
@@ -102,13 +104,13 @@ def discrimination(labels: Labels, probabilities: Scores, names: Sequence[str], 
             macro[measure] = figure(float(once[row, defined].mean()), interval)
         else:
             macro[measure] = undefined("no label has both classes")
-    return {
-        "n_rows": len(labels),
-        "n_patients": patients.n,
-        "interval": {"level": LEVEL, "method": _METHOD, "n_resamples": patients.n_resamples, "seed": patients.seed},
-        "labels": by_label,
-        "macro": macro,
-    }
+    return {**about_rows(patients), "labels": by_label, "macro": macro}
+
+
+def about_rows(patients: Patients) -> dict[str, Any]:
+    """{n_rows, n_patients, interval: {level, method, n_resamples, seed}} of an evaluation."""
+    method = {"level": LEVEL, "method": _METHOD, "n_resamples": patients.n_resamples, "seed": patients.seed}
+    return {"n_rows": len(patients.index), "n_patients": patients.n, "interval": method}
 
 
 def _effective(truth: Int8[np.ndarray, " n"], measure: str, patients: Patients) -> float:
@@ -175,8 +177,8 @@ def grouped(column: str, values: Sequence[str]) -> list[str]:
         numbers = np.array([float(value) if value else np.nan for value in values])
     except ValueError:
         raise UsageError(
-            f"--subgroups {column}: found {len(set(cells))} different texts; expected numbers, or at most {_MOST_GROUPS} "
-            "different texts"
+            f"--subgroups {column}: found {len(set(cells))} different texts; expected numbers, or at most "
+            f"{_MOST_GROUPS} different texts"
         ) from None
     edges = np.unique(np.nanquantile(numbers, [0, 0.25, 0.5, 0.75, 1]))
     place = np.clip(np.searchsorted(edges, numbers, "left") - 1, 0, len(edges) - 2)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int8, Int64
 
 from meddinov3_stroke.metrics.intervals import Patients, bootstrap_interval, figure
+from meddinov3_stroke.metrics.ranking import placements
 
 MATCH_TOLERANCE = 0.02  # largest difference in relative height of a pair
 _PAIRS_AT_ONCE = 4_000_000
@@ -106,22 +107,25 @@ class MatchedPairs:
 def cross_validated_scores(
     features: Float[np.ndarray, "n feature"], truth: Int8[np.ndarray, " n"], patients: Patients
 ) -> Float64[np.ndarray, " n"]:
-    """The log-odds of each row by a ridge logistic regression fitted on the rows of other patients (`_FOLDS` folds).
+    """The score of each row by a ridge logistic regression fitted on the rows of other patients (`_FOLDS` folds).
 
-    The fold of a patient depends on the patients' seed alone. 0 where the other folds lack a class.
+    It is the share of the fitted rows with lower log-odds, so that the folds, whose intercepts fall as the positives
+    they hold out rise, share one scale. The fold of a patient depends on the patients' seed alone. 0.5 where
+    the other folds lack a class.
     """
     fold_of = np.random.default_rng(patients.seed).permutation(patients.n) % _FOLDS
     folds = fold_of[patients.index]
-    scores = np.zeros(len(truth))
+    scores = np.full(len(truth), 0.5)
     for fold in range(_FOLDS):
         held = folds == fold
         if held.any() and 0 < truth[~held].sum() < (~held).sum():
-            scores[held] = _log_odds(features[~held].astype(np.float64), truth[~held], features[held])
+            fitted = _log_odds(features[~held].astype(np.float64), truth[~held], features.astype(np.float64))
+            scores[held] = placements(fitted[held], fitted[~held])
     return scores
 
 
 def _log_odds(
-    features: Float64[np.ndarray, "n feature"], truth: Int8[np.ndarray, " n"], held: Float[np.ndarray, "m feature"]
+    features: Float64[np.ndarray, "n feature"], truth: Int8[np.ndarray, " n"], wanted: Float64[np.ndarray, "m feature"]
 ) -> Float64[np.ndarray, " m"]:
     # Newton's method on the penalised likelihood; the intercept carries no penalty
     centre, spread = features.mean(axis=0), features.std(axis=0)
@@ -138,4 +142,4 @@ def _log_odds(
         weights += step * min(1.0, 4.0 / max(float(np.abs(step).max()), 1e-12))
         if np.abs(step).max() < 1e-9:
             break
-    return np.asarray(np.column_stack([np.ones(len(held)), (held - centre) / spread]) @ weights)
+    return np.asarray(np.column_stack([np.ones(len(wanted)), (wanted - centre) / spread]) @ weights)

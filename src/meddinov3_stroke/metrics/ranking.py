@@ -128,3 +128,10 @@ def weighted_average_precision(
 ) -> Float64[np.ndarray, " draw"]:
     """AUPRC (average precision) for each set of row multiplicities; NaN where a class has no weight."""
     return average_precision_of_counts(*Ranking(truth, scores).counts(weights))
+
+
+def placements(scores: Float[np.ndarray, " m"], others: Float[np.ndarray, " n"]) -> Float64[np.ndarray, " m"]:
+    """The share of the others below each score, ties half."""
+    ranked = np.sort(others)
+    sides = (np.searchsorted(ranked, scores, side) for side in ("left", "right"))
+    return np.asarray(sum(sides) / (2 * len(ranked)), dtype=np.float64)
