@@ -18,6 +18,7 @@ from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.heads import (
     EmbeddingOrigin,
     HeadCheckpoint,
+    TrainingDistribution,
     check_backbone,
     check_head_data,
     load_checkpoint,
@@ -33,7 +34,7 @@ from meddinov3_stroke.system.command import ConsoleOptions, Range, run_command
 from meddinov3_stroke.system.devices import resolve_device
 from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.system.provenance import ending, provenance
-from meddinov3_stroke.types import LABELS, HeadData
+from meddinov3_stroke.types import LABELS, HeadData, Threshold
 
 if TYPE_CHECKING:
     from meddinov3_stroke.data.predictions import PredictionTable
@@ -90,6 +91,8 @@ class Args(EvaluationOptions):
 
 def run(args: Args) -> dict[str, Any]:
     """The metrics, as written to `args.output_json`."""
+    from meddinov3_stroke.report.evaluation import evaluation_png, evaluation_table
+
     if args.device not in ("auto", "cpu"):
         resolve_device(args.device)  # a wrong or missing device is still an error
         LOGGER.info("--device %s: a head is applied on the CPU", args.device)
@@ -101,8 +104,6 @@ def run(args: Args) -> dict[str, Any]:
     data, warnings = load_head_data(args.embeddings, args.labels, args.label_policy)
     origin = read_origin(args.embeddings, data.embeddings.shape[1])
     warnings += [*origin.warnings, *_check_origin(checkpoint, origin)]
-    from meddinov3_stroke.report.evaluation import evaluation_png, evaluation_table
-
     val, table, more = _validation_and_table(args, len(data.labels))
     warnings += more
     subgroups = {} if table is None else {column: table.column(column) for column in args.subgroups}
@@ -151,16 +152,13 @@ def evaluate_head(
     Raises UsageError (a threshold outside [0, 1]), CheckpointError (embedding size or labels differ from the
     checkpoint's; lists expected and found) or DatasetError (NaN, empty, or counts that differ).
     """
-    if not 0 <= threshold <= 1:
-        raise UsageError(f"threshold {threshold:g}: expected a probability from 0 to 1")
-    check_head_data(data, "test")
+    _check(data, threshold)
     names = tuple(labels) if labels is not None else _column_names(checkpoint, data.labels.shape[1])
     output = predict_logits(checkpoint, data.embeddings, names)
     truth, probabilities = data.labels, output.probabilities
     report = measures.auroc_report(truth, probabilities, names)
     thresholds = {name: checkpoint.thresholds[name] for name in names}  # in the order of the columns
     weights = np.array([checkpoint.pos_weight[name] for name in names])
-    own = {name: value.value for name, value in thresholds.items()}
     metrics: dict[str, Any] = {
         "loss": measures.binary_cross_entropy(truth, output.logits, weights),
         "loss_name": "binary cross-entropy, positives weighted as in training (pos_weight)",
@@ -173,36 +171,43 @@ def evaluate_head(
         "n_positive": dict(zip(names, data.labels.sum(axis=0, dtype=int).tolist(), strict=True)),
         "operating_points": measures.operating_points(truth, probabilities, thresholds),
         "metrics_at_threshold": measures.threshold_report(truth, probabilities, threshold, names),
-        "metrics_at_checkpoint_thresholds": measures.threshold_report(truth, probabilities, own, names),
+        "metrics_at_checkpoint_thresholds": measures.threshold_report(
+            truth, probabilities, {name: value.value for name, value in thresholds.items()}, names
+        ),
         "warnings": [f"AUROC of {name} is undefined (null): {reason}" for name, reason in report.reasons.items()],
     }
     if (rule := checkpoint.distribution) is not None:
-        distances = rule.distances(data.embeddings)
-        n_outside = int((distances > rule.limit).sum())
-        median = round(float(np.median(distances)), 4)
-        metrics["distribution"] = {"n_outside": n_outside, "median_distance": median, **rule.figures()}
-        if n_outside:
+        metrics["distribution"] = _distances(rule, data)
+        if n_outside := metrics["distribution"]["n_outside"]:
             metrics["warnings"].append(f"{n_outside} of {len(truth)} rows are unlike the CTs the head was trained on")
     options = options or EvaluationOptions(seed=checkpoint.seed)
     patients, unknown = measures.patients_of(groups, len(truth), options.resamples, options.seed)
     metrics["warnings"] += unknown
-    points = {"checkpoint": thresholds}
-    if val is not None:
-        check_head_data(val, "validation")
-        held = predict_logits(checkpoint, val.embeddings, names).probabilities
-        points |= measures.validation_thresholds(val.labels, held, names)
+    points = {"checkpoint": thresholds} | ({} if val is None else _points_on(val, checkpoint, names))
     metrics["evaluation"] = measures.evaluate(
-        truth,
-        probabilities,
-        names,
-        patients,
-        thresholds=points,
-        prevalence=options.prevalence,
-        subgroups=subgroups,
+        truth, probabilities, names, patients, points, prevalence=options.prevalence, subgroups=subgroups
     )
     if groups is not None:
         metrics["macro_auroc_interval"] = metrics["evaluation"]["macro"]["auroc"]["interval"]
     return metrics, probabilities
+
+
+def _check(data: HeadData, threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"threshold {threshold:g}: expected a probability from 0 to 1")
+    check_head_data(data, "test")
+
+
+def _distances(rule: TrainingDistribution, data: HeadData) -> dict[str, Any]:
+    distances = rule.distances(data.embeddings)
+    n_outside, median = int((distances > rule.limit).sum()), round(float(np.median(distances)), 4)
+    return {"n_outside": n_outside, "median_distance": median, **rule.figures()}
+
+
+def _points_on(val: HeadData, checkpoint: HeadCheckpoint, names: Sequence[str]) -> dict[str, dict[str, Threshold]]:
+    check_head_data(val, "validation")
+    held = predict_logits(checkpoint, val.embeddings, tuple(names)).probabilities
+    return measures.validation_thresholds(val.labels, held, names)
 
 
 def _validation_and_table(args: Args, n_rows: int) -> tuple[HeadData | None, PredictionTable | None, list[str]]:

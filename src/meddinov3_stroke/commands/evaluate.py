@@ -73,7 +73,7 @@ def run(args: Args) -> dict[str, Any]:
             table.probabilities,
             table.names,
             patients,
-            thresholds=thresholds,
+            thresholds,
             prevalence=args.prevalence,
             subgroups={column: table.column(column) for column in args.subgroups},
         )

@@ -156,12 +156,18 @@ def read_row_table(path: Path, embeddings: Path, n_rows: int) -> PredictionTable
     return table
 
 
-def _numbers(csv: CsvFile, name: str) -> Float64[np.ndarray, " row"]:
+def _integers(csv: CsvFile, name: str) -> Int64[np.ndarray, " row"]:
+    return _numbers(csv, name, r"\d+(\.0*)?", "a whole number from 0").astype(np.int64)
+
+
+def _numbers(
+    csv: CsvFile, name: str, pattern: str = _NUMBER, expected: str = "a number"
+) -> Float64[np.ndarray, " row"]:
     column = csv.column(name)
-    bad = column[~column.str.fullmatch(_NUMBER)]
+    bad = column[~column.str.fullmatch(pattern)]
     if len(bad):
         rows = name_rows([int(row) for row in bad.index], counted=False)
-        raise DatasetError(f"{csv.path}: {column.name} is {bad.iloc[0]!r:.40} in {rows}; expected a number")
+        raise DatasetError(f"{csv.path}: {column.name} is {bad.iloc[0]!r:.40} in {rows}; expected {expected}")
     return column.to_numpy(dtype=np.float64)
 
 
@@ -185,10 +191,10 @@ def _patients(csv: CsvFile, lower: set[str]) -> tuple[tuple[str, ...] | None, tu
 
 
 def _places(csv: CsvFile, lower: set[str]) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], tuple[str, ...]]:
-    indices = _numbers(csv, "slice_index").astype(np.int64)
+    indices = _integers(csv, "slice_index")
     warnings: tuple[str, ...] = ()
     if "n_slices" in lower:
-        n_slices = _numbers(csv, "n_slices").astype(np.int64)
+        n_slices = _integers(csv, "n_slices")
     else:
         volume = csv.column(next(name for name in (*_OF_VOLUME, "slice_index") if name in lower))
         n_slices = pd.Series(indices, csv.cells.index).groupby(volume).transform("max").to_numpy() + 1

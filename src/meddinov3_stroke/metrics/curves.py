@@ -59,7 +59,7 @@ def _on_grids(
             rows.append(np.full(2 * len(GRID), np.nan))
             continue
         last = np.searchsorted(false[k], GRID * n_false[k] + 1e-9, "right") - 1
-        first = np.maximum(np.searchsorted(true[k], GRID * n_true[k] - 1e-9), 1)
+        first = np.searchsorted(true[k], np.maximum(GRID * n_true[k], 1) - 1e-9)  # precision needs a positive
         precision = true[k, first] / np.maximum(true[k, first] + false[k, first], 1)
         rows.append(np.concatenate([true[k, last] / n_true[k], precision]))
     return np.column_stack([np.stack(rows), benefit])

@@ -57,8 +57,8 @@ def evaluate(
     probabilities: Scores,
     names: Sequence[str],
     patients: Patients,
-    *,
     thresholds: Mapping[str, Mapping[str, Threshold]],
+    *,
     prevalence: float | None = None,
     subgroups: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:

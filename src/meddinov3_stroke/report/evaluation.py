@@ -33,9 +33,7 @@ def evaluation_png(document: Mapping[str, Any]) -> bytes:
     block = ABOVE + HEIGHT + BELOW + _GAP
     counts = f"{document['n_rows']} rows of {document['n_patients']} patients"
     header = wrap("Evaluation", 13.0, width, style="Bold") + wrap(f"{counts}. 95 % intervals by patient.", 9.0, width)
-    warned = [
-        line for text in document["warnings"] for line in wrap(f"{text[0].upper()}{text[1:]}.", 8.0, width, WARNING)
-    ]
+    warned = [line for text in document["warnings"] for line in wrap(f"{text}.", 8.0, width, WARNING)]
     method = wrap(f"Intervals: {document['interval']['method']}. Bands are pointwise.", 7.5, width, MUTED)
     page = Page(width, header, (len(rows) + 2) * _ROW + len(charts) * block, [*warned, *method], demo=False)
     top = _forest(page, left, rows)
@@ -111,7 +109,7 @@ def _axes(drawn: Mapping[str, Any]) -> list[list[float]]:
 def _charts(name: str, one: Mapping[str, Any]) -> list[Chart]:
     def curve(kind: str, values: str) -> Curve:
         side = one[kind]
-        return Curve(name, CLASS_COLOURS[0], side[values], marked=False, low=side["low"], high=side["high"])
+        return Curve("model", CLASS_COLOURS[0], side[values], marked=False, low=side["low"], high=side["high"])
 
     roc, chance = curve("roc", "sensitivity"), one["roc"]["false_positive_rate"]
     benefit, treat_all = curve("decision", "net_benefit"), one["decision"]["treat_all"]
@@ -171,7 +169,7 @@ def evaluation_table(document: Mapping[str, Any]) -> str:
         if "reason" not in one:
             auroc = one["auroc"]
             difference = with_interval({**auroc, "value": auroc["difference"]})
-            lines.append(f"{name}: AUROC difference {difference}, DeLong p {_number(auroc['delong']['p'])}")
+            lines.append(f"{name}: AUROC difference {difference}, DeLong p {_p_value(auroc['delong']['p'])}")
     return "\n".join(lines)
 
 
@@ -186,3 +184,7 @@ def with_interval(figure: Mapping[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _p_value(value: float | None) -> str:
+    return "< 0.001" if value is not None and value < 0.001 else _number(value)
