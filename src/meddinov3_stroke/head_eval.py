@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
+NO_POSITIONS = (
+    "the embeddings are of slices, whose AUROC a rule of position alone may reach; pass --table with slice_index and "
+    "n_slices for the position-matched AUROC"
+)
+
 __all__ = ["Args", "evaluate_head", "main", "run"]
 
 
@@ -69,8 +74,9 @@ class Args(EvaluationOptions):
     checkpoint: Path
     """best.pt or last.pt of a head."""
     table: Path | None = None
-    """CSV that names the patient of each row (column patient_id), and the subgroups: a row for each row of the
-    embeddings, or the table they were extracted from (default: none; every row counts as its own patient)."""
+    """CSV that names the patient of each row (column patient_id), the subgroups, and of slices slice_index and
+    n_slices: a row for each row of the embeddings, or the table they were extracted from (default: none; every row
+    counts as its own patient)."""
     val_embeddings: Path | None = None
     """.npy: validation embeddings, on which operating points are fixed (Youden; sensitivity 95 % and 98 %)."""
     val_labels: Path | None = None
@@ -116,6 +122,10 @@ def run(args: Args) -> dict[str, Any]:
         options=args,
         subgroups=subgroups,
     )
+    if table is not None and table.slice_indices is not None:
+        metrics["evaluation"]["slices"] = _slices(args, data, probabilities, table, list(metrics["per_class_auroc"]))
+    elif origin.pool_mode == "slice":
+        warnings.append(NO_POSITIONS)
     document = {**provenance(), **_about_inputs(args, checkpoint), **metrics}
     document["warnings"] = [*warnings, *metrics["warnings"]]
     for warning in document["warnings"]:
@@ -226,6 +236,17 @@ def _validation_and_table(args: Args, n_rows: int) -> tuple[HeadData | None, Pre
         table = read_row_table(args.table, args.embeddings, n_rows)
         warnings += table.warnings
     return val, table, warnings
+
+
+def _slices(
+    args: Args,
+    data: HeadData,
+    probabilities: Float64[np.ndarray, "n label"],
+    table: PredictionTable,
+    names: Sequence[str],
+) -> dict[str, Any]:
+    patients, _ = measures.patients_of(table.groups, len(data.labels), args.resamples, args.seed)
+    return measures.evaluate_slices(data.labels, probabilities, names, patients, table.heights)
 
 
 def _column_names(checkpoint: HeadCheckpoint, n_labels: int) -> tuple[str, ...]:

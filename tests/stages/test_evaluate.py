@@ -270,6 +270,24 @@ def test_scores_of_slices_come_from_the_case_folders_of_predict(evaluate, tmp_pa
     assert document["labels"]["any"]["auroc"]["value"] == pytest.approx(roc_auc_score(truth, scores))
 
 
+@pytest.mark.parametrize("flags", ["--subgroups patient_id", "--prevalence 0.1", "--compare t.csv"])
+def test_flags_that_need_scores_are_refused_without_them(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], flags: str
+) -> None:
+    table = write_table(tmp_path / "t.csv", slices(scored=False))
+    words = ["evaluate", "--table", str(table), "--labels", "any", "--output-dir", str(tmp_path / "out")]
+    assert main([*words, *flags.split()]) == 5
+    assert f"no scores, which {flags.split()[0]} needs" in capfd.readouterr().err
+
+
+def test_a_volume_that_cannot_be_read_names_the_flag(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [row | {"nifti_path": "absent.nii.gz"} for row in slices()]
+    words = ["evaluate", "--table", str(write_table(tmp_path / "t.csv", rows)), "--output-dir", str(tmp_path / "out")]
+    assert main(words) == 3
+    assert "leave the brightness rule out with --no-brightness" in capfd.readouterr().err
+    assert main([*words, "--no-brightness"]) == 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -338,3 +338,17 @@ def test_operating_points_are_fixed_on_validation(arguments: list[str], tmp_path
 @pytest.mark.parametrize("flags", ["--val-labels l.npy", "--subgroups site", "--prevalence 1", "--resamples 0"])
 def test_flags_that_do_not_fit_are_usage_errors(arguments: list[str], flags: str) -> None:
     assert head_eval.main([*arguments, *flags.split()]) == 2
+
+
+def test_slice_embeddings_need_their_positions(arguments: list[str], tmp_path: Path) -> None:
+    describe(tmp_path, pool_mode="slice")
+    assert head_eval.main(arguments) == 0
+    assert head_eval.NO_POSITIONS in metrics_of(tmp_path)["warnings"]
+    cells = [f"P{k // 10},{k % 10},10" for k in range(60)]
+    (tmp_path / "t.csv").write_text("\n".join(["patient_id,slice_index,n_slices", *cells]))
+    assert head_eval.main([*arguments, "--table", str(tmp_path / "t.csv")]) == 0
+    metrics = metrics_of(tmp_path)
+    assert head_eval.NO_POSITIONS not in metrics["warnings"]
+    found = metrics["evaluation"]["slices"]["labels"]["any"]
+    assert list(found) == ["model", "mid_stack", "position_only"]
+    assert found["model"]["auroc"]["value"] == pytest.approx(metrics["per_class_auroc"]["any"])

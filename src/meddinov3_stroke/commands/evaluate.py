@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meddinov3_stroke import config
-from meddinov3_stroke.errors import DatasetError, UsageError
+from meddinov3_stroke.errors import DatasetError, MedDINOError, UsageError
 from meddinov3_stroke.head_eval import EvaluationOptions
 from meddinov3_stroke.options import OutputDir
 from meddinov3_stroke.system.command import log_warnings, run_command
@@ -60,8 +60,7 @@ def run(args: Args) -> dict[str, Any]:
     patients, warnings = metrics.patients_of(table.groups, len(table.labels), args.resamples, args.seed)
     document: dict[str, Any] = {**provenance(), **_about(args, table), **metrics.about_rows(patients)}
     found = [*table.warnings, *warnings]
-    if table.probabilities is None and table.slice_indices is None:
-        raise DatasetError(f"{args.table} has no scores; expected p_{table.names[0]} beside {table.names[0]}")
+    _require_scores(args, table)
     if table.slice_indices is not None:
         document["slices"], more = _slices(args, table, patients)
         found += more
@@ -86,6 +85,19 @@ def run(args: Args) -> dict[str, Any]:
     files = [f"wrote {args.output_dir / name}" for name in (JSON_NAME, PNG_NAME)]
     print("\n".join([evaluation_table(document), *files, ending(_headline(document), args.output_dir, len(found))]))
     return document
+
+
+def _require_scores(args: Args, table: PredictionTable) -> None:
+    # only the rules of slices need no scores of a model
+    named = ("validation", "compare", "subgroups", "prevalence")
+    needing = [f"--{name}" for name in named if getattr(args, name) not in (None, ())]
+    if table.slice_indices is None:
+        needing.append("a table without slice_index")
+    if table.probabilities is None and needing:
+        name = table.names[0]
+        raise DatasetError(f"{args.table} has no scores, which {needing[0]} needs; expected p_{name} beside {name}")
+    if table.slice_indices is None and args.random_embeddings is not None:
+        raise UsageError("--random-embeddings is a rule for slices; expected a table with the column slice_index")
 
 
 def _about(args: Args, table: PredictionTable) -> dict[str, Any]:
@@ -131,7 +143,11 @@ def _slices(args: Args, table: PredictionTable, patients: Patients) -> tuple[dic
                 f"{args.random_embeddings} has {len(embeddings)} rows; expected {len(table.labels)}, those of the table"
             )
     if args.brightness and has_volumes(table):
-        brightness = slice_brightness(table)
+        try:
+            brightness = slice_brightness(table)
+        except MedDINOError as error:
+            advice = "fix the path, or leave the brightness rule out with --no-brightness"
+            raise type(error)(f"{error}; {advice}") from error
     elif args.brightness:
         warnings.append(NO_BRIGHTNESS)
     found = metrics.evaluate_slices(

@@ -111,11 +111,8 @@ def read_predictions(path: Path, labels: Sequence[str] = (), cases: Path | None 
     truth = np.stack([csv.binary(column) for _, column in pairs], axis=1)
     names = tuple(name for name, _ in pairs)
     groups, warnings = _patients(csv, lower)
-    indices, n_slices = None, None
-    if "slice_index" in lower:
-        indices, n_slices, more = _places(csv, lower)
-        warnings += more
-    table = PredictionTable(csv, names, truth, None, groups, indices, n_slices, (*csv.warnings, *warnings))
+    indices, n_slices, more = _places(csv, lower) if "slice_index" in lower else (None, None, ())
+    table = PredictionTable(csv, names, truth, None, groups, indices, n_slices, (*csv.warnings, *warnings, *more))
     if cases is not None:
         return _with_cases(table, cases)
     scored = [f"{SCORE}{name}".casefold() in lower for name in names]
@@ -139,7 +136,9 @@ def read_row_table(path: Path, embeddings: Path, n_rows: int) -> PredictionTable
     lower = {str(name).casefold() for name in csv.cells.columns}
     groups, warnings = _patients(csv, lower)
     empty = np.zeros((len(csv.cells), 0))
-    table = PredictionTable(csv, (), empty.astype(np.int8), None, groups, None, None, (*csv.warnings, *warnings))
+    indices, n_slices, more = _places(csv, lower) if "slice_index" in lower else (None, None, ())
+    about = (*csv.warnings, *warnings, *more)
+    table = PredictionTable(csv, (), empty.astype(np.int8), None, groups, indices, n_slices, about)
     source = embeddings.with_name(embeddings.name.replace("_embeddings.npy", "_source_rows.npy"))
     if source != embeddings and source.is_file():
         rows = [int(row) for row in (csv.column("source_row") if "source_row" in lower else csv.cells.index)]
