@@ -141,6 +141,16 @@ def test_operating_points_are_fixed_on_validation_and_measured_on_the_table(eval
     assert at["ppv"]["low"] < ppv < at["ppv"]["high"]
 
 
+def test_probabilities_have_calibration_figures_and_other_scores_a_warning(evaluate) -> None:
+    rows = series()
+    document = evaluate(rows)
+    truth, scores = columns(rows, "any")
+    assert document["calibration"]["any"]["brier"]["value"] == pytest.approx(np.mean((scores - truth) ** 2))
+    document = evaluate([row | {"p_any": 10 * row["p_any"]} for row in rows])
+    assert list(document["calibration"]) == ["subdural"]
+    assert any("scores of any lie outside 0 to 1" in warning for warning in document["warnings"])
+
+
 def test_validation_of_the_tested_patients_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     table = write_table(tmp_path / "t.csv", series())
     words = ["evaluate", "--table", str(table), "--output-dir", str(tmp_path / "out"), "--validation"]
@@ -254,7 +264,7 @@ def test_scores_of_slices_come_from_the_case_folders_of_predict(evaluate, tmp_pa
     for patient in range(8):
         path = tmp_path / f"{patient}.nii.gz"
         labels = rng.integers(0, 2, 20)
-        scores = np.c_[labels + rng.normal(size=20), rng.random(20)].astype(np.float32)[::2]
+        scores = np.c_[0.4 * labels + 0.6 * rng.random(20), rng.random(20)].astype(np.float32)[::2]
         write_npy(cases / str(patient) / "slice_probs.npy", scores)
         about = {"file": "slice_probs.npy", "labels": ["any", "subdural"], "slice_indices": list(range(0, 20, 2))}
         write_json(cases / str(patient) / "summary.json", {"input": str(path), "n_slices": 20, "slice_probs": about})
@@ -264,7 +274,7 @@ def test_scores_of_slices_come_from_the_case_folders_of_predict(evaluate, tmp_pa
     flags = ["--cases", str(cases), "--labels", "any=bleeds", "--no-brightness"]
     document = evaluate(rows, *flags)
     assert (document["n_rows"], document["n_patients"]) == (80, 8)
-    assert any("80 of 160 slices have no score" in warning for warning in document["warnings"])
+    assert document["warnings"] == [f"80 of 160 slices have no score in {cases} and are left out", NO_VALIDATION]
     scores = np.concatenate([np.load(cases / str(patient) / "slice_probs.npy")[:, 0] for patient in range(8)])
     truth = np.array([row["bleeds"] for row in rows])[::2]
     assert document["labels"]["any"]["auroc"]["value"] == pytest.approx(roc_auc_score(truth, scores))

@@ -66,7 +66,7 @@ def run(args: Args) -> dict[str, Any]:
         found += more
     if table.probabilities is not None:
         thresholds, more = _thresholds(args, table)
-        found += more
+        found += [*more, *_not_probabilities(table)]
         document |= metrics.evaluate(
             table.labels,
             table.probabilities,
@@ -98,6 +98,15 @@ def _require_scores(args: Args, table: PredictionTable) -> None:
         raise DatasetError(f"{args.table} has no scores, which {needing[0]} needs; expected p_{name} beside {name}")
     if table.slice_indices is None and args.random_embeddings is not None:
         raise UsageError("--random-embeddings is a rule for slices; expected a table with the column slice_index")
+
+
+def _not_probabilities(table: PredictionTable) -> list[str]:
+    from meddinov3_stroke.metrics import without_probabilities
+
+    assert table.probabilities is not None
+    named = ", ".join(without_probabilities(table.probabilities, table.names))
+    advice = "decision curves need probabilities, and calibration and log loss are left out"
+    return [f"scores of {named} lie outside 0 to 1: {advice}"] if named else []
 
 
 def _about(args: Args, table: PredictionTable) -> dict[str, Any]:

@@ -112,6 +112,7 @@ def read_predictions(path: Path, labels: Sequence[str] = (), cases: Path | None 
     names = tuple(name for name, _ in pairs)
     groups, warnings = _patients(csv, lower)
     indices, n_slices, more = _places(csv, lower) if "slice_index" in lower else (None, None, ())
+    more = more if cases is None else ()  # cases state their number of slices
     table = PredictionTable(csv, names, truth, None, groups, indices, n_slices, (*csv.warnings, *warnings, *more))
     if cases is not None:
         return _with_cases(table, cases)

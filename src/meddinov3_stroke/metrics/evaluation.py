@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float64, Int8
 
 from meddinov3_stroke.errors import UsageError
+from meddinov3_stroke.metrics.calibration import calibration_figures
 from meddinov3_stroke.metrics.curves import curves
 from meddinov3_stroke.metrics.intervals import (
     LEVEL,
@@ -62,14 +63,14 @@ def evaluate(
     prevalence: float | None = None,
     subgroups: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
-    """Discrimination, rates at operating points, curves, subgroups, as JSON.
+    """Discrimination, rates at operating points, curves, calibration, subgroups, as JSON.
 
     `thresholds` is {operating point: {label: threshold}}, fixed on other rows; `subgroups` {column: value of each row}.
     """
     if prevalence is not None and not 0 < prevalence < 1:
         raise UsageError(f"--prevalence {prevalence:g}: expected a share above 0 and below 1")
     document = discrimination(labels, probabilities, names, patients)
-    if set(names) == set(LABELS):
+    if set(names) == set(LABELS) and not without_probabilities(probabilities, names):
         document["weighted_log_loss"] = weighted_log_loss(labels, probabilities, names)
     columns = dict(zip(names, zip(labels.T, probabilities.T, strict=True), strict=True))
     document["operating_points"] = {
@@ -81,11 +82,21 @@ def evaluate(
         for name, (truth, scores) in columns.items()
         if undefined_reason(truth) is None
     }
+    document["calibration"] = {
+        name: calibration_figures(*columns[name], patients)
+        for name in names
+        if name not in without_probabilities(probabilities, names)
+    }
     document["subgroups"] = {
         column: _by_group(labels, probabilities, names, patients, column, values)
         for column, values in (subgroups or {}).items()
     }
     return document
+
+
+def without_probabilities(probabilities: Scores, names: Sequence[str]) -> list[str]:
+    """Labels whose scores are not all from 0 to 1: they rank, but they are no probabilities."""
+    return [name for name, column in zip(names, probabilities.T, strict=True) if column.min() < 0 or column.max() > 1]
 
 
 def discrimination(labels: Labels, probabilities: Scores, names: Sequence[str], patients: Patients) -> dict[str, Any]:

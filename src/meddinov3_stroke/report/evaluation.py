@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from meddinov3_stroke.metrics.calibration import N_BINS
 from meddinov3_stroke.report.charts import ABOVE, BELOW, CLASS_COLOURS, HEIGHT, LEFT, Chart, Curve
 from meddinov3_stroke.report.pictures import DPI, MARGIN, MUTED, TEXT, WARNING, Page, wrap
 
 _ROW, _NAMES, _SCALE, _TEXTS = (round(inches * DPI) for inches in (0.24, 2.2, 4.4, 3.9))
 _GAP = round(0.2 * DPI)
 _GRID_COLOUR = "#23282e"
+_CENTRES = [(k + 0.5) / N_BINS for k in range(N_BINS)]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ def evaluation_png(document: Mapping[str, Any]) -> bytes:
     Of slices the position-matched AUROC comes first, beside the rules that the model has to beat.
     """
     rows, drawn = _rows(document), document.get("curves", {})
-    charts = [(name, _charts(name, one)) for name, one in drawn.items()]
+    fitted = document.get("calibration", {})
+    charts = [(name, [*_charts(name, one), *_reliability(name, fitted)]) for name, one in drawn.items()]
     left = MARGIN + _NAMES
     width = max(left + _SCALE + _TEXTS, *(sum(one.width + _GAP for one in row) + 2 * MARGIN for _, row in charts), 0)
     block = ABOVE + HEIGHT + BELOW + _GAP
@@ -39,7 +42,7 @@ def evaluation_png(document: Mapping[str, Any]) -> bytes:
     top = _forest(page, left, rows)
     for _, row in charts:
         x = MARGIN
-        for chart, xs in zip(row, _axes(drawn), strict=True):
+        for chart, xs in zip(row, _axes(drawn), strict=False):
             chart.draw(page, x + LEFT, HEIGHT, xs, top)
             x += chart.width + _GAP
         top += block
@@ -103,6 +106,7 @@ def _axes(drawn: Mapping[str, Any]) -> list[list[float]]:
         first["roc"]["false_positive_rate"],
         first["precision_recall"]["sensitivity"],
         first["decision"]["threshold"],
+        _CENTRES,
     ]
 
 
@@ -134,6 +138,17 @@ def _charts(name: str, one: Mapping[str, Any]) -> list[Chart]:
             x_name="threshold probability; y: net benefit; dashed: treat none",
         ),
     ]
+
+
+def _reliability(name: str, fitted: Mapping[str, Any]) -> list[Chart]:
+    # the share of positives in each bin of the probability; none for scores that are no probabilities
+    if name not in fitted:
+        return []
+    shares = {one["low"]: one["share_positive"] for one in fitted[name]["bins"]}
+    model = Curve("model", CLASS_COLOURS[0], [shares.get(k / N_BINS) for k in range(N_BINS)])
+    ideal = Curve("calibrated", MUTED, _CENTRES, 1, marked=False)
+    about = f"Brier {_number(fitted[name]['brier']['value'])}, ECE {fitted[name]['ece']:.3f}"
+    return [Chart(f"{name}: reliability ({about})", [model, ideal], x_name="probability; y: share of positives")]
 
 
 def _share(one: Mapping[str, Any]) -> float:
