@@ -25,6 +25,7 @@ NAMES = (
     "reading",
     "dicom_reading",
     "head_training",
+    "coverage",
 )
 """The modules of the suite, in the order they are measured."""
 

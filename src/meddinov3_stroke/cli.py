@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "split": ("rsna_split", "series CSV -> train, validation and test by patient"),
     "train-head": ("head_train", "train a head on embeddings and labels in .npy files"),
     "test-head": ("head_eval", "evaluate a head on embeddings and labels in .npy files"),
+    "evaluate": ("commands.evaluate", "evaluate a table of labels and scores, with intervals by patient"),
     "phantom": ("commands.phantom", "synthetic head CT with haemorrhages, masks and a series CSV"),
     "doctor": ("commands.doctor", "check that this machine has what the commands need, and name each fix"),
     "download": ("commands.download", "fetch the MedDINOv3 weights, or ask their size"),

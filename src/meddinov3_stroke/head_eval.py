@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -18,6 +18,7 @@ from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.heads import (
     EmbeddingOrigin,
     HeadCheckpoint,
+    TrainingDistribution,
     check_backbone,
     check_head_data,
     load_checkpoint,
@@ -28,20 +29,42 @@ from meddinov3_stroke.heads import (
 from meddinov3_stroke.labels import LabelPolicy, label_names
 from meddinov3_stroke.options import DeviceName
 from meddinov3_stroke.report.training import about_backbone, metrics_table
-from meddinov3_stroke.system.atomic import require_writable, write_json, write_npy
+from meddinov3_stroke.system.atomic import require_writable, write_bytes, write_json, write_npy
 from meddinov3_stroke.system.command import ConsoleOptions, Range, run_command
 from meddinov3_stroke.system.devices import resolve_device
 from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.system.provenance import ending, provenance
-from meddinov3_stroke.types import LABELS, HeadData
+from meddinov3_stroke.types import LABELS, HeadData, Threshold
+
+if TYPE_CHECKING:
+    from meddinov3_stroke.data.predictions import PredictionTable
 
 LOGGER = logging.getLogger("meddinov3_stroke")
+
+NO_POSITIONS = (
+    "the embeddings are of slices, whose AUROC a rule of position alone may reach; pass --table with slice_index and "
+    "n_slices for the position-matched AUROC"
+)
 
 __all__ = ["Args", "evaluate_head", "main", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(ConsoleOptions):
+class EvaluationOptions(ConsoleOptions):
+    """What is reported of rows with labels and scores; test-head and evaluate share it."""
+
+    subgroups: tuple[str, ...] = ()
+    """Columns of the table by whose values the figures are repeated; more than 12 numbers are cut into quarters."""
+    prevalence: Annotated[float, Range(0, 1)] | None = None
+    """Also report PPV and NPV at this prevalence, above 0 and below 1."""
+    resamples: Annotated[int, Range(1)] = config.RESAMPLES
+    """Resamples of patients behind each interval."""
+    seed: Annotated[int, Range(0)] = config.SEED
+    """Seed of the resamples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(EvaluationOptions):
     """Test a trained head on embeddings and labels it has not seen."""
 
     embeddings: Path
@@ -50,8 +73,16 @@ class Args(ConsoleOptions):
     """.npy, 0 or 1 [rows, labels]: their labels."""
     checkpoint: Path
     """best.pt or last.pt of a head."""
+    table: Path | None = None
+    """CSV that names the patient of each row (column patient_id), the subgroups, and of slices slice_index and
+    n_slices: a row for each row of the embeddings, or the table they were extracted from (default: none; every row
+    counts as its own patient)."""
+    val_embeddings: Path | None = None
+    """.npy: validation embeddings, on which operating points are fixed (Youden; sensitivity 95 % and 98 %)."""
+    val_labels: Path | None = None
+    """.npy: their labels."""
     output_json: Path = config.METRICS_JSON
-    """Output file for the metrics."""
+    """Output file for the metrics; a picture of them is written beside it, as .png."""
     output_probs: Path = config.PROBS_NPY
     """Output file for the probabilities, float64 [rows, labels]."""
     threshold: Annotated[float, Range(0, 1)] = config.EVAL_THRESHOLD
@@ -66,23 +97,44 @@ class Args(ConsoleOptions):
 
 def run(args: Args) -> dict[str, Any]:
     """The metrics, as written to `args.output_json`."""
+    from meddinov3_stroke.report.evaluation import evaluation_png, evaluation_table
+
     if args.device not in ("auto", "cpu"):
         resolve_device(args.device)  # a wrong or missing device is still an error
         LOGGER.info("--device %s: a head is applied on the CPU", args.device)
-    inputs = (args.checkpoint, args.embeddings, args.labels)
-    require_writable(files=[args.output_json, args.output_probs], inputs=inputs)
+    given = (args.checkpoint, args.embeddings, args.labels, args.table, args.val_embeddings, args.val_labels)
+    picture = args.output_json.with_suffix(".png")
+    inputs = [path for path in given if path is not None]
+    require_writable(files=[args.output_json, args.output_probs, picture], inputs=inputs)
     checkpoint = load_checkpoint(args.checkpoint)
     data, warnings = load_head_data(args.embeddings, args.labels, args.label_policy)
     origin = read_origin(args.embeddings, data.embeddings.shape[1])
     warnings += [*origin.warnings, *_check_origin(checkpoint, origin)]
-    metrics, probabilities = evaluate_head(checkpoint, data, threshold=args.threshold)
+    val, table, more = _validation_and_table(args, len(data.labels))
+    warnings += more
+    subgroups = {} if table is None else {column: table.column(column) for column in args.subgroups}
+    metrics, probabilities = evaluate_head(
+        checkpoint,
+        data,
+        None if table is None else table.groups,
+        threshold=args.threshold,
+        val=val,
+        options=args,
+        subgroups=subgroups,
+    )
+    if table is not None and table.slice_indices is not None:
+        metrics["evaluation"]["slices"] = _slices(args, data, probabilities, table, list(metrics["per_class_auroc"]))
+    elif origin.pool_mode == "slice":
+        warnings.append(NO_POSITIONS)
     document = {**provenance(), **_about_inputs(args, checkpoint), **metrics}
     document["warnings"] = [*warnings, *metrics["warnings"]]
     for warning in document["warnings"]:
         LOGGER.warning("%s", warning)
     write_npy(args.output_probs, probabilities)
     write_json(args.output_json, document)
-    print(metrics_table(document), f"wrote {args.output_json}", f"wrote {args.output_probs}", sep="\n")
+    write_bytes(picture, evaluation_png({**metrics["evaluation"], "warnings": document["warnings"]}))
+    files = [f"wrote {path}" for path in (args.output_json, args.output_probs, picture)]
+    print(metrics_table(document), evaluation_table(metrics["evaluation"]), *files, sep="\n")
     macro = "undefined" if document["macro_auroc"] is None else f"{document['macro_auroc']:.3f}"
     print(ending(f"macro AUROC {macro}", args.output_json, len(document["warnings"])))
     return document
@@ -94,26 +146,29 @@ def evaluate_head(
     groups: Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
     threshold: float = config.EVAL_THRESHOLD,
+    *,
+    val: HeadData | None = None,
+    options: EvaluationOptions | None = None,
+    subgroups: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[dict[str, Any], Float64[np.ndarray, "n label"]]:
     """Metrics and probabilities of a head on rows it has not seen.
 
-    `groups` names the patient of each row and adds `macro_auroc_interval`. `labels` names the columns; by default six
-    columns are the six labels, and any other number takes the checkpoint's names. The loss weights positives as in
-    training.
+    `groups` names the patient of each row and adds `macro_auroc_interval`; without it every row is its own patient, and
+    a warning says so. `val` fixes the operating points of `evaluation`, which has every figure with its interval,
+    beside the checkpoint's thresholds. `subgroups` is {column: value of each row}. `labels` names the columns; by
+    default six columns are the six labels, and any other number takes the checkpoint's names. The loss weights
+    positives as in training.
 
     Raises UsageError (a threshold outside [0, 1]), CheckpointError (embedding size or labels differ from the
     checkpoint's; lists expected and found) or DatasetError (NaN, empty, or counts that differ).
     """
-    if not 0 <= threshold <= 1:
-        raise UsageError(f"threshold {threshold:g}: expected a probability from 0 to 1")
-    check_head_data(data, "test")
+    _check(data, threshold)
     names = tuple(labels) if labels is not None else _column_names(checkpoint, data.labels.shape[1])
     output = predict_logits(checkpoint, data.embeddings, names)
     truth, probabilities = data.labels, output.probabilities
     report = measures.auroc_report(truth, probabilities, names)
     thresholds = {name: checkpoint.thresholds[name] for name in names}  # in the order of the columns
     weights = np.array([checkpoint.pos_weight[name] for name in names])
-    own = {name: value.value for name, value in thresholds.items()}
     metrics: dict[str, Any] = {
         "loss": measures.binary_cross_entropy(truth, output.logits, weights),
         "loss_name": "binary cross-entropy, positives weighted as in training (pos_weight)",
@@ -126,20 +181,72 @@ def evaluate_head(
         "n_positive": dict(zip(names, data.labels.sum(axis=0, dtype=int).tolist(), strict=True)),
         "operating_points": measures.operating_points(truth, probabilities, thresholds),
         "metrics_at_threshold": measures.threshold_report(truth, probabilities, threshold, names),
-        "metrics_at_checkpoint_thresholds": measures.threshold_report(truth, probabilities, own, names),
+        "metrics_at_checkpoint_thresholds": measures.threshold_report(
+            truth, probabilities, {name: value.value for name, value in thresholds.items()}, names
+        ),
         "warnings": [f"AUROC of {name} is undefined (null): {reason}" for name, reason in report.reasons.items()],
     }
     if (rule := checkpoint.distribution) is not None:
-        distances = rule.distances(data.embeddings)
-        n_outside = int((distances > rule.limit).sum())
-        median = round(float(np.median(distances)), 4)
-        metrics["distribution"] = {"n_outside": n_outside, "median_distance": median, **rule.figures()}
-        if n_outside:
+        metrics["distribution"] = _distances(rule, data)
+        if n_outside := metrics["distribution"]["n_outside"]:
             metrics["warnings"].append(f"{n_outside} of {len(truth)} rows are unlike the CTs the head was trained on")
+    options = options or EvaluationOptions(seed=checkpoint.seed)
+    patients, unknown = measures.patients_of(groups, len(truth), options.resamples, options.seed)
+    metrics["warnings"] += unknown
+    points = {"checkpoint": thresholds} | ({} if val is None else _points_on(val, checkpoint, names))
+    metrics["evaluation"] = measures.evaluate(
+        truth, probabilities, names, patients, points, prevalence=options.prevalence, subgroups=subgroups
+    )
     if groups is not None:
-        interval = measures.bootstrap_macro_auroc(truth, probabilities, groups, seed=checkpoint.seed)
-        metrics["macro_auroc_interval"] = asdict(interval)
+        metrics["macro_auroc_interval"] = metrics["evaluation"]["macro"]["auroc"]["interval"]
     return metrics, probabilities
+
+
+def _check(data: HeadData, threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"threshold {threshold:g}: expected a probability from 0 to 1")
+    check_head_data(data, "test")
+
+
+def _distances(rule: TrainingDistribution, data: HeadData) -> dict[str, Any]:
+    distances = rule.distances(data.embeddings)
+    n_outside, median = int((distances > rule.limit).sum()), round(float(np.median(distances)), 4)
+    return {"n_outside": n_outside, "median_distance": median, **rule.figures()}
+
+
+def _points_on(val: HeadData, checkpoint: HeadCheckpoint, names: Sequence[str]) -> dict[str, dict[str, Threshold]]:
+    check_head_data(val, "validation")
+    held = predict_logits(checkpoint, val.embeddings, tuple(names)).probabilities
+    return measures.validation_thresholds(val.labels, held, names)
+
+
+def _validation_and_table(args: Args, n_rows: int) -> tuple[HeadData | None, PredictionTable | None, list[str]]:
+    # the optional inputs, and warnings about them
+    from meddinov3_stroke.data.predictions import read_row_table
+
+    val, table = None, None
+    warnings: list[str] = []
+    if (args.val_embeddings is None) != (args.val_labels is None):
+        raise UsageError("--val-embeddings and --val-labels belong together; give both or neither")
+    if args.subgroups and args.table is None:
+        raise UsageError("--subgroups names columns of a table; give it with --table")
+    if args.val_embeddings is not None and args.val_labels is not None:
+        val, warnings = load_head_data(args.val_embeddings, args.val_labels, args.label_policy)
+    if args.table is not None:
+        table = read_row_table(args.table, args.embeddings, n_rows)
+        warnings += table.warnings
+    return val, table, warnings
+
+
+def _slices(
+    args: Args,
+    data: HeadData,
+    probabilities: Float64[np.ndarray, "n label"],
+    table: PredictionTable,
+    names: Sequence[str],
+) -> dict[str, Any]:
+    patients, _ = measures.patients_of(table.groups, len(data.labels), args.resamples, args.seed)
+    return measures.evaluate_slices(data.labels, probabilities, names, patients, table.heights)
 
 
 def _column_names(checkpoint: HeadCheckpoint, n_labels: int) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from meddinov3_stroke.options import CohortOptions, ForceOption, OutputDir
 from meddinov3_stroke.rsna_split import SplitOptions, print_table
 from meddinov3_stroke.system.command import Range, log_warnings, run_command
 from meddinov3_stroke.system.provenance import ending, provenance
-from meddinov3_stroke.types import LABELS, HeadContext
+from meddinov3_stroke.types import LABELS, HeadContext, HeadData
 
 if TYPE_CHECKING:
     from meddinov3_stroke.rsna_pipeline import Cohort, SplitFeatures, Splits
@@ -79,7 +79,7 @@ def run(args: Args) -> dict[str, Any]:
     features = cohort.features()
     rsna.write_features(cohort, features, args.output_dir / "features")
     train = _train(args, cohort, features)
-    test = _test(args, features["test"])
+    test = _test(args, features["test"], features["val"].data)
     origin["head_sha256"] = test["head_sha256"]
     write_json(args.output_dir / "test_metrics.json", {**origin, **test})
     summary = {
@@ -128,14 +128,16 @@ def _train(args: Args, cohort: Cohort, features: Mapping[str, SplitFeatures]) ->
     return train_head(train, val, args.head, context, args.checkpoints_dir, args.show_progress)
 
 
-def _test(args: Args, test: SplitFeatures) -> dict[str, Any]:
+def _test(args: Args, test: SplitFeatures, val: HeadData) -> dict[str, Any]:
     from meddinov3_stroke.head_eval import evaluate_head
     from meddinov3_stroke.heads import load_checkpoint
     from meddinov3_stroke.metrics import weighted_log_loss
     from meddinov3_stroke.system.atomic import write_npy
 
     checkpoint = load_checkpoint(args.checkpoints_dir / "best.pt")
-    metrics, probabilities = evaluate_head(checkpoint, test.data, test.table.groups, threshold=args.eval_threshold)
+    metrics, probabilities = evaluate_head(
+        checkpoint, test.data, test.table.groups, threshold=args.eval_threshold, val=val
+    )
     write_npy(args.output_dir / "test_probs.npy", probabilities)
     loss = weighted_log_loss(test.data.labels, probabilities, LABELS)
     about = {"checkpoint": str(args.checkpoints_dir / "best.pt"), "head_sha256": checkpoint.sha256}

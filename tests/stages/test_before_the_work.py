@@ -36,6 +36,7 @@ WRITES = {
         "--embeddings absent.npy --labels absent.npy --checkpoint absent.pt --output-json OUT/a --output-probs fine/b",
         "--embeddings absent.npy --labels absent.npy --checkpoint absent.pt --output-json fine/a --output-probs OUT/b",
     ],
+    "evaluate": ["--table absent.csv --output-dir OUT"],
     "phantom": ["--output-dir OUT"],
     "download": ["--from-file absent.pth --output OUT/model.pth"],
     "convert-weights": ["--input absent.pth --output OUT/model.safetensors"],

@@ -23,6 +23,7 @@ from sklearn.metrics import (
 from meddinov3_stroke import head_eval
 from meddinov3_stroke.errors import CheckpointError, DatasetError
 from meddinov3_stroke.heads import HeadCheckpoint, build_head, load_checkpoint, save_checkpoint
+from meddinov3_stroke.metrics import NO_PATIENTS
 from meddinov3_stroke.types import LABELS, BackboneIdentity, HeadData, Preprocessing, Threshold
 
 IDENTITY = BackboneIdentity(
@@ -174,7 +175,7 @@ def test_unknown_embeddings_are_warned_of(arguments: list[str], tmp_path: Path) 
 def test_embeddings_of_the_training_backbone_give_no_warning(arguments: list[str], tmp_path: Path) -> None:
     describe(tmp_path)
     assert head_eval.main(arguments) == 0
-    assert metrics_of(tmp_path)["warnings"] == []
+    assert metrics_of(tmp_path)["warnings"] == [NO_PATIENTS]
 
 
 @pytest.mark.parametrize(
@@ -280,3 +281,74 @@ def test_head_model_is_imported_without_torch() -> None:
 
 def test_a_device_name_that_does_not_exist_is_a_usage_error(arguments: list[str]) -> None:
     assert head_eval.main([*arguments, "--device", "toaster"]) == 2
+
+
+def saved(folder: Path, **arrays: np.ndarray) -> list[str]:
+    """Flags that name the arrays, saved in a folder."""
+    flags = []
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+        flags += [f"--{name.replace('_', '-')}", str(folder / f"{name}.npy")]
+    return flags
+
+
+def test_a_table_names_patients_and_subgroups(arguments: list[str], tmp_path: Path, data: HeadData) -> None:
+    cells = [f"P{k // 3},{'AB'[k % 2]}" for k in range(60)]
+    (tmp_path / "t.csv").write_text("\n".join(["patient_id,site", *cells]))
+    assert head_eval.main([*arguments, "--table", str(tmp_path / "t.csv"), "--subgroups", "site"]) == 0
+    metrics = metrics_of(tmp_path)
+    assert NO_PATIENTS not in metrics["warnings"]
+    evaluation = metrics["evaluation"]
+    assert (evaluation["n_rows"], evaluation["n_patients"]) == (60, 20)
+    assert evaluation["macro"]["auroc"]["value"] == pytest.approx(metrics["macro_auroc"])
+    assert metrics["macro_auroc_interval"] == evaluation["macro"]["auroc"]["interval"]
+    assert {name: group["n_rows"] for name, group in evaluation["subgroups"]["site"].items()} == {"A": 30, "B": 30}
+    assert (tmp_path / "out" / "metrics.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_source_rows_pick_the_rows_of_the_series_table(arguments: list[str], tmp_path: Path, data: HeadData) -> None:
+    kept = np.arange(0, 60, 2)
+    flags = saved(tmp_path, some_embeddings=data.embeddings[kept])
+    np.save(tmp_path / "some_source_rows.npy", kept + 2)  # the header is row 1
+    flags = ["--embeddings", flags[1], *saved(tmp_path, labels=data.labels[kept])]
+    cells = ["odd" if k % 2 else f"P{k // 4}" for k in range(60)]
+    (tmp_path / "t.csv").write_text("\n".join(["patient_id,x", *(f"{cell},1" for cell in cells)]))
+    assert head_eval.main([*arguments, *flags, "--table", str(tmp_path / "t.csv")]) == 0
+    assert metrics_of(tmp_path)["evaluation"]["n_patients"] == 15
+    (tmp_path / "some_source_rows.npy").unlink()
+    assert head_eval.main([*arguments, *flags, "--table", str(tmp_path / "t.csv")]) == 5
+
+
+def test_operating_points_are_fixed_on_validation(arguments: list[str], tmp_path: Path, data: HeadData) -> None:
+    rng = np.random.default_rng(8)
+    embeddings, labels = rng.normal(size=(40, 8)).astype(np.float32), data.labels[:40]
+    flags = saved(tmp_path, val_embeddings=embeddings, val_labels=labels)
+    assert head_eval.main([*arguments, *flags, "--prevalence", "0.1"]) == 0
+    points = metrics_of(tmp_path)["evaluation"]["operating_points"]
+    assert list(points) == ["checkpoint", "youden", "sensitivity_95", "sensitivity_98"]
+    head_eval.main([*arguments, *flags[:2]])
+    _, held = head_eval.evaluate_head(load_checkpoint(tmp_path / "best.pt"), HeadData(embeddings, labels))
+    point = points["sensitivity_95"]["any"]
+    positives = held[labels[:, 0] == 1, 0]
+    assert np.mean(positives >= point["threshold"]) >= 0.95
+    assert np.mean(positives > point["threshold"]) < 0.95
+    assert point["at_prevalence"]["prevalence"] == 0.1
+
+
+@pytest.mark.parametrize("flags", ["--val-labels l.npy", "--subgroups site", "--prevalence 1", "--resamples 0"])
+def test_flags_that_do_not_fit_are_usage_errors(arguments: list[str], flags: str) -> None:
+    assert head_eval.main([*arguments, *flags.split()]) == 2
+
+
+def test_slice_embeddings_need_their_positions(arguments: list[str], tmp_path: Path) -> None:
+    describe(tmp_path, pool_mode="slice")
+    assert head_eval.main(arguments) == 0
+    assert head_eval.NO_POSITIONS in metrics_of(tmp_path)["warnings"]
+    cells = [f"P{k // 10},{k % 10},10" for k in range(60)]
+    (tmp_path / "t.csv").write_text("\n".join(["patient_id,slice_index,n_slices", *cells]))
+    assert head_eval.main([*arguments, "--table", str(tmp_path / "t.csv")]) == 0
+    metrics = metrics_of(tmp_path)
+    assert head_eval.NO_POSITIONS not in metrics["warnings"]
+    found = metrics["evaluation"]["slices"]["labels"]["any"]
+    assert list(found) == ["model", "mid_stack", "position_only"]
+    assert found["model"]["auroc"]["value"] == pytest.approx(metrics["per_class_auroc"]["any"])
