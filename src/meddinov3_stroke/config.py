@@ -108,6 +108,8 @@ DEMO_TRAIN_BATCH_SIZE = 16
 DEMO_BACKBONE = "demo"
 PHANTOM_PATIENTS = 8  # default of `phantom --patients`
 
+WORKER_TIMEOUT_S = 900.0  # more than a run waits for a volume of another run
+
 APP_NAME = "meddinov3-stroke"  # the console command, and this package's folder in the user's folders
 MODELS_DIR = Path("modelsweights")
 WEIGHTS_NAME = "model.pth"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from meddinov3_stroke import config
 from meddinov3_stroke.cases import Cases, find_cases, studies_in
-from meddinov3_stroke.errors import MissingInput
+from meddinov3_stroke.errors import MissingInput, UsageError
 from meddinov3_stroke.labels import LabelPolicy
 from meddinov3_stroke.system.command import ConsoleOptions, Range
 from meddinov3_stroke.types import SliceSelection
@@ -197,6 +197,15 @@ class CohortOptions(TableOptions, SliceOptions):
     """Skip and report volumes that cannot be read or are out of scope, up to --max-invalid."""
     max_invalid: Annotated[float, Range(0, 1)] = config.MAX_INVALID
     """Largest share of volumes that may be skipped, 0 to 1; above it the run stops (exit 8)."""
+    shard: str | None = None
+    """Embed one part of the table only: I/N with I from 0, or auto (as a Slurm array, srun or torchrun says). Once all
+    parts are done, the same command without it puts them together."""
+    workers: Annotated[int, Range(1)] = 1
+    """Worker processes on this machine, between which its cores are divided."""
+    gpus: Annotated[tuple[str, ...], tyro.conf.arg(metavar="N", help_behavior_hint="")] = ()
+    """GPUs with a worker process each: numbers, or all."""
+    worker_timeout: Annotated[float, Range(1)] = config.WORKER_TIMEOUT_S
+    """Seconds without a sign of life after which a worker is replaced."""
 
     def extract(self, tables: Mapping[str, SeriesTable], force: bool, folder: Path) -> Cohort:
         """The embeddings of every row, computed or from the cache; the first unusable volume raises or is skipped.
@@ -204,19 +213,49 @@ class CohortOptions(TableOptions, SliceOptions):
         Unless `force`, volumes outside the intended use count as unusable. `folder` takes the ledger.
         """
         from meddinov3_stroke.features.ledger import Ledger
+        from meddinov3_stroke.features.shards import Shard
+        from meddinov3_stroke.features.workers import Workers
         from meddinov3_stroke.rsna_pipeline import extract_cohort
 
+        shard, devices = None if self.shard is None else Shard.parse(self.shard), self._worker_devices()
         return extract_cohort(
             tables,
-            self.extractor(self.resize),
+            self.extractor_on(devices[0] if devices else self.device),
             self.cache_dir,
             pool_mode=self.pool_mode,
             skip_invalid=self.skip_invalid_nifti,
             verify_inputs=self.verify_inputs,
             show_progress=self.show_progress,
             force=force,
-            ledger=Ledger(folder),
+            ledger=Ledger(folder, shard),
+            workers=Workers(devices, self.worker_timeout) if devices else None,
+            open_extractor=self.extractor_on,
         )
+
+    def print_shard(self, cohort: Cohort, folder: Path) -> dict[str, Any]:
+        """Say how the inputs of a shard ended; the document of the run."""
+        from meddinov3_stroke.rsna_pipeline import shard_document
+        from meddinov3_stroke.system.provenance import ending
+
+        document = shard_document(cohort, str(self.shard))
+        counts = document["extraction"]
+        print("once all shards are done, the same command without --shard puts them together; status counts them")
+        print(ending(f"shard {self.shard}: {counts['done']} of {counts['n_total']} volumes", folder))
+        return document
+
+    def extractor_on(self, device: str) -> FeatureExtractor:
+        """The backbone of these flags on a device."""
+        return replace(self, device=device).extractor(self.resize)
+
+    def _worker_devices(self) -> tuple[str, ...]:
+        """The device of each worker; none for a run without workers."""
+        if not self.gpus:
+            return (self.device,) * self.workers if self.workers > 1 else ()
+        if self.workers > 1:
+            raise UsageError("--workers beside --gpus; each GPU has a worker of its own, so omit --workers")
+        from meddinov3_stroke.system.devices import every_gpu, resolve_device
+
+        return tuple(dict.fromkeys(every_gpu() if self.gpus == ("all",) else map(resolve_device, self.gpus)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,17 @@ from meddinov3_stroke.data import (
     split_statistics,
     write_splits,
 )
-from meddinov3_stroke.errors import STATUSES, SplitError, TooManyInvalid, UnsupportedInput, UsageError
+from meddinov3_stroke.errors import (
+    STATUSES,
+    MachineError,
+    MedDINOError,
+    Outcome,
+    SplitError,
+    TooManyInvalid,
+    UnsupportedInput,
+    UsageError,
+    WorkerLost,
+)
 from meddinov3_stroke.features import (
     EmbeddingStore,
     Extraction,
@@ -33,13 +45,15 @@ from meddinov3_stroke.features import (
     pool_mode_name,
     pool_slices,
 )
-from meddinov3_stroke.features.ledger import Ledger
+from meddinov3_stroke.features.extract import OnSlices
+from meddinov3_stroke.features.ledger import Ledger, input_name
+from meddinov3_stroke.features.workers import Work, Workers
 from meddinov3_stroke.labels import name_rows
 from meddinov3_stroke.system.atomic import write_json, write_npy
 from meddinov3_stroke.system.digest import sha256_of_document
 from meddinov3_stroke.system.progress import finish_on_interrupt, progress_bar
 from meddinov3_stroke.system.provenance import SUMMARY_NAME, Stopwatch, provenance
-from meddinov3_stroke.types import LABELS, HeadData
+from meddinov3_stroke.types import LABELS, BackboneIdentity, HeadData, VolumeInput
 
 __all__ = [
     "Cohort",
@@ -187,8 +201,8 @@ def extract_cohort(
     inputs = [source for table in tables.values() for source in table.inputs]
     done = {k: Extraction(inputs[k], Outcome.of(error), error=error) for k, error in _lost(ledger, names).items()}
     todo = [k for k in range(len(rows)) if k not in done]
-    settings = {"cache_dir": cache_dir, "verify_inputs": verify_inputs, "force": force}
-    run = _extractions([inputs[k] for k in todo], extractor, workers, partial(_loop, **settings), open_extractor)
+    loop = partial(_loop, cache_dir, verify_inputs=verify_inputs, force=force)
+    run = _extractions([inputs[k] for k in todo], extractor, workers, loop, open_extractor)
     bar = progress_bar("embedding", len(rows), "volumes", show_progress)
     with bar as advance, finish_on_interrupt("volume") as stop, closing(run) as ended:
         for k, found in chain(done.copy().items(), ((todo[place], found) for place, found in ended)):
@@ -228,10 +242,12 @@ def _with_row(error: MedDINOError, csv: str, row: int) -> MedDINOError:
     return kind(f"{csv} row {row}: {error}; {advice}")
 
 
-def _loop(extractor: FeatureExtractor, cache_dir: Path, on_slices: OnSlices | None = None, **flags: bool) -> Work:
+def _loop(
+    cache_dir: Path, extractor: FeatureExtractor, on_slices: OnSlices | None = None, *, verify_inputs: bool, force: bool
+) -> Work:
     """The loop over inputs on a cache folder, as it runs here or in a worker."""
-    memory, store = InputMemory(cache_dir / "inputs"), EmbeddingStore(cache_dir)
-    return partial(extract, extractor=extractor, store=store, memory=memory, on_slices=on_slices, **flags)
+    run = partial(extract, store=EmbeddingStore(cache_dir), memory=InputMemory(cache_dir / "inputs"))
+    return lambda inputs: run(inputs, extractor, verify_inputs=verify_inputs, on_slices=on_slices, force=force)
 
 
 def _extractions(
@@ -246,6 +262,7 @@ def _extractions(
         with closing(loop(extractor)(inputs)) as found:
             yield from enumerate(found)
         return
+    assert open_extractor is not None
     prepare = partial(_prepared, open_extractor, extractor.backbone.identity, loop)
     with closing(workers.map(inputs, prepare)) as results:
         for k, one in results:
@@ -261,8 +278,17 @@ def _prepared(
 ) -> Work:
     """Runs in a worker."""
     extractor = open_extractor(device)
-    require_same_backbone(extractor.backbone, identity)
+    if extractor.backbone.identity != identity:
+        raise MachineError(
+            f"{device} has another engine or precision than the first; name both with --engine, --precision"
+        )
     return loop(extractor, on_slices=sign)
+
+
+def shard_document(cohort: Cohort, shard: str) -> dict[str, Any]:
+    """What a run of one shard prints: it writes no arrays, because only all shards together make the table."""
+    counts = cohort.document()
+    return {**provenance(), "shard": shard, "extraction": counts, "invalid_nifti_report": cohort.invalid_report()}
 
 
 def require_within_cap(report: Mapping[str, Any], max_invalid: float) -> tuple[str, ...]:

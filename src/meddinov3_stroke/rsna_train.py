@@ -48,7 +48,7 @@ class Args(SplitOptions, CohortOptions, ForceOption):
 
 
 def run(args: Args) -> dict[str, Any]:
-    """The document written as `pipeline_summary.json`.
+    """The document written as `pipeline_summary.json`; of a shard, what was embedded.
 
     Raises:
         UsageError: a flag out of range.
@@ -65,12 +65,15 @@ def run(args: Args) -> dict[str, Any]:
     from meddinov3_stroke.system.provenance import Stopwatch, memory_statistics
 
     watch = Stopwatch()
-    require_torch()  # before hours of extraction
+    if args.shard is None:
+        require_torch()  # before hours of extraction
     outputs = [args.output_dir / name for name in ("splits", "features")]
     require_writable(args.output_dir, *outputs, args.checkpoints_dir, args.cache_dir)
     splits = _split(args)
     rsna.write_splits(splits, args.output_dir / "splits")
     cohort = args.extract(dict(splits.items()), args.force, args.output_dir)
+    if args.shard is not None:
+        return args.print_shard(cohort, args.output_dir)
     report, backbone = cohort.invalid_report(), cohort.extractor.backbone
     origin = {**provenance(), **_origin(args, splits, cohort)}
     write_json(args.output_dir / "invalid_nifti_report.json", {**origin, **report})

@@ -25,7 +25,10 @@ class Args(CohortOptions):
 
 
 def run(args: Args) -> dict[str, Any]:
-    """The document written as `extraction_summary.json`; errors are those of `rsna_train.run` up to the features."""
+    """The document written as `extraction_summary.json`; of a shard, what was embedded.
+
+    Errors are those of `rsna_train.run` up to the features.
+    """
     from meddinov3_stroke import rsna_pipeline as rsna
     from meddinov3_stroke.system.atomic import require_writable, write_json
     from meddinov3_stroke.system.provenance import Stopwatch, memory_statistics
@@ -34,6 +37,8 @@ def run(args: Args) -> dict[str, Any]:
     require_writable(args.output_dir, args.cache_dir)
     table = args.read_table()
     cohort = args.extract({NAME: table}, True, args.output_dir)
+    if args.shard is not None:
+        return args.print_shard(cohort, args.output_dir)
     report, backbone = cohort.invalid_report(), cohort.extractor.backbone
     found = [*backbone.warnings, *rsna.require_within_cap(report, args.max_invalid), *cohort.audit()]
     features = cohort.features()

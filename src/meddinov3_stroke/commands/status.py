@@ -6,13 +6,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.progress import console
 from meddinov3_stroke.system.provenance import ending, provenance
+
+if TYPE_CHECKING:
+    from meddinov3_stroke.features.ledger import Ledger
 
 LISTED = 20  # inputs without a result that are listed
 
@@ -33,6 +36,7 @@ def run(args: Args) -> dict[str, Any]:
 
     ledger = read_ledger(args.folder)
     records = [ledger.records.get(name, {"input": name, "status": PENDING}) for name in ledger.inputs]
+    records = [{**one, **_shard_of(ledger, one["input"])} for one in records]
     document = {**provenance(), "totals": ledger.totals(), "inputs": records}
     if args.json:
         print(json.dumps(document, ensure_ascii=False))
@@ -40,10 +44,15 @@ def run(args: Args) -> dict[str, Any]:
     bad = [one for one in records if one["status"] not in ("done", PENDING)]
     lines = [f"{one['status']}  {one['code']}: {one['message']}" for one in bad[:LISTED]]
     lines += [f"and {len(bad) - LISTED} more (--json lists all)"] if len(bad) > LISTED else []
+    lines += [f"pending  {text}" for text in ledger.missing_shards(ledger.inputs)]
     counts = ", ".join(f"{count} {state}" for state, count in ledger.totals().items())
     for text in (*lines, ending(counts, args.folder)):
         console().print(text, markup=False)
     return document
+
+
+def _shard_of(ledger: Ledger, name: str) -> dict[str, str]:
+    return {"shard": str(ledger.shards[name])} if name in ledger.shards else {}
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

@@ -3,7 +3,7 @@
 The first kind of line announces a run: its settings and inputs. The second records how one input ended. The state of an
 input is its last record under the settings of the last run; without one it is pending, so that totals always add up.
 
-Each shard of a run has a ledger of its own in the same folder, and `shards.json` says which shard each input belongs to.
+Each shard of a run has a ledger of its own in the same folder, and `shards.json` says which shard an input belongs to.
 The ledger of the whole run reads them all.
 """
 

@@ -34,12 +34,9 @@ MOST_TRIES = 3  # workers that are given an input before it counts as failed
 MOST_DEATHS = 10
 """Deaths of a worker and its replacements without a result in between; more than one input can cause."""
 
-SILENCE_S = 900.0
-"""Seconds without a sign after which a worker counts as hanging; more than a run waits for a volume of another run."""
-
 EXIT_S, POLL_S = 10.0, 1.0  # time to exit after the last result; longest time between two looks for silent workers
 
-Work = Callable[[Iterable[Any]], Iterable[Any]]
+Work = Callable[[Iterable[Any]], Generator[Any, None, None]]
 """Gives a result for each input, in order."""
 
 Prepare = Callable[[str, Callable[..., None]], Work]
@@ -53,7 +50,7 @@ class Workers:
     """Where worker processes compute, and how long one may be silent."""
 
     devices: tuple[str, ...]  # of each worker
-    silence_s: float = SILENCE_S
+    silence_s: float  # seconds without a sign after which a worker counts as hanging
 
     def map(self, inputs: Sequence[Any], prepare: Prepare) -> Generator[tuple[int, Any], None, None]:
         """(position, result) of each input as soon as it is known, with `WorkerLost` for one that no worker survives.

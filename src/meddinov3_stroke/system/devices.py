@@ -116,6 +116,14 @@ def resolve_device(name: str) -> str:
     return f"cuda:{index}"
 
 
+def every_gpu() -> list[str]:
+    """`cuda:N` of every GPU that torch sees; errors as for `resolve_device`."""
+    resolve_device("cuda")
+    import torch
+
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+
+
 def _require(available: bool, name: str, reason: str) -> None:
     if not available:
         raise DeviceUnavailable(f"--device {name}: {reason}; use --device cpu, or --device auto for any that exists")
