@@ -28,7 +28,7 @@ RATE = Bar(0.95, "x")
 def measure(quick: bool) -> Table:
     """Cases a second of both, in turns, with ViT-B/16 and with the small bundled backbone."""
     place = workspace(quick)
-    n_cases, n_small, n_slices, side, rounds = (3, 3, 4, 128, 1) if quick else (20, 200, 6, 512, 3)
+    n_cases, n_small, n_slices, side, rounds = (3, 3, 4, 128, 1) if quick else (8, 60, 6, 512, 3)
     rows, ratios = [], []
     for name, backbone, n in (("ViT-B/16", place.load(), n_cases), ("demo", load_backbone("demo"), n_small)):
         folder = place.folder / f"batch-{name[:4]}"
@@ -58,7 +58,7 @@ def _ways(backbone: Backbone, folder: Path) -> dict[str, Callable[[], None]]:
 
     def batch() -> None:
         inputs = [VolumeInput(path) for path in paths]
-        Batch(folder / f"batch{next(numbers)}", {}).run(inputs, predictor.map, InputOptions(quiet=True, json=True))
+        Batch(folder / f"batch{next(numbers)}", {}).run(inputs, predictor.map, InputOptions(quiet=True))
 
     return {"bare loop": bare, "batch": batch}
 
