@@ -241,4 +241,3 @@ def test_each_gpu_has_a_worker(table, monkeypatch) -> None:
     for gpus in (["all"], ["2", "cuda:0", "2"]):
         assert run_command(Args, note, ["--series-csv", "table.csv", "--gpus", *gpus]) == 0
     assert seen == [("cuda:0", "cuda:1", "cuda:2"), ("cuda:2", "cuda:0")]
-
