@@ -141,15 +141,13 @@ def test_a_zip_gives_the_embeddings_of_its_folder(make_series, embed, tmp_path: 
     assert about["input_sha256"] == expected["input_sha256"]
 
 
-def test_two_studies_exit_with_3_and_name_the_flag(
-    make_series, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_studies_are_two_cases(make_series, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_series("study/a")
     make_series("study/b", seed=1)
     flags = ["--input", str(tmp_path / "study"), "--output-dir", str(tmp_path / "out"), "--backbone", "demo"]
-    assert cli.main(["embed", *flags]) == 3
-    assert "--series UID" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert cli.main(["embed", *flags]) == 0
+    assert "2 cases: 2 done" in capsys.readouterr().out
+    assert len([path for path in (tmp_path / "out").iterdir() if path.is_dir()]) == 2
 
 
 def test_no_patient_attribute_reaches_an_output(make_series, predict, tmp_path: Path, capsys) -> None:
@@ -192,9 +190,9 @@ def test_a_volume_of_a_series_is_named_alike_by_inspect_embed_and_convert(
     for name in names:
         _, summary = embed(truth.folder, "--series", name)
         found[name] = summary["dicom"]["instance_numbers"]
-        out = tmp_path / "out.nii.gz"
+        out = tmp_path / f"{name[-1]}.nii.gz"
         assert cli.main(["convert", "-i", str(truth.folder), "--output", str(out), "--series", name, "--quiet"]) == 0
-        slices = json.loads((tmp_path / "out.slices.json").read_text(encoding="utf-8"))
+        slices = json.loads((tmp_path / f"{name[-1]}.slices.json").read_text(encoding="utf-8"))
         assert slices["instance_numbers"] == found[name]
     assert sorted(found.values()) == [[1, 3, 5, 7], [2, 4, 6, 8]]
 
