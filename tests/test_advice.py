@@ -19,7 +19,7 @@ MODULES = sorted((ROOT / "src" / "meddinov3_stroke").rglob("*.py"))
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "README.zh-CN.md"]
 FLAG = r"(?<![\w-])--[a-z][\w-]*"
 OF_OTHERS = {"--array", "--dereference", "--hard-dereference", "--force-reinstall"}
-"""Flags of tar and pip that messages name."""
+"""Flags of sbatch, tar and pip that messages name."""
 
 
 @cache
