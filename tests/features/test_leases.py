@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from meddinov3_stroke.features import embedding_key, extract
 from meddinov3_stroke.features.leases import Leases
 
 WORKER = Path(__file__).with_name("lease_worker.py")
@@ -66,6 +67,21 @@ def test_a_volume_whose_run_is_killed_is_computed_by_the_run_that_waits(tmp_path
     killed.communicate()
     assert found["n"] == len(found["tokens"]) == 4
     assert found["decoded"][-1] == "01.nii"
+
+
+def test_a_run_that_waits_for_a_volume_gives_signs_of_life(extractor, reader, store, scan) -> None:
+    held = scan("a.nii", "3 0")
+    key = embedding_key(reader(held).digest, extractor.backbone.identity, extractor.resize, extractor.selection)
+    hold = "import sys, time; from pathlib import Path; from meddinov3_stroke.features.leases import Leases\n"
+    hold += "leases = Leases(Path(sys.argv[1])); print(leases.take(sys.argv[2]), flush=True); time.sleep(1.5)"
+    other = subprocess.Popen([sys.executable, "-c", hold, str(store.folder), key], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "True\n"
+    signs: list[tuple[int, int]] = []
+    [found] = extract([held], extractor, store, on_slices=lambda *counts: signs.append(counts))
+    other.communicate()
+    assert found.embeddings is not None
+    assert signs.count((0, 0)) > 2
 
 
 def test_a_volume_that_cannot_be_read_is_not_waited_for(tmp_path: Path) -> None:

@@ -89,6 +89,21 @@ def test_a_shard_writes_no_arrays_and_says_how_its_inputs_ended(words, capsys) -
     assert "shard 0/3: " in capsys.readouterr().out
 
 
+def test_another_number_of_shards_is_refused_until_the_division_is_deleted(words, capsys) -> None:
+    parts = [*words, "--cache-dir", "c", "-o", "out"]
+    assert main([*parts, "--shard", "2/4"]) == 0
+    assert main([*parts, "--shard", "0/1"]) == 2  # as --array=2 with --shard auto gives
+    assert "holds 4 shards of this run; pass --shard I/4" in capsys.readouterr().err
+    assert status_of("out", capsys)["totals"]["done"] > 0
+    Path("out", "shards.json").unlink()
+    assert main([*parts, "--shard", "0/1"]) == 0
+
+
+def test_a_shard_without_rows_needs_no_worker(words) -> None:
+    parts = [*words, "--cache-dir", "c", "-o", "out", "--workers", "2"]
+    assert main([*parts, "--shard", f"{N + 3}/{N + 4}"]) == 0
+
+
 @pytest.mark.scope  # workers have the rules in any case
 def test_workers_give_what_one_process_gives(words) -> None:
     assert main([*words, "--cache-dir", "one", "-o", "a"]) == 0

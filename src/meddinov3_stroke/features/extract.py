@@ -51,7 +51,7 @@ POLL_S = 0.2  # between two looks whether another run has finished a volume
 
 LONGEST_WAIT_S = 600.0  # for a volume of another run, which may be paused; computing it twice does no harm
 
-OnSlices = Callable[[int, int], None]  # (slices just embedded, first 0; slices chosen of their volume)
+OnSlices = Callable[[int, int], None]  # (slices just embedded, slices of their volume); 0, 0: waits for another run
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,7 +300,7 @@ class _Run:
         if not case.is_announced:
             self.rows.append(case)
             case.is_announced = True
-        if case.n_chosen:
+        if case.n_chosen or case.is_postponed:
             self.on_slices(0, case.n_chosen)
 
     def embed(self, to_the_end: bool = False) -> None:

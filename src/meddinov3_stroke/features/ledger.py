@@ -103,7 +103,7 @@ class Ledger:
 
         Records of other settings no longer count. Shards are formed by `keys`, by default the inputs. The run without
         shards puts theirs together: `PartialFailure` names those that have inputs without a record. Raises UsageError
-        where names are hidden, but not in what earlier runs wrote.
+        where names are hidden, but not in what earlier runs wrote, or where the run has another number of shards.
         """
         if names.are_hidden() and not self.is_hidden:
             raise UsageError(f"{self.path} holds names of an earlier run; choose another folder for --hide-names")
@@ -114,11 +114,22 @@ class Ledger:
                 self._require_shards(inputs)
         else:
             ranks = shard_ranks(inputs if keys is None else keys, self.shard.of)
+            self._require_same_number(self.shard, settings, inputs)
             plan = {"settings": settings, "of": self.shard.of, "command": this_command("--shard")}
             write_json(self.folder / SHARDS_NAME, {**plan, "inputs": list(inputs), "ranks": ranks})
             positions = [k for k in positions if ranks[k] == self.shard.rank]
         self._append({"time": _now(), "settings": settings, **hidden, "inputs": [inputs[k] for k in positions]})
         return positions
+
+    def _require_same_number(self, shard: Shard, settings: str, inputs: Sequence[str]) -> None:
+        # a part of a Slurm array that is submitted again numbers its shards anew
+        path = self.folder / SHARDS_NAME
+        plan = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if (plan.get("settings"), plan.get("inputs")) == (settings, list(inputs)) and plan["of"] != shard.of:
+            raise UsageError(
+                f"--shard {shard}: {self.folder} holds {plan['of']} shards of this run; pass --shard I/{plan['of']}, "
+                f"or delete {path} to divide it anew"
+            )
 
     def _require_shards(self, inputs: Iterable[str]) -> None:
         if missing := self.missing_shards(inputs):

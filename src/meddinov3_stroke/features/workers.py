@@ -58,6 +58,8 @@ class Workers:
         `prepare` and the inputs must be picklable. Closing the generator ends the workers at once. What `prepare` or
         the work raises is raised here; MachineError if workers die again and again, whatever they are given.
         """
+        if not inputs:
+            return
         devices = self.devices[: len(inputs)]
         crew = [_Worker(f"worker {k} ({device})", device, prepare) for k, device in enumerate(devices)]
         for worker, cores in zip(crew, split(affinity(), len(crew)), strict=True):
