@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from meddinov3_stroke.features.ledger import PENDING, Ledger, input_name, settle
 from meddinov3_stroke.options import InputOptions
 from meddinov3_stroke.system.atomic import write_text
 from meddinov3_stroke.system.digest import sha256_of_document
+from meddinov3_stroke.system.names import print_document, public_document
 from meddinov3_stroke.system.progress import console, finish_on_interrupt, progress_bar
 from meddinov3_stroke.system.provenance import SUMMARY_NAME, Stopwatch, ending, provenance
 from meddinov3_stroke.types import SliceEmbeddings, Volume, VolumeInput
@@ -75,7 +75,7 @@ class Batch:
                     advance()
                     interruption.check()
         finally:
-            write_text(self.folder / RESULTS_NAME, csv_text(self.rows()))
+            write_text(self.folder / RESULTS_NAME, csv_text(public_document(self.rows())))
             self._print(options.json)
         self._require_all_done()
 
@@ -93,7 +93,9 @@ class Batch:
         if ended.sha256:
             *_, last = ended.save(self.folder / case_id(ended.sha256)).values()
             written = last.relative_to(self.folder).as_posix()
-            facts |= {"sha256": ended.sha256, "files": settled_state(open_input(source)), "written": written}
+            facts |= {"sha256": ended.sha256, "written": written}
+            with suppress(MedDINOError):  # the input is gone by now; its digest is known
+                facts["files"] = settled_state(open_input(source))
         self.ledger.add(input_name(source), ended.outcome, **facts)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -110,7 +112,7 @@ class Batch:
         """Print counts by state, and the positive cases, on standard output; or the counts and every row, as JSON."""
         totals, rows = self.ledger.totals(), self.rows()
         if as_json:
-            print(json.dumps({**provenance(), "totals": totals, "results": rows}, ensure_ascii=False))
+            print_document({**provenance(), "totals": totals, "results": rows})
             return
         counts = ", ".join(f"{count} {state}" for state, count in totals.items() if count and state != "total")
         decided = [row["positive_any"] for row in rows if "positive_any" in row]

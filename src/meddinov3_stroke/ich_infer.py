@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from meddinov3_stroke.cases import Cases, case_id, require_own_folder
 from meddinov3_stroke.config import CASE_OUTPUT_PREFIX, TOP_K
 from meddinov3_stroke.errors import AmbiguousInput
 from meddinov3_stroke.options import CaseOptions, ForceOption, HeadOptions, OptionalOutputDir, slice_progress
+from meddinov3_stroke.system import names
 from meddinov3_stroke.system.atomic import require_writable
 from meddinov3_stroke.system.command import Range, log_warnings, run_command
 
@@ -81,7 +81,7 @@ def _run_one(args: Args, predictor: ICHPredictor, source: VolumeInput) -> Case:
     log_warnings(case.warnings)
     files = case.save(args.output_dir or Path(f"{CASE_OUTPUT_PREFIX}{case_id(case.sha256)}"))
     if args.json:
-        print(json.dumps(case_document(case.findings), ensure_ascii=False))
+        names.print_document(case_document(case.findings))
     else:
         print_case(case.findings, files)
     return case

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
@@ -16,6 +15,7 @@ from meddinov3_stroke.errors import AmbiguousInput, Outcome
 from meddinov3_stroke.explain import demo_warnings, is_demo, parse_patch, patch_similarity, sim_slice_index
 from meddinov3_stroke.options import CaseOptions, OptionalOutputDir, slice_progress
 from meddinov3_stroke.report import map_document, origin_document
+from meddinov3_stroke.system import names
 from meddinov3_stroke.system.atomic import require_writable, write_bytes, write_json, write_npy
 from meddinov3_stroke.system.command import Range, log_warnings, run_command
 from meddinov3_stroke.system.progress import console
@@ -147,7 +147,7 @@ class _Embedding:
         log_warnings(case.warnings)
         summary = case.document()
         if args.json:
-            print(json.dumps(summary, ensure_ascii=False))
+            names.print_document(summary)
         else:
             _print(summary, list(files.values()))
         return summary

@@ -129,6 +129,22 @@ def test_convert_replaces_no_result_of_another_input(cohort, tmp_path, capsys) -
     assert (tmp_path / "case.nii.gz").read_bytes() != first
 
 
+def test_convert_leaves_no_document_of_an_earlier_conversion_and_replaces_no_foreign_file(
+    cohort, tmp_path, capsys
+) -> None:
+    words = ["-i", str(cohort / "case0.nii.gz"), "--output", str(tmp_path / "case.nii.gz")]
+    assert convert(words) == 0
+    assert (tmp_path / "case.slices.json").exists()
+    assert convert([*words, "--spacing", "2", "2", "2"]) == 0
+    assert not (tmp_path / "case.slices.json").exists()
+    (tmp_path / "mine.nii.gz").write_bytes(b"precious")
+    words[3] = str(tmp_path / "mine.nii.gz")
+    assert convert(words) == 2
+    assert "was not written by convert" in capsys.readouterr().err
+    assert (tmp_path / "mine.nii.gz").read_bytes() == b"precious"
+    assert convert([*words, "--overwrite"]) == 0
+
+
 def test_results_of_another_verb_are_not_mixed_in(cohort, tmp_path, backbone, capsys) -> None:
     assert convert(["-i", str(cohort / "case*.nii.gz"), "--output", str(tmp_path / "out")]) == 0
     assert embed(["-i", str(cohort / "case*.nii.gz"), "-o", str(tmp_path / "out"), *backbone]) == 2

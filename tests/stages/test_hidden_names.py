@@ -242,6 +242,53 @@ def test_a_key_that_others_may_read_or_a_damaged_one_is_refused(
     assert predict(words) == 0  # what the message advises
 
 
+@pytest.mark.parametrize("name", ["input", "1", "nifti", "2.25.123.456.789"])
+def test_an_input_named_like_a_word_or_a_number_leaves_documents_whole(name, cohort, flags, capsys) -> None:
+    (cohort / f"{NAME}_CD" / "DICOM").rename(name)
+    for _ in range(2):  # the second resumes
+        assert predict(["-i", name, f"{cohort}/{NAME} 0", "-o", "out", "--hide-names", "--json", *flags]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["totals"]["done"] == 2
+    (row,) = [row for row in found["results"] if row["series"]]
+    assert row["input"].startswith("input-") or name.startswith("2.25")
+    assert row["series"].startswith("2.25.")
+    document = json.loads(Path("out", row["case_id"], "summary.json").read_text())
+    assert {"input", "schema_version", "probabilities"} <= document.keys()
+    assert document["schema_version"] == 1
+    assert all(uid.startswith("2.25.") for uid in document["dicom"]["sop_instance_uids"])
+
+
+def test_split_labels_are_not_taken_for_names(tmp_path) -> None:
+    lines = [",".join(["nifti_path", "study_uid", *LABELS])]
+    lines += [f"{k},1.2.{k},{','.join([str(k % 2)] * 6)}" for k in range(40)]
+    (tmp_path / "series.csv").write_text("\n".join(lines))
+    assert split(["--series-csv", "series.csv", "--output-dir", "hidden", "--hide-names"]) == 0
+    with Path("hidden", "train.csv").open(newline="") as handle:
+        assert {row["any"] for row in csv.DictReader(handle)} == {"0", "1"}
+
+
+@pytest.mark.parametrize("name", [f"{NAME}  Maria.nii.gz", f"{NAME}\u00a0Maria.nii.gz", f'O\'{NAME} "M".nii.gz'])
+@pytest.mark.parametrize("flag", ["--hide-names", "--json-log"])
+def test_blanks_and_quotes_in_a_name_are_hidden_in_errors(name, flag, cohort, flags, capsys) -> None:
+    for path in (Path(name), cohort / name):
+        assert predict(["-i", str(path), "-o", "out", flag, *flags]) == 3
+        told = capsys.readouterr().err
+        assert "does not exist" in told
+        assert NAME not in told
+        assert "Maria" not in told
+
+
+@pytest.mark.parametrize("flag", ["--hide-names", "--json-log"])
+def test_files_of_lists_and_folders_are_hidden_by_their_whole_path(flag, cohort, flags, capsys) -> None:
+    (cohort / "list.txt").write_text(f"{NAME}, Maria/1.dcm\n")
+    (cohort / f"{NAME}_CD" / "DICOM" / f"{NAME}, Maria (1970).dcm").symlink_to("nowhere")
+    for path in (cohort / "list.txt", cohort / f"{NAME}_CD"):
+        assert predict(["-i", str(path), "-o", "out", flag, *flags]) == 3
+        told = capsys.readouterr().err
+        assert "does not exist" in told
+        assert "Maria" not in told
+
+
 def test_words_that_resemble_names_stay(tmp_path, head_nifti, flags, capsys) -> None:
     path = head_nifti("a.nii.gz")
     assert predict(["-i", str(path), "-o", "out", "--hide-names", *flags]) == 0

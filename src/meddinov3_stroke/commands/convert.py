@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from meddinov3_stroke.cases import EndedCase, require_own_result
 from meddinov3_stroke.errors import AmbiguousInput, Outcome, UsageError
 from meddinov3_stroke.options import InputOptions
+from meddinov3_stroke.system import names
 from meddinov3_stroke.system.command import log_warnings, run_command
 from meddinov3_stroke.system.nifti_bytes import NIFTI_SUFFIX, nifti_bytes
 from meddinov3_stroke.system.provenance import ending, provenance
@@ -60,7 +60,10 @@ class ConvertedCase(EndedCase):
         """Name -> path of the files written into `folder`."""
         from meddinov3_stroke.system.atomic import write_bytes, write_json
 
-        files = [Path(folder, name.removesuffix(NIFTI_SUFFIX) + ending) for ending in self.contents]
+        stem = name.removesuffix(NIFTI_SUFFIX)
+        files = [Path(folder, stem + one) for one in self.contents]
+        for unused in {".slices.json", ".json"} - self.contents.keys():  # of an earlier conversion
+            Path(folder, stem + unused).unlink(missing_ok=True)
         for path, content in zip(files, self.contents.values(), strict=True):
             if isinstance(content, bytes):
                 write_bytes(path, content)
@@ -73,8 +76,11 @@ def run(args: Args) -> dict[str, Any] | None:
     """The document written beside the volume; None for a batch."""
     _check_flags(args)
     from meddinov3_stroke.ct.contents import is_nifti_name
+    from meddinov3_stroke.ct.writing import dcm2niix_program
     from meddinov3_stroke.system.atomic import require_writable
 
+    if args.dcm2niix:
+        dcm2niix_program()
     cases = args.cases()
     if not (cases.is_batch or _names_a_file(args)):
         is_one = args.series is not None or is_nifti_name(cases.inputs[0].path)
@@ -120,10 +126,12 @@ def _convert_one(args: Args, source: VolumeInput) -> dict[str, Any]:
     if not args.overwrite:
         beside = args.output.with_name(args.output.name[: -len(NIFTI_SUFFIX)] + ".json")
         require_own_result(beside, case.sha256, "--output")
+        if args.output.exists() and not beside.exists():
+            raise UsageError(f"{args.output} exists and was not written by convert; name another file, or --overwrite")
     written = case.save(args.output.parent, args.output.name).values()
     log_warnings(case.warnings)
     if args.json:
-        print(json.dumps(case.document, ensure_ascii=False))
+        names.print_document(case.document)
     else:
         last = ending(f"{len(written)} files written", args.output, len(case.warnings))
         print("\n".join([case.document["text"], *(f"wrote {path}" for path in written), last]))

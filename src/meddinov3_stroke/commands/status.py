@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from meddinov3_stroke.system import names
 from meddinov3_stroke.system.command import ConsoleOptions, run_command
 from meddinov3_stroke.system.progress import console
 from meddinov3_stroke.system.provenance import ending, provenance
@@ -39,7 +39,7 @@ def run(args: Args) -> dict[str, Any]:
     records = [{**one, **_shard_of(ledger, one["input"])} for one in records]
     document = {**provenance(), "totals": ledger.totals(), "inputs": records}
     if args.json:
-        print(json.dumps(document, ensure_ascii=False))
+        names.print_document(document)
         return document
     bad = [one for one in records if one["status"] not in ("done", PENDING)]
     lines = [f"{one['status']}  {one['code']}: {one['message']}" for one in bad[:LISTED]]

@@ -140,6 +140,14 @@ def _moved_slice(hu: _Plane, offset: _Pair, scale: _Pair, shape: tuple[int, ...]
     return np.where(rows[:, None] & columns, moved, np.float32(AIR_HU))
 
 
+def dcm2niix_program() -> str:
+    """The path of dcm2niix; MachineError if it is not installed."""
+    program = shutil.which("dcm2niix")
+    if program is None:
+        raise MachineError("no dcm2niix on this machine; install it (pip install dcm2niix), or omit --dcm2niix")
+    return program
+
+
 def dcm2niix_files(source: Path, series_uid: str | None, *, join_series: bool = False) -> dict[str, bytes]:
     """Ending of a name -> content of each file of dcm2niix: `.nii.gz` first, then further ones (`_Tilt_Eq.nii.gz`).
 
@@ -148,9 +156,7 @@ def dcm2niix_files(source: Path, series_uid: str | None, *, join_series: bool = 
         InputError: no series that can be read.
         MachineError: dcm2niix is not installed, or it failed.
     """
-    program = shutil.which("dcm2niix")
-    if program is None:
-        raise MachineError("no dcm2niix on this machine; install it (pip install dcm2niix), or omit --dcm2niix")
+    program = dcm2niix_program()
     if is_nifti_name(source):
         raise UnsupportedInput(f"{source} is NIfTI already; dcm2niix converts DICOM")
     from meddinov3_stroke.ct.dicom.read import DicomInput  # pydicom is loaded for DICOM alone

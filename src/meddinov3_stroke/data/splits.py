@@ -21,6 +21,7 @@ from jaxtyping import Bool, Int64
 from meddinov3_stroke.data.table import IDENTITY_COLUMNS, SeriesTable
 from meddinov3_stroke.errors import SplitError, UsageError
 from meddinov3_stroke.system.atomic import write_json, write_text
+from meddinov3_stroke.system.names import public
 from meddinov3_stroke.system.provenance import provenance
 from meddinov3_stroke.types import LABELS
 
@@ -257,6 +258,7 @@ def write_splits(splits: Splits, folder: Path) -> dict[str, Path]:
         added = {column: table.frame[column].to_numpy() for column in (*IDENTITY_COLUMNS, "source_row")}
         written[name] = folder / f"{name}.csv"
         frame = table.original.assign(**added, split=name)
+        frame = frame.map(lambda cell: public(cell) if isinstance(cell, str) else cell)
         write_text(written[name], frame.to_csv(index=False, lineterminator="\n"))
     written["summary"] = folder / "split_summary.json"
     write_json(written["summary"], {**provenance(), **split_document(splits)})

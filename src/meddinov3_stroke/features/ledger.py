@@ -157,7 +157,7 @@ class Ledger:
         self._append({"time": _now(), "settings": self.settings, "input": name, **asdict(outcome), **facts})
 
     def _append(self, line: dict[str, Any]) -> None:
-        append_line(self.path, json.dumps(line, allow_nan=False))
+        append_line(self.path, json.dumps(names.public_document(line), allow_nan=False))
         self._take(line)
 
     def finished(self, name: str, opened: OpenedInput) -> bool:
@@ -176,7 +176,8 @@ class Ledger:
 def input_name(source: VolumeInput) -> str:
     """The name of an input in a ledger: its path as given unless names are hidden, and the series if one is named."""
     names.know(source.path)
-    return names.public(str(source.path)) + (f" series {source.series_uid}" if source.series_uid else "")
+    path = names.public_document(str(source.path), "input")
+    return f"{path} series {source.series_uid}" if source.series_uid else str(path)
 
 
 def settled_state(opened: OpenedInput) -> str | None:

@@ -111,7 +111,7 @@ class HeadEnsemble:
         verdicts = [judge_distance(head, rows) for head in self.members]
         worst = [one for verdict in (False, None, True) for one in verdicts if one["in_distribution"] is verdict]
         alike = [one for one in worst if one["in_distribution"] is worst[0]["in_distribution"]]
-        return max(alike, key=lambda one: one.get("distance", 0) / one.get("limit", 1))
+        return max(alike, key=lambda one: one.get("distance", 0) / (one.get("limit") or 1))
 
     def document(self) -> dict[str, Any]:
         """The identity of the head, as JSON; of several, what they share, and each under `members`."""

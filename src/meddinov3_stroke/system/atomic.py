@@ -106,7 +106,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` in UTF-8 as `path`, atomically; bytes of a file name that are not UTF-8 as an escape."""
-    write_bytes(path, names.public(text).encode("utf-8", "backslashreplace"))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -114,6 +114,7 @@ def write_json(path: Path, document: Any) -> None:
 
     Raises ValueError where the document holds NaN or infinity, which JSON cannot represent.
     """
+    document = names.public_document(document)
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
 
 
@@ -128,15 +129,15 @@ def append_line(path: Path, line: str, *, private: bool = False) -> None:
     """Append a line to a text file, for logs that are read line by line; the rest of the file is never rewritten.
 
     A line that a killed writer left unfinished is ended first, so that it spoils no other. A `private` file is created
-    for its owner alone, and keeps names. Raises StorageError.
+    for its owner alone. Raises StorageError.
     """
-    text = line if private else names.public(line)
+    errors = "surrogateescape" if private else "backslashreplace"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+", opener=_private if private else None) as handle:
             handle.seek(max(handle.seek(0, os.SEEK_END) - 1, 0))
             start = b"" if handle.read(1) in (b"", b"\n") else b"\n"
-            handle.write(start + text.encode("utf-8", "backslashreplace") + b"\n")
+            handle.write(start + line.encode("utf-8", errors) + b"\n")
     except OSError as error:
         raise storage_error(path, error) from error
 

@@ -18,7 +18,7 @@ import secrets
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ DIGITS = 12  # of a digest
 LEAST_CHARACTERS = 4  # of a file's name; shorter ones could be any word or number of a message
 
 _PREFIX = 3  # first characters of a name, by which a text is searched
+_UID = re.compile(r"[0-9]+(?:\.[0-9]+){3,}(?:\.dcm)?")  # a DICOM UID, which stays
+_PATH_KEYS = ("input", "inputs", "path")  # of documents; under others a name of fewer characters is not replaced
+
 _REST = re.compile(r"[/\\](?:[^:;,\"\n()]*[/\\])?[^\s:;,\"\n()]*")
 """What follows a known path and lies below it: to its last separator, and one word."""
 
@@ -53,12 +56,17 @@ class _Names:
 
     def add(self, name: str, kind: str, *forms: str) -> None:
         for form in (name, *forms):
-            in_json = (json.dumps(form, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False))
-            for one in {form, *in_json, form.replace('"', '""')} - self._known.keys():  # the last as CSV holds it
-                if one.strip("./\\"):
-                    self._known[one] = name, kind
+            for one in (form, " ".join(form.split()), repr(form)[1:-1]):  # as a path, in one line, in a traceback
+                if one in self._known or not one.strip("./\\") or _UID.fullmatch(one):
+                    continue
+                self._known[one] = name, kind
+                if len(one) >= LEAST_CHARACTERS:
                     self._prefixes.add(one[:_PREFIX])
-                    self._lengths = sorted({*self._lengths, len(one)}, reverse=True)
+                    if len(one) not in self._lengths:
+                        self._lengths = sorted([*self._lengths, len(one)], reverse=True)
+
+    def known(self, text: str) -> tuple[str, str] | None:
+        return self._known.get(text)
 
     def digest(self, name: str, kind: str) -> str:
         code = hmac.new(self.key, name.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
@@ -67,7 +75,7 @@ class _Names:
     def replaced(self, text: str, stand_in: Callable[[str, str], str]) -> str:
         """The text with `stand_in` of (name, kind) for every known name, and for every path below one."""
         parts, end = [], 0
-        for start in sorted(place for prefix in self._prefixes for place in _places(text, prefix)):
+        for start in (k for k in range(len(text)) if text[k : k + _PREFIX] in self._prefixes):
             if start < end or (text[start] != "/" and start and _continues(text[start - 1])):
                 continue
             for stop in (start + length for length in self._lengths):
@@ -80,13 +88,6 @@ class _Names:
                 end = stop
                 break
         return "".join([*parts, text[end:]])
-
-
-def _places(text: str, prefix: str) -> Iterator[int]:
-    at = text.find(prefix)
-    while at >= 0:
-        yield at
-        at = text.find(prefix, at + 1)
 
 
 def _continues(character: str) -> bool:
@@ -144,10 +145,10 @@ def know(*paths: Path | str) -> None:
             append_line(user_config() / LIST_NAME, buffer.getvalue(), private=True)
 
 
-def known_file(name: str) -> str:
-    """The name of a file within an input, which is known from now on."""
+def known_file(name: str, path: Path | None = None) -> str:
+    """The name of a file within an input, which is known from now on, as is its path."""
     if _names is not None and len(name) >= LEAST_CHARACTERS:
-        _names.add(name, "file")
+        _names.add(name, "file", *([] if path is None else [str(path)]))
     return name
 
 
@@ -165,6 +166,27 @@ def are_hidden() -> bool:
 def public(text: str) -> str:
     """The text as it may be written or printed: without names, if they are hidden."""
     return _names.replaced(text, _names.digest) if _names is not None and _names.is_hidden else text
+
+
+def public_document(value: Any, key: str = "") -> Any:
+    """A JSON document, or a value of it, with `public` strings; its keys and numbers stay."""
+    if _names is None or not _names.is_hidden:
+        return value
+    if isinstance(value, Mapping):
+        return {name: public_document(one, str(name)) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [public_document(one, key) for one in value]
+    if not isinstance(value, str | Path):
+        return value
+    if key in _PATH_KEYS and (known := _names.known(str(value))) is not None:
+        return _names.digest(*known)
+    return public(str(value))
+
+
+def print_document(document: Any) -> None:
+    """Print a JSON document on standard output."""
+    text = json.dumps(public_document(document), ensure_ascii=False)
+    print(text, file=sys.stdout if _stdout is None else _stdout)
 
 
 def logged(text: str) -> str:

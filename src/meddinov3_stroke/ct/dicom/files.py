@@ -222,7 +222,7 @@ def _in_folder(folder: Path) -> Iterator[InputFile]:
             n_files += 1
             _require_few(n_files, folder)
             path = Path(parent, name)
-            yield _on_disk(path, known_file(path.relative_to(folder).as_posix()))
+            yield _on_disk(path, known_file(path.relative_to(folder).as_posix(), path))
 
 
 def _raise(error: OSError) -> None:
@@ -297,7 +297,7 @@ def _in_list(path: Path) -> Iterator[InputFile]:
         found = Path(entry)
         with suppress(RuntimeError):  # no such user: the name just begins with ~
             found = found.expanduser()
-        yield _on_disk(path.parent / found, known_file(entry))
+        yield _on_disk(path.parent / found, known_file(entry, path.parent / found))
 
 
 def is_header_index(path: Path) -> bool:
