@@ -164,6 +164,8 @@ def test_verify_sets_damaged_files_aside(cache: Path) -> None:
     path = EmbeddingStore(cache).path(key(2))
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     run("verify", cache, code=8)
+    assert not path.exists()
+    assert path.with_name(f"{path.name}.corrupt").exists()
     run("verify", cache)
 
 

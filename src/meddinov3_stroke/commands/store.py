@@ -91,7 +91,9 @@ def _digests_in(args: Args) -> set[str]:
                 known = memory.recall(opened, source.series_uid)
                 digests.add(known or memory.digest(opened, source.series_uid))
             except MedDINOError as error:
-                advice = "its entries cannot be told from others; mend the volume, or take it out of the table"
+                advice = (
+                    "without its digest its entries cannot be identified; fix the volume, or take it out of the table"
+                )
                 raise UsageError(f"{error}; {advice}") from error
             advance()
     return digests

@@ -122,13 +122,13 @@ class Ledger:
         return positions
 
     def _require_same_number(self, shard: Shard, settings: str, inputs: Sequence[str]) -> None:
-        # a part of a Slurm array that is submitted again numbers its shards anew
+        # resubmitting part of a Slurm array changes rank and count
         path = self.folder / SHARDS_NAME
         plan = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if (plan.get("settings"), plan.get("inputs")) == (settings, list(inputs)) and plan["of"] != shard.of:
             raise UsageError(
                 f"--shard {shard}: {self.folder} holds {plan['of']} shards of this run; pass --shard I/{plan['of']}, "
-                f"or delete {path} to divide it anew"
+                f"or delete {path} to start over with another number"
             )
 
     def _require_shards(self, inputs: Iterable[str]) -> None:
