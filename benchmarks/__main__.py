@@ -22,6 +22,7 @@ NAMES = (
     "cold_start",
     "cached",
     "batch",
+    "workers",
     "reading",
     "dicom_reading",
     "head_training",

@@ -1,4 +1,5 @@
-"""How often the 95 % intervals of an evaluation hold the true value, on simulated cohorts whose rows cluster."""
+"""How often the 95 % intervals of an evaluation, and of what an operating point promises, hold the true value, on
+simulated cohorts whose rows cluster."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from benchmarks.table import Table
-from meddinov3_stroke.metrics import Patients
+from meddinov3_stroke.metrics import Patients, promised_rates, validation_thresholds
 from meddinov3_stroke.metrics.intervals import bootstrap_interval, ranking_draws
 from meddinov3_stroke.metrics.thresholds import rates_at
 from meddinov3_stroke.types import Threshold
@@ -92,26 +93,37 @@ def measure(quick: bool) -> Table:
 def row(population: Population, n_cohorts: int) -> dict[str, Any]:
     """A row of the table."""
     rng = np.random.default_rng(0)
-    truth = {
-        "auroc": population.auroc,
-        "auprc": population.auprc,
-        "sensitivity": SENSITIVITY,
-        "percentile": population.auroc,
-    }
-    held: dict[str, list[bool]] = {name: [] for name in truth}
+    truth = {"auroc": population.auroc, "auprc": population.auprc, "sensitivity": SENSITIVITY}
+    truth["percentile"] = population.auroc
+    held: dict[str, list[bool]] = {name: [] for name in (*truth, "sensitivity_95", "sensitivity_98")}
     for seed in range(n_cohorts):
         labels, scores, groups = population.cohort(rng)
         if labels.min() == labels.max():
             continue
         for name, (low, high) in intervals(labels, scores, groups, population.threshold, seed).items():
             held[name].append(low <= truth[name] <= high)
+        for name, (low, true, high) in promises(population, labels, scores, groups).items():
+            held[name].append(low <= true <= high)
     return {
         "patients": population.n_patients,
         "rows_a_patient": population.mean_rows,
         "prevalence": population.prevalence,
         "true_auroc": population.auroc,
-        **{f"{name}_percent": round(100 * float(np.mean(held[name])), 1) for name in truth},
+        **{f"{name}_percent": round(100 * float(np.mean(held[name])), 1) for name in held},
     }
+
+
+def promises(
+    population: Population, labels: np.ndarray, scores: np.ndarray, groups: Sequence[str]
+) -> dict[str, tuple[float, float, float]]:
+    """{operating point: (low, true value, high)} of the sensitivity it promises, if this cohort fixes its threshold."""
+    patients = Patients.of(groups, len(labels), 1)
+    points = validation_thresholds(labels[:, None], scores[:, None], ["any"])
+    fixed = {name: one["any"] for name, one in points.items() if name != "youden"}
+    rates = promised_rates(labels, scores, fixed, patients)
+    sides = {name: one["sensitivity"] for name, one in rates.items()}
+    true = {name: float(ndtr((population.shift - one.value) / population.sd)) for name, one in fixed.items()}
+    return {name: (one["low"], true[name], one["high"]) for name, one in sides.items()}
 
 
 def intervals(

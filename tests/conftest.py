@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import settings
-from jaxtyping import install_import_hook
+
+import type_checks
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one test process a core: more threads only wait for one another
 
-install_import_hook(["meddinov3_stroke", "dicom_writer"], "beartype.beartype")
+type_checks.install(["meddinov3_stroke", "dicom_writer"])
 
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("local", deadline=None)
@@ -28,11 +29,12 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session", autouse=True)
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A models folder and a user's cache folder of the tests' own, so that nothing is kept in the real ones."""
+    """A models folder and a user's cache and configuration folders of the tests' own; the real ones stay."""
     folder = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MODELS_DIR", str(folder))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         yield folder
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from meddinov3_stroke.config import load_settings
 from meddinov3_stroke.ct.contents import HEAD_BYTES, is_nifti_name
 from meddinov3_stroke.errors import InputError, MissingInput, Outcome, OutOfScope, UsageError
+from meddinov3_stroke.system.atomic import is_url
 from meddinov3_stroke.system.names import know
 from meddinov3_stroke.system.provenance import SUMMARY_NAME, provenance
 from meddinov3_stroke.types import CASE_ID_DIGITS, CaseFindings, VolumeInput
@@ -71,6 +72,8 @@ class Case(EndedCase):
     thresholds = property(attrgetter("findings.thresholds"))  # label -> decision threshold and its origin
     decisions = property(attrgetter("findings.decisions"))
     """Label -> whether the probability is at or above the threshold."""
+    calibrated = property(attrgetter("findings.calibrated"))  # label -> calibrated probability and its interval
+    classification = property(attrgetter("findings.classification"))  # label -> positive, negative or indeterminate
     top_slices = property(attrgetter("findings.top_slices"))  # the most suspicious slices, highest score first
     warnings = property(attrgetter("findings.warnings"))  # warnings about the input, the model and the findings
 
@@ -206,11 +209,21 @@ def studies_in(path: Path, *, join_series: bool = False) -> Iterator[VolumeInput
 def _matches(path: Path) -> list[Path]:
     if path.exists() or not _PATTERN_CHARACTERS & set(str(path)):
         return [path]
-    root = Path(path.anchor)
-    found = sorted(root.glob(str(path.relative_to(root))))
+    found = _matching_files(path) if not is_url(path) else _matching_objects(path)
     if not found:
         raise MissingInput(f"nothing matches --input {path}; check the pattern")
     return found
+
+
+def _matching_files(path: Path) -> list[Path]:
+    root = Path(path.anchor)
+    return sorted(root.glob(str(path.relative_to(root))))
+
+
+def _matching_objects(path: Path) -> list[Path]:
+    from meddinov3_stroke.system.remote import matching
+
+    return matching(path)
 
 
 def _holds_many(path: Path) -> bool:

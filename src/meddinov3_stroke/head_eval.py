@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,10 +34,11 @@ from meddinov3_stroke.system.command import ConsoleOptions, Range, run_command
 from meddinov3_stroke.system.devices import resolve_device
 from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.system.provenance import ending, provenance
-from meddinov3_stroke.types import LABELS, HeadData, Threshold
+from meddinov3_stroke.types import LABELS, HeadData, HeadOutput, Threshold
 
 if TYPE_CHECKING:
     from meddinov3_stroke.data.predictions import PredictionTable
+    from meddinov3_stroke.metrics import Patients
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
@@ -61,6 +62,15 @@ class EvaluationOptions(ConsoleOptions):
     """Resamples of patients behind each interval."""
     seed: Annotated[int, Range(0)] = config.SEED
     """Seed of the resamples."""
+    errors: Annotated[int, Range(0)] = 5
+    """Most confident false positives and false negatives of each label to list and, where the table names their
+    volumes, to draw (test-head: in <metrics>_errors.png; evaluate: in errors.png); 0 for none."""
+    allow_seen: bool = False
+    """Evaluate although the head was trained on some of the rows, pixels or patients, with a warning; for cohorts that
+    use the same patient identifiers for other patients, or hold blank slices."""
+    exposure_record: Path | None = None
+    """File that records which head was evaluated on which test set, and when (default: exposure.jsonl in the user's
+    configuration folder); share one file in a group."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +107,9 @@ class Args(EvaluationOptions):
 
 def run(args: Args) -> dict[str, Any]:
     """The metrics, as written to `args.output_json`."""
-    from meddinov3_stroke.report.evaluation import evaluation_png, evaluation_table
+    from meddinov3_stroke.data.exposure import digests_of, record_exposure
+    from meddinov3_stroke.report.errors import errors_png, replace_picture
+    from meddinov3_stroke.report.evaluation import evaluation_png, evaluation_table, exposure_text
 
     if args.device not in ("auto", "cpu"):
         resolve_device(args.device)  # a wrong or missing device is still an error
@@ -105,7 +117,8 @@ def run(args: Args) -> dict[str, Any]:
     given = (args.checkpoint, args.embeddings, args.labels, args.table, args.val_embeddings, args.val_labels)
     picture = args.output_json.with_suffix(".png")
     inputs = [path for path in given if path is not None]
-    require_writable(files=[args.output_json, args.output_probs, picture], inputs=inputs)
+    wrong = picture.with_name(f"{picture.stem}_errors.png")
+    require_writable(files=[args.output_json, args.output_probs, picture, wrong], inputs=inputs)
     checkpoint = load_checkpoint(args.checkpoint)
     data, warnings = load_head_data(args.embeddings, args.labels, args.label_policy)
     origin = read_origin(args.embeddings, data.embeddings.shape[1])
@@ -127,14 +140,21 @@ def run(args: Args) -> dict[str, Any]:
     elif origin.pool_mode == "slice":
         warnings.append(NO_POSITIONS)
     document = {**provenance(), **_about_inputs(args, checkpoint), **metrics}
+    groups = None if table is None else table.groups
+    drawn, more = (None, []) if table is None else errors_png(metrics["confident_errors"], table)
+    warnings += more
+    test = digests_of(groups, None, data.embeddings)
+    document["exposure"] = record_exposure(args.exposure_record, test, checkpoint.sha256, "test-head")
     document["warnings"] = [*warnings, *metrics["warnings"]]
     for warning in document["warnings"]:
         LOGGER.warning("%s", warning)
     write_npy(args.output_probs, probabilities)
     write_json(args.output_json, document)
     write_bytes(picture, evaluation_png({**metrics["evaluation"], "warnings": document["warnings"]}))
-    files = [f"wrote {path}" for path in (args.output_json, args.output_probs, picture)]
-    print(metrics_table(document), evaluation_table(metrics["evaluation"]), *files, sep="\n")
+    errors = replace_picture(wrong, drawn)
+    files = [f"wrote {path}" for path in (args.output_json, args.output_probs, picture, *errors)]
+    seen = exposure_text(document["exposure"])
+    print(metrics_table(document), evaluation_table(metrics["evaluation"]), seen, *files, sep="\n")
     macro = "undefined" if document["macro_auroc"] is None else f"{document['macro_auroc']:.3f}"
     print(ending(f"macro AUROC {macro}", args.output_json, len(document["warnings"])))
     return document
@@ -160,9 +180,11 @@ def evaluate_head(
     positives as in training.
 
     Raises UsageError (a threshold outside [0, 1]), CheckpointError (embedding size or labels differ from the
-    checkpoint's; lists expected and found) or DatasetError (NaN, empty, or counts that differ).
+    checkpoint's; lists expected and found) or DatasetError (NaN, empty, counts that differ, or rows that the head was
+    trained on).
     """
-    _check(data, threshold)
+    options = options or EvaluationOptions(seed=checkpoint.seed)
+    leaks = _check(checkpoint, data, groups, threshold, options.allow_seen)
     names = tuple(labels) if labels is not None else _column_names(checkpoint, data.labels.shape[1])
     output = predict_logits(checkpoint, data.embeddings, names)
     truth, probabilities = data.labels, output.probabilities
@@ -190,22 +212,46 @@ def evaluate_head(
         metrics["distribution"] = _distances(rule, data)
         if n_outside := metrics["distribution"]["n_outside"]:
             metrics["warnings"].append(f"{n_outside} of {len(truth)} rows are unlike the CTs the head was trained on")
-    options = options or EvaluationOptions(seed=checkpoint.seed)
     patients, unknown = measures.patients_of(groups, len(truth), options.resamples, options.seed)
-    metrics["warnings"] += unknown
+    metrics["warnings"] += [*unknown, *leaks]
     points = {"checkpoint": thresholds} | ({} if val is None else _points_on(val, checkpoint, names))
-    metrics["evaluation"] = measures.evaluate(
-        truth, probabilities, names, patients, points, prevalence=options.prevalence, subgroups=subgroups
-    )
+    metrics["confident_errors"] = measures.confident_errors(truth, probabilities, names, thresholds, options.errors)
+    metrics["evaluation"] = _evaluation(checkpoint, truth, output, patients, points, options, subgroups)
     if groups is not None:
         metrics["macro_auroc_interval"] = metrics["evaluation"]["macro"]["auroc"]["interval"]
     return metrics, probabilities
 
 
-def _check(data: HeadData, threshold: float) -> None:
+def _evaluation(
+    checkpoint: HeadCheckpoint,
+    truth: np.ndarray,
+    output: HeadOutput,
+    patients: Patients,
+    points: Mapping[str, Mapping[str, Threshold]],
+    options: EvaluationOptions,
+    subgroups: Mapping[str, Sequence[str]] | None,
+) -> dict[str, Any]:
+    names, prevalence = output.labels, options.prevalence
+    rows = truth, output.probabilities, names, patients
+    document = measures.evaluate(*rows, points, prevalence=prevalence, subgroups=subgroups)
+    if (known := checkpoint.calibration) is not None:
+        columns = {name: known[name].apply(output.logits[:, k]) for k, name in enumerate(names)}
+        fitted = {name: (column, known[name].about()) for name, column in columns.items()}
+        own = {k: {name: one[name] for name in names} for k, one in (checkpoint.operating_points or {}).items()}
+        document["calibrated"] = measures.evaluate_calibrated(*rows, fitted, own, prevalence)
+    return document
+
+
+def _check(
+    checkpoint: HeadCheckpoint, data: HeadData, groups: Sequence[str] | None, threshold: float, allow_seen: bool
+) -> list[str]:
+    from meddinov3_stroke.data.exposure import digests_of, require_unseen
+
     if not 0 <= threshold <= 1:
         raise UsageError(f"threshold {threshold:g}: expected a probability from 0 to 1")
     check_head_data(data, "test")
+    test = digests_of(groups or data.groups, data.pixels, data.embeddings)
+    return require_unseen(checkpoint, test, allow_seen=allow_seen)
 
 
 def _distances(rule: TrainingDistribution, data: HeadData) -> dict[str, Any]:
@@ -234,6 +280,7 @@ def _validation_and_table(args: Args, n_rows: int) -> tuple[HeadData | None, Pre
         val, warnings = load_head_data(args.val_embeddings, args.val_labels, args.label_policy)
     if args.table is not None:
         table = read_row_table(args.table, args.embeddings, n_rows)
+        table = replace(table, datasets_dir=config.load_settings().datasets_dir)
         warnings += table.warnings
     return val, table, warnings
 

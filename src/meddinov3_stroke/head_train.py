@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import tyro
 
 from meddinov3_stroke import config
 from meddinov3_stroke.config import HeadConfig
-from meddinov3_stroke.errors import NonFiniteLoss, UsageError
+from meddinov3_stroke.errors import NonFiniteLoss, SplitError, UsageError
 from meddinov3_stroke.heads import (
     HeadCheckpoint,
+    LabelCalibration,
     check_head_data,
     check_train_and_val,
     load_head_data,
@@ -23,11 +24,21 @@ from meddinov3_stroke.heads import (
     save_checkpoint,
 )
 from meddinov3_stroke.labels import LabelPolicy, label_names
-from meddinov3_stroke.metrics import auroc_report, undefined_reason, youden_thresholds
+from meddinov3_stroke.metrics import (
+    LEAST_PATIENTS,
+    N_REFITS,
+    auroc_report,
+    calibrate,
+    patients_of,
+    promised_rates,
+    undefined_reason,
+    validation_thresholds,
+    youden_thresholds,
+)
 from meddinov3_stroke.options import DeviceName, OutputDir
 from meddinov3_stroke.report.training import about_backbone, about_rows, training_table
 from meddinov3_stroke.system.atomic import require_writable, write_bytes, write_json
-from meddinov3_stroke.system.command import ConsoleOptions, run_command
+from meddinov3_stroke.system.command import ConsoleOptions, log_warnings, run_command
 from meddinov3_stroke.system.devices import require_torch, resolve_device, use_available_cpus
 from meddinov3_stroke.system.progress import finish_on_interrupt, progress_bar
 from meddinov3_stroke.system.provenance import Stopwatch, memory_statistics, provenance
@@ -36,11 +47,16 @@ from meddinov3_stroke.types import HeadContext, HeadData, HeadOutput, Threshold
 if TYPE_CHECKING:  # `heads.training` needs torch, and is imported where a head is trained
     from meddinov3_stroke.heads.training import EpochResult
 
-LOGGER = logging.getLogger("meddinov3_stroke")
-
 SUMMARY_NAME = "train_summary.json"
 CURVE_NAME = "training_curve.png"
-NO_VALIDATION = "no validation arrays: the last epoch is kept as best.pt and every threshold is 0.5"
+NO_VALIDATION = (
+    "no validation arrays: the last epoch is kept as best.pt, every threshold is 0.5, and nothing is calibrated"
+)
+
+UNKNOWN_PATIENTS = (
+    "the patients of the validation rows are unknown: the calibration takes every row as a patient of its own; name "
+    "the patients with --val-table"
+)
 
 __all__ = ["Args", "HeadConfig", "HeadContext", "HeadData", "main", "run", "train_head"]
 
@@ -58,6 +74,12 @@ class Args(ConsoleOptions):
     thresholds are 0.5)."""
     val_labels: Path | None = None
     """.npy: their labels."""
+    train_table: Path | None = None
+    """CSV with the patient of each training row (column patient_id): a row for each, or the table they were extracted
+    from. Their digests go into the checkpoint, so that evaluations can refuse patients seen in training."""
+    val_table: Path | None = None
+    """The same for validation, whose patients the calibration is fitted and resampled by (default: every row counts as
+    its own patient)."""
     head: Annotated[HeadConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=HeadConfig)
     label_policy: LabelPolicy = "strict"
     """If any differs from the OR of the five subtypes: stop, set it to the OR, or keep it."""
@@ -70,6 +92,7 @@ class Args(ConsoleOptions):
 def run(args: Args) -> dict[str, Any]:
     """The summary of the training, as written to `train_summary.json`."""
     require_torch()
+    from meddinov3_stroke.data.exposure import read_groups
     from meddinov3_stroke.heads.training import check_config
 
     check_config(args.head)
@@ -85,6 +108,17 @@ def run(args: Args) -> dict[str, Any]:
         val, val_warnings = load_head_data(args.val_embeddings, args.val_labels, args.label_policy)
         val_origin = read_origin(args.val_embeddings, val.embeddings.shape[1])
         warnings += [*val_origin.warnings, *same_origin(origin, val_origin), *val_warnings]
+    if args.train_table is not None:
+        train = replace(train, groups=read_groups(args.train_table, args.train_embeddings, len(train.labels)))
+    if args.val_table is not None:
+        if val is None or args.val_embeddings is None:
+            raise UsageError("--val-table needs --val-embeddings and --val-labels")
+        val = replace(val, groups=read_groups(args.val_table, args.val_embeddings, len(val.labels)))
+        if shared := set(train.groups or ()) & set(val.groups or ()):
+            raise SplitError(
+                f"{args.val_table}: {len(shared)} patients are in {args.train_table} too (first {min(shared)}); "
+                "validate on other patients, or calibration and thresholds are too good"
+            )
     arrays = ("train_embeddings", "train_labels", "val_embeddings", "val_labels")
     context = HeadContext(
         pool_mode=origin.pool_mode,
@@ -125,8 +159,7 @@ def train_head(
         check_head_data(val, "validation")
     warnings = [*context.warnings, *check_train_and_val(train, val, context.label_names)]
     warnings += [NO_VALIDATION] if val is None else []
-    for warning in warnings:
-        LOGGER.warning("%s", warning)
+    log_warnings(warnings)
     training = _Training(train, val, head, context, Path(output_dir), device)
     epochs = train_epochs(train, val, head, training.pos_weight, device)
     with finish_on_interrupt("epoch") as interruption:
@@ -138,9 +171,10 @@ def train_head(
                     if interruption.requested or training.best.is_stale(head.patience):
                         break
         except NonFiniteLoss:
-            training.write(warnings, "non-finite loss")
+            training.write([*warnings, *training.calibrate()], "non-finite loss")
             raise
         reason = "all epochs" if len(training.history) == head.epochs else "patience"
+        warnings += training.calibrate()
         summary = training.write(warnings, "interrupted" if interruption.requested else reason)
         interruption.check()
     return summary
@@ -158,16 +192,20 @@ class _Training:
         output_dir: Path,
         device: str,
     ) -> None:
+        from meddinov3_stroke.data.exposure import digests_of_data
         from meddinov3_stroke.heads.training import BestEpoch, fit_distribution, positive_weights
 
         self.train, self.val, self.head, self.context = train, val, head, context
         self.output_dir, self.device, self.watch = output_dir, device, Stopwatch()
         self.pos_weight = positive_weights(train.labels, config.POS_WEIGHT_CAP)
         self.distribution = fit_distribution(train.embeddings)
+        parts = {"training": train, **({} if val is None else {"validation": val})}
+        self.seen = {name: digests_of_data(part) for name, part in parts.items()}
         self.history: list[dict[str, Any]] = []
         ranked = val is not None and any(undefined_reason(column) is None for column in val.labels.T)
         self.best = BestEpoch("last_epoch" if val is None else "val_macro_auroc" if ranked else "val_loss")
-        self.best_checkpoint: HeadCheckpoint | None = None
+        self.checkpoints: dict[str, HeadCheckpoint] = {}
+        self.val_logits: dict[str, np.ndarray | None] = {}
         self.sha256: dict[str, str] = {}
 
     def keep(self, result: EpochResult) -> None:
@@ -183,10 +221,25 @@ class _Training:
             thresholds = youden_thresholds(self.val.labels, probabilities, names)
         self.history.append(row)
         checkpoint = self._checkpoint(result, row["val_macro_auroc"], thresholds)
-        self.sha256["last"] = save_checkpoint(self.output_dir / "last.pt", checkpoint)
+        self._save("last", checkpoint, result.val_logits)
         if self.best.offer(result.epoch, row["val_macro_auroc"], result.val_loss):
-            self.best_checkpoint = checkpoint
-            self.sha256["best"] = save_checkpoint(self.output_dir / "best.pt", checkpoint)
+            self._save("best", checkpoint, result.val_logits)
+
+    def _save(self, name: str, checkpoint: HeadCheckpoint, logits: np.ndarray | None) -> None:
+        self.checkpoints[name], self.val_logits[name] = checkpoint, logits
+        self.sha256[name] = save_checkpoint(self.output_dir / f"{name}.pt", checkpoint)
+
+    def calibrate(self) -> list[str]:
+        """Warnings, once both checkpoints are written again with calibration and operating points."""
+        found: dict[int, tuple[dict[str, Any], list[str]]] = {}
+        for name, checkpoint in self.checkpoints.items():
+            logits, names = self.val_logits[name], self.context.label_names
+            if checkpoint.epoch not in found:
+                found[checkpoint.epoch] = _calibration(self.val, logits, names, self.head.seed)
+            self._save(name, replace(checkpoint, **found[checkpoint.epoch][0]), logits)
+        warnings = [text for epoch in sorted(found)[:1] for text in found[epoch][1]]
+        log_warnings(warnings)
+        return warnings
 
     def _checkpoint(self, result: EpochResult, macro: float | None, thresholds: dict[str, Threshold]) -> HeadCheckpoint:
         names, context = self.context.label_names, self.context
@@ -206,15 +259,16 @@ class _Training:
             metric_name=self.best.metric_name if self.val is not None else "none (no validation)",
             best_metric=result.val_loss if macro is None else macro,
             distribution=self.distribution,
+            seen=self.seen,
         )
 
     def write(self, warnings: Sequence[str], stopped: str) -> dict[str, Any]:
         """The summary, written with the curve next to the checkpoints once an epoch has finished."""
         from meddinov3_stroke.report.charts import training_curve_png
 
-        if self.best_checkpoint is None:
+        if not self.checkpoints:
             return {}
-        summary = self._summary(self.best_checkpoint, stopped) | {"warnings": list(warnings)}
+        summary = self._summary(self.checkpoints["best"], stopped) | {"warnings": list(warnings)}
         write_bytes(self.output_dir / CURVE_NAME, training_curve_png(self.history, self.best.epoch))
         write_json(self.output_dir / SUMMARY_NAME, summary)
         return summary
@@ -249,12 +303,42 @@ class _Training:
             "distribution": None if best.distribution is None else best.distribution.figures(),
             "thresholds": {label: threshold.value for label, threshold in best.thresholds.items()},
             "threshold_origins": {label: threshold.origin for label, threshold in best.thresholds.items()},
+            "calibration": best.calibration and {k: one.about() for k, one in best.calibration.items()},
+            "operating_points": best.operating_points
+            and {k: {label: asdict(one) for label, one in v.items()} for k, v in best.operating_points.items()},
             "checkpoints": {name: str(self.output_dir / f"{name}.pt") for name in self.sha256},
             "checkpoint_sha256": self.sha256,
             "files": {"summary": str(self.output_dir / SUMMARY_NAME), "curve": str(self.output_dir / CURVE_NAME)},
             "elapsed_s": round(self.watch.elapsed_s, 3),
             "memory": memory_statistics(self.device),
         }
+
+
+def _calibration(
+    val: HeadData | None, logits: np.ndarray | None, names: Sequence[str], seed: int
+) -> tuple[dict[str, Any], list[str]]:
+    """({calibration, operating_points} of a checkpoint, warnings), fitted on validation patients."""
+    if val is None or logits is None:
+        reason = {"reason": "the head was trained without validation data"}
+        return {"calibration": {name: LabelCalibration(None, np.zeros((0, 2)), reason) for name in names}}, []
+    patients, warnings = patients_of(val.groups, len(val.labels), N_REFITS, seed)
+    fitted = {
+        name: LabelCalibration(*calibrate(logits[:, k].astype(np.float64), val.labels[:, k], patients))
+        for k, name in enumerate(names)
+    }
+    columns = [one.apply(logits[:, k]) for k, one in enumerate(fitted.values())]
+    points = validation_thresholds(val.labels, np.stack(columns, axis=1), names)
+    for k, (name, one) in enumerate(fitted.items()):
+        at = {point: of[name] for point, of in points.items()}
+        rates = promised_rates(val.labels[:, k], columns[k], at, patients)
+        fitted[name] = replace(one, figures={**one.figures, "operating_points": rates})
+    found = [UNKNOWN_PATIENTS] if warnings else []
+    if lacking := [name for name, one in fitted.items() if one.calibrator is None]:
+        found.append(
+            f"no calibration of {', '.join(lacking)}: fewer than {LEAST_PATIENTS} validation patients have a positive, "
+            "or a negative, row"
+        )
+    return {"calibration": fitted, "operating_points": points}, found
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from meddinov3_stroke import config
-from meddinov3_stroke.cases import EndedCase, case_id, require_own_folder
+from meddinov3_stroke.cases import Cases, EndedCase, case_id, require_own_folder
 from meddinov3_stroke.ct.scope import scope_warnings
 from meddinov3_stroke.errors import AmbiguousInput, Outcome
 from meddinov3_stroke.explain import demo_warnings, is_demo, parse_patch, patch_similarity, sim_slice_index
-from meddinov3_stroke.options import CaseOptions, OptionalOutputDir, slice_progress
+from meddinov3_stroke.options import CaseOptions, OptionalOutputDir
 from meddinov3_stroke.report import map_document, origin_document
 from meddinov3_stroke.system import names
 from meddinov3_stroke.system.atomic import require_writable, write_bytes, write_json, write_npy
 from meddinov3_stroke.system.command import Range, log_warnings, run_command
-from meddinov3_stroke.system.progress import console
+from meddinov3_stroke.system.progress import console, slice_progress
 from meddinov3_stroke.system.provenance import SUMMARY_NAME, Stopwatch, ending, memory_statistics, provenance
 from meddinov3_stroke.types import SliceEmbeddings, Volume, VolumeInput
 
 if TYPE_CHECKING:
     from meddinov3_stroke.backbone import Backbone
+    from meddinov3_stroke.batch import Compute
     from meddinov3_stroke.features import FeatureExtractor
+    from meddinov3_stroke.features.extract import OnSlices
     from meddinov3_stroke.report.pictures import SliceMap
 
 
@@ -41,6 +44,11 @@ class Args(CaseOptions):
     """Slice of the similarity map, 0-based, inferior to superior; -1 is the middle one."""
     sim_patch: str = config.SIM_PATCH
     """Reference patch of the map: center, or row,column in the patch grid, 0-based."""
+
+    def compute_on(self, device: str) -> tuple[Compute, dict[str, Any]]:
+        """What computes cases on a device, and the settings that decide the results."""
+        stage = _Embedding.on(self, device)
+        return stage.compute, stage.settings()
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,33 +160,51 @@ class _Embedding:
             _print(summary, list(files.values()))
         return summary
 
-    def many(self, inputs: Sequence[VolumeInput]) -> None:
-        from meddinov3_stroke.batch import Batch, map_cases
+    def settings(self) -> dict[str, Any]:
+        flags = {name: getattr(self.args, name) for name in ("sim_slice", "sim_patch", "join_series")}
+        return {"verb": "embed", **self.extractor.settings(), **flags}
 
-        args, extractor = self.args, self.extractor
-        flags = {name: getattr(args, name) for name in ("sim_slice", "sim_patch", "join_series")}
-        settings = {"verb": "embed", **extractor.settings(), **flags}
-        batch = Batch(args.output_dir or Path(f"{config.EMBED_OUTPUT_PREFIX}cases"), settings, overwrite=args.overwrite)
-        with extractor.warming_up():
-            batch.run(inputs, lambda todo: map_cases(todo, extractor, self.finish, check=self.check), args)
+    def compute(self, todo: Iterable[VolumeInput], on_slices: OnSlices | None = None) -> Iterator[EndedCase]:
+        from meddinov3_stroke.batch import map_cases
+
+        return map_cases(
+            todo, self.extractor, self.finish, on_slices=on_slices, check=self.check, stage=self.args.stage
+        )
+
+    @classmethod
+    def on(cls, args: Args, device: str) -> _Embedding:
+        watch, extractor = Stopwatch(), replace(args, device=device).extractor(args.resize)
+        side = extractor.backbone.side(args.resize)
+        return cls(args, extractor, parse_patch(args.sim_patch, (side, side)), watch)
 
 
 def run(args: Args) -> dict[str, Any] | None:
     """The document written as `summary.json`; None for a batch."""
-    watch, cases = Stopwatch(), args.cases()
-    require_writable(args.output_dir or Path(config.EMBED_OUTPUT_PREFIX).parent)
-    extractor = args.extractor(args.resize)
-    side = extractor.backbone.side(args.resize)
-    stage = _Embedding(args, extractor, parse_patch(args.sim_patch, (side, side)), watch)
+    cases = args.cases()
+    require_writable(args.output_dir or Path(config.EMBED_OUTPUT_PREFIX).parent, *args.stage_folders)
+    if cases.is_batch:
+        _run_batch(args, cases)
+        return None
+    args.require_no_crew()
+    stage = _Embedding.on(args, args.device)
     try:
-        if not cases.is_batch:
-            return stage.one(cases.inputs[0])
+        return stage.one(cases.inputs[0])
     except AmbiguousInput:
         if args.series is not None:
             raise
-        cases = args.studies(cases)
-    stage.many(cases.inputs)
+    _run_batch(args, args.studies(cases), stage)
     return None
+
+
+def _run_batch(args: Args, cases: Cases, stage: _Embedding | None = None) -> None:
+    from meddinov3_stroke.batch import Batch
+
+    workers = args.crew(args.device)
+    stage = stage or _Embedding.on(args, workers.devices[0] if workers else args.device)
+    folder = args.output_dir or Path(f"{config.EMBED_OUTPUT_PREFIX}cases")
+    batch = Batch(folder, stage.settings(), overwrite=args.overwrite, shard=args.own_shard())
+    with nullcontext() if workers else stage.extractor.warming_up():
+        batch.run(cases.inputs, stage.compute, args, workers, args.compute_on)
 
 
 def _similarity(index: int, patch: tuple[int, int], volume: Volume, extractor: FeatureExtractor) -> SliceMap:

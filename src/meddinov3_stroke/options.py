@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from meddinov3_stroke.backbone import Backbone
     from meddinov3_stroke.data import SeriesTable
     from meddinov3_stroke.features import FeatureExtractor
+    from meddinov3_stroke.features.shards import Shard
+    from meddinov3_stroke.features.workers import Workers
     from meddinov3_stroke.rsna_pipeline import Cohort
 
 LOGGER = logging.getLogger("meddinov3_stroke")
@@ -135,8 +136,72 @@ class InputOptions(SeriesOptions, NameOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaseOptions(InputOptions, SliceOptions):
+class WorkerOptions:
+    """How the inputs of a run reach processes, GPUs and machines."""
+
+    shard: str | None = None
+    """Compute one part of the inputs only: I/N with I from 0, or auto (as a Slurm array, srun or torchrun says). Once
+    all parts are done, the same command without it puts them together."""
+    workers: Annotated[int | None, Range(1)] = None
+    """Worker processes, between which the cores of this machine are divided (default: none; with --ray, as many as
+    the cluster has room for)."""
+    gpus: Annotated[tuple[str, ...], tyro.conf.arg(metavar="N", help_behavior_hint="")] = ()
+    """GPUs with a worker process each: numbers, or all."""
+    worker_timeout: Annotated[float, Range(1)] = config.WORKER_TIMEOUT_S
+    """Seconds without a sign of life after which a worker is replaced."""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="local|ADDRESS")] = None
+    """Run the workers in the Ray cluster at an address (auto, HOST:PORT), or in one of their own on this machine."""
+    ray_cpus: Annotated[float | None, Range(0)] = None
+    """Cores of a worker in a Ray cluster (default: 1 beside a GPU, else all of the smallest node)."""
+    ray_gpus: Annotated[float | None, Range(0)] = None
+    """GPUs of a worker in a Ray cluster, such as 0.5 (default: 1 if the cluster has any)."""
+
+    stage: Path | None = None
+    """Folder on local disk: the next volumes are copied there before they are read, and removed (for slow storage)."""
+
+    @property
+    def stage_folders(self) -> tuple[Path, ...]:
+        """The folder of `--stage`, if there is one."""
+        return () if self.stage is None else (self.stage,)
+
+    def own_shard(self) -> Shard | None:
+        """The part of the inputs that these flags name; None for all."""
+        from meddinov3_stroke.features.shards import Shard
+
+        return None if self.shard is None else Shard.parse(self.shard)
+
+    def require_no_crew(self) -> None:
+        """Raise UsageError for these flags beside a single input."""
+        named = ("shard", "workers", "gpus", "ray", "stage")
+        if given := [f"--{name}" for name in named if getattr(self, name) not in (None, ())]:
+            raise UsageError(f"{', '.join(given)} with a single input; omit it, or name several inputs")
+
+    def crew(self, device: str) -> Workers | None:
+        """The workers; None for a run without any."""
+        from meddinov3_stroke.features.workers import Workers
+
+        if self.ray is not None:
+            if self.gpus:
+                raise UsageError("--gpus beside --ray; Ray chooses the GPUs, of which a worker gets --ray-gpus")
+            from meddinov3_stroke.features.ray_workers import RayWorkers
+
+            return RayWorkers.on(self.ray, self.worker_timeout, self.workers, self.ray_cpus, self.ray_gpus)
+        if self.gpus:
+            if self.workers is not None:
+                raise UsageError("--workers beside --gpus; each GPU has a worker of its own, so omit --workers")
+            from meddinov3_stroke.system.devices import every_gpu, resolve_device
+
+            found = every_gpu() if self.gpus == ("all",) else map(resolve_device, self.gpus)
+            return Workers(tuple(dict.fromkeys(found)), self.worker_timeout)
+        n = self.workers or 1
+        return Workers((device,) * n, self.worker_timeout) if n > 1 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseOptions(InputOptions, SliceOptions, WorkerOptions):
     """Which head CTs, and how their slices are embedded."""
+
+    urls = ("input", "output_dir")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,9 +247,10 @@ class TableOptions(NameOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CohortOptions(TableOptions, SliceOptions):
+class CohortOptions(TableOptions, SliceOptions, WorkerOptions):
     """How the volumes of a table become one row of features each."""
 
+    urls = ("series_csv", "cache_dir", "output_dir")
     cache_dir: Path = config.RSNA_CACHE_DIR
     """Folder of cached embeddings and remembered input digests; runs and processes may share it."""
     verify_inputs: bool = False
@@ -197,15 +263,9 @@ class CohortOptions(TableOptions, SliceOptions):
     """Skip and report volumes that cannot be read or are out of scope, up to --max-invalid."""
     max_invalid: Annotated[float, Range(0, 1)] = config.MAX_INVALID
     """Largest share of volumes that may be skipped, 0 to 1; above it the run stops (exit 8)."""
-    shard: str | None = None
-    """Embed one part of the table only: I/N with I from 0, or auto (as a Slurm array, srun or torchrun says). Once all
-    parts are done, the same command without it puts them together."""
-    workers: Annotated[int, Range(1)] = 1
-    """Worker processes on this machine, between which its cores are divided."""
-    gpus: Annotated[tuple[str, ...], tyro.conf.arg(metavar="N", help_behavior_hint="")] = ()
-    """GPUs with a worker process each: numbers, or all."""
-    worker_timeout: Annotated[float, Range(1)] = config.WORKER_TIMEOUT_S
-    """Seconds without a sign of life after which a worker is replaced."""
+    slurm: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE", help_behavior_hint="")] = ()
+    """Submit the shards as a Slurm array, wait, and put them together: shards=N and options of sbatch, such as
+    partition=gpu time=08:00:00; wait=no only submits. Shards that have ended are not submitted again."""
 
     def extract(self, tables: Mapping[str, SeriesTable], force: bool, folder: Path) -> Cohort:
         """The embeddings of every row, computed or from the cache; the first unusable volume raises or is skipped.
@@ -213,24 +273,39 @@ class CohortOptions(TableOptions, SliceOptions):
         Unless `force`, volumes outside the intended use count as unusable. `folder` takes the ledger.
         """
         from meddinov3_stroke.features.ledger import Ledger
-        from meddinov3_stroke.features.shards import Shard
-        from meddinov3_stroke.features.workers import Workers
         from meddinov3_stroke.rsna_pipeline import extract_cohort
 
-        shard, devices = None if self.shard is None else Shard.parse(self.shard), self._worker_devices()
+        workers = self.crew(self.device)
         return extract_cohort(
             tables,
-            self.extractor_on(devices[0] if devices else self.device),
+            self.extractor_on(workers.devices[0] if workers else self.device),
             self.cache_dir,
             pool_mode=self.pool_mode,
             skip_invalid=self.skip_invalid_nifti,
             verify_inputs=self.verify_inputs,
             show_progress=self.show_progress,
             force=force,
-            ledger=Ledger(folder, shard),
-            workers=Workers(devices, self.worker_timeout) if devices else None,
+            ledger=Ledger(folder, self.own_shard()),
+            workers=workers,
             open_extractor=self.extractor_on,
+            stage=self.stage,
         )
+
+    def submit_shards(self, tables: Mapping[str, SeriesTable], folder: Path) -> bool:
+        """Whether to go on: False if the shards of `--slurm` were only submitted."""
+        if not self.slurm:
+            return True
+        from meddinov3_stroke.features.slurm import submit
+        from meddinov3_stroke.rsna_pipeline import row_names
+        from meddinov3_stroke.system.digest import sha256_of_document
+
+        if self.shard is not None:
+            raise UsageError("--shard beside --slurm, which submits all shards; omit one of them")
+        settings = sha256_of_document(self.extractor_on(self.device).settings())
+        if submit(self.slurm, folder, settings, row_names(tables)):
+            return True
+        print("once the jobs have ended, the same command without --slurm puts the shards together; status counts them")
+        return False
 
     def print_shard(self, cohort: Cohort, folder: Path) -> dict[str, Any]:
         """Say how the inputs of a shard ended; the document of the run."""
@@ -247,16 +322,6 @@ class CohortOptions(TableOptions, SliceOptions):
         """The backbone of these flags on a device."""
         return replace(self, device=device).extractor(self.resize)
 
-    def _worker_devices(self) -> tuple[str, ...]:
-        """The device of each worker; none for a run without workers."""
-        if not self.gpus:
-            return (self.device,) * self.workers if self.workers > 1 else ()
-        if self.workers > 1:
-            raise UsageError("--workers beside --gpus; each GPU has a worker of its own, so omit --workers")
-        from meddinov3_stroke.system.devices import every_gpu, resolve_device
-
-        return tuple(dict.fromkeys(every_gpu() if self.gpus == ("all",) else map(resolve_device, self.gpus)))
-
 
 @dataclass(frozen=True, kw_only=True)
 class ForceOption:
@@ -270,23 +335,6 @@ def _make_tuple(options: ConsoleOptions, name: str) -> None:
     given = getattr(options, name)
     if given is None or isinstance(given, str | Path):
         object.__setattr__(options, name, () if given is None else (Path(given),))
-
-
-@contextmanager
-def slice_progress(enabled: bool) -> Iterator[Callable[[int, int], None]]:
-    """Shows a bar of slices from the first call with (slices just embedded, slices to embed) on."""
-    from meddinov3_stroke.system.progress import progress_bar
-
-    with ExitStack() as stack:
-        bars: list[Callable[[int], None]] = []
-
-        def on_slices(n_done: int, n_chosen: int) -> None:
-            if not bars:
-                LOGGER.info("embedding %d slices", n_chosen)
-                bars.append(stack.enter_context(progress_bar("embedding", n_chosen, "slices", enabled)))
-            bars[0](n_done)
-
-        yield on_slices
 
 
 def first_input(folder: Path = config.INPUT_DIR) -> Path:

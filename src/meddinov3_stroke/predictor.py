@@ -73,6 +73,7 @@ class ICHPredictor:
         resize: int | None = None,
         selection: SliceSelection = EVERY_SLICE,
         threshold: float | None = None,
+        operating_point: str | None = None,
         sim_slice: int | None = None,
         sim_patch: str | None = None,
         force: bool = False,
@@ -81,17 +82,21 @@ class ICHPredictor:
 
         `backbone` is a weights file, a registered name or an opened backbone (which has its device, engine and
         precision already). Of several checkpoints the logits are averaged, and so are, in logits, their thresholds.
-        `resize` is the head's own by default. `threshold` replaces the checkpoint's thresholds. `force` computes
-        volumes outside the intended use, with a warning.
+        `resize` is the head's own by default. `threshold` replaces the checkpoint's thresholds; `operating_point`
+        (youden, sensitivity-95, sensitivity-98) takes those of one of its points, on calibrated probabilities. `force`
+        computes volumes outside the intended use, with a warning.
 
-        Raises UsageError (`top_k` or `batch` below 1, or a threshold outside [0, 1]) or WeightsError (no weights or no
-        head; a head of other weights, preprocessing or `resize`).
+        Raises UsageError (`top_k` or `batch` below 1, a threshold outside [0, 1], or both threshold and operating
+        point) or WeightsError (no weights or no head; a head of other weights, preprocessing or `resize`, or without
+        operating points).
         """
         for flag, value in (("--top-k", top_k), ("--batch", batch)):
             if value < 1:
                 raise UsageError(f"{flag} {value}: expected at least 1")
         if threshold is not None and not 0 <= threshold <= 1:
             raise UsageError(f"--threshold {threshold:g}: expected a probability from 0 to 1")
+        if threshold is not None and operating_point is not None:
+            raise UsageError("--threshold beside --operating-point; pass one of them")
         paths = [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint
         heads = load_heads([Path(path) for path in paths])
         if isinstance(backbone, str | Path):
@@ -106,8 +111,11 @@ class ICHPredictor:
             warnings.append(f"the head is applied as if trained on {kind}-pooled volumes")
         if threshold is not None:
             given = Threshold(threshold, "given by --threshold")
-            heads = replace(heads, thresholds=dict.fromkeys(heads.labels, given))
+            heads = replace(heads, thresholds=dict.fromkeys(heads.labels, given), are_given=True)
             warnings.append(f"--threshold {threshold:g} replaces the checkpoint's thresholds for every label")
+        if operating_point is not None:
+            heads = heads.at_point(operating_point)
+            warnings += heads.point_warnings()
         if sim_patch is not None:
             parse_patch(sim_patch, (backbone.side(side), backbone.side(side)))
         extractor = FeatureExtractor(backbone, resize=side, batch=batch, selection=selection)
@@ -154,10 +162,13 @@ class ICHPredictor:
         timings = {"read_s": read_s, "embed_s": embedded_s - read_s, "explain_s": elapsed_s - embedded_s}
         return Case(volume.source.path, replace(findings, elapsed_s=elapsed_s, timings=timings))
 
-    def map(self, sources: Iterable[Source]) -> Iterator[Case | FailedCase]:
+    def map(
+        self, sources: Iterable[Source], on_slices: OnSlices | None = None, *, stage: Path | None = None
+    ) -> Iterator[Case | FailedCase]:
         """The case of each source, in order; a case that fails is recorded and the next one goes on.
 
-        The next volumes are read while the engine works, and its passes are filled across volumes.
+        The next volumes are read while the engine works, and its passes are filled across volumes. `on_slices` hears of
+        every forward pass; `stage` is a local folder for copies of inputs on slow storage.
         """
         from meddinov3_stroke.batch import map_cases
 
@@ -165,7 +176,16 @@ class ICHPredictor:
             return self._case(volume, embeddings, Stopwatch())
 
         watch, before = Stopwatch(), 0.0
-        for ended in map_cases(sources, self.extractor, finish, check=self._check_flags, force=self.force):
+        run = map_cases(
+            sources,
+            self.extractor,
+            finish,
+            on_slices=on_slices,
+            check=self._check_flags,
+            force=self.force,
+            stage=stage,
+        )
+        for ended in run:
             elapsed_s, before = watch.elapsed_s - before, watch.elapsed_s
             if isinstance(ended, Case):
                 ended = replace(ended, findings=replace(ended.findings, elapsed_s=elapsed_s))
@@ -186,7 +206,8 @@ class ICHPredictor:
             dict(zip(heads.labels, found.max(axis=0).tolist(), strict=True))
             for found in (heads.probabilities(of_case), *(output.probabilities for output in of_case))
         )
-        decisions = {label: case[label] >= heads.thresholds[label].value for label in heads.labels}
+        calibrated = heads.calibrated(of_case)
+        decisions, indeterminate = heads.decide(case, calibrated)
         order = rank(suspicion(rows, heads.labels), self.top_k)
         top_slices, similarity = self._look_at(volume, embeddings.slice_indices[order], kind, rows[order])
         map_slices = top_slices
@@ -199,6 +220,9 @@ class ICHPredictor:
             probabilities_of_heads=tuple(each) if len(each) > 1 else (),
             thresholds=heads.thresholds,
             decisions=decisions,
+            calibrated=calibrated,
+            operating_point=heads.operating_point,
+            indeterminate=indeterminate,
             top_slices=top_slices,
             embeddings=embeddings,
             volume_embedding=pooled,

@@ -28,6 +28,7 @@ from meddinov3_stroke.errors import (
     STATUSES,
     MachineError,
     MedDINOError,
+    MissingInput,
     Outcome,
     SplitError,
     TooManyInvalid,
@@ -155,12 +156,13 @@ class Cohort:
         """Of each table the pooled embeddings and labels of the series that could be read, in its order."""
         features = {}
         for name, table in self.tables.items():
-            rows = [(k, found.embeddings.cls) for k, found in enumerate(self.extractions[name]) if found.embeddings]
+            rows = [(k, found.embeddings) for k, found in enumerate(self.extractions[name]) if found.embeddings]
             if not rows:
                 raise SplitError(f"none of the {len(table)} volumes of {name} could be read; fix them and run again")
             left = table.take([k for k, _ in rows])
-            pooled = np.stack([pool_slices(cls, self.pool_mode) for _, cls in rows])
-            features[name] = SplitFeatures(HeadData(pooled, left.labels), left)
+            pooled = np.stack([pool_slices(one.cls, self.pool_mode) for _, one in rows])
+            pixels = tuple(one.source.pixels_sha256 for _, one in rows)
+            features[name] = SplitFeatures(HeadData(pooled, left.labels, tuple(left.groups), pixels), left)
         return features
 
     def class_balance(self, features: Mapping[str, SplitFeatures]) -> dict[str, Any]:
@@ -184,6 +186,7 @@ def extract_cohort(
     ledger: Ledger | None = None,
     workers: Workers | None = None,
     open_extractor: Callable[[str], FeatureExtractor] | None = None,
+    stage: Path | None = None,
 ) -> Cohort:
     """The extraction of every series, with one progress bar over all; what the cache holds is not computed again.
 
@@ -192,16 +195,17 @@ def extract_cohort(
     first means the first found, and `open_extractor` (picklable) gives the same extractor on the device of each.
     """
     watch = Stopwatch()
-    names = [f"{table.name} row {row}" for table in tables.values() for row in table.rows]
+    names = row_names(tables)
     if ledger is not None:
         sources = [source for table in tables.values() for source in table.inputs]
         chosen = ledger.begin(sha256_of_document(extractor.settings()), names, list(map(_key, sources)))
         tables, names = _taken(tables, chosen), [names[k] for k in chosen]
     rows = [(table.name, row) for table in tables.values() for row in table.rows]
     inputs = [source for table in tables.values() for source in table.inputs]
-    done = {k: Extraction(inputs[k], Outcome.of(error), error=error) for k, error in _lost(ledger, names).items()}
+    lost = {} if ledger is None else ledger.lost(names)
+    done = {k: Extraction(inputs[k], Outcome.of(error), error=error) for k, error in lost.items()}
     todo = [k for k in range(len(rows)) if k not in done]
-    loop = partial(_loop, cache_dir, verify_inputs=verify_inputs, force=force)
+    loop = partial(_loop, cache_dir, verify_inputs=verify_inputs, force=force, stage=stage)
     run = _extractions([inputs[k] for k in todo], extractor, workers, loop, open_extractor)
     bar = progress_bar("embedding", len(rows), "volumes", show_progress)
     with bar as advance, finish_on_interrupt("volume") as stop, closing(run) as ended:
@@ -218,6 +222,11 @@ def extract_cohort(
     return Cohort(tables, extractions, extractor, pool_mode_name(pool_mode), cache_dir, watch.elapsed_s)
 
 
+def row_names(tables: Mapping[str, SeriesTable]) -> list[str]:
+    """The name of each row in the ledger."""
+    return [f"{table.name} row {row}" for table in tables.values() for row in table.rows]
+
+
 def _key(source: VolumeInput | None) -> str:
     return "" if source is None else input_name(source)
 
@@ -231,23 +240,18 @@ def _taken(tables: Mapping[str, SeriesTable], chosen: Sequence[int]) -> dict[str
     return taken
 
 
-def _lost(ledger: Ledger | None, names: Sequence[str]) -> dict[int, WorkerLost]:
-    found = {} if ledger is None else {k: ledger.lost_error(name) for k, name in enumerate(names)}
-    return {k: error for k, error in found.items() if error is not None}
-
-
 def _with_row(error: MedDINOError, csv: str, row: int) -> MedDINOError:
     kind = UnsupportedInput if isinstance(error, UsageError) else type(error)
-    advice = "fix the row, or pass --skip-invalid-nifti to skip such volumes"
-    return kind(f"{csv} row {row}: {error}; {advice}")
+    advice = "correct the row"
+    if isinstance(error, MissingInput):
+        advice += " (a relative path is looked for below DATASETS_DIR and beside the table)"
+    return kind(f"{csv} row {row}: {error}; {advice}, or pass --skip-invalid-nifti to skip such volumes")
 
 
-def _loop(
-    cache_dir: Path, extractor: FeatureExtractor, on_slices: OnSlices | None = None, *, verify_inputs: bool, force: bool
-) -> Work:
+def _loop(cache_dir: Path, extractor: FeatureExtractor, on_slices: OnSlices | None = None, **settings: Any) -> Work:
     """The loop over inputs on a cache folder, as it runs here or in a worker."""
     run = partial(extract, store=EmbeddingStore(cache_dir), memory=InputMemory(cache_dir / "inputs"))
-    return lambda inputs: run(inputs, extractor, verify_inputs=verify_inputs, on_slices=on_slices, force=force)
+    return lambda inputs: run(inputs, extractor, on_slices=on_slices, **settings)
 
 
 def _extractions(

@@ -68,9 +68,11 @@ def run(args: Args) -> dict[str, Any]:
     if args.shard is None:
         require_torch()  # before hours of extraction
     outputs = [args.output_dir / name for name in ("splits", "features")]
-    require_writable(args.output_dir, *outputs, args.checkpoints_dir, args.cache_dir)
+    require_writable(args.output_dir, *outputs, args.checkpoints_dir, args.cache_dir, *args.stage_folders)
     splits = _split(args)
     rsna.write_splits(splits, args.output_dir / "splits")
+    if not args.submit_shards(dict(splits.items()), args.output_dir):
+        return {}
     cohort = args.extract(dict(splits.items()), args.force, args.output_dir)
     if args.shard is not None:
         return args.print_shard(cohort, args.output_dir)
@@ -132,6 +134,7 @@ def _train(args: Args, cohort: Cohort, features: Mapping[str, SplitFeatures]) ->
 
 
 def _test(args: Args, test: SplitFeatures, val: HeadData) -> dict[str, Any]:
+    from meddinov3_stroke.data.exposure import digests_of_data, record_exposure
     from meddinov3_stroke.head_eval import evaluate_head
     from meddinov3_stroke.heads import load_checkpoint
     from meddinov3_stroke.metrics import weighted_log_loss
@@ -142,9 +145,10 @@ def _test(args: Args, test: SplitFeatures, val: HeadData) -> dict[str, Any]:
         checkpoint, test.data, test.table.groups, threshold=args.eval_threshold, val=val
     )
     write_npy(args.output_dir / "test_probs.npy", probabilities)
+    exposure = record_exposure(None, digests_of_data(test.data), checkpoint.sha256, "train-rsna")
     loss = weighted_log_loss(test.data.labels, probabilities, LABELS)
     about = {"checkpoint": str(args.checkpoints_dir / "best.pt"), "head_sha256": checkpoint.sha256}
-    return {**metrics, "weighted_log_loss": loss, **about}
+    return {**metrics, "weighted_log_loss": loss, "exposure": exposure, **about}
 
 
 def _origin(args: Args, splits: Splits, cohort: Cohort) -> dict[str, Any]:

@@ -192,6 +192,50 @@ class SliceEmbeddings:
     """`ct.scope.Scope.document()` of the volume."""
 
 
+def sigmoid(logits: Float[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+    """1 / (1 + exp(-logit)), in float64 and without overflow."""
+    return np.asarray(np.exp(-np.logaddexp(0.0, -logits.astype(np.float64))))
+
+
+def logit(probabilities: Float[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+    """The inverse of `sigmoid`; probabilities of 0 and 1 count as 1e-9 and 1 - 1e-9."""
+    inside = probabilities.astype(np.float64).clip(1e-9, 1 - 1e-9)
+    return np.asarray(np.log(inside) - np.log1p(-inside))
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """A rising map from logits to probabilities that are frequencies.
+
+    `none`, `temperature` and `sigmoid` are 1 / (1 + exp(-(slope z + intercept))); `isotonic` is linear between knots,
+    within 1e-6 of 0 and 1, whose logarithms are infinite.
+    """
+
+    kind: str
+    slope: float = 1.0
+    intercept: float = 0.0
+    knots: tuple[tuple[float, float], ...] = ()  # (logit, probability), rising
+
+    def apply(self, logits: Float[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+        """The calibrated probabilities of some logits."""
+        scores = logits.astype(np.float64)
+        if self.kind != "isotonic":
+            return sigmoid(self.slope * scores + self.intercept)
+        return np.asarray(np.clip(np.interp(scores, *np.array(self.knots).T), 1e-6, 1 - 1e-6))
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A probability after calibration, and where 95 % of the refits of its calibrator lie; None, with the reason, where
+    there is no calibration."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    method: str | None = None
+    reason: str | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class HeadOutput:
     """What a head computes from rows of embeddings."""
@@ -202,7 +246,7 @@ class HeadOutput:
     @cached_property
     def probabilities(self) -> Float64[np.ndarray, "n label"]:
         """Sigmoid of the logits, in float64."""
-        return np.asarray(np.exp(-np.logaddexp(0.0, -self.logits.astype(np.float64))))
+        return sigmoid(self.logits)
 
 
 @dataclass(frozen=True)
@@ -219,6 +263,8 @@ class HeadData:
 
     embeddings: Float32[np.ndarray, "n dim"]
     labels: Int8[np.ndarray, "n label"]  # 0 or 1
+    groups: tuple[str, ...] | None = None  # the patient of each row, if known
+    pixels: tuple[str, ...] | None = None  # `VolumeSource.pixels_sha256` of each row, if known
 
 
 @dataclass(frozen=True)
@@ -276,9 +322,20 @@ class CaseFindings:
     probabilities_of_heads: tuple[Mapping[str, float], ...] = ()  # of each head, where several were averaged
     distribution: Mapping[str, Any] = field(default_factory=dict)
     """`in_distribution`, and the figures behind it or the reason why it is None (`heads.distribution`)."""
+    calibrated: Mapping[str, Calibrated] = field(default_factory=dict)
+    operating_point: str | None = None
+    """The point of the checkpoint whose thresholds decide, on calibrated probabilities where there are any; None if
+    thresholds on the probabilities decide."""
+    indeterminate: tuple[str, ...] = ()  # labels whose threshold lies in the interval of the calibrated probability
     notices: tuple[str, ...] = ()
     """Those of the warnings that every output repeats: what stands against the intended use."""
     warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def classification(self) -> dict[str, str]:
+        """Label -> positive, negative or indeterminate."""
+        words = {label: "positive" if decided else "negative" for label, decided in self.decisions.items()}
+        return words | dict.fromkeys(self.indeterminate, "indeterminate")
 
     @property
     def spread(self) -> dict[str, tuple[float, float]]:

@@ -58,9 +58,9 @@ def spoil_bf16(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     monkeypatch.setattr(TorchEngine, "class_tokens", noisy)
 
 
-def load(path: Path, precision: str = "auto", device: str = "cpu") -> Backbone:
+def load(path: Path, precision: str = "auto", device: str = "cpu", engine: str = "torch") -> Backbone:
     cache_dir = path.parent / "engine_cache"
-    return load_backbone(path, engine="torch", precision=precision, device=device, cache_dir=cache_dir)
+    return load_backbone(path, engine=engine, precision=precision, device=device, cache_dir=cache_dir)
 
 
 def test_weights_that_stand_bf16_keep_it_and_are_measured_once(
@@ -119,7 +119,7 @@ def test_another_engine_version_or_instruction_set_is_measured_for_itself(
 ) -> None:
     path = published_checkpoint()
     load(path)
-    load_backbone(path, engine="openvino", device="cpu")
+    load(path, engine="openvino")
     monkeypatch.setattr(loading, "version", lambda package: "9.9+local")
     load(path)
     monkeypatch.setattr(loading, "bf16_flag", lambda: "amx_bf16")
@@ -165,7 +165,7 @@ def test_without_torch_bf16_is_compared_with_our_own_fp32_graph(
     published_checkpoint: Publish, measured: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TorchEngine, "__init__", lambda *given: pytest.fail("torch was used"))
-    backbone = load_backbone(published_checkpoint(), device="cpu")
+    backbone = load(published_checkpoint(), engine="auto")
     assert (backbone.identity.engine, backbone.identity.precision) == ("openvino", "bf16")
     assert len(measured) == 1
     assert 0.9999 <= measured[0] <= 1.0

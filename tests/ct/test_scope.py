@@ -126,7 +126,7 @@ def test_the_slices_concerned_are_listed(
     expected = tuple(k % len(made) for k in slices)
     (found,) = [one for one in judge(read_volume(written(tmp_path, (made, spacing)))).findings if one.rule == rule]
     assert found.slices == expected
-    assert f"slices {', '.join(map(str, expected))}" in found.message
+    assert found.message.endswith(f": {', '.join(map(str, expected))}")
 
 
 def test_slices_missing_between_two_neighbours_are_warned_of(tmp_path: Path) -> None:

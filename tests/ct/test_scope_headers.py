@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pydicom
@@ -42,7 +43,7 @@ REFUSED = {
     "contrast in the header": ("contrast_agent", "OMNIPAQUE IV Ultravist"),
     "kernel": ("kernel", "BONE H70h EDGE FC81 YE Hr68"),
 }
-CONTRAST = ("4cc sec 150cc", "CTA", "post", "Head 70 cc", "HEAD POST CONTRAST", "ANGIO 0.75", "Schädel mit KM")
+CONTRAST = ("4cc sec 150cc", "CTA", "post", "Head 70 cc", "80 mL", "HEAD POST CONTRAST", "ANGIO 0.75", "Schädel mit KM")
 
 
 @pytest.mark.parametrize(
@@ -103,6 +104,18 @@ def test_a_description_is_repeated_where_the_result_stands(
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert warning in summary["warnings"]
     assert summary["verdicts"]["in_scope"] is True
+
+
+def test_slices_are_named_by_the_number_that_viewers_show_too(phantom, tmp_path: Path) -> None:
+    options = DicomOptions(instance_numbers="shuffled")
+    dead = replace(phantom, hu=phantom.hu.copy())
+    dead.hu[9] = -1000
+    write_dicom_phantom(tmp_path / "series", dead, options)
+    volume = read_volume(tmp_path / "series")
+    (message,) = [one.message for one in judge(volume).findings if one.rule == "dead slices"]
+    number = volume.source.images[9].instance_number
+    assert number not in (None, 9, 10)
+    assert message.endswith(f": 9 (Instance Number {number})")
 
 
 def test_fields_are_read_whatever_wrote_them(phantom, tmp_path: Path) -> None:

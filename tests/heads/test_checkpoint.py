@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from meddinov3_stroke.errors import CheckpointError, MissingWeights, UnsafeWeights, WeightsError
-from meddinov3_stroke.heads import HeadCheckpoint, load_checkpoint, predict_logits, save_checkpoint
-from meddinov3_stroke.types import LABELS, Threshold
+from meddinov3_stroke.heads import HeadCheckpoint, LabelCalibration, load_checkpoint, predict_logits, save_checkpoint
+from meddinov3_stroke.types import LABELS, Calibrator, Threshold
 
 
 def test_checkpoint_comes_back_as_it_was_saved(checkpoint: HeadCheckpoint, tmp_path: Path) -> None:
@@ -210,3 +210,50 @@ def test_loading_and_applying_a_head_needs_no_torch(checkpoint: HeadCheckpoint, 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "(2, 3) False"
+
+
+def calibrated(checkpoint: HeadCheckpoint, kind: str) -> HeadCheckpoint:
+    """The checkpoint with a calibration of each label: fitted, isotonic, and none."""
+    sigmoid = LabelCalibration(Calibrator("sigmoid", 0.5, -1.0), np.array([[0.5, -1.0], [0.6, -0.9]]), {"n": 60})
+    knots = ((-2.0, 0.1), (0.0, 0.2), (1.0, 0.9))
+    isotonic = LabelCalibration(Calibrator("isotonic", knots=knots), np.array([[0.1, 0.3, 0.8]]), {"n": 60})
+    none = LabelCalibration(None, np.zeros((0, 2)), {"reason": "too few"})
+    fitted = dict(zip(checkpoint.labels, (sigmoid, isotonic, none), strict=True))
+    return replace(checkpoint, calibration=fitted, operating_points={kind: checkpoint.thresholds})
+
+
+def test_calibration_operating_points_and_digests_survive_saving(checkpoint: HeadCheckpoint, tmp_path: Path) -> None:
+    seen = {"training": {"rows": np.arange(3), "patients": np.array([-5, 7])}}
+    given = replace(calibrated(checkpoint, "youden"), seen=seen)
+    save_checkpoint(tmp_path / "head.pt", given)
+    found = load_checkpoint(tmp_path / "head.pt")
+    assert found.operating_points == given.operating_points
+    np.testing.assert_array_equal((found.seen or {})["training"]["patients"], [-5, 7])
+    for name, one in (given.calibration or {}).items():
+        same = (found.calibration or {})[name]
+        assert (same.calibrator, dict(same.figures)) == (one.calibrator, dict(one.figures))
+        np.testing.assert_array_equal(same.refits, one.refits)
+        assert [same.of(z) for z in (-9.0, -1.0, 0.3)] == [one.of(z) for z in (-9.0, -1.0, 0.3)]
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("calibration", lambda stored: stored["class_0"].update(refits=stored["class_1"]["refits"])),
+        ("calibration", lambda stored: stored["class_0"].update(calibrator=None)),
+        ("calibration", lambda stored: stored["class_0"]["calibrator"].update(slope=float("nan"))),
+        ("calibration", lambda stored: stored["class_2"].pop("reason")),
+        ("calibration", lambda stored: stored.pop("class_1")),
+        ("operating point youden", lambda stored: stored["youden"].pop("class_1")),
+        ("operating_points", lambda stored: stored["youden"]["class_0"].update(value=2.0)),
+        ("seen", lambda stored: stored["training"].update(rows="all")),
+    ],
+)
+def test_a_damaged_calibration_is_refused(checkpoint: HeadCheckpoint, tmp_path: Path, field: str, change) -> None:
+    path = tmp_path / "head.pt"
+    save_checkpoint(path, replace(calibrated(checkpoint, "youden"), seen={"training": {"rows": np.arange(3)}}))
+    document = torch.load(path, weights_only=True)
+    change(document[{"operating point youden": "operating_points"}.get(field, field)])
+    torch.save(document, path)
+    with pytest.raises(CheckpointError, match=field):
+        load_checkpoint(path)

@@ -101,6 +101,11 @@ def test_one_class_is_refused_and_too_few_patients_choose_nothing() -> None:
     assert (chosen, losses) == (Calibrator("none"), {})
 
 
+def test_scores_that_rank_the_wrong_way_give_every_row_the_base_rate() -> None:
+    logits, truth = np.array([2.0, 1.0, 0.5, -1.0, -2.0, -3.0]), np.array([0, 0, 0, 0, 1, 0], dtype=np.int8)
+    assert fit_calibrator("sigmoid", logits, truth).apply(logits) == pytest.approx(np.full(6, 1 / 6))
+
+
 def test_separable_rows_end_in_a_steep_finite_slope() -> None:
     found = fit_calibrator("sigmoid", np.array([-2.0, -1.0, 1.0, 2.0]), np.array([0, 0, 1, 1], dtype=np.int8))
     assert np.isfinite([found.slope, found.intercept]).all()

@@ -271,7 +271,7 @@ def test_scores_of_slices_come_from_the_case_folders_of_predict(evaluate, tmp_pa
         rows += [
             {"patient_id": patient, "nifti_path": path.name, "slice_index": k, "bleeds": labels[k]} for k in range(20)
         ]
-    flags = ["--cases", str(cases), "--labels", "any=bleeds", "--no-brightness"]
+    flags = ["--cases", str(cases), "--labels", "any=bleeds", "--no-brightness", "--errors", "0"]
     document = evaluate(rows, *flags)
     assert (document["n_rows"], document["n_patients"]) == (80, 8)
     assert document["warnings"] == [f"80 of 160 slices have no score in {cases} and are left out", NO_VALIDATION]
@@ -335,11 +335,11 @@ def test_the_picture_shows_each_interval_and_band(evaluate, tmp_path: Path) -> N
 
 
 def test_the_same_table_gives_the_same_files(evaluate, tmp_path: Path) -> None:
-    evaluate(series())
-    files = [tmp_path / "out" / name for name in ("evaluation.json", "evaluation.png")]
-    before = [path.read_bytes() for path in files]
-    evaluate(series())
-    assert [path.read_bytes() for path in files] == before
+    before = evaluate(series()), (tmp_path / "out" / "evaluation.png").read_bytes()
+    after = evaluate(series()), (tmp_path / "out" / "evaluation.png").read_bytes()
+    for document, _ in (before, after):
+        del document["exposure"]  # counts evaluations
+    assert before == after
 
 
 @pytest.mark.shared_data
@@ -353,3 +353,45 @@ def test_position_alone_does_not_rank_matched_slices_of_real_patients(shared_dat
     found = document["slices"]["labels"]["haemorrhage"]["mid_stack"]
     assert 0.5 <= found["position_matched_auroc"]["value"] <= 0.58
     assert found["auroc"]["value"] > 0.9
+
+
+@pytest.mark.parametrize("change", [{"site": "B"}, {"p_any": 0.2}, {}])
+def test_a_slice_listed_twice_is_refused_with_its_rows(tmp_path: Path, change, capfd) -> None:
+    rows = slices()
+    table = write_table(tmp_path / "t.csv", [{"site": "A", **row} for row in [*rows, rows[3] | change]])
+    words = ["evaluate", "--table", str(table), "--output-dir", str(tmp_path / "out")]
+    assert main(words) == 5
+    assert "slice (patient_id, slice_index, n_slices) is listed more than once, in rows 5, " in capfd.readouterr().err
+    with_series = [{"series_uid": "1", **row} for row in rows] + [{"series_uid": "2", **rows[3]}]
+    write_table(table, with_series)  # as the message advises
+    assert main(words) == 0
+
+
+def test_a_series_listed_twice_is_refused_and_two_series_of_a_patient_are_not(tmp_path: Path, capfd) -> None:
+    rows = [{"series_uid": f"1.{k}", **row} for k, row in enumerate(series())]
+    words = ["evaluate", "--table", str(tmp_path / "t.csv"), "--output-dir", str(tmp_path / "out")]
+    write_table(tmp_path / "t.csv", rows)
+    assert main(words) == 0
+    write_table(tmp_path / "t.csv", [*rows, rows[0]])
+    assert main(words) == 5
+    assert "the same series (series_uid) is listed more than once" in capfd.readouterr().err
+
+
+def test_evaluate_calibrates_on_validation_and_reports_both(evaluate, tmp_path: Path) -> None:
+    def confident(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row | {"p_any": 1 / (1 + (1 / row["p_any"] - 1) ** 4)} for row in rows]
+
+    validation = write_table(tmp_path / "val.csv", confident(series(400, seed=1, start=500)))
+    document = evaluate(confident(series(400)), "--validation", str(validation), "--prevalence", "0.1")
+    after = document["calibrated"]["labels"]["any"]
+    assert after["ece"] < 0.8 * document["calibration"]["any"]["ece"]
+    assert after["brier"]["value"] < document["calibration"]["any"]["brier"]["value"]
+    assert after["at_prevalence"]["prevalence"] == 0.1
+
+
+def test_evaluate_takes_the_calibrated_probabilities_of_predict(evaluate) -> None:
+    document = evaluate(series(p_calibrated_any=0.4))
+    found = document["calibrated"]["labels"]["any"]
+    truth, _ = columns(series(), "any")
+    assert found["ece"] == pytest.approx(abs(0.4 - truth.mean()))
+    assert "subdural" not in document["calibrated"]["labels"]

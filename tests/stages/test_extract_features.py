@@ -82,6 +82,20 @@ def test_a_bad_row_stops_the_run_and_is_named(extract, table, capfd) -> None:
     assert [path.name for path in folder.iterdir()] == ["ledger.jsonl"]
 
 
+def test_a_relative_path_that_is_not_there_names_where_it_was_looked_for(
+    extract, table, tmp_path, capfd, monkeypatch
+) -> None:
+    monkeypatch.setenv("DATASETS_DIR", str(tmp_path / "elsewhere"))
+    (tmp_path / "volumes").mkdir()
+    for path in map(Path, table["nifti_path"]):
+        path.rename(tmp_path / "volumes" / path.name)
+    table["nifti_path"] = [Path(path).name for path in table["nifti_path"]]
+    assert extract(table)[0] == 3
+    assert "looked for below DATASETS_DIR and beside the table" in capfd.readouterr().err
+    monkeypatch.setenv("DATASETS_DIR", str(tmp_path / "volumes"))
+    assert extract(table)[0] == 0
+
+
 def test_a_skipped_row_leaves_its_number_out(extract, table) -> None:
     Path(table["nifti_path"][1]).write_bytes(b"no volume")
     code, folder = extract(table, "--skip-invalid-nifti", "--max-invalid", "0.5")

@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 from meddinov3_stroke import head_train
 from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.errors import DatasetError, LabelError, NonFiniteLoss, UsageError
+from meddinov3_stroke.head_train import UNKNOWN_PATIENTS
 from meddinov3_stroke.heads import load_checkpoint, predict_logits
 from meddinov3_stroke.heads.training import BestEpoch
 from meddinov3_stroke.types import LABELS, BackboneIdentity, HeadContext, HeadData, Preprocessing
@@ -287,7 +288,7 @@ class TestOrigin:
         assert head_train.main(folders) == 0
         best = load_checkpoint(tmp_path / "out" / "best.pt")
         assert (best.backbone, best.pool_mode, best.resize) == (asdict(IDENTITY), "slice", 224)
-        assert saved(tmp_path / "out")["warnings"] == []
+        assert saved(tmp_path / "out")["warnings"] == [UNKNOWN_PATIENTS]
 
     def test_without_summaries_the_backbone_is_unknown_and_warned_of(self, folders: list[str], tmp_path: Path) -> None:
         for split in ("train", "val"):
@@ -295,7 +296,7 @@ class TestOrigin:
         assert head_train.main(folders) == 0
         best = load_checkpoint(tmp_path / "out" / "best.pt")
         assert (best.backbone, best.pool_mode, best.resize) == (None, "unknown", None)
-        assert len(saved(tmp_path / "out")["warnings"]) == 2
+        assert len(saved(tmp_path / "out")["warnings"]) == 3
 
     def test_training_and_validation_by_two_backbones_are_refused(self, folders: list[str], tmp_path: Path) -> None:
         self.describe(tmp_path / "val", replace(IDENTITY, weights_sha256="cd" * 32))

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ import pytest
 
 from dicom_writer import DicomOptions, axial_geometry, write_dicom_series
 from meddinov3_stroke import load_backbone
-from meddinov3_stroke.cases import case_id, find_cases
+from meddinov3_stroke.cases import Case, FailedCase, case_id, find_cases
 from meddinov3_stroke.commands.status import main as status
 from meddinov3_stroke.errors import MissingInput
 from meddinov3_stroke.features.ledger import LEDGER_NAME, Ledger
@@ -116,9 +116,11 @@ def test_a_second_run_computes_only_what_has_no_result(flags, cohort, tmp_path, 
     (cohort / "empty.nii").unlink()
     tried: list[str] = []
     original = ICHPredictor.map
-    monkeypatch.setattr(
-        ICHPredictor, "map", lambda self, todo: original(self, [tried.append(str(one.path)) or one for one in todo])
-    )
+
+    def noted(self: ICHPredictor, todo, *more, **flags) -> Iterator[Case | FailedCase]:
+        return original(self, (tried.append(str(one.path)) or one for one in todo), *more, **flags)
+
+    monkeypatch.setattr(ICHPredictor, "map", noted)
     assert predict(words) == 8
     assert {Path(path).name for path in tried} == {"cut.nii.gz", "empty.nii.gz", "page.nii"}
     kept = [row for row in without_time(results(out)) if Path(row["input"]).name != "empty.nii.gz"]

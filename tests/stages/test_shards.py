@@ -251,7 +251,7 @@ def test_each_gpu_has_a_worker(table, monkeypatch) -> None:
     seen: list[tuple[str, ...]] = []
 
     def note(args: Args) -> None:
-        seen.append(args._worker_devices())
+        seen.append(args.crew(args.device).devices)
 
     for gpus in (["all"], ["2", "cuda:0", "2"]):
         assert run_command(Args, note, ["--series-csv", "table.csv", "--gpus", *gpus]) == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +109,7 @@ def _convert_many(args: Args, inputs: Sequence[VolumeInput]) -> None:
         found = f"{len(inputs)} cases in {', '.join(map(str, args.input))}"
         raise UsageError(f"--output {args.output}: expected a folder, for {found}; or name one case with --series")
 
-    def compute(todo: Sequence[VolumeInput]) -> Iterator[EndedCase]:
+    def compute(todo: Iterable[VolumeInput], _: object) -> Iterator[EndedCase]:
         for source in todo:
             yield attempt(source, lambda: _converted(args, source))  # noqa: B023
 

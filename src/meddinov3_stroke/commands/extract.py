@@ -34,8 +34,10 @@ def run(args: Args) -> dict[str, Any]:
     from meddinov3_stroke.system.provenance import Stopwatch, memory_statistics
 
     watch = Stopwatch()
-    require_writable(args.output_dir, args.cache_dir)
+    require_writable(args.output_dir, args.cache_dir, *args.stage_folders)
     table = args.read_table()
+    if not args.submit_shards({NAME: table}, args.output_dir):
+        return {}
     cohort = args.extract({NAME: table}, True, args.output_dir)
     if args.shard is not None:
         return args.print_shard(cohort, args.output_dir)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from meddinov3_stroke.errors import CorruptInput, MachineError, MissingInput, StorageError, UnsupportedInput
-from meddinov3_stroke.system.digest import describe_impostor
+from meddinov3_stroke.system.digest import describe_impostor, sha256_of_document
 from meddinov3_stroke.types import Volume
 
 HEAD_BYTES = 544
@@ -36,6 +36,16 @@ class OpenedInput(ABC):
     @abstractmethod
     def files(self) -> tuple[Path, ...]:
         """The files on disk whose stat identifies the input; found without reading their contents."""
+
+    def state(self) -> tuple[str, float] | None:
+        """(digest of what identifies the files, latest mtime or ctime in s); None where one cannot be examined."""
+        try:
+            stats = [(str(path.absolute()), path.stat()) for path in sorted(self.files)]
+        except OSError:
+            return None
+        facts = [(path, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in stats]
+        latest_s = max((max(s.st_mtime, s.st_ctime) for _, s in stats), default=0.0)
+        return (sha256_of_document(facts), latest_s) if facts else None
 
     @property
     @abstractmethod

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from meddinov3_stroke.ct.contents import OpenedInput, is_nifti_name, machine_errors
 from meddinov3_stroke.ct.nifti import NiftiInput
 from meddinov3_stroke.errors import MissingInput, UnsupportedInput, UsageError
 from meddinov3_stroke.system import names
+from meddinov3_stroke.system.atomic import is_url, located
 from meddinov3_stroke.types import Volume, VolumeInput
+
+if TYPE_CHECKING:
+    from meddinov3_stroke.ct.staged import Stage
 
 MAX_VOXELS = 2**28
 """Voxels above which a header is refused unread: 1024 slices of 512x512, far above any head CT."""
@@ -29,6 +36,13 @@ def open_input(
 ) -> OpenedInput:
     """The input at `source`, for its digest, its volume, or both; arguments and errors as for `read_volume`."""
     wanted = as_input(source, series)
+    if isinstance(wanted, VolumeInput) and is_url(wanted.path):
+        from meddinov3_stroke.ct.staged import StagedInput
+
+        limits: dict[str, Any] = {"max_voxels": max_voxels, "allow_single_slice": allow_single_slice}
+        return StagedInput(
+            replace(wanted, join_series=join_series or wanted.join_series), partial(open_input, **limits)
+        )
     names.know(*((wanted.path,) if isinstance(wanted, VolumeInput) else wanted))
     files, uid = (wanted.path, wanted.series_uid) if isinstance(wanted, VolumeInput) else (wanted, None)
     join_series = join_series or getattr(wanted, "join_series", False)
@@ -44,6 +58,35 @@ def open_input(
     from meddinov3_stroke.ct.dicom.read import DicomInput  # pydicom is loaded for DICOM alone
 
     return DicomInput(files, uid, max_voxels=max_voxels, allow_single_slice=allow_single_slice, join_series=join_series)
+
+
+class Reader:
+    """Opens the inputs of a run. Those at URLs, and with a `stage` folder all, are copied ahead of the reader."""
+
+    def __init__(self, open_one: Callable[[Source], OpenedInput], stage: Path | None) -> None:
+        self._open, self._folder = open_one, stage
+        self._stage: Stage | None = None
+
+    def ahead(
+        self, sources: Iterable[Source | None], wanted: Callable[[OpenedInput, str | None], bool]
+    ) -> Generator[Source | None, None, None]:
+        """The sources, in order; a copy lasts until the next one is asked for.
+
+        `wanted` says whether an input, with its series, is going to be read, so that its copy is worth making.
+        """
+        rest = iter(sources)
+        for source in rest:
+            if self._folder is None and not (source and is_url(source_path(source))):
+                yield source
+                continue
+            from meddinov3_stroke.ct.staged import Stage
+
+            self._stage = Stage(self._folder, self._open, wanted)
+            yield from self._stage.ahead(chain([source], rest))
+
+    def open(self, source: Source) -> OpenedInput:
+        """As `open_input`."""
+        return (self._stage and self._stage.open(source)) or self._open(source)
 
 
 def read_volume(
@@ -87,7 +130,7 @@ def as_input(source: Source, series: str | None = None) -> VolumeInput | tuple[P
             raise UsageError(f"series {series} asked of an input that names series {source.series_uid}; name one")
         return replace(source, series_uid=series or source.series_uid)
     if isinstance(source, (str, Path)):
-        return VolumeInput(Path(source), series)
+        return VolumeInput(located(Path(source)), series)
     if series is not None:
         raise UsageError("a series named beside single files; give the files of that series alone")
     if not source:

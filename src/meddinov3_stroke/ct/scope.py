@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from meddinov3_stroke.errors import OutOfScope, name_some
-from meddinov3_stroke.types import AIR_HU, PADDING_BELOW_HU, Volume, scaled_hu
+from meddinov3_stroke.types import AIR_HU, PADDING_BELOW_HU, Volume, VolumeSource, scaled_hu
 
 GRID_MM = 2.0
 AIR, BONE, BRAIN = (-1100.0, -850.0), 250.0, (0.0, 80.0)  # HU
@@ -75,13 +75,20 @@ class Rule:
     """With `{value}` for the figure, and `{slices}` for the slices it is about."""
     verdict: Literal["refuse", "warn"] = "refuse"
 
-    def judge(self, figures: Figures, places: Places) -> Finding | None:
+    def judge(self, figures: Figures, places: Places, source: VolumeSource) -> Finding | None:
         """The finding if the figure is known and outside its range."""
         value, slices = figures.get(self.figure), places.get(self.figure, ())
         if value is None or self.low <= value <= self.high:
             return None
-        message = self.message.format(value=f"{value:.3g}", slices=f"slices {name_some(slices)}")
+        message = self.message.format(value=f"{value:.3g}", slices=name_some(_slice_name(source, k) for k in slices))
         return Finding(self.name, self.verdict == "refuse", message, slices)
+
+
+def _slice_name(source: VolumeSource, index: int) -> str:
+    """The canonical index, with the Instance Number that viewers show, if there is one."""
+    image = source.image_of(index)
+    number = image.instance_number if image else None
+    return str(index) if number is None else f"{index} (Instance Number {number})"
 
 
 INF = float("inf")
@@ -107,11 +114,10 @@ RULES = (
          "at most 0.8; synthetic or smoothed", "warn"),
     Rule("order", "step_ratio", -INF, 0.72, "neighbouring slices differ {value} times as much as slices two apart, "
          "expected at most 0.72; slices are shuffled"),
-    Rule("dead slices", "dead_slices", -INF, 0, "{value} slices of the head have one value throughout: "
-         "{slices}"),
-    Rule("repeated slices", "repeated_slices", -INF, 0, "{value} slices repeat the one below: {slices}"),
+    Rule("dead slices", "dead_slices", -INF, 0, "slices with a single value throughout: {slices}"),
+    Rule("repeated slices", "repeated_slices", -INF, 0, "slices that repeat the one below: {slices}"),
     Rule("jump", "largest_jump", -INF, 2.5, "two neighbouring slices differ {value} times as much as those around "
-         "them; slices may be missing between {slices}", "warn"),
+         "them; some may be missing between {slices}", "warn"),
     Rule("clipped", "unclipped_share", 0.03, INF, "a share of {value} of the voxels lies between air, soft tissue and "
          "bone, expected 0.03 or more; HU look clipped to a window", "warn"),
 )  # fmt: skip
@@ -136,7 +142,7 @@ def judge(volume: Volume) -> Scope:
         for rule, (refuses, message) in HEADER_RULES.items()
         if rule in volume.header_hints
     ]
-    measured = [rule.judge(figures, places) for rule in RULES]
+    measured = [rule.judge(figures, places, volume.source) for rule in RULES]
     return Scope(figures, (*named, *(one for one in measured if one is not None)))
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from jaxtyping import Int8
 
 from meddinov3_stroke.errors import LabelError, SeriesTableError
+from meddinov3_stroke.system.atomic import is_url, read_bytes
 from meddinov3_stroke.system.digest import sha256_of_bytes
 
 CHINESE_ENCODING = "gb18030"  # superset of GBK and GB2312, which Chinese Windows writes; tried only after UTF-8
@@ -113,9 +114,12 @@ def read_id_list(path: Path) -> IdList:
 
 
 def _content(path: Path, fault: str, expected: str) -> bytes:
-    if not path.is_file():
+    if not is_url(path) and not path.is_file():
         raise SeriesTableError(f"{fault}; found {'a directory' if path.is_dir() else 'nothing'}, expected {expected}")
-    return path.read_bytes()
+    try:
+        return read_bytes(path)
+    except FileNotFoundError as error:
+        raise SeriesTableError(f"{fault}; found no such object, expected {expected}") from error
 
 
 def _decode(path: Path, content: bytes) -> tuple[str, tuple[str, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ class PredictionTable:
     slice_indices: Int64[np.ndarray, " n"] | None
     n_slices: Int64[np.ndarray, " n"] | None  # of the volume of each slice
     warnings: tuple[str, ...]
+    pixels: tuple[str, ...] | None = None  # digests of the pixels behind the rows, where cases state them
+    heads: tuple[str, ...] = ()  # digests of the heads behind the scores, where cases state them
+    datasets_dir: Path | None = None  # where relative paths of volumes are looked for first
 
     @property
     def heights(self) -> Float64[np.ndarray, " n"]:
@@ -51,6 +55,15 @@ class PredictionTable:
         assert self.slice_indices is not None
         assert self.n_slices is not None
         return np.asarray((self.slice_indices + 0.5) / self.n_slices)
+
+    @cached_property
+    def inputs(self) -> tuple[VolumeInput | None, ...]:
+        """The volume of each row, where one is named; paths are relative to `datasets_dir` or the table's folder."""
+        cells = self.csv.cells
+        lower = {str(name).casefold(): str(name) for name in cells.columns}
+        names = [*VOLUME_COLUMNS, "series_uid"]
+        frame = pd.DataFrame({name: cells[lower[name]] if name in lower else "" for name in names}, index=cells.index)
+        return volume_inputs(frame, self.csv.path.parent, self.datasets_dir, self.csv.path.name)
 
     def take(self, rows: Int64[np.ndarray, " kept"]) -> PredictionTable:
         """The table of the rows at these positions, in that order."""
@@ -67,6 +80,13 @@ class PredictionTable:
     def column(self, name: str) -> list[str]:
         """The cells of a column."""
         return [str(cell) for cell in self.csv.column(name)]
+
+    def calibrated(self) -> dict[str, Float64[np.ndarray, " n"]]:
+        """The columns `p_calibrated_NAME` of `predict`, of the labels for which every row has one."""
+        names = {str(name).casefold() for name in self.csv.cells.columns}
+        columns = {name: f"{SCORE}calibrated_{name}" for name in self.names}
+        known = {k: v for k, v in columns.items() if v.casefold() in names and "" not in self.column(v)}
+        return {name: _numbers(self.csv, column) for name, column in known.items()}
 
     def require_same_rows(self, other: PredictionTable) -> None:
         """Raise DatasetError unless another table has the same labels of the same patients, row for row."""
@@ -95,7 +115,7 @@ def read_predictions(path: Path, labels: Sequence[str] = (), cases: Path | None 
     Raises:
         SeriesTableError: no such table, or no labels with scores in it.
         LabelError: labels other than 0 and 1.
-        DatasetError: scores or slice indices that are not numbers; a slice beyond its volume.
+        DatasetError: scores or indices that are not numbers; a slice beyond its volume; a slice or series listed twice.
     """
     csv = read_csv_file(path, "table of predictions")
     header = [str(name) for name in csv.cells.columns]
@@ -113,6 +133,7 @@ def read_predictions(path: Path, labels: Sequence[str] = (), cases: Path | None 
     groups, warnings = _patients(csv, lower)
     indices, n_slices, more = _places(csv, lower) if "slice_index" in lower else (None, None, ())
     more = more if cases is None else ()  # cases state their number of slices
+    _require_once(csv, lower)
     table = PredictionTable(csv, names, truth, None, groups, indices, n_slices, (*csv.warnings, *warnings, *more))
     if cases is not None:
         return _with_cases(table, cases)
@@ -190,6 +211,22 @@ def _patients(csv: CsvFile, lower: set[str]) -> tuple[tuple[str, ...] | None, tu
     return tuple(groups), tuple(warnings)
 
 
+def _require_once(csv: CsvFile, lower: set[str]) -> None:
+    # a row counted twice narrows every interval; a patient may have several series, but not a series twice
+    is_of_slices = "slice_index" in lower
+    named = [name for name in _OF_VOLUME if name in lower and (is_of_slices or name not in ("study_uid", "patient_id"))]
+    key = [*named, *(name for name in ("slice_index", "n_slices") if name in lower)]
+    cells = pd.DataFrame({name: csv.column(name) for name in key}, index=csv.cells.index)
+    cells = cells[(cells[named] != "").any(axis=1)]
+    if named and (twice := cells.duplicated(keep=False)).any():
+        rows = name_rows([int(row) for row in cells.index[twice]], counted=False)
+        what = "slice" if is_of_slices else "series"
+        raise DatasetError(
+            f"{csv.path.name}: the same {what} ({', '.join(key)}) is listed more than once, in {rows}; keep one row of "
+            "each, or tell the volumes apart by series_uid"
+        )
+
+
 def _places(csv: CsvFile, lower: set[str]) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], tuple[str, ...]]:
     indices = _integers(csv, "slice_index")
     warnings: tuple[str, ...] = ()
@@ -208,19 +245,10 @@ def _places(csv: CsvFile, lower: set[str]) -> tuple[Int64[np.ndarray, " n"], Int
     return indices, n_slices.astype(np.int64), warnings
 
 
-def _inputs(table: PredictionTable) -> tuple[VolumeInput | None, ...]:
-    # the volume of each row; paths are relative to the table's folder
-    cells = table.csv.cells
-    lower = {str(name).casefold(): str(name) for name in cells.columns}
-    names = [*VOLUME_COLUMNS, "series_uid"]
-    frame = pd.DataFrame({name: cells[lower[name]] if name in lower else "" for name in names}, index=cells.index)
-    return volume_inputs(frame, table.csv.path.parent, None, table.csv.path.name)
-
-
 def has_volumes(table: PredictionTable) -> bool:
     """Whether every row of a table names its volume."""
     return bool(set(VOLUME_COLUMNS) & {str(name).casefold() for name in table.csv.cells.columns}) and all(
-        source is not None for source in _inputs(table)
+        source is not None for source in table.inputs
     )
 
 
@@ -232,7 +260,7 @@ def slice_brightness(table: PredictionTable) -> Float64[np.ndarray, " n"]:
     """
     assert table.slice_indices is not None
     brightness = np.zeros(len(table.labels))
-    for source, rows in _by_volume(_inputs(table)):
+    for source, rows in _by_volume(table.inputs):
         volume, indices = read_volume(source), table.slice_indices[rows]
         if indices.max() >= volume.n_slices:
             raise DatasetError(
@@ -267,7 +295,7 @@ def _with_cases(table: PredictionTable, folder: Path) -> PredictionTable:
     found = _read_cases(folder)
     keys = _case_keys(table)
     scores = np.full(table.labels.shape, np.nan)
-    sizes = np.ones(len(keys), dtype=np.int64)
+    sizes, used = np.ones(len(keys), dtype=np.int64), dict[str, str]()
     for row, (key, index) in enumerate(zip(keys, table.slice_indices.tolist(), strict=True)):
         case = found.get(key)
         if case is None or index not in case["rows"]:
@@ -278,19 +306,23 @@ def _with_cases(table: PredictionTable, folder: Path) -> PredictionTable:
             raise DatasetError(f"{case['folder']} has no scores of {', '.join(lacking)}; found {found_labels}")
         scores[row] = case["scores"][case["rows"][index]][[case["labels"].index(name) for name in table.names]]
         sizes[row] = case["n_slices"]
+        used[case["pixels_sha256"]] = case["head_sha256"]
     kept = np.flatnonzero(~np.isnan(scores).any(axis=1))
     if not len(kept):
         raise DatasetError(f"no slice of {table.csv.path.name} has a score in {folder}; expected cases of its volumes")
     warnings = table.warnings
     if n_without := len(keys) - len(kept):
         warnings += (f"{n_without} of {len(keys)} slices have no score in {folder} and are left out",)
-    return replace(table, probabilities=scores, n_slices=sizes, warnings=warnings).take(kept)
+    pixels, heads = tuple(used), tuple(sorted(set(used.values())))
+    return replace(table, probabilities=scores, n_slices=sizes, warnings=warnings, pixels=pixels, heads=heads).take(
+        kept
+    )
 
 
 def _case_keys(table: PredictionTable) -> list[str]:
     if "case_id" in {str(name).casefold() for name in table.csv.cells.columns}:
         return table.column("case_id")
-    return ["" if source is None else str(source.path.resolve()) for source in _inputs(table)]
+    return ["" if source is None else str(source.path.resolve()) for source in table.inputs]
 
 
 def _read_cases(folder: Path) -> dict[str, dict[str, Any]]:
@@ -308,6 +340,7 @@ def _read_cases(folder: Path) -> dict[str, dict[str, Any]]:
         rows = {index: row for row, index in enumerate(indices)}
         case = {"folder": summary.parent, "labels": labels, "rows": rows, "scores": scores}
         case["n_slices"] = document["n_slices"]
+        case |= {name: document.get(name, "") for name in ("pixels_sha256", "head_sha256")}
         found[summary.parent.name] = found[str(Path(document["input"]).resolve())] = case
     if not found:
         raise DatasetError(f"no case with slice_probs.npy in {folder}; expected the --output-dir of predict")

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int8, Integer
 from meddinov3_stroke.data.csv_file import IdList, read_csv_file, read_id_list, zeros_and_ones
 from meddinov3_stroke.errors import DatasetError, LabelError, SeriesTableError, UsageError, name_some
 from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, name_rows
+from meddinov3_stroke.system.atomic import is_url, located
 from meddinov3_stroke.system.names import know
 from meddinov3_stroke.types import LABELS, STACK_NUMBER, VolumeInput
 
@@ -285,10 +286,7 @@ def _resolve_identities(cells: pd.DataFrame, where: str) -> pd.DataFrame:
 def volume_inputs(
     frame: pd.DataFrame, csv_folder: Path, datasets_dir: Path | None, where: str
 ) -> tuple[VolumeInput | None, ...]:
-    """The input each row names, None where it names none.
-
-    `series_uid` chooses a series of a DICOM input or an index; beside a NIfTI file it is only a key.
-    """
+    """The input each row names, None where it names none; `series_uid` is only a key beside a NIfTI file."""
     dicom_paths = frame["dicom_path"] + frame["header_index"]
     volumes, dicom = frame["nifti_path"] + dicom_paths, dicom_paths.str.lower()
     _refuse(
@@ -302,19 +300,21 @@ def volume_inputs(
 
     @cache  # thousands of rows name one index
     def resolve(text: str) -> Path:
-        spellings = (Path(text).expanduser(), Path(text.replace("\\", "/")).expanduser())  # the second of Windows
+        if is_url(path := located(Path(text))):
+            return path
+        spellings = (path.expanduser(), Path(text.replace("\\", "/")).expanduser())  # the second of Windows
         candidates = [folder / one for one in spellings for folder in (datasets_dir, csv_folder) if folder]
         know(text, found := next((path for path in candidates if path.exists()), candidates[0]))
         return found
 
-    named_nifti = dicom_paths.where(dicom.str.endswith((".nii", ".nii.gz")), "")  # "" is the CSV's folder, which exists
+    named_nifti = dicom_paths.where(dicom.str.endswith((".nii", ".nii.gz")), "")
     _refuse(
-        ~named_nifti.map(lambda text: resolve(text).is_dir()),
+        named_nifti.map(lambda text: bool(text) and not resolve(text).is_dir()),
         f"{where}: a NIfTI file under dicom_path or header_index in {{rows}}; it belongs under nifti_path",
     )
     of_windows = volumes.where(volumes.str.fullmatch(_WINDOWS_PATH), "")
     _refuse(
-        ~of_windows.map(lambda text: resolve(text).exists()),
+        of_windows.map(lambda text: bool(text) and not resolve(text).exists()),
         f"{where}: paths of a Windows machine ({max(of_windows, default='')}) in {{rows}}; copy the files, shorten the "
         "paths to what follows the copied folder, and set DATASETS_DIR to that folder",
     )

@@ -127,7 +127,8 @@ def _expected_digest(path: Path, pinned: str | None, force: bool) -> tuple[str |
         return (pinned, "pinned") if pinned else (None, "first use")
     record = record_path(path)
     try:
-        return parse_sha256(json.loads(record.read_bytes())["sha256"], str(record)), f"recorded in {record.name}"
+        text = str(json.loads(record.read_bytes())["sha256"])
+        return parse_sha256(text, str(record)), f"recorded in {record.name}"
     except FileNotFoundError:
         return None, "first use"
     except (ValueError, TypeError, KeyError, AttributeError, UsageError) as error:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from meddinov3_stroke.ct import OpenedInput, Source, open_input, source_path
+from meddinov3_stroke.ct import OpenedInput, Reader, Source, open_input, source_path
 from meddinov3_stroke.ct.scope import judge, require_in_scope
 from meddinov3_stroke.errors import (
     InputError,
@@ -44,13 +44,9 @@ from meddinov3_stroke.types import SliceEmbeddings, Volume, VolumeInput
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 
-WINDOWS_AHEAD = 3
-"""Windows of prepared slices that wait for the engine; enough to hide the reading of a volume behind one pass each."""
-
+WINDOWS_AHEAD = 3  # windows of prepared slices that wait for the engine; enough to hide the reading of a volume
 POLL_S = 0.2  # between two looks whether another run has finished a volume
-
 LONGEST_WAIT_S = 600.0  # for a volume of another run, which may be paused; computing it twice does no harm
-
 OnSlices = Callable[[int, int], None]  # (slices just embedded, slices of their volume); 0, 0: waits for another run
 
 
@@ -83,6 +79,7 @@ def extract(
     on_slices: OnSlices | None = None,
     check: Callable[[Volume], object] | None = None,
     force: bool = True,
+    stage: Path | None = None,
 ) -> Generator[Extraction, None, None]:
     """The extraction of each input, in order, each as soon as it is known; an input in the store is not decoded.
 
@@ -90,17 +87,16 @@ def extract(
     there; if that run ends before, this one computes it. Close the generator to stop reading ahead. `keep_volume`
     yields the voxels too. `memory` saves hashing unchanged inputs again, unless `verify_inputs`. `check` may raise for
     a volume that is about to be embedded; the error is then that input's. Unless `force`, so is `OutOfScope` for a
-    volume outside the intended use, cached or not; with it such a volume is embedded with a warning.
+    volume outside the intended use, cached or not; with it, it is embedded with a warning. `stage`: see `ct.Reader`.
 
-    Raises NonFiniteEmbedding (the backbone gave NaN or infinity; the message names the file, and nothing of it is
-    stored), StorageError (the store cannot be read or written) or UsageError (the extractor's slices, batch or size
-    cannot be honoured).
+    Raises NonFiniteEmbedding (NaN or infinity; the message names the file, of which nothing is stored), StorageError
+    (the store cannot be read or written) or UsageError (the extractor's slices, batch or size cannot be honoured).
     """
-    report = on_slices or (lambda n_done, n_chosen: None)
+    report, reader = on_slices or (lambda n_done, n_chosen: None), Reader(open_input, stage)
     check = check or (lambda volume: None)
     with ExitStack() as stack:
         leases = stack.enter_context(closing(Leases(store.folder))) if store is not None else None
-        run = _Run(extractor, store, leases, keep_volume, memory, verify_inputs, report, check, force)
+        run = _Run(extractor, store, leases, keep_volume, memory, verify_inputs, report, check, force, reader)
         items = stack.enter_context(closing(read_ahead(run.read(inputs), WINDOWS_AHEAD)))
         for case, pixels in items:
             is_waiting = case.is_announced and pixels is None
@@ -176,6 +172,7 @@ class _Run:
     on_slices: OnSlices
     check: Callable[[Volume], object]
     force: bool
+    reader: Reader
     postponed: list[_Case] = field(default_factory=list)  # cases that other runs are computing, in order
     begun: set[str] = field(default_factory=set)  # keys of the inputs being embedded or stored in this run
     rows: deque[_Case] = field(default_factory=deque)  # cases not yet yielded, in order
@@ -183,13 +180,17 @@ class _Run:
 
     def read(self, inputs: Iterable[Source | None]) -> Iterator[_Window]:
         """Each case, then its windows; holds one volume and one window of float slices at a time."""
-        for source in inputs:
-            case = _Case(source)
-            yield from self._settling(case, self._read_one(case))
+        with closing(self.reader.ahead(inputs, self._is_new)) as sources:
+            for source in sources:
+                case = _Case(source)
+                yield from self._settling(case, self._read_one(case))
         if self.postponed:
             LOGGER.info("waiting for %d volumes that another run is computing", len(self.postponed))
         for case in self.postponed:
             yield from self._settling(case, self._take_over(case))
+
+    def _is_new(self, opened: OpenedInput, series_uid: str | None) -> bool:
+        return self.memory is None or self.verify_inputs or self.memory.recall(opened, series_uid) is None
 
     def _settling(self, case: _Case, windows: Iterator[_Window]) -> Iterator[_Window]:
         """The windows of a case; a fault of its input becomes its result."""
@@ -231,7 +232,7 @@ class _Run:
         with _ends_one_input():
             if case.input is None:
                 raise MissingInput("nifti_path is empty; expected a NIfTI file, or dicom_path or header_index")
-            return open_input(case.input)
+            return self.reader.open(case.input)
 
     def _compute(self, case: _Case, opened: OpenedInput, watch: Stopwatch) -> Iterator[_Window]:
         with _ends_one_input():

@@ -1,8 +1,8 @@
 """Leases on entries of a store, so that runs over the same inputs share the work instead of repeating it.
 
 A lease is a POSIX lock on one byte of a file in the store's folder, so it ends with its process, however that ends.
-Where such locks do not exist (Windows, a read-only folder, some network file systems) every lease is granted: the runs
-repeat each other's work and store the same entries.
+Where such locks do not exist (Windows, a read-only folder, object stores, some network file systems) every lease is
+granted: the runs repeat each other's work and store the same entries.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import logging
 import os
 from contextlib import suppress
 from pathlib import Path
+
+from meddinov3_stroke.system.atomic import is_url
 
 LOGGER = logging.getLogger("meddinov3_stroke")
 FILE_NAME = "leases"
@@ -23,6 +25,8 @@ class Leases:
     def __init__(self, folder: Path) -> None:
         self.path = Path(folder) / FILE_NAME
         self._file: int | None = None
+        if is_url(self.path):
+            return  # object stores have no locks
         try:
             import fcntl  # not on Windows
 

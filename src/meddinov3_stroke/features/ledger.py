@@ -21,7 +21,7 @@ from typing import Any
 
 from meddinov3_stroke.ct import OpenedInput
 from meddinov3_stroke.errors import STATUSES, Outcome, PartialFailure, UsageError, WorkerLost
-from meddinov3_stroke.features.memory import SETTLED_S, files_state
+from meddinov3_stroke.features.memory import SETTLED_S
 from meddinov3_stroke.features.shards import Shard, shard_ranks
 from meddinov3_stroke.system import names
 from meddinov3_stroke.system.atomic import append_line, write_json
@@ -121,6 +121,16 @@ class Ledger:
         self._append({"time": _now(), "settings": settings, **hidden, "inputs": [inputs[k] for k in positions]})
         return positions
 
+    def open_shards(self, settings: str, inputs: Sequence[str], of: int) -> list[Shard]:
+        """The shards, `of` in all, with inputs that have no result, or failed for a reason worth another try."""
+        shards = [Shard(rank, of) for rank in range(of)]
+        self._require_same_number(shards[0], settings, inputs)
+        if self.settings != settings or set(self.shards) != set(inputs):
+            return shards
+        ended = {name for name, record in self.records.items() if record["status"] != "failed"}
+        unfinished = {shard for name, shard in self.shards.items() if name not in ended}
+        return [shard for shard in shards if shard in unfinished]
+
     def _require_same_number(self, shard: Shard, settings: str, inputs: Sequence[str]) -> None:
         # resubmitting part of a Slurm array changes rank and count
         path = self.folder / SHARDS_NAME
@@ -147,10 +157,10 @@ class Ledger:
             for one, count in sorted(pending.items(), key=lambda item: item[0].rank)
         ]
 
-    def lost_error(self, name: str) -> WorkerLost | None:
-        """The error of an input of a shard that every worker was lost over; putting shards together does not retry."""
-        record = self.records.get(name, {})
-        return WorkerLost(record["message"]) if name in self.shards and record.get("code") == WorkerLost.code else None
+    def lost(self, names: Sequence[str]) -> dict[int, WorkerLost]:
+        """Position -> error of inputs of shards that every worker was lost over; putting together does not retry."""
+        records = {k: self.records.get(name, {}) for k, name in enumerate(names) if name in self.shards}
+        return {k: WorkerLost(one["message"]) for k, one in records.items() if one.get("code") == WorkerLost.code}
 
     def add(self, name: str, outcome: Outcome, **facts: Any) -> None:
         """Record how an input ended, with further facts (JSON)."""
@@ -182,7 +192,7 @@ def input_name(source: VolumeInput) -> str:
 
 def settled_state(opened: OpenedInput) -> str | None:
     """What identifies the files of an input; None if they changed a moment ago, or cannot be examined."""
-    state = files_state(opened.files)
+    state = opened.state()
     return None if state is None or time.time() - state[1] < SETTLED_S else state[0]
 
 

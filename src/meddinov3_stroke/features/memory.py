@@ -3,6 +3,7 @@
 A digest is valid while path, device, inode, size, mtime and ctime of every file of the input are unchanged. A file that
 changed less than `SETTLED_S` before it was hashed is not remembered: a later change could leave the same times. An edit
 that restores all of these is found only by hashing again (`--verify-inputs`). No path is stored: it may name a patient.
+Objects at URLs are known by URL, ETag and size instead.
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 from meddinov3_stroke.ct import OpenedInput
 from meddinov3_stroke.errors import StorageError
-from meddinov3_stroke.system.atomic import write_bytes
+from meddinov3_stroke.system.atomic import is_url, located, read_bytes, write_bytes
 from meddinov3_stroke.system.digest import sha256_of_bytes, sha256_of_document
 
 LOGGER = logging.getLogger("meddinov3_stroke")
@@ -28,14 +28,14 @@ class InputMemory:
     """Records under `<folder>/<first two digits of the name>/<name>.json`, one an input."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+        self.folder = located(Path(folder))
         self._writable = True
 
     def digest(self, opened: OpenedInput, series_uid: str | None) -> str:
         """The input's digest, hashed now and remembered; errors as for `opened.digest`."""
-        before = files_state(opened.files)
+        before = opened.state()
         sha256 = opened.digest
-        if before is not None and before == files_state(opened.files) and self.recall(opened, series_uid) != sha256:
+        if before is not None and before == opened.state() and self.recall(opened, series_uid) != sha256:
             record = {"schema": _schema(opened), "files_sha256": before[0], "input_sha256": sha256}
             if time.time() - before[1] >= SETTLED_S and self._writable:
                 self._write(self._record(opened, series_uid), record)
@@ -45,20 +45,26 @@ class InputMemory:
         """The remembered digest of the input, where its files are unchanged; no file of it is opened."""
         path = self._record(opened, series_uid)
         try:
-            content = path.read_bytes()
-        except OSError:
+            content = read_bytes(path)
+        except (OSError, StorageError):  # the input is hashed again
             return None
         digest, _, body = content.partition(b"\n")
         if digest.decode("ascii", "replace") != sha256_of_bytes(body):
             LOGGER.warning("damaged record of an input digest %s; the input is hashed again", path)
             return None
         record = json.loads(body)
-        state = files_state(opened.files)
+        state = opened.state()
         known = state is not None and (record["schema"], record["files_sha256"]) == (_schema(opened), state[0])
         return str(record["input_sha256"]) if known else None
 
     def _record(self, opened: OpenedInput, series_uid: str | None) -> Path:
-        name = sha256_of_document([str(opened.path.absolute()), series_uid, getattr(opened, "join_series", False)])
+        name = sha256_of_document(
+            [
+                str(opened.path if is_url(opened.path) else opened.path.absolute()),
+                series_uid,
+                getattr(opened, "join_series", False),
+            ]
+        )
         return self.folder / name[:2] / f"{name}.json"
 
     def _write(self, path: Path, record: dict[str, str]) -> None:
@@ -73,14 +79,3 @@ class InputMemory:
 def _schema(opened: OpenedInput) -> str:
     # versions of the record and of the reader whose digest it holds (DICOM; the digest of NIfTI is of its bytes)
     return f"{MEMORY_SCHEMA}.{getattr(opened, 'reader_version', 0)}"
-
-
-def files_state(files: Iterable[Path]) -> tuple[str, float] | None:
-    """(digest of what identifies the files, latest mtime or ctime in s), or None where one cannot be examined."""
-    try:
-        stats = [(str(path.absolute()), path.stat()) for path in sorted(files)]
-    except OSError:
-        return None
-    facts = [(path, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in stats]
-    latest_s = max((max(s.st_mtime, s.st_ctime) for _, s in stats), default=0.0)
-    return (sha256_of_document(facts), latest_s) if facts else None

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from safetensors.numpy import load as tensors_of
 from safetensors.numpy import save as payload_of
 
 from meddinov3_stroke.errors import NonFiniteEmbedding, StorageError, UsageError
-from meddinov3_stroke.system.atomic import write_bytes
+from meddinov3_stroke.system.atomic import is_url, located, read_bytes, write_bytes
 from meddinov3_stroke.system.digest import sha256_of_document
 from meddinov3_stroke.types import BackboneIdentity, SliceEmbeddings, SliceImage, SliceSelection, VolumeSource
 
@@ -105,7 +106,7 @@ class EmbeddingStore:
     """Entries under `<folder>/<first two digits of the key>/<key>.emb`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+        self.folder = located(Path(folder))
         self._shards: tuple[int, Compacted] | None = None  # time of the index, and what it lists
 
     def path(self, key: str) -> Path:
@@ -121,18 +122,32 @@ class EmbeddingStore:
         """
         path = self.path(key)
         try:
-            content = path.read_bytes()
+            content = read_bytes(path)
         except FileNotFoundError:
             return self._in_shards(key) if compacted else None
         except OSError as error:
-            raise StorageError(f"cannot read {path}: {error.strerror}; check the disk and the permissions") from error
+            raise StorageError(
+                f"cannot read {path}: {error.strerror or error}; check the disk and the permissions"
+            ) from error
         try:
             return _decode(content, key)
         except ValueError as damage:
             _set_aside(path, str(damage))
             return None
 
+    @cached_property
+    def _has_no_shards(self) -> bool:
+        from meddinov3_stroke.system.remote import listed
+
+        if listed(self.folder / COMPACTED):
+            raise UsageError(
+                f"{self.folder} is compacted, and shards are read from a local folder only; copy it to one"
+            )
+        return True
+
     def _in_shards(self, key: str) -> Entry | None:
+        if is_url(self.folder) and self._has_no_shards:
+            return None
         try:
             changed = (self.folder / COMPACTED / COMPACTED_INDEX).stat().st_mtime_ns
         except OSError:
@@ -194,6 +209,9 @@ def _decode(content: bytes, key: str) -> Entry:
 
 
 def _set_aside(path: Path, reason: str) -> None:
+    if is_url(path):
+        LOGGER.warning("damaged cache entry %s: %s; computed again, and replaced", path, reason)
+        return
     aside = path.with_name(path.name + CORRUPT_SUFFIX)
     try:
         path.replace(aside)

@@ -1,8 +1,9 @@
-"""Several worker processes on one machine, each of which runs the loop over the inputs that it is handed.
+"""Several worker processes, each of which runs the loop over the inputs that it is handed.
 
 A worker has its own device and cores. It holds a few inputs, so that reading overlaps with the engine, and reports
 each result, each forward pass and each message. One that dies or gives no sign for too long is replaced. The inputs it
 held are then handed out alone, so that one that ends its worker harms no other; after `MOST_TRIES` it is given up.
+The processes are children of this one, or actors of a Ray cluster (`features.ray_workers`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -60,11 +62,7 @@ class Workers:
         """
         if not inputs:
             return
-        devices = self.devices[: len(inputs)]
-        crew = [_Worker(f"worker {k} ({device})", device, prepare) for k, device in enumerate(devices)]
-        for worker, cores in zip(crew, split(affinity(), len(crew)), strict=True):
-            worker.cores = cores
-            worker.n_threads = len(cores) if cpu_threads() == available_cpus() else max(1, cpu_threads() // len(crew))
+        crew = self.crew(self.devices[: len(inputs)], prepare)
         run = _Run(inputs, crew, self.silence_s)
         try:
             yield from run.results()
@@ -73,6 +71,14 @@ class Workers:
         finally:
             for worker in crew:
                 worker.end()
+
+    def crew(self, devices: Sequence[str], prepare: Prepare) -> Sequence[Worker]:
+        """A worker for each device, not started yet."""
+        crew = [ChildWorker(f"worker {k} ({device})", device, prepare) for k, device in enumerate(devices)]
+        for worker, cores in zip(crew, split(affinity(), len(crew)), strict=True):
+            worker.cores = cores
+            worker.n_threads = len(cores) if cpu_threads() == available_cpus() else max(1, cpu_threads() // len(crew))
+        return crew
 
 
 def split(cores: Sequence[int], n: int) -> list[list[int]]:
@@ -100,31 +106,35 @@ def _confined(cores: Sequence[int], n_threads: int) -> Iterator[None]:
 
 
 @dataclass(eq=False)
-class _Worker:
+class Worker(ABC):
     """A place in the crew: the process that has it now, and what that holds."""
 
     name: str
     device: str
     prepare: Prepare
-    cores: Sequence[int] = ()  # none where the system has no affinity
-    n_threads: int = 1
     held: list[int] = field(default_factory=list)  # positions of the inputs handed out, without a result yet
     is_ready: bool = False  # to be handed inputs
     is_tested: bool = False  # holds an input that ended a worker before, and nothing else
     n_deaths: int = 0  # without a result in between
     heard: float = 0.0  # when the last sign came
-    process: ChildProcess | None = None
     connection: Connection = field(init=False)
 
+    @abstractmethod
     def start(self) -> None:
         """Start a process in this place."""
-        self.connection, theirs = _CONTEXT.Pipe()
-        with _confined(self.cores, self.n_threads):
-            level = LOGGER.getEffectiveLevel()
-            self.process = _CONTEXT.Process(target=_serve, args=(theirs, self.prepare, self.device, level))
-            self.process.start()
-        theirs.close()
-        self.heard, self.is_ready = time.monotonic(), False
+
+    @abstractmethod
+    def end(self, wait_s: float = 0.0) -> str:
+        """End the process, if there is one, after so many seconds; gives how it ended by then."""
+
+    @abstractmethod
+    def dismiss(self) -> None:
+        """Let a process without inputs exit."""
+
+    @property
+    def speaker(self) -> Any:
+        """What becomes readable when the process speaks or dies."""
+        return self.connection
 
     def hand(self, position: int, source: Any) -> None:
         """Give the process an input; if it is dead, that shows when its messages are read."""
@@ -139,18 +149,39 @@ class _Worker:
             self.heard = time.monotonic()
             yield self.connection.recv()
 
-    def is_silent(self, silence_s: float) -> bool:
-        """Whether a process that has something to do has given no sign for too long."""
-        return (bool(self.held) or not self.is_ready) and time.monotonic() - self.heard > silence_s
+    def fault(self, silence_s: float) -> str | None:
+        """Why a process that has not ended is to be replaced: it has something to do and gave no sign for too long."""
+        is_silent = (bool(self.held) or not self.is_ready) and time.monotonic() - self.heard > silence_s
+        return f"gave no sign for {silence_s:g} s" if is_silent else None
+
+
+@dataclass(eq=False)
+class ChildWorker(Worker):
+    """A child of this process, with cores of its own."""
+
+    cores: Sequence[int] = ()  # none where the system has no affinity
+    n_threads: int = 1
+    process: ChildProcess | None = None
+
+    def start(self) -> None:
+        """Start a child."""
+        self.connection, theirs = _CONTEXT.Pipe()
+        with _confined(self.cores, self.n_threads):
+            level = LOGGER.getEffectiveLevel()
+            self.process = _CONTEXT.Process(target=_serve_parent, args=(theirs, self.device, level))
+            self.process.start()
+        theirs.close()
+        self.connection.send(self.prepare)  # unpickled where an error can be reported
+        self.heard, self.is_ready = time.monotonic(), False
 
     def dismiss(self) -> None:
-        """Let a process without inputs exit."""
+        """Close the connection, and wait for the child."""
         self.connection.close()
         if self.process is not None:
             self.process.join(EXIT_S)
 
     def end(self, wait_s: float = 0.0) -> str:
-        """End the process, if there is one, after so many seconds; gives how it ended by then."""
+        """Kill the child if it does not exit in time."""
         if self.process is None:
             return ""
         self.connection.close()
@@ -167,7 +198,7 @@ class _Run:
     """Which inputs wait, which are suspected of having ended a worker, and which are given up."""
 
     inputs: Sequence[Any]
-    crew: list[_Worker]
+    crew: Sequence[Worker]
     silence_s: float
     waiting: deque[int] = field(init=False)
     suspects: deque[int] = field(default_factory=deque)
@@ -184,15 +215,15 @@ class _Run:
         while self.waiting or self.suspects or any(worker.held for worker in self.crew):
             for worker in self.crew:
                 self._hand_out(worker)
-            spoken = wait([worker.connection for worker in self.crew], min(POLL_S, self.silence_s))
+            spoken = wait([worker.speaker for worker in self.crew], min(POLL_S, self.silence_s))
             for worker in self.crew:
-                if worker.connection in spoken:
+                if worker.speaker in spoken:
                     yield from self._take(worker)
-                elif worker.is_silent(self.silence_s):
-                    self._replace(worker, f"gave no sign for {self.silence_s:g} s")
+                elif fault := worker.fault(self.silence_s):
+                    self._replace(worker, fault)
         yield from self.lost.items()
 
-    def _hand_out(self, worker: _Worker) -> None:
+    def _hand_out(self, worker: Worker) -> None:
         if not worker.is_ready or worker.is_tested:
             return
         if self.suspects and not worker.held:
@@ -205,7 +236,7 @@ class _Run:
             position = self.waiting.popleft()
             worker.hand(position, self.inputs[position])
 
-    def _take(self, worker: _Worker) -> Iterator[tuple[int, Any]]:
+    def _take(self, worker: Worker) -> Iterator[tuple[int, Any]]:
         try:
             for position, content in worker.messages():
                 worker.is_ready = True
@@ -220,7 +251,7 @@ class _Run:
         except (EOFError, OSError):
             self._replace(worker, worker.end(wait_s=POLL_S))
 
-    def _replace(self, worker: _Worker, reason: str) -> None:
+    def _replace(self, worker: Worker, reason: str) -> None:
         worker.end()
         held, worker.held, worker.is_tested, worker.n_deaths = worker.held, [], False, worker.n_deaths + 1
         if worker.n_deaths >= MOST_DEATHS:
@@ -241,10 +272,14 @@ class _Run:
         worker.start()
 
 
-def _serve(connection: Connection, prepare: Prepare, device: str, level: int) -> None:
-    """What a worker does; runs in its process, and ends when the parent closes the connection."""
+def _serve_parent(connection: Connection, device: str, level: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
     threading.Thread(target=end_with_parent, daemon=True).start()
+    serve(connection, device, level)
+
+
+def serve(connection: Connection, device: str, level: int) -> None:
+    """What a worker does; runs in its process, first receives its `Prepare`, and ends when the connection is closed."""
     lock = threading.Lock()
 
     def send(position: int | None = None, content: Any = None) -> None:
@@ -255,7 +290,7 @@ def _serve(connection: Connection, prepare: Prepare, device: str, level: int) ->
     LOGGER.setLevel(logging.ERROR)  # the parent has said what there is to say about the backbone
     try:
         with libraries_at_debug():
-            work = prepare(device, lambda *_: send())
+            work = connection.recv()(device, lambda *_: send())
             LOGGER.setLevel(level)
             send()
             while (task := _task(connection, is_waiting=True)) is not None:

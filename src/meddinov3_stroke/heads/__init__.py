@@ -1,13 +1,12 @@
 """Light heads on frozen embeddings: data, training, checkpoints, application."""
 
 from meddinov3_stroke.heads.applying import check_backbone, predict_logits
-from meddinov3_stroke.heads.architectures import ARCHITECTURES, build_head
+from meddinov3_stroke.heads.architectures import ARCHITECTURES, LabelCalibration, build_head
 from meddinov3_stroke.heads.checkpoint import (
     HeadCheckpoint,
     TrainingDistribution,
     identity_from_document,
     load_checkpoint,
-    save_checkpoint,
 )
 from meddinov3_stroke.heads.data import (
     EmbeddingOrigin,
@@ -19,11 +18,13 @@ from meddinov3_stroke.heads.data import (
     read_origin,
     same_origin,
 )
+from meddinov3_stroke.heads.saving import save_checkpoint
 
 __all__ = [
     "ARCHITECTURES",
     "EmbeddingOrigin",
     "HeadCheckpoint",
+    "LabelCalibration",
     "TrainingDistribution",
     "build_head",
     "check_backbone",

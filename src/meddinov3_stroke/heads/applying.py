@@ -6,7 +6,7 @@ No torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from meddinov3_stroke.heads.architectures import ARCHITECTURES
 from meddinov3_stroke.heads.checkpoint import POOL_MODES, HeadCheckpoint, load_checkpoint
 from meddinov3_stroke.system.command import command_of
 from meddinov3_stroke.system.digest import sha256_of_document
-from meddinov3_stroke.types import BackboneIdentity, HeadOutput, Threshold
+from meddinov3_stroke.types import BackboneIdentity, Calibrated, HeadOutput, Threshold, logit, sigmoid
 
 LEAST_ROWS = 100
 """Training rows below which a head gets no rule for the distance to them."""
@@ -29,8 +29,6 @@ NO_HEAD: Mapping[str, Any] = {"in_distribution": None, "reason": "no head was ap
 ROWS_PER_BATCH = 16384  # rows sent through the head at a time; bounds memory
 
 _ALIKE = ("labels", "pool_mode", "input_dim", "resize")
-
-_EPSILON = 1e-9  # thresholds of 0 and 1 have no finite logit
 
 _IDENTITY = ("sha256", "pool_mode", "labels", "input_dim", "hidden_dim", "resize", "backbone", "seed", "epoch")
 
@@ -82,6 +80,8 @@ class HeadEnsemble:
 
     members: tuple[HeadCheckpoint, ...]
     thresholds: Mapping[str, Threshold]
+    operating_point: str | None = None  # whose thresholds these are; they are on calibrated probabilities
+    are_given: bool = False  # whether the user gave the thresholds, which then have no indeterminate band
     labels = property(attrgetter("_first.labels"))
     pool_mode = property(attrgetter("_first.pool_mode"))
     input_dim = property(attrgetter("_first.input_dim"))
@@ -105,6 +105,70 @@ class HeadEnsemble:
         """Sigmoid of the mean of the heads' logits."""
         logits = np.stack([output.logits for output in outputs]).astype(np.float64)
         return HeadOutput(logits.mean(axis=0), self.labels).probabilities
+
+    def at_point(self, name: str) -> HeadEnsemble:
+        """The same head, deciding at one of its operating points, such as `sensitivity-95`.
+
+        Raises CheckpointError where there are none, UsageError for another name.
+        """
+        point, points = name.replace("-", "_"), self._first.operating_points or {}
+        if reason := self._uncalibrated():
+            raise CheckpointError(
+                f"--operating-point {name}: {reason}; omit it to decide at the thresholds of the checkpoint"
+            )
+        if point not in points:
+            expected = ", ".join(points).replace("_", "-")
+            raise UsageError(f"--operating-point {name}: expected one of {expected}")
+        return replace(self, thresholds=points[point], operating_point=point)
+
+    def point_warnings(self) -> tuple[str, ...]:
+        """The warning about labels that an operating point decides on probabilities without calibration."""
+        calibration = self._first.calibration or {}
+        without = [label for label in self.labels if calibration[label].calibrator is None]
+        if not without:
+            return ()
+        named = (self.operating_point or "").replace("_", "-")
+        return (
+            f"--operating-point {named}: {', '.join(without)} without calibration, for lack of validation patients; "
+            "decided on the probability as it is",
+        )
+
+    def _uncalibrated(self) -> str | None:
+        if len(self.members) > 1:
+            return "the mean of the logits of several heads has no calibration"
+        if self._first.operating_points is None and self._first.calibration is not None:
+            return "the head was trained without validation data"
+        if self._first.calibration is None:
+            return "the checkpoint has no calibration: an earlier version wrote it, or its training was cut off"
+        if self.pool_mode == "slice":
+            return "the head was calibrated on slices, and the maximum over the slices of a case was not"
+        return None
+
+    def calibrated(self, outputs: Sequence[HeadOutput]) -> dict[str, Calibrated]:
+        """The calibrated probability of each label of a case, or the reason why there is none."""
+        if reason := self._uncalibrated():
+            return dict.fromkeys(self.labels, Calibrated(reason=reason))
+        assert self._first.calibration is not None
+        logits = dict(zip(self.labels, outputs[0].logits[0].tolist(), strict=True))
+        return {label: self._first.calibration[label].of(logits[label]) for label in self.labels}
+
+    def decide(
+        self, probabilities: Mapping[str, float], calibrated: Mapping[str, Calibrated]
+    ) -> tuple[dict[str, bool], tuple[str, ...]]:
+        """(label -> whether it is at or above its threshold; labels whose threshold lies in the interval of the
+        calibrated probability)."""
+        decisions, indeterminate = {}, []
+        for label, one in calibrated.items():
+            limit, calibration = self.thresholds[label].value, (self._first.calibration or {}).get(label)
+            value = None if self.operating_point is None else one.value
+            decisions[label] = (probabilities[label] if value is None else value) >= limit
+            if one.low is None or one.high is None or self.are_given or calibration is None:
+                continue
+            if value is None and calibration.calibrator is not None:
+                limit = float(calibration.calibrator.apply(logit(np.array([limit])))[0])
+            if one.low < limit <= one.high:
+                indeterminate.append(label)
+        return decisions, tuple(indeterminate)
 
     def judge_distance(self, rows: Float32[np.ndarray, "n dim"]) -> dict[str, Any]:
         """The verdict of the head that the rows are farthest from; of heads without a rule, that it is unknown."""
@@ -148,9 +212,7 @@ def _mean_thresholds(heads: Sequence[HeadCheckpoint]) -> dict[str, Threshold]:
     """The thresholds as the probabilities are averaged: in logits."""
     origin = f"mean of the logits of the thresholds of {len(heads)} heads"
     values = np.array([[head.thresholds[label].value for label in heads[0].labels] for head in heads])
-    values = values.clip(_EPSILON, 1 - _EPSILON)
-    logits = (np.log(values) - np.log1p(-values)).mean(axis=0)
-    means = HeadOutput(logits[None], heads[0].labels).probabilities[0]
+    means = sigmoid(logit(values).mean(axis=0))
     return {label: Threshold(float(mean), origin) for label, mean in zip(heads[0].labels, means, strict=True)}
 
 

@@ -1,14 +1,17 @@
-"""The kinds of head: numpy to apply them, torch to train them. A new kind is one entry of `ARCHITECTURES`."""
+"""The kinds of head and the calibration of their logits: numpy to apply them, torch to train heads. A new kind of head
+is one entry of `ARCHITECTURES`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32, Float64
+
+from meddinov3_stroke.types import Calibrated, Calibrator, sigmoid
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,3 +89,52 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 """Name -> kind of head. `mlp`: LayerNorm(D) -> Linear(D, hidden_dim) -> GELU -> Dropout -> Linear(hidden_dim, C), or
 Linear(D, C) if `hidden_dim` is 0 or less."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelCalibration:
+    """What was fitted for a label on validation patients."""
+
+    calibrator: Calibrator | None
+    refits: Float64[np.ndarray, "refit parameter"]  # as `metrics.calibrate` gives them
+    figures: Mapping[str, Any]
+    """Counts, Brier score and ECE before and after; `reason` where there is no calibrator."""
+
+    def apply(self, logits: Float[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+        """The calibrated probabilities of some logits; without a calibrator the probabilities as they are."""
+        return (self.calibrator or Calibrator("none")).apply(logits)
+
+    def about(self) -> dict[str, Any]:
+        """As JSON, without the parameters."""
+        return {"method": self.calibrator and self.calibrator.kind, **self.figures}
+
+    def of(self, logit: float) -> Calibrated:
+        """The calibrated probability of a logit."""
+        if self.calibrator is None:
+            return Calibrated(reason=self.figures["reason"])
+        value = float(self.calibrator.apply(np.array([logit]))[0])
+        if self.calibrator.knots:
+            places = [place for place, _ in self.calibrator.knots]
+            each = np.array([np.interp(logit, places, row) for row in self.refits])
+        else:
+            each = sigmoid(self.refits @ [logit, 1.0])
+        low, high = np.quantile(each, [0.025, 0.975]).tolist()
+        return Calibrated(value, low, high, self.calibrator.kind)
+
+    def document(self) -> dict[str, Any]:
+        """As stored: plain values and arrays."""
+        return {"calibrator": self.calibrator and asdict(self.calibrator), "refits": self.refits, **self.figures}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> LabelCalibration:
+        """The calibration stored in a checkpoint; raises ValueError, KeyError or TypeError where it is damaged."""
+        figures = dict(document)
+        found, refits = figures.pop("calibrator"), figures.pop("refits")
+        calibrator = found and Calibrator(**{**found, "knots": tuple((float(z), float(p)) for z, p in found["knots"])})
+        n_parameters = (len(calibrator.knots) or 2) if calibrator else 2
+        numbers: Any = np.ravel([*calibrator.knots, (calibrator.slope, calibrator.intercept)]) if calibrator else []
+        if refits.ndim != 2 or refits.shape[1] != n_parameters or not np.isfinite([*numbers, *refits.ravel()]).all():
+            raise ValueError("refits")
+        if (calibrator is None) == (len(refits) > 0) or (calibrator is None and not isinstance(figures["reason"], str)):
+            raise ValueError("reason")
+        return cls(calibrator, refits, figures)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from jaxtyping import Float32, Float64
 
 from meddinov3_stroke import config
 from meddinov3_stroke.errors import CheckpointError, MissingWeights
-from meddinov3_stroke.heads.architectures import ARCHITECTURES
-from meddinov3_stroke.labels import label_names
+from meddinov3_stroke.heads.architectures import ARCHITECTURES, LabelCalibration
+from meddinov3_stroke.heads.foreign import FOREIGN_KEYS, from_foreign
 from meddinov3_stroke.system.command import command_of
 from meddinov3_stroke.system.digest import sha256_of_file
-from meddinov3_stroke.system.torch_file import read_torch_file, save_torch_file
+from meddinov3_stroke.system.torch_file import read_torch_file
 from meddinov3_stroke.types import BackboneIdentity, Preprocessing, Threshold
 
 FORMAT = "meddinov3_stroke.head"  # value of `format` in every head checkpoint
@@ -34,9 +33,6 @@ POOL_MODES: Mapping[str, tuple[int, ...]] = {
     "unknown": (1, 2),
 }
 """Pool mode -> possible input sizes of the head in units of the backbone's embedding."""
-
-FOREIGN_KEYS = ("model_state_dict", "input_dim", "num_classes")
-"""Keys of a checkpoint written by the first public implementation of this README."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +90,13 @@ class HeadCheckpoint:
     metric_name: str
     best_metric: float | None  # validation metric of this epoch
     distribution: TrainingDistribution | None = None  # of the training rows; None if they were too few, or unknown
+    calibration: dict[str, LabelCalibration] | None = None  # of each label; None in checkpoints of earlier versions
+    operating_points: dict[str, dict[str, Threshold]] | None = None
+    """Operating point -> label -> threshold on the calibrated probability, or without a calibrator on the probability
+    as it is; None in checkpoints of earlier versions."""
+    seen: dict[str, dict[str, np.ndarray]] | None = None
+    """training, validation -> kind -> digests of their rows, patients and pixels (`data.exposure`), where known; None
+    in checkpoints of earlier versions."""
     sha256: str = ""  # digest of the file; empty before saving
     is_foreign: bool = False
     """Written by another implementation, on slices with another orientation and resampling; never stored."""
@@ -102,24 +105,6 @@ class HeadCheckpoint:
     def hidden_dim(self) -> int:
         """Width of the hidden layer; 0 or less is a single linear layer."""
         return int(self.params["hidden_dim"])
-
-
-def save_checkpoint(path: Path, checkpoint: HeadCheckpoint) -> str:
-    """The sha256 of the file, written atomically as plain containers and tensors. Needs torch."""
-    import torch
-
-    document: dict[str, Any] = {"format": FORMAT, "schema_version": CHECKPOINT_SCHEMA}
-    document |= {name: getattr(checkpoint, name) for name in _EXPECTED}
-    document["state_dict"] = {name: torch.from_numpy(array.copy()) for name, array in checkpoint.state_dict.items()}
-    document["params"], document["labels"] = dict(checkpoint.params), list(checkpoint.labels)
-    if checkpoint.distribution is not None:
-        stored = asdict(checkpoint.distribution)
-        document["distribution"] = {
-            name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in stored.items()
-        }
-    document["thresholds"] = {label: asdict(threshold) for label, threshold in checkpoint.thresholds.items()}
-    save_torch_file(path, document)
-    return sha256_of_file(path)
 
 
 def load_checkpoint(path: Path) -> HeadCheckpoint:
@@ -137,18 +122,21 @@ def load_checkpoint(path: Path) -> HeadCheckpoint:
         )
     document = read_torch_file(path)
     is_foreign = isinstance(document, dict) and all(key in document for key in FOREIGN_KEYS)
-    document = _from_foreign(document, path) if is_foreign else _checked_format(document, path)
-    document.setdefault("distribution", None)  # earlier versions had none
+    document = from_foreign(document, path) if is_foreign else _checked_format(document, path)
+    document = {**dict.fromkeys(("distribution", "calibration", "operating_points", "seen")), **document}  # added later
     _check_fields(document, path)
-    values = {name: document[name] for name in _EXPECTED}
+    values = {name: document[name] for name in EXPECTED}
     values["labels"] = tuple(document["labels"])
-    values["thresholds"] = {k: Threshold(float(v["value"]), v["origin"]) for k, v in document["thresholds"].items()}
-    values["distribution"] = (
-        None if document["distribution"] is None else _distribution_from_document(document["distribution"])
-    )
+    values["thresholds"] = _thresholds(document["thresholds"])
+    for name, read in _READERS.items():
+        values[name] = None if document[name] is None else read(document[name])
     checkpoint = HeadCheckpoint(**values, sha256=sha256_of_file(path), is_foreign=is_foreign)
     _check_tensors(checkpoint, path)
     return checkpoint
+
+
+def _thresholds(document: Mapping[str, Any]) -> dict[str, Threshold]:
+    return {label: Threshold(float(one["value"]), one["origin"]) for label, one in document.items()}
 
 
 def _distribution_from_document(document: Any) -> TrainingDistribution:
@@ -196,42 +184,6 @@ def _pick(document: Any, kind: type[BackboneIdentity] | type[Preprocessing]) -> 
     return {field.name: found[field.name] for field in given}
 
 
-def _from_foreign(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    # the document of a foreign checkpoint in this package's layout; tensors are matched by their order
-    try:
-        state, n_labels = dict(found["model_state_dict"]), found["num_classes"]
-        if list(state.values())[-1].shape != (n_labels,):
-            raise ValueError(n_labels)
-        params = {"hidden_dim": 0 if len(state) == 2 else found["hidden_dim"]}
-        params["dropout"] = float(found.get("dropout") or 0.0)
-        names = ARCHITECTURES["mlp"].shapes(params, found["input_dim"], n_labels)
-        weights = np.ones(n_labels) if found.get("pos_weight") is None else np.ravel(found["pos_weight"])
-        weights, epoch, score = weights.astype(float).tolist(), int(found.get("epoch") or 0), found.get("score")
-        score = float(score) if isinstance(score, int | float) and math.isfinite(score) else None
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: neither this package's head checkpoint nor a readable foreign one; retrain it"
-        ) from error
-    labels = list(label_names(n_labels))
-    threshold = {"value": 0.5, "origin": "default 0.5: the checkpoint has no thresholds"}
-    return {
-        "state_dict": dict(zip(names, state.values(), strict=True)) if len(state) == len(names) else state,
-        "labels": labels,
-        "input_dim": found["input_dim"],
-        "arch": "mlp",
-        "params": params,
-        "pool_mode": "unknown",
-        "resize": None,
-        "backbone": None,
-        "thresholds": dict.fromkeys(labels, threshold),
-        "pos_weight": dict(zip(labels, weights, strict=False)),
-        "seed": 0,
-        "epoch": epoch,
-        "metric_name": "score of another implementation",
-        "best_metric": score,
-    }
-
-
 def _checked_format(document: Any, path: Path) -> dict[str, Any]:
     found = document.get("format") if isinstance(document, dict) else type(document).__name__
     if not isinstance(document, dict) or str(found) != FORMAT:
@@ -250,16 +202,18 @@ def _checked_format(document: Any, path: Path) -> dict[str, Any]:
 
 
 def _check_fields(document: dict[str, Any], path: Path) -> None:
-    if missing := [name for name in _EXPECTED if name not in document]:
+    if missing := [name for name in EXPECTED if name not in document]:
         raise CheckpointError(f"{path}: the checkpoint lacks {', '.join(missing)}; retrain the head")
-    for name, (is_valid, expected) in _EXPECTED.items():
+    for name, (is_valid, expected) in EXPECTED.items():
         if not is_valid(document[name]):
             raise CheckpointError(f"{path}: {name} is {str(document[name])[:80]!r}, expected {expected}")
     params, labels = document["params"], sorted(document["labels"])
     if not ARCHITECTURES[document["arch"]].has_valid(params):
         raise CheckpointError(f"{path}: params is {str(params)[:80]!r}; out of range for {document['arch']}")
-    for name in ("thresholds", "pos_weight"):
-        if (found := sorted(document[name])) != labels:
+    points = {f"operating point {k}": one for k, one in (document["operating_points"] or {}).items()}
+    one_each = {name: document[name] for name in ("thresholds", "pos_weight", "calibration")} | points
+    for name, value in one_each.items():
+        if value is not None and (found := sorted(value)) != labels:
             raise CheckpointError(f"{path}: {name} for {found}, expected one for each label: {labels}")
 
 
@@ -306,18 +260,30 @@ def _is_identity(value: Any) -> bool:
         return False
 
 
-def _is_distribution(value: Any) -> bool:
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "distribution": _distribution_from_document,
+    "calibration": lambda stored: {label: LabelCalibration.from_document(one) for label, one in stored.items()},
+    "operating_points": lambda stored: {point: _thresholds(one) for point, one in stored.items()},
+}
+"""Fields that are None in some checkpoints -> what reads them otherwise."""
+
+
+def _is_readable(name: str, value: Any) -> bool:
     try:
-        return bool(_distribution_from_document(value))
-    except (TypeError, ValueError):
+        return value is None or _READERS[name](value) is not None
+    except (AttributeError, LookupError, TypeError, ValueError):
         return False
+
+
+def _are_digests(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype == np.int64
 
 
 def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_text, value)) and 0 < len(value) == len(set(value))
 
 
-_EXPECTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+EXPECTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "state_dict": (lambda v: _is_dict(v, lambda item: isinstance(item, np.ndarray)), "a dictionary of tensors"),
     "labels": (_are_names, "a list of distinct names"),
     "input_dim": (lambda v: _is_count(v, 1), "a positive integer"),
@@ -332,6 +298,15 @@ _EXPECTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "epoch": (_is_count, "an integer from 0"),
     "metric_name": (_is_text, "a name"),
     "best_metric": (lambda v: v is None or _is_float(v), "a finite number or nothing"),
-    "distribution": (lambda v: v is None or _is_distribution(v), "a distribution of training rows or nothing"),
+    "distribution": (lambda v: _is_readable("distribution", v), "a distribution of training rows or nothing"),
+    "calibration": (lambda v: _is_readable("calibration", v), "a calibration of each label or nothing"),
+    "operating_points": (
+        lambda v: v is None or _is_dict(v, lambda point: _is_dict(point, _is_threshold)),
+        "a value in [0, 1] and an origin for each label of each point, or nothing",
+    ),
+    "seen": (
+        lambda v: v is None or _is_dict(v, lambda split: _is_dict(split, _are_digests)),
+        "64-bit digests of each split and kind, or nothing",
+    ),
 }
 """Every stored field -> (validity check, expected value in words)."""

@@ -1,11 +1,13 @@
 """How good probabilities are: ranking figures, losses, thresholds, each with its interval by patient. numpy only."""
 
-from meddinov3_stroke.metrics.calibration import Calibrator, choose_calibrator, fit_calibrator
+from meddinov3_stroke.metrics.calibration import LEAST_PATIENTS, N_REFITS, calibrate, choose_calibrator, fit_calibrator
 from meddinov3_stroke.metrics.comparison import compare, delong
 from meddinov3_stroke.metrics.evaluation import (
     NO_PATIENTS,
     about_rows,
+    confident_errors,
     evaluate,
+    evaluate_calibrated,
     evaluate_slices,
     patients_of,
     without_probabilities,
@@ -23,15 +25,19 @@ from meddinov3_stroke.metrics.ranking import (
 from meddinov3_stroke.metrics.thresholds import (
     DEFAULT_THRESHOLD,
     operating_points,
+    promised_rates,
     sensitivity_thresholds,
     threshold_report,
     validation_thresholds,
     youden_thresholds,
 )
+from meddinov3_stroke.types import Calibrator
 
 __all__ = [
     "DEFAULT_THRESHOLD",
+    "LEAST_PATIENTS",
     "NO_PATIENTS",
+    "N_REFITS",
     "AurocReport",
     "Calibrator",
     "Interval",
@@ -41,16 +47,20 @@ __all__ = [
     "auroc_report",
     "binary_cross_entropy",
     "bootstrap_macro_auroc",
+    "calibrate",
     "choose_calibrator",
     "compare",
+    "confident_errors",
     "cross_validated_scores",
     "delong",
     "evaluate",
+    "evaluate_calibrated",
     "evaluate_slices",
     "fit_calibrator",
     "mid_stack",
     "operating_points",
     "patients_of",
+    "promised_rates",
     "sensitivity_thresholds",
     "threshold_report",
     "undefined_reason",

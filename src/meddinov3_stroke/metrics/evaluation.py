@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64, Int8
 
 from meddinov3_stroke.errors import UsageError
-from meddinov3_stroke.metrics.calibration import calibration_figures
+from meddinov3_stroke.metrics.calibration import calibration_figures, shifted
 from meddinov3_stroke.metrics.curves import curves
 from meddinov3_stroke.metrics.intervals import (
     LEVEL,
@@ -92,6 +92,58 @@ def evaluate(
         for column, values in (subgroups or {}).items()
     }
     return document
+
+
+def evaluate_calibrated(
+    labels: Labels,
+    probabilities: Scores,
+    names: Sequence[str],
+    patients: Patients,
+    fitted: Mapping[str, tuple[Float64[np.ndarray, " n"], Mapping[str, Any]]],
+    thresholds: Mapping[str, Mapping[str, Threshold]],
+    prevalence: float | None = None,
+) -> dict[str, Any]:
+    """{labels: {label: {method, brier, ece, bins, at_prevalence}}, operating_points} of calibrated probabilities.
+
+    `fitted` is {label: (calibrated probability of each row, {method, reason, prevalence} of the calibration)}; of a
+    label with a `reason` the probabilities as they are stand in. `thresholds` are on these.
+    """
+    by_label: dict[str, Any] = {}
+    columns = dict(zip(names, zip(labels.T, probabilities.T, strict=True), strict=True))
+    for name, (column, about) in fitted.items():
+        truth, known = columns[name][0], about.get("prevalence")
+        if "reason" in about:
+            by_label[name] = {"method": None, "reason": about["reason"]}
+            continue
+        columns[name] = truth, column
+        by_label[name] = {"method": about["method"], **calibration_figures(truth, column, patients)}
+        if prevalence is None or undefined_reason(truth):
+            continue
+        moved = None if known is None else shifted(column, known, prevalence)
+        figures = None if moved is None else calibration_figures(truth, moved, patients, prevalence)
+        by_label[name]["at_prevalence"] = figures and {"prevalence": prevalence, "calibrated_at": known, **figures}
+    points = {
+        point: {name: rates_at(*columns[name], one, patients, prevalence) for name, one in values.items()}
+        for point, values in thresholds.items()
+    }
+    return {"labels": by_label, "operating_points": points}
+
+
+def confident_errors(
+    labels: Labels, probabilities: Scores, names: Sequence[str], thresholds: Mapping[str, Threshold], most: int
+) -> dict[str, Any]:
+    """{label: {false_positives, false_negatives: [{index, score}]}}: rows (from 0) on the wrong side of the threshold,
+    the farthest in rank first."""
+    found: dict[str, Any] = {}
+    for name, truth, scores in zip(names, labels.T, probabilities.T, strict=True):
+        decided, order = scores >= thresholds[name].value, np.argsort(scores, kind="stable")
+        sides = {"false_positives": (order[::-1], decided & (truth == 0))}
+        sides["false_negatives"] = (order, ~decided & (truth == 1))
+        found[name] = {
+            side: [{"index": int(k), "score": float(scores[k])} for k in rows[is_wrong[rows]][:most]]
+            for side, (rows, is_wrong) in sides.items()
+        }
+    return found
 
 
 def without_probabilities(probabilities: Scores, names: Sequence[str]) -> list[str]:

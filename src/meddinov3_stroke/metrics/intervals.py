@@ -3,7 +3,7 @@ formulas; `python -m benchmarks coverage` measures how often they hold the true 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -176,8 +176,22 @@ def wilson(share: float, n: float) -> tuple[float, float]:
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
-def rate(part: Float[np.ndarray, " n"], whole: Float[np.ndarray, " n"], patients: Patients) -> dict[str, Any]:
-    """{value, low, high, n, n_patients}: the ratio of two sums over rows with Wilson's interval by patient.
+def order_statistic(share: float, n: float) -> tuple[float, float]:
+    """The interval of the true share above a threshold that was placed so that this share of `n` scores is above it: of
+    the distribution Beta(k, n + 1 - k) of an order statistic, k = share n (Wilks 1941)."""
+    from scipy.special import betaincinv
+
+    low, high = (float(betaincinv(share * n, n + 1 - share * n, q)) for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return low, high
+
+
+def rate(
+    part: Float[np.ndarray, " n"],
+    whole: Float[np.ndarray, " n"],
+    patients: Patients,
+    limits: Callable[[float, float], tuple[float, float]] = wilson,
+) -> dict[str, Any]:
+    """{value, low, high, n, n_patients}: the ratio of two sums over rows with an interval by patient.
 
     Wilson's interval takes the effective number of trials, value (1 - value) / SE^2, with the standard error of a ratio
     of patient sums and the factor of Korn and Graubard (1998) for few patients, and never more than there are. Where no
@@ -195,7 +209,7 @@ def rate(part: Float[np.ndarray, " n"], whole: Float[np.ndarray, " n"], patients
         error_squared = squares / (n * n) * effective / (effective - 1)
         small_sample = (student(max(n - 1, 1)) / student(effective - 1)) ** 2
         trials = min(value * (1 - value) / error_squared * small_sample, n)
-    low, high = wilson(value, trials)
+    low, high = limits(value, trials)
     return {"value": value, "low": low, "high": high, "n": round(n), "n_patients": n_patients}
 
 

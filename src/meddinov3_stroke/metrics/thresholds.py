@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int8
 
-from meddinov3_stroke.metrics.intervals import Patients, rate, ratio_limits
+from meddinov3_stroke.metrics.intervals import Patients, order_statistic, rate, ratio_limits, wilson
 from meddinov3_stroke.metrics.ranking import Labels, Scores, check_scores, mean_of_defined, undefined_reason
 from meddinov3_stroke.types import Threshold
 
@@ -52,7 +52,8 @@ def sensitivity_thresholds(
 ) -> dict[str, Threshold]:
     """The highest threshold of each label that finds at least this share of validation's positives, and its origin.
 
-    It is the score of a positive row, so that row still counts. 0.5, with the reason, if validation has no positive.
+    It lies halfway between the score of a positive row, which still counts, and the next lower score. 0.5, with the
+    reason, if validation has no positive.
     """
     check_scores(labels, probabilities, names)
     found = {}
@@ -64,7 +65,9 @@ def sensitivity_thresholds(
             continue
         needed = int(np.ceil(sensitivity * len(positives) - 1e-9))
         origin = f"validation sensitivity {sensitivity:.0%} ({needed} of {len(positives)} positives)"
-        found[name] = Threshold(float(positives[max(needed, 1) - 1]), origin)
+        last = float(positives[max(needed, 1) - 1])
+        middle = (last + float(scores[scores < last].max(initial=-np.inf))) / 2
+        found[name] = Threshold(middle if -np.inf < middle < last else last, origin)
     return found
 
 
@@ -76,6 +79,26 @@ def validation_thresholds(
     for share in SENSITIVITIES:
         points[f"sensitivity_{100 * share:.0f}"] = sensitivity_thresholds(labels, probabilities, names, share)
     return points
+
+
+def promised_rates(
+    truth: Int8[np.ndarray, " n"],
+    scores: Float[np.ndarray, " n"],
+    thresholds: Mapping[str, Threshold],
+    patients: Patients,
+) -> dict[str, Any]:
+    """{operating point: {sensitivity, specificity}} on the rows that fixed the thresholds, each with its interval; that
+    of a sensitivity that was aimed at takes into account that these rows placed the threshold."""
+    positive, found = truth == 1, {}
+    for point, threshold in thresholds.items():
+        decided = scores >= threshold.value
+        limits = order_statistic if point.startswith("sensitivity") and (decided & positive).any() else wilson
+        sides = {"sensitivity": (decided & positive, positive), "specificity": (~decided & ~positive, ~positive)}
+        found[point] = {
+            name: rate(part.astype(float), whole.astype(float), patients, limits if name == "sensitivity" else wilson)
+            for name, (part, whole) in sides.items()
+        }
+    return found
 
 
 def rates_at(

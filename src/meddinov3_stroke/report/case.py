@@ -18,7 +18,7 @@ from meddinov3_stroke.system import names
 from meddinov3_stroke.system.atomic import write_bytes, write_json, write_npy
 from meddinov3_stroke.system.progress import console as results_console
 from meddinov3_stroke.system.provenance import SUMMARY_NAME, ending, memory_statistics, provenance
-from meddinov3_stroke.types import CaseFindings, SliceEmbeddings, TopSlice, VolumeSource
+from meddinov3_stroke.types import Calibrated, CaseFindings, SliceEmbeddings, TopSlice, VolumeSource
 
 PICTURE = "similarity_map.png"
 SLICE_PROBS = "slice_probs.npy"
@@ -42,7 +42,11 @@ def case_document(findings: CaseFindings) -> dict[str, Any]:
         "decisions": dict(findings.decisions),
         "predicted": {label: int(decided) for label, decided in findings.decisions.items()},
         "case_rule": case_text(findings.head["applied_as"]),
-        "decision_rule": "true where the probability is at or above the threshold",
+        "decision_rule": f"true where the {_decides(findings)} is at or above the threshold",
+        "operating_point": findings.operating_point,
+        "calibrated_probabilities": {label: one.value for label, one in findings.calibrated.items()},
+        "calibration": {label: _about_calibration(one) for label, one in findings.calibrated.items()},
+        "classification": dict(findings.classification),
         "lesion_slice_index": findings.top_slices[0].slice_index,
         "top_slices": [_top_slice(rank, one) for rank, one in enumerate(findings.top_slices, start=1)],
         "ranking": findings.ranking,
@@ -59,6 +63,16 @@ def case_document(findings: CaseFindings) -> dict[str, Any]:
         "warnings": list(findings.warnings),
         "files": [PICTURE, *_arrays(findings), SUMMARY_NAME],
     }
+
+
+def _decides(findings: CaseFindings) -> str:
+    return "probability" if findings.operating_point is None else "calibrated probability (if null, the probability)"
+
+
+def _about_calibration(one: Calibrated) -> dict[str, Any]:
+    about = asdict(one)
+    del about["value"]
+    return about
 
 
 def _spread_document(findings: CaseFindings) -> dict[str, Any]:
@@ -81,9 +95,15 @@ def case_row(findings: CaseFindings) -> dict[str, Any]:
         **{f"p_{label}": round(value, 6) for label, value in findings.probabilities.items()},
         **{f"p_{side}_{label}": round(ends[k], 6) for label, ends in spread for k, side in enumerate(("min", "max"))},
         **{f"positive_{label}": int(decided) for label, decided in findings.decisions.items()},
+        **{f"p_calibrated_{label}": _rounded(one.value) for label, one in findings.calibrated.items()},
+        **{f"classification_{label}": word for label, word in findings.classification.items()},
         **{name: None if verdict is None else int(verdict) for name, verdict in document["verdicts"].items()},
         "warnings": " | ".join(findings.warnings),
     }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
 
 
 def save_case(findings: CaseFindings, folder: Path) -> dict[str, Path]:
@@ -202,20 +222,34 @@ def print_case(findings: CaseFindings, files: Mapping[str, Path], console: Conso
 
 
 def answer(findings: CaseFindings, folder: Path) -> str:
-    """The disclaimer and the answer: `any` (of a head without it, the highest label), threshold, decision, folder."""
-    found = findings.probabilities
+    """The disclaimer and the answer: `any` (of a head without it, the highest label), threshold, decision, folder.
+
+    At an operating point the probability is the calibrated one, if there is one."""
+    found = deciding(findings)
     label = "any" if "any" in found else max(found, key=found.__getitem__)
     figures = found[label], findings.thresholds[label].value
     digits = 2 if len({f"{figure:.2f}" for figure in figures}) == 2 else 4
     probability, threshold = (f"{figure:.{digits}f}" for figure in figures)
-    decided = "positive" if findings.decisions[label] else "negative"
-    others = [name for name, is_positive in findings.decisions.items() if is_positive and decided == "negative"]
+    words = findings.classification
+    decided = words[label]
+    others = [name for name, word in words.items() if word == "positive" and decided != "positive"]
     text = f"{label} {probability} (threshold {threshold}) {decided}"
     if findings.spread:
         low, high = findings.spread[label]
         text += f", {len(findings.probabilities_of_heads)} heads {low:.{digits}f} to {high:.{digits}f}"
     text += f", but {' and '.join(others)} positive" if others else ""
     return ending(text, folder, len(findings.warnings), is_demo(findings.embeddings.backbone.name))
+
+
+def deciding(findings: CaseFindings) -> dict[str, float]:
+    """The probability of each label that its threshold is compared with."""
+    after = {} if findings.operating_point is None else findings.calibrated
+    known = {label: one.value for label, one in after.items() if one.value is not None}
+    return {**findings.probabilities, **known}
+
+
+def _calibrated_text(one: Calibrated) -> str:
+    return "-" if one.value is None else f"{one.value:.4f} ({one.low:.4f} to {one.high:.4f})"
 
 
 def _table(title: str, *names: str, numbers: slice) -> Table:
@@ -227,12 +261,15 @@ def _table(title: str, *names: str, numbers: slice) -> Table:
 
 def _probabilities(findings: CaseFindings) -> Table:
     spread = {label: f"{low:.4f} to {high:.4f}" for label, (low, high) in findings.spread.items()}
-    names = ("label", "probability", *["range of the heads"][: len(spread)], "threshold", "decision")
+    is_calibrated = any(one.value is not None for one in findings.calibrated.values())
+    extra = [*["range of the heads"][: len(spread)], *["calibrated (95 % interval)"][:is_calibrated]]
+    names = ("label", "probability", *extra, "threshold", "decision")
     table = _table("Haemorrhage", *names, numbers=slice(1, len(names) - 1))
     for label, probability in findings.probabilities.items():
-        threshold, decided = findings.thresholds[label].value, findings.decisions[label]
-        words = [escape(label), f"{probability:.4f}", *[spread.get(label, "")][: len(spread)], f"{threshold:.4f}"]
-        table.add_row(*words, "positive" if decided else "negative", style="bold" if decided else None)
+        words = [escape(label), f"{probability:.4f}", *[spread.get(label, "")][: len(spread)]]
+        words += [_calibrated_text(findings.calibrated[label])] if is_calibrated else []
+        words += [f"{findings.thresholds[label].value:.4f}", findings.classification[label]]
+        table.add_row(*words, style="bold" if findings.decisions[label] else None)
     return table
 
 

@@ -29,8 +29,8 @@ def evaluation_png(document: Mapping[str, Any]) -> bytes:
     Of slices the position-matched AUROC comes first, beside the rules that the model has to beat.
     """
     rows, drawn = _rows(document), document.get("curves", {})
-    fitted = document.get("calibration", {})
-    charts = [(name, [*_charts(name, one), *_reliability(name, fitted)]) for name, one in drawn.items()]
+    before, after = document.get("calibration", {}), document.get("calibrated", {}).get("labels", {})
+    charts = [(name, [*_charts(name, one), *_reliability(name, before, after)]) for name, one in drawn.items()]
     left = MARGIN + _NAMES
     width = max(left + _SCALE + _TEXTS, *(sum(one.width + _GAP for one in row) + 2 * MARGIN for _, row in charts), 0)
     block = ABOVE + HEIGHT + BELOW + _GAP
@@ -140,15 +140,24 @@ def _charts(name: str, one: Mapping[str, Any]) -> list[Chart]:
     ]
 
 
-def _reliability(name: str, fitted: Mapping[str, Any]) -> list[Chart]:
+def _reliability(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Chart]:
     # the share of positives in each bin of the probability; none for scores that are no probabilities
-    if name not in fitted:
+    if name not in before:
         return []
-    shares = {one["low"]: one["share_positive"] for one in fitted[name]["bins"]}
-    model = Curve("model", CLASS_COLOURS[0], [shares.get(k / N_BINS) for k in range(N_BINS)])
-    ideal = Curve("calibrated", MUTED, _CENTRES, 1, marked=False)
-    about = f"Brier {_number(fitted[name]['brier']['value'])}, ECE {fitted[name]['ece']:.3f}"
-    return [Chart(f"{name}: reliability ({about})", [model, ideal], x_name="probability; y: share of positives")]
+    curves, sides = [], {"model": before[name], "calibrated": after.get(name, {"method": None})}
+    for colour, (side, one) in zip(CLASS_COLOURS, sides.items(), strict=False):
+        if "bins" in one:
+            shares = {part["low"]: part["share_positive"] for part in one["bins"]}
+            curves.append(Curve(side, colour, [shares.get(k / N_BINS) for k in range(N_BINS)]))
+    ideal = Curve("ideal", MUTED, _CENTRES, 1, marked=False)
+    about = f"Brier {_change(sides, 'brier')}, ECE {_change(sides, 'ece')}"
+    return [Chart(f"{name}: reliability ({about})", [*curves, ideal], x_name="probability; y: share of positives")]
+
+
+def _change(sides: Mapping[str, Mapping[str, Any]], measure: str) -> str:
+    # a figure before and after calibration, if there is one
+    found = [one[measure] for one in sides.values() if measure in one]
+    return " to ".join(_number(one["value"] if isinstance(one, Mapping) else one) for one in found)
 
 
 def _share(one: Mapping[str, Any]) -> float:
@@ -175,17 +184,31 @@ def evaluation_table(document: Mapping[str, Any]) -> str:
         for name, one in (*document["labels"].items(), ("macro", macro)):
             figures = (with_interval(one[measure]) for measure in ("auroc", "auprc"))
             lines.append("".join([f"{name:<18}{one['n_positive']:>9}", *(f"{text:>26}" for text in figures)]))
-    for point, labels in document.get("operating_points", {}).items():
-        lines.append(f"{point:<18}{'threshold':>9}{'sensitivity':>26}{'specificity':>26}{'PPV':>26}{'NPV':>26}")
+    calibrated = document.get("calibrated", {}).get("operating_points", {})
+    points = {**document.get("operating_points", {}), **{f"calibrated {k}": one for k, one in calibrated.items()}}
+    for point, labels in points.items():
+        lines.append(f"{point:<27}{'threshold':>9}{'sensitivity':>26}{'specificity':>26}{'PPV':>26}{'NPV':>26}")
         for name, one in labels.items():
             figures = (with_interval(one[rate]) for rate in ("sensitivity", "specificity", "ppv", "npv"))
-            lines.append("".join([f"  {name:<16}{one['threshold']:>9.4f}", *(f"{text:>26}" for text in figures)]))
+            lines.append("".join([f"  {name:<25}{one['threshold']:>9.4f}", *(f"{text:>26}" for text in figures)]))
+    for name, one in document.get("calibrated", {}).get("labels", {}).items():
+        sides = {"before": document["calibration"][name], "after": one}
+        changed = f"ECE {_change(sides, 'ece')}, Brier {_change(sides, 'brier')}, {one['method']}"
+        lines.append(
+            f"{name}: " + (f"not calibrated: {one['reason']}" if "reason" in one else f"calibrated: {changed}")
+        )
     for name, one in document.get("comparison", {}).get("labels", {}).items():
         if "reason" not in one:
             auroc = one["auroc"]
             difference = with_interval({**auroc, "value": auroc["difference"]})
             lines.append(f"{name}: AUROC difference {difference}, DeLong p {_p_value(auroc['delong']['p'])}")
     return "\n".join(lines)
+
+
+def exposure_text(exposure: Mapping[str, Any]) -> str:
+    """How often the test set was evaluated before, as a sentence."""
+    this, others, heads = (exposure[name] for name in ("earlier_by_this_head", "earlier_by_others", "other_heads"))
+    return f"earlier evaluations of this test set: {this} of this head, {others} of other heads ({heads} different)"
 
 
 def with_interval(figure: Mapping[str, Any]) -> str:

@@ -50,7 +50,7 @@ _COLUMNS = 5  # slices side by side in a case picture; further ones go below
 
 OVER_BONE: dict[str, Any] = {"stroke_width": 2, "stroke_fill": "black"}  # keeps letters on a slice readable
 
-_WINDOW_NOTE = f"Brain window L {WINDOW_CENTER:.0f} W {WINDOW_WIDTH:.0f} HU"
+WINDOW_NOTE = f"Brain window L {WINDOW_CENTER:.0f} W {WINDOW_WIDTH:.0f} HU"
 _SCALE_NOTE = (
     f"Colour: cosine similarity to the outlined patch, fixed scale {SIMILARITY_RANGE[0]:g} to {SIMILARITY_RANGE[1]:g} "
     "(negative values drawn as 0), interpolated between patches, air not coloured"
@@ -96,7 +96,7 @@ def slice_picture(shown: SliceMap, demo: bool = False, notices: Sequence[str] = 
     header = wrap(f"Slice {shown.slice_index}", 13.0, width, style="Bold")
     header += wrap(f"{place}   ·   reference patch: {patch}", 9.0, width, MUTED)
     header += wrap(label, 7.5, width, MUTED) if label else []
-    footer = wrap(f"{_WINDOW_NOTE}. {AID_NOTE}. {_SCALE_NOTE}.", 7.5, width, MUTED)
+    footer = wrap(f"{WINDOW_NOTE}. {AID_NOTE}. {_SCALE_NOTE}.", 7.5, width, MUTED)
     page = Page(width, header, panel[1], _notices(notices, width) + footer, demo)
     page.panel(MARGIN, page.top, panel, shown)
     left = MARGIN + panel[0] + MARGIN
@@ -121,7 +121,7 @@ def case_picture(findings: CaseFindings) -> bytes:
     width = max(2 * MARGIN + n_columns * (panel[0] + _GAP) + _BAR, round(8.4 * DPI))
     block = _CAPTION + 2 * (panel[1] + _GAP)
     grid = findings.similarity.shape[1:]
-    notes = f"{_WINDOW_NOTE}. {AID_NOTE}. {grid[0]} × {grid[1]} patches. {_SCALE_NOTE}. {findings.reference_rule}."
+    notes = f"{WINDOW_NOTE}. {AID_NOTE}. {grid[0]} × {grid[1]} patches. {_SCALE_NOTE}. {findings.reference_rule}."
     footer = wrap(notes, 7.5, width, MUTED)
     footer = _notices(findings.notices, width) + footer
     page = Page(
@@ -282,13 +282,18 @@ class Page:
 
 
 def _case_header(findings: CaseFindings, width: int) -> list[_Line]:
-    named = findings.probabilities
+    named, after = findings.probabilities, {name: one.value for name, one in findings.calibrated.items()}
     label = "any" if "any" in named else max(named, key=named.__getitem__)
-    threshold = findings.thresholds[label]
-    side = "at or above" if findings.decisions[label] else "below"
-    sign = {name: " (positive)" if decided else "" for name, decided in findings.decisions.items()}
-    others = [f"{name} {value:.3f}{sign[name]}" for name, value in named.items() if name != label]
-    answer = f"P({label}) = {named[label]:.3f}, {side} the threshold {threshold.value:.3f}"
+    threshold, words = findings.thresholds[label], findings.classification
+    side = f"{'at or above' if findings.decisions[label] else 'below'} the threshold {threshold.value:.3f}"
+    side += " (indeterminate)" if words[label] == "indeterminate" else ""
+    sign = {name: "" if word == "negative" else f" ({word})" for name, word in words.items()}
+    shown = {
+        name: f"{value:.3f}" + (f", calibrated {after[name]:.3f}" if after.get(name) is not None else "")
+        for name, value in named.items()
+    }
+    others = [f"{name} {text}{sign[name]}" for name, text in shown.items() if name != label]
+    answer = f"P({label}) = {shown[label]}, {side}"
     header = [*wrap(answer, 14.0, width, style="Bold"), *wrap("  ·  ".join(others), 9.5, width)]
     label = findings.embeddings.source.label
     return header + wrap(f"{label}. Threshold: {threshold.origin}. {findings.ranking}.", 7.5, width, MUTED)

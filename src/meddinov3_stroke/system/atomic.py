@@ -23,6 +23,26 @@ from meddinov3_stroke.system import names
 
 TEMPORARY_SUFFIX = ".tmp"  # suffix of files not yet renamed; a killed writer leaves at most one, which no reader opens
 PROBE_BYTES = 4096  # written to test a folder: a full disk refuses it
+URL_SCHEMES = ("s3:", "gs:")
+
+
+class UrlPath(type(Path())):  # type: ignore[misc]
+    """A path that is a URL, and is written as one."""
+
+    def __str__(self) -> str:
+        return str(super().__str__()).replace(":/", "://", 1)
+
+
+def is_url(path: Path) -> bool:
+    """Whether a path is a URL, which `system.remote` reads and writes."""
+    return path.parts[:1] != () and path.parts[0] in URL_SCHEMES
+
+
+def located(path: Path) -> Path:
+    """The path as an `UrlPath` if it is a URL; that of a file:// URL; else the path itself."""
+    if path.parts[:1] == ("file:",):
+        return Path("/", *path.parts[1:])
+    return UrlPath(path) if is_url(path) else path
 
 
 @contextmanager
@@ -32,6 +52,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     Raises StorageError: the folder cannot be written, the disk is full, or an I/O error.
     """
     path = Path(path)
+    if is_url(path):
+        from meddinov3_stroke.system.remote import write_object
+
+        buffer = io.BytesIO()
+        yield buffer
+        write_object(path, buffer.getbuffer())
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +107,14 @@ def require_writable(*folders: Path, files: Iterable[Path] = (), inputs: Iterabl
             what = "a folder; name a file in it" if path.is_dir() else "named twice in this command; name another file"
             raise UsageError(f"cannot write {path}: it is {what}")
         taken.add(path.resolve())
-    for path, place in (*((path, path) for path in folders), *((path, path.parent) for path in files)):
+    for url in filter(is_url, folders):
+        from meddinov3_stroke.system.remote import require_bucket
+
+        require_bucket(url)
+    for path, place in (
+        *((path, path) for path in folders if not is_url(path)),
+        *((path, path.parent) for path in files),
+    ):
         try:
             while not _is_there(place):
                 place = place.parent
@@ -152,3 +186,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file, or of the object at a URL; OSError as of a file."""
+    if not is_url(path):
+        return path.read_bytes()
+    from meddinov3_stroke.system.remote import read_object
+
+    return read_object(path)

@@ -15,12 +15,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from meddinov3_stroke.errors import MedDINOError, UsageError
 from meddinov3_stroke.system import names
+from meddinov3_stroke.system.atomic import UrlPath, located
 from meddinov3_stroke.system.progress import write_message
 
 LOGGER = logging.getLogger("meddinov3_stroke")
@@ -45,6 +46,8 @@ class Range:
 @dataclass(frozen=True, kw_only=True)
 class ConsoleOptions:
     """Flags every command has."""
+
+    urls: ClassVar[tuple[str, ...]] = ()  # flags that may be URLs
 
     quiet: bool = False
     """Print warnings and errors only."""
@@ -87,7 +90,7 @@ def run_command(
         options = args = tyro.cli(args_type, args=argv, prog=prog)  # defaults from the environment may be wrong, too
         set_up_logging(args)
         names.begin(is_hidden=getattr(args, "hide_names", False), in_logs=args.json_log)
-        with libraries_at_debug():
+        with libraries_at_debug(), _output_at_url(_with_urls(args)) as args:
             run(args)
     except MedDINOError as error:
         return _report(error.code, str(error), error.exit_code, options)
@@ -99,6 +102,36 @@ def run_command(
     finally:
         names.end()
     return 0
+
+
+def _with_urls(args: ArgsT) -> ArgsT:
+    """The flags with URLs as such, and `file://` URLs as paths; UsageError for a URL in a flag that takes none."""
+    changed: dict[str, Any] = {}
+    for name, value in vars(args).items():
+        many = value if isinstance(value, tuple) else (value,)
+        found = tuple(located(one) if isinstance(one, Path) else one for one in many)
+        urls = [one for one in found if isinstance(one, UrlPath)]
+        if urls and name not in args.urls:
+            raise UsageError(f"--{name.replace('_', '-')} {urls[0]}: a URL cannot be used here; name a local path")
+        if urls or found != many:
+            changed[name] = found if isinstance(value, tuple) else found[0]
+    return replace(args, **changed) if changed else args
+
+
+@contextmanager
+def _output_at_url(args: ArgsT) -> Iterator[ArgsT]:
+    """The flags; an output folder at a URL is written in a local one first, and uploaded at the end."""
+    output = getattr(args, "output_dir", None)
+    if not isinstance(output, UrlPath):
+        yield args
+        return
+    from meddinov3_stroke.system.remote import local_folder_of
+
+    if elsewhere := [f"--{name}" for name in ("slurm", "ray") if getattr(args, name, None)]:
+        advice = "name a folder that all nodes see; --cache-dir may be a URL"
+        raise UsageError(f"{elsewhere[0]} with --output-dir {output}: {advice}")
+    with local_folder_of(output) as folder:
+        yield replace(args, output_dir=folder)  # type: ignore[call-arg]
 
 
 def _report(code: str, message: str, exit_code: int, args: ConsoleOptions) -> int:
@@ -180,10 +213,16 @@ def command_of(verb: str) -> str:
 _running: list[str] = []  # words of the command that runs
 
 
+def words_of_this_command(without: str) -> list[str]:
+    """The words of the command that runs, without a flag and its values; none outside a command."""
+    words, is_left_out = [], False
+    for word in _running:
+        is_left_out = word == without or word.startswith(f"{without}=") or (is_left_out and not word.startswith("-"))
+        words += [] if is_left_out else [word]
+    return words
+
+
 def this_command(without: str) -> str:
-    """The command that runs, as one would type it, without a flag and its value; `the same command` outside one."""
-    words = [word for word in _running if not word.startswith(f"{without}=")]
-    if without in words:
-        place = words.index(without)
-        del words[place : place + 2]
+    """The command that runs, as one would type it, without a flag and its values; `the same command` outside one."""
+    words = words_of_this_command(without)
     return shlex.join(["python"] * words[:1][0].endswith(".py") + words) if words else "the same command"

@@ -134,9 +134,9 @@ def know(*paths: Path | str) -> None:
     """Inputs of the command, as given."""
     if (names := _names) is None:
         return
-    from meddinov3_stroke.system.atomic import append_line  # it writes `public` text
+    from meddinov3_stroke.system.atomic import append_line, located  # it writes `public` text
 
-    for path in map(Path, paths):
+    for path in (located(Path(one)) for one in paths):
         base = [path.name] if len(path.name) >= LEAST_CHARACTERS else []
         names.add(str(path), "input", str(path.absolute()), *base)
         if names.is_hidden and (row := (names.digest(str(path), "input"), str(path))) not in names.listed:

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -237,3 +237,18 @@ def _read_ahead(items: Generator[T, None, None], depth: int) -> Generator[T, Non
 def _as_generator(items: Iterable[T]) -> Generator[T, None, None]:
     """The same items; a generator is over after an exception, which other iterators (`map`) are not."""
     yield from items
+
+
+@contextmanager
+def slice_progress(enabled: bool) -> Iterator[Callable[[int, int], None]]:
+    """Shows a bar of slices from the first call with (slices just embedded, slices to embed) on."""
+    with ExitStack() as stack:
+        bars: list[Callable[[int], None]] = []
+
+        def on_slices(n_done: int, n_chosen: int) -> None:
+            if not bars:
+                LOGGER.info("embedding %d slices", n_chosen)
+                bars.append(stack.enter_context(progress_bar("embedding", n_chosen, "slices", enabled)))
+            bars[0](n_done)
+
+        yield on_slices

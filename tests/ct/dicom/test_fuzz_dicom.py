@@ -6,17 +6,18 @@ from __future__ import annotations
 import time
 import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from meddinov3_stroke.ct.dicom.container import read_structure
 from meddinov3_stroke.ct.dicom.decoders import shared_codec
 from meddinov3_stroke.ct.dicom.header import PixelFormat
-from meddinov3_stroke.ct.dicom.pixels import decode_frame
+from meddinov3_stroke.ct.dicom.pixels import MAX_EXCESS_BYTES, decode_frame
 from meddinov3_stroke.ct.dicom.survey import headers_of
 from meddinov3_stroke.errors import CorruptInput, InputError, UnsupportedInput
 
@@ -183,6 +184,7 @@ def test_arbitrary_bytes_are_no_dicom_or_an_error_of_ours(content, start) -> Non
     n_frames=st.integers(1, 10**6),
     bits=st.sampled_from([8, 16, 32]),
 )
+@example(rows=1, columns=1, n_frames=112, bits=32)  # 512 bytes fewer than there are
 @pytest.mark.parametrize("syntax", NATIVE[1:2] + COMPRESSED)
 def test_lying_sizes_allocate_nothing(
     syntax, rows, columns, n_frames, bits, sound_file, pixel_format, ct_values
@@ -191,10 +193,12 @@ def test_lying_sizes_allocate_nothing(
     pixels = pixel_format(
         ct_values(), rows=rows, columns=columns, n_frames=n_frames, bits_allocated=bits, bits_stored=bits
     )
+    stored, declared = 24 * 20 * 2, rows * columns * n_frames * bits // 8
+    is_read = syntax in NATIVE and stored - MAX_EXCESS_BYTES <= declared <= stored  # a few bytes after the last frame
     tracemalloc.start()
     try:
         if (rows, columns, n_frames, bits) != (24, 20, 1, 16):
-            with pytest.raises(InputError):
+            with suppress(InputError) if is_read else pytest.raises(InputError):
                 decode_frame(structure, pixels, 0, "case.dcm")
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:

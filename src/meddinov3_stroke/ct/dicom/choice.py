@@ -39,8 +39,9 @@ _SHARP_SOFT_TISSUE = frozenset({"detail", "ultra", "d"})
 """Kernels that are sharp for soft tissue, but not for bone: another series is preferred, and none is refused."""
 
 _CONTRAST = re.compile(
-    r"\bcta\b|angio|post[ -]?(?:con|gad|c\b)|\bc\+|\+ ?c\b|\bw/ ?c\b|\bce\b|contrast|enhanced|iohexol|omnipaque"
-    r"|perfusion|\bctp\b|venog|arterial|venous|\bkm\b|\d ?cc\b|\bpost\b(?![ -]?(?:op|fossa|trauma|surg))|增强",
+    r"\bcta\b|angio|post[ -]?(?:con|gad|c\b)|\bc\+|\+ ?c\b|\bw/ ?c\b|\bce\b|contrast|enhanced|iohexol"
+    r"|omnipaque|perfusion|\bctp\b|venog|arterial|venous|\bkm\b|\d ?(?:cc|ml)\b"
+    r"|\bpost\b(?![ -]?(?:op|fossa|trauma|surg))|增强",
     re.IGNORECASE,
 )
 _BOTH = re.compile(
