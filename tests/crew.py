@@ -1,4 +1,4 @@
-"""Work for worker processes: squares of numbers, and inputs that end, hang or break their worker, or wait for another."""
+"""Work for worker processes: squares, and inputs that end, hang or break their worker, or wait for another."""
 
 from __future__ import annotations
 
