@@ -44,6 +44,8 @@ POS_WEIGHT_CAP = 20.0  # largest weight of a positive in the loss: above about 2
 class HeadConfig:
     """How a head is built and trained; every hyper-parameter is declared here once."""
 
+    head: str = "mlp"
+    """Kind of head: mlp, probe or knn on one vector a case; slices, mil or gru on slices; evidence on patches."""
     epochs: int = 20
     """Passes over the training rows, at least 1."""
     batch_size: int = 64
@@ -56,6 +58,11 @@ class HeadConfig:
     """Width of the hidden layer; 0 or less: a single linear layer."""
     dropout: float = 0.2
     """Share of hidden units dropped in training, in [0, 1)."""
+    pool: str = "lse"
+    """How slices, mil, gru and evidence heads turn slices into a case: lse (log-sum-exp), topk (mean of the highest 3)
+    or max."""
+    position: bool = False
+    """Let slices, gru and evidence heads know the position of a slice in mm. Off: position alone scores high."""
     patience: int = 0
     """Epochs without a better validation macro AUROC before training stops; 0 trains to the end."""
     seed: int = SEED
@@ -64,12 +71,13 @@ class HeadConfig:
     @property
     def arch(self) -> str:
         """Key of `heads.ARCHITECTURES`."""
-        return "mlp"
+        return self.head
 
     @property
-    def params(self) -> dict[str, int | float]:
+    def params(self) -> dict[str, Any]:
         """Hyper-parameters that the checkpoint needs to rebuild the head."""
-        return {"hidden_dim": max(self.hidden_dim, 0), "dropout": float(self.dropout)}
+        own = {} if self.head in ("mlp", "probe", "knn") else {"pool": self.pool, "position": self.position}
+        return {"hidden_dim": max(self.hidden_dim, 0), "dropout": float(self.dropout), **own}
 
 
 EVAL_THRESHOLD = 0.5  # `--threshold` of `test_meddinov3_head.py`, `--eval-threshold` of `train_meddinov3_rsna.py`

@@ -238,10 +238,12 @@ class Calibrated:
 
 @dataclass(frozen=True, eq=False)
 class HeadOutput:
-    """What a head computes from rows of embeddings."""
+    """What a head computes from rows of embeddings, or from the slices of cases."""
 
     logits: Float[np.ndarray, "n label"]
     labels: tuple[str, ...]
+    slice_logits: Float[np.ndarray, "slice label"] | None = None  # of heads that look at slices
+    patch_logits: Float[np.ndarray, "slice patch label"] | None = None  # of heads that look at patches, where asked for
 
     @cached_property
     def probabilities(self) -> Float64[np.ndarray, "n label"]:
@@ -259,12 +261,25 @@ class Threshold:
 
 @dataclass(frozen=True, eq=False)
 class HeadData:
-    """Rows of embeddings and their labels, for training or testing a head."""
+    """Rows of embeddings and their labels, for training or testing a head; or the slices of each row, in order.
 
-    embeddings: Float32[np.ndarray, "n dim"]
+    With `starts`, row i is made of `embeddings[starts[i] : starts[i + 1]]`: vectors [slice, dim], or patches [slice,
+    patch, dim], which may be int8 multiples of `scale`.
+    """
+
+    embeddings: Real[np.ndarray, "row ..."]
     labels: Int8[np.ndarray, "n label"]  # 0 or 1
     groups: tuple[str, ...] | None = None  # the patient of each row, if known
     pixels: tuple[str, ...] | None = None  # `VolumeSource.pixels_sha256` of each row, if known
+    starts: Int64[np.ndarray, " n_and_1"] | None = None
+    slice_labels: Int8[np.ndarray, "slice label"] | None = None  # 0, 1, or -1 where unknown
+    positions_mm: Float32[np.ndarray, " slice"] | None = None  # along the head, from the middle of its stack
+    scale: Float32[np.ndarray, " dim"] | None = None
+
+    def values(self, slices: Any) -> Float32[np.ndarray, "n ..."]:
+        """Some of the embeddings in float32, scaled."""
+        found = self.embeddings[slices].astype(np.float32)
+        return np.asarray(found if self.scale is None else found * self.scale)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from meddinov3_stroke.types import LABELS, HeadContext, HeadData
 LEAST_HELD_OUT_PATIENTS = 60  # least number of held-out patients; with fewer, the demo's AUROC would be too uncertain
 SMALL_LESION_ML = 2.0  # haemorrhages below this volume are counted as small
 SHUFFLES = 5  # times the control is trained on permuted labels; a single permutation scatters widely about 0.5
-TRAINING = {"epochs": config.DEMO_EPOCHS, "batch_size": config.DEMO_TRAIN_BATCH_SIZE}
+TRAINING: dict[str, Any] = {"epochs": config.DEMO_EPOCHS, "batch_size": config.DEMO_TRAIN_BATCH_SIZE}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Light heads on frozen embeddings: data, training, checkpoints, application."""
 
 from meddinov3_stroke.heads.applying import check_backbone, predict_logits
-from meddinov3_stroke.heads.architectures import ARCHITECTURES, LabelCalibration, build_head
+from meddinov3_stroke.heads.architectures import LabelCalibration, build_head
 from meddinov3_stroke.heads.checkpoint import (
     HeadCheckpoint,
     TrainingDistribution,
@@ -18,6 +18,7 @@ from meddinov3_stroke.heads.data import (
     read_origin,
     same_origin,
 )
+from meddinov3_stroke.heads.registry import ARCHITECTURES
 from meddinov3_stroke.heads.saving import save_checkpoint
 
 __all__ = [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from meddinov3_stroke.errors import CheckpointError, NonFiniteEmbedding, OutOfScope, UsageError
-from meddinov3_stroke.heads.architectures import ARCHITECTURES
 from meddinov3_stroke.heads.checkpoint import POOL_MODES, HeadCheckpoint, load_checkpoint
+from meddinov3_stroke.heads.registry import ARCHITECTURES
 from meddinov3_stroke.system.command import command_of
 from meddinov3_stroke.system.digest import sha256_of_document
-from meddinov3_stroke.types import BackboneIdentity, Calibrated, HeadOutput, Threshold, logit, sigmoid
+from meddinov3_stroke.types import BackboneIdentity, Calibrated, HeadData, HeadOutput, Threshold, logit, sigmoid
 
 LEAST_ROWS = 100
 """Training rows below which a head gets no rule for the distance to them."""
@@ -51,15 +52,51 @@ def predict_logits(
             f"the head's labels differ; expected {', '.join(checkpoint.labels)}; found {', '.join(labels)}; "
             "use labels of the same names in the same order"
         )
-    forward = ARCHITECTURES[checkpoint.arch].logits
-    starts = range(0, max(len(embeddings), 1), ROWS_PER_BATCH)
+    unlabelled = np.zeros((len(embeddings), len(checkpoint.labels)), dtype=np.int8)
+    data = HeadData(embeddings, unlabelled)
+    return apply_head(checkpoint.arch, checkpoint.params, checkpoint.state_dict, data, checkpoint.labels)
+
+
+def apply_head(
+    arch: str,
+    params: Mapping[str, Any],
+    state: Mapping[str, np.ndarray],
+    data: HeadData,
+    labels: tuple[str, ...],
+    *,
+    with_patches: bool = False,
+) -> HeadOutput:
+    """What a head of some kind computes from rows, or from the slices of cases; NonFiniteEmbedding for NaN or infinity.
+
+    Logits of patches, which are many, are kept `with_patches` only.
+    """
+    architecture = ARCHITECTURES[arch]
     with np.errstate(over="ignore", invalid="ignore"):  # reported below
-        parts = [forward(checkpoint.state_dict, embeddings[start : start + ROWS_PER_BATCH]) for start in starts]
-    logits = np.concatenate(parts)
-    bad = np.nonzero(~np.isfinite(logits).all(axis=1))[0]
+        if architecture.logits is not None:
+            starts = range(0, max(len(data.embeddings), 1), ROWS_PER_BATCH)
+            parts = [architecture.logits(state, data.values(slice(k, k + ROWS_PER_BATCH))) for k in starts]
+            found = HeadOutput(np.concatenate(parts), labels)
+        else:
+            assert architecture.case is not None
+            assert data.starts is not None
+            cases = []
+            for low, high in pairwise(data.starts.tolist()):
+                positions = None if data.positions_mm is None else data.positions_mm[low:high]
+                case, slices, patches = architecture.case(state, params, data.values(slice(low, high)), positions)
+                cases.append((case, slices, patches if with_patches else None))
+            of_patches = [patches for *_, patches in cases if patches is not None]
+            found = HeadOutput(
+                np.stack([logits for logits, *_ in cases]),
+                labels,
+                np.concatenate([slices for _, slices, _ in cases]),
+                np.concatenate(of_patches) if of_patches else None,
+            )
+    bad = np.nonzero(~np.isfinite(found.logits).all(axis=1))[0]
     if bad.size:
-        raise NonFiniteEmbedding(f"the head gives NaN or infinity for {bad.size} of {len(logits)} rows, first {bad[0]}")
-    return HeadOutput(logits, checkpoint.labels)
+        raise NonFiniteEmbedding(
+            f"the head gives NaN or infinity for {bad.size} of {len(found.logits)} rows, first {bad[0]}"
+        )
+    return found
 
 
 def judge_distance(checkpoint: HeadCheckpoint, rows: Float32[np.ndarray, "n dim"]) -> dict[str, Any]:

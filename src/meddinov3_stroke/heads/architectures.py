@@ -1,23 +1,27 @@
-"""The kinds of head and the calibration of their logits: numpy to apply them, torch to train heads. A new kind of head
-is one entry of `ARCHITECTURES`."""
+"""What a kind of head is (`heads.registry` lists them), the MLP, and the calibration of logits: numpy to apply heads,
+torch to train them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
-from meddinov3_stroke.types import Calibrated, Calibrator, sigmoid
+from meddinov3_stroke.types import Calibrated, Calibrator, HeadData, sigmoid
 
 if TYPE_CHECKING:
     from torch import nn
 
 Params = Mapping[str, Any]  # hyper-parameters that determine tensors and forward pass; stored in the checkpoint
 State = Mapping[str, np.ndarray]  # tensor name -> float32 array
+Case = tuple[
+    Float32[np.ndarray, " label"], Float32[np.ndarray, "slice label"], Float32[np.ndarray, "slice patch label"] | None
+]
+"""Logits of a case, of its slices and, of heads that look at patches, of those."""
 _LAYER_NORM_EPS = np.float32(1e-5)  # default of `torch.nn.LayerNorm`
 
 
@@ -26,10 +30,17 @@ class Architecture:
     """One kind of head; `shapes` and `module` take (params, input_dim, n_labels)."""
 
     shapes: Callable[[Params, int, int], dict[str, tuple[int, ...]]]  # shape of every tensor
-    logits: Callable[[State, Float32[np.ndarray, "n dim"]], Float32[np.ndarray, "n label"]]
-    """Forward pass in numpy, without dropout."""
-    module: Callable[[Params, int, int], nn.Module]  # a freshly initialised torch module with tensors of the same names
+    logits: Callable[[State, Float32[np.ndarray, "n dim"]], Float32[np.ndarray, "n label"]] | None
+    """Of heads on rows: the forward pass in numpy, without dropout."""
+    module: Callable[[Params, int, int], nn.Module] | None
+    """A freshly initialised torch module with tensors of the same names; None for heads that are fitted at once."""
     has_valid: Callable[[Params], bool]  # whether the parameters are complete and in range
+    takes: Literal["rows", "slices", "patches"] = "rows"
+    """One vector a case, or a vector, or a vector of each patch, of every slice."""
+    case: Callable[[State, Params, Float32[np.ndarray, "slice ..."], Any], Case] | None = None
+    """Of heads on slices or patches: the forward pass of one case in numpy, with the positions of its slices in mm."""
+    fit: Callable[[Params, HeadData, Float64[np.ndarray, " label"], int], tuple[Params, State]] | None = None
+    """Of heads without a module: parameters and tensors for some rows, weights of positives, and a seed."""
 
 
 def build_head(input_dim: int, hidden_dim: int, n_labels: int, dropout: float) -> nn.Module:
@@ -67,10 +78,11 @@ def _mlp_logits(state: State, rows: Float32[np.ndarray, "n dim"]) -> Float32[np.
     variance = np.square(centred).mean(axis=1, keepdims=True)
     normed = centred / np.sqrt(variance + _LAYER_NORM_EPS) * state["norm.weight"] + state["norm.bias"]
     hidden = normed @ state["hidden.weight"].T + state["hidden.bias"]
-    return np.asarray(_gelu(hidden) @ state["output.weight"].T + state["output.bias"])
+    return np.asarray(gelu(hidden) @ state["output.weight"].T + state["output.bias"])
 
 
-def _gelu(x: Float32[np.ndarray, "n hidden"]) -> Float32[np.ndarray, "n hidden"]:
+def gelu(x: Float32[np.ndarray, "*n"]) -> Float32[np.ndarray, "*n"]:
+    """x times the normal distribution function, as torch's default."""
     erf: Any = np.vectorize(math.erf, otypes=[np.float32])
     if x.size > 1 << 20:  # scipy takes half a second to import and a tenth of the time of math.erf
         import scipy.special
@@ -84,11 +96,9 @@ def _has_valid_mlp_params(params: Params) -> bool:
     return type(hidden_dim) is int and isinstance(dropout, float) and 0 <= dropout < 1
 
 
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "mlp": Architecture(_mlp_shapes, _mlp_logits, _mlp_module, _has_valid_mlp_params),
-}
-"""Name -> kind of head. `mlp`: LayerNorm(D) -> Linear(D, hidden_dim) -> GELU -> Dropout -> Linear(hidden_dim, C), or
-Linear(D, C) if `hidden_dim` is 0 or less."""
+MLP = Architecture(_mlp_shapes, _mlp_logits, _mlp_module, _has_valid_mlp_params)
+"""LayerNorm(D) -> Linear(D, hidden_dim) -> GELU -> Dropout -> Linear(hidden_dim, C), or Linear(D, C) if `hidden_dim` is
+0 or less."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,9 @@ from jaxtyping import Float32, Float64
 
 from meddinov3_stroke import config
 from meddinov3_stroke.errors import CheckpointError, MissingWeights
-from meddinov3_stroke.heads.architectures import ARCHITECTURES, LabelCalibration
+from meddinov3_stroke.heads.architectures import LabelCalibration
 from meddinov3_stroke.heads.foreign import FOREIGN_KEYS, from_foreign
+from meddinov3_stroke.heads.registry import ARCHITECTURES
 from meddinov3_stroke.system.command import command_of
 from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.system.torch_file import read_torch_file

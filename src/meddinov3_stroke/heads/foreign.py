@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from meddinov3_stroke.errors import CheckpointError
-from meddinov3_stroke.heads.architectures import ARCHITECTURES
+from meddinov3_stroke.heads.registry import ARCHITECTURES
 from meddinov3_stroke.labels import label_names
 
 FOREIGN_KEYS = ("model_state_dict", "input_dim", "num_classes")

@@ -18,8 +18,8 @@ from torch.optim.adamw import adamw
 from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.errors import NonFiniteLoss, UsageError
 from meddinov3_stroke.heads.applying import LEAST_ROWS, ROWS_PER_BATCH
-from meddinov3_stroke.heads.architectures import ARCHITECTURES
 from meddinov3_stroke.heads.checkpoint import TrainingDistribution
+from meddinov3_stroke.heads.registry import ARCHITECTURES
 from meddinov3_stroke.system.provenance import seed_everything
 from meddinov3_stroke.types import HeadData
 
@@ -124,7 +124,10 @@ def train_epochs(
     """
     seed_everything(config.seed)
     dim, n_labels = train.embeddings.shape[1], train.labels.shape[1]
-    head = ARCHITECTURES[config.arch].module(config.params, dim, n_labels).to(device)
+    make = ARCHITECTURES[config.arch].module
+    if make is None or ARCHITECTURES[config.arch].takes != "rows":
+        raise UsageError(f"--head {config.arch}: this command trains mlp heads; use train-rsna or sweep")
+    head = make(config.params, dim, n_labels).to(device)
     loss_function = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(pos_weight, dtype=torch.float32, device=device))
     order = torch.Generator().manual_seed(config.seed)
     rows, targets = _tensors(train, device)
