@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -42,6 +42,8 @@ class View:
     window: str = "native"
     head_only: bool = False
     """Whether patches of pure air are left out of the token sequence."""
+    basis: PatchBasis | None = field(default=None, compare=False, repr=False)
+    """Of `patchesK`, once it is known."""
 
     @classmethod
     def parse(cls, text: str) -> View:
@@ -67,9 +69,10 @@ class View:
         """Whether a slice gives several rows, one a patch, instead of one."""
         return self.taken == "patches"
 
-    def key(self, basis: PatchBasis | None = None) -> str:
+    @property
+    def key(self) -> str:
         """The view in a cache key: its name and, of compressed patches, the digest of the basis."""
-        return self.name if basis is None else f"{self.name}:{basis.sha256}"
+        return self.name if self.basis is None else f"{self.name}:{self.basis.sha256}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,11 +93,11 @@ class PatchBasis:
     def codes(self, patches: Float[np.ndarray, "*n patch dim"]) -> Int8[np.ndarray, "*n patch k"]:
         """Patch tokens as multiples of `scale` along the components, within -127 and 127."""
         steps = ((patches.astype(np.float32) - self.mean) @ self.components) / self.scale
-        return np.clip(np.rint(steps), -LIMIT, LIMIT).astype(np.int8)
+        return np.asarray(np.clip(np.rint(steps), -LIMIT, LIMIT).astype(np.int8))
 
     def values(self, codes: Int8[np.ndarray, "*n patch k"]) -> Float32[np.ndarray, "*n patch k"]:
         """What heads see of codes: the coordinates along the components."""
-        return codes * self.scale
+        return np.asarray(codes * self.scale)
 
     def patches(self, codes: Int8[np.ndarray, "*n patch k"]) -> Float32[np.ndarray, "*n patch dim"]:
         """The patch tokens that codes stand for."""
