@@ -1,8 +1,9 @@
 """Compacted entries of a store: Parquet shards, which pyarrow, DuckDB and pandas read without this package.
 
-A row is a slice: `key`, `slice_index`, `cls` (float16; the row of the entry's view), and in the first row of an entry
-its `metadata` (JSON). A row group holds the entries of a study. `index.parquet` says where each entry lies, and its digest. Shards are written
-before the index, and the index before files are removed, so a killed run loses nothing.
+A row is a slice: `key`, `slice_index`, `cls` (float16; what the entry's view takes of the slice), and in the first row
+of an entry its `metadata` (JSON), which names the view. A row group holds the entries of a study. `index.parquet` says
+where each entry lies, and its digest. Shards are written before the index, and the index before files are removed, so a
+killed run loses nothing.
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ def single_files(folder: Path) -> list[Path]:
 
 
 def compact(folder: Path, advance: Callable[[], object]) -> dict[str, Any]:
-    """Move views with one row a slice into shards; counts, bytes before and after, least cosine of a row to its float32.
+    """Move views with one row a slice into shards; counts, bytes before and after, and the least cosine of a row to its
+    float32.
 
     Damaged entries are set aside. Patches, and rows beyond the range of float16, stay as they are.
     """
