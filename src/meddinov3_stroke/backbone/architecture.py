@@ -33,10 +33,18 @@ HIDDEN_FIELDS = ("num_heads", "norm_layer", "rope_base", "rope_dtype")
 """What shapes do not show; metadata may state these, and they enter the digest of the weights in this order."""
 
 
-Pixels = Float32[np.ndarray, "n 1 row col"]
+Pixels = Float32[np.ndarray, "n channel row col"]
+"""One channel that stands for three equal ones, or three."""
 ClassTokens = Float32[np.ndarray, "n dim"]
 PatchTokens = Float32[np.ndarray, "n patch dim"]
 """Row-major."""
+Features = tuple[ClassTokens, PatchTokens, Float32[np.ndarray, "n four_dim"]]
+"""Class tokens, patch tokens, and the class tokens after the blocks of `evenly_spaced`, side by side."""
+
+
+def evenly_spaced(depth: int) -> tuple[int, ...]:
+    """The last blocks of four equal parts of a transformer: 2, 5, 8 and 11 of twelve (0-based)."""
+    return tuple(max(0, depth * part // 4 - 1) for part in (1, 2, 3, 4))
 
 
 @dataclass(frozen=True)

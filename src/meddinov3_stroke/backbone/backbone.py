@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from meddinov3_stroke.backbone.architecture import ClassTokens, PatchTokens, Pixels
+from meddinov3_stroke.backbone.architecture import ClassTokens, Features, PatchTokens, Pixels
 from meddinov3_stroke.backbone.preprocessing import prepare_channel
 from meddinov3_stroke.errors import MachineError, NonFiniteEmbedding, UsageError
 from meddinov3_stroke.system.progress import read_ahead
@@ -28,7 +28,8 @@ WINDOWS_AHEAD = 2
 class Backbone:
     """A frozen transformer and its identity; its engine is made at first use. Holds nothing about a case.
 
-    `make_engine` gives a `TorchEngine` or an `OpenVINOEngine`, or anything with their `class_tokens` and `tokens`.
+    `make_engine` gives a `TorchEngine` or an `OpenVINOEngine`, or anything with their `class_tokens`, `tokens` and, for
+    views other than class tokens, `features`.
     """
 
     def __init__(
@@ -43,6 +44,8 @@ class Backbone:
         self._lock = Lock()
         self._most_slices: int | None = None
         """Slices in a pass, once memory has run out."""
+        self._shares_bits: dict[tuple[int, ...], bool] = {}
+        """Shape of a pass -> whether the class tokens of `features` are those of `class_tokens` to the last bit."""
 
     def __repr__(self) -> str:
         return f"Backbone({self.identity.name!r}, {self.identity.engine} {self.identity.precision} on {self.device})"
@@ -92,10 +95,18 @@ class Backbone:
         all_cls, all_patches = map(np.concatenate, zip(*found, strict=True))
         return SliceTokens(all_cls, all_patches if patches else None, (side, side))
 
-    def prepare(self, hu: Float32[np.ndarray, "n row col"], resize: int) -> Float32[np.ndarray, "n 1 resize resize"]:
+    def prepare(
+        self, hu: Float32[np.ndarray, "n row col"], resize: int, window: tuple[float, float] | None = None
+    ) -> Float32[np.ndarray, "n 1 resize resize"]:
         """Pixels as the engine takes them, from HU in canonical orientation; a slice fills the square, whatever its
-        proportions (`distortion_warning` compares them in mm)."""
-        return prepare_channel(hu, resize, self.identity.preprocessing)
+        proportions (`distortion_warning` compares them in mm). A `window` in HU is mapped to the range of the weights.
+        """
+        recipe = self.identity.preprocessing
+        if window is not None:
+            low, high = window
+            shares = (np.clip(hu, low, high) - np.float32(low)) / np.float32(high - low)
+            hu = shares * np.float32(recipe.hu_max - recipe.hu_min) + np.float32(recipe.hu_min)
+        return prepare_channel(hu, resize, recipe)
 
     def class_tokens(self, pixels: Pixels) -> ClassTokens:
         """Class tokens of prepared pixels, in smaller passes if memory runs out; they may be NaN.
@@ -104,6 +115,19 @@ class Backbone:
         Embeddings, cached or not, are always these. Raises MachineError if one slice alone does not fit in memory.
         """
         return np.concatenate([cls for cls, _ in self._passes(pixels, patches=False)])
+
+    def features(self, pixels: Pixels) -> Features:
+        """Class tokens to the bits of `class_tokens`, patch tokens, and class tokens after four blocks, in one pass."""
+        cls, patches, blocks = map(np.concatenate, zip(*self._split(pixels, self._features), strict=True))
+        return cls, patches, blocks
+
+    def _features(self, pixels: Pixels) -> Features:
+        cls, patches, blocks = self._engine.features(pixels)
+        if not self._shares_bits.get(pixels.shape):  # always so on CPUs in fp32 and bf16, which tests pin; checked once
+            expected = self._engine.class_tokens(pixels)
+            self._shares_bits.setdefault(pixels.shape, np.array_equal(cls, expected))
+            cls = expected
+        return cls, patches, blocks
 
     def tokens(self, pixels: Pixels) -> tuple[ClassTokens, PatchTokens]:
         """Class tokens and patch tokens (row-major) of prepared pixels; otherwise as `class_tokens`."""
@@ -139,14 +163,23 @@ class Backbone:
                 "HU of the slice, or use --precision fp32"
             )
 
-    def _passes(self, pixels: np.ndarray, patches: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _passes(self, pixels: np.ndarray, patches: bool) -> Iterator[tuple[np.ndarray, ...]]:
+        no_patches = np.empty(0, dtype=np.float32)
+        return self._split(
+            pixels,
+            lambda some: self._engine.tokens(some) if patches else (self._engine.class_tokens(some), no_patches),
+        )
+
+    def _split(
+        self, pixels: np.ndarray, infer: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+    ) -> Iterator[tuple[np.ndarray, ...]]:
+        """What `infer` gives for the slices, in smaller passes if memory runs out."""
         start = 0
         while start < len(pixels):
             some = pixels[start : start + (self._most_slices or len(pixels))]
-            tokens: tuple[np.ndarray, np.ndarray] | None = None
+            tokens: tuple[np.ndarray, ...] | None = None
             try:
-                engine = self._engine
-                tokens = engine.tokens(some) if patches else (engine.class_tokens(some), np.empty(0, dtype=np.float32))
+                tokens = infer(some)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

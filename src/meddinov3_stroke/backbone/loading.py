@@ -192,11 +192,17 @@ class _Loader:
             if self.run.device == "cpu":
                 use_available_cpus()
             module = build_module(fold(self.file.weights()))
-            return TorchEngine(module, device or self.run.device, precision, compiled=self.torch_compile)
+            kernel = self.file.weights().state["patch_embed.proj.weight"]
+            where = device or self.run.device
+            return TorchEngine(module, where, precision, compiled=self.torch_compile, kernel=kernel)
         from meddinov3_stroke.backbone.openvino_engine import OpenVINOEngine, build_graph
 
         int8_graph_of = None if calibration is None else partial(self._int8_graph, calibration)
-        return OpenVINOEngine(lambda side: build_graph(self.file.weights(), side), precision, int8_graph_of)
+
+        def graph_of(side: int, **kind: bool) -> Any:
+            return build_graph(self.file.weights(), side, **kind)
+
+        return OpenVINOEngine(graph_of, precision, int8_graph_of)
 
     def _int8_graph(self, calibration: Calibration, side: int) -> Any:
         from meddinov3_stroke.backbone.int8 import read_graph

@@ -14,8 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from meddinov3_stroke.backbone.architecture import NORM_EPS, ClassTokens, PatchTokens, Pixels, rope_tables
+from meddinov3_stroke.backbone.architecture import (
+    NORM_EPS,
+    ClassTokens,
+    Features,
+    PatchTokens,
+    Pixels,
+    evenly_spaced,
+    rope_tables,
+)
 from meddinov3_stroke.backbone.weights import PERIODS, Weights, fold
+from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.system.devices import bf16_flag, cpu_threads
 
 if TYPE_CHECKING:
@@ -28,21 +37,24 @@ ALL_TOKENS = 2**31 - 1
 class OpenVINOEngine:
     """Graphs compiled at first use, one for each size; any number of slices in a pass.
 
-    `graph_of` gives the graph for a side in pixels. With `int8_graph_of` class tokens come from that quantized graph;
-    patch tokens, which calibration does not measure, come from the plain one in bf16 if the CPU has it, else fp32.
+    `graph_of` gives the graph for a side in pixels and the keywords of `build_graph`. With `int8_graph_of` class tokens
+    come from that quantized graph; patch tokens and blocks, which calibration does not measure, come from the plain one
+    in bf16 if the CPU has it, else fp32.
     """
 
     def __init__(
-        self, graph_of: Callable[[int], Any], precision: str, int8_graph_of: Callable[[int], Any] | None = None
+        self, graph_of: Callable[..., Any], precision: str, int8_graph_of: Callable[[int], Any] | None = None
     ) -> None:
         self._graph_of, self._int8_graph_of, self._precision = graph_of, int8_graph_of, precision
-        self._requests: dict[tuple[int, Any], Any] = {}
+        self._requests: dict[tuple[Any, ...], Any] = {}
         self._lock = Lock()
 
     def class_tokens(self, pixels: Pixels) -> ClassTokens:
         """The class token of each slice; the last block computes nothing else."""
         if self._int8_graph_of is None:
             return self._infer(self._graph_of, pixels, 1)[0]
+        if pixels.shape[1] != 1:
+            raise UsageError(f"{pixels.shape[1]} different channels in int8, which is calibrated for one; use bf16")
         return self._infer(self._int8_graph_of, pixels)[0]
 
     def tokens(self, pixels: Pixels) -> tuple[ClassTokens, PatchTokens]:
@@ -50,12 +62,24 @@ class OpenVINOEngine:
         cls, patches = self._infer(self._graph_of, pixels, ALL_TOKENS)
         return cls, patches
 
-    def _infer(self, graph_of: Callable[[int], Any], pixels: np.ndarray, *n_tokens: int) -> list[np.ndarray]:
-        key = (pixels.shape[-1], graph_of)
+    def features(self, pixels: Pixels) -> Features:
+        """Class tokens as `class_tokens` gives them (but of int8), patch tokens, class tokens after four blocks."""
+        cls, patches, blocks = self._infer(self._graph_of, pixels, 1, features=True)
+        return cls, patches, blocks
+
+    def _infer(
+        self, graph_of: Callable[..., Any], pixels: np.ndarray, *n_tokens: int, features: bool = False
+    ) -> list[np.ndarray]:
+        side, channels = pixels.shape[-1], pixels.shape[1]
+        kind = {"features": features, "equal_channels": channels == 1}
+        kind = {name: is_on for name, is_on in kind.items() if is_on != (name == "equal_channels")}  # the unusual ones
         inputs = [np.ascontiguousarray(pixels), *(np.array([n]) for n in n_tokens)]
         with self._lock:
-            if key not in self._requests:
-                self._requests[key] = self._compiled(graph_of(pixels.shape[-1])).create_infer_request()
+            if (key := (side, graph_of, *kind)) not in self._requests:
+                graph = graph_of(side, **kind)
+                if graph.input(0).partial_shape[1].get_length() != channels:
+                    raise UsageError(f"{channels} different channels: these weights take fewer; use another view")
+                self._requests[key] = self._compiled(graph).create_infer_request()
             found = self._requests[key].infer(inputs)
             return [np.array(found[k], dtype=np.float32) for k in range(len(found))]
 
@@ -83,13 +107,22 @@ def import_openvino() -> Any:
     return openvino
 
 
-def build_graph(weights: Weights, side: int, class_tokens_only: bool = False) -> openvino.Model:
+def build_graph(
+    weights: Weights,
+    side: int,
+    *,
+    class_tokens_only: bool = False,
+    features: bool = False,
+    equal_channels: bool = True,
+) -> openvino.Model:
     """The transformer at `side` pixels: float32 [n, 1, side, side] -> class tokens [n, dim], patch tokens [n, p, dim].
 
     A second input [1] int64 is the number of tokens that the last block computes: 1 gives the class token and no
-    patches. With `class_tokens_only` there is neither that input nor the second output.
+    patches. With `class_tokens_only` there is neither that input nor the second output. With `features` the class
+    tokens are of that number of tokens, the patch tokens of all, and a third output holds the class tokens after the
+    blocks of `evenly_spaced` [n, 4 dim]. Unless `equal_channels`, the slices have the channels of the weights.
     """
-    return _Graph(fold(weights), side).model(class_tokens_only)
+    return _Graph(fold(weights, equal_channels=equal_channels), side).model(class_tokens_only, features)
 
 
 class _Graph:
@@ -109,30 +142,41 @@ class _Graph:
             for fill, table in zip(still, tables, strict=True)
         )
 
-    def model(self, class_tokens_only: bool) -> Any:
-        ops = self.ops
-        pixels = ops.parameter([-1, 1, self.side, self.side], np.float32, name="pixels")
+    def model(self, class_tokens_only: bool, features: bool) -> Any:
+        ops, depth = self.ops, self.shape.depth
+        pixels = ops.parameter([-1, self.shape.in_chans, self.side, self.side], np.float32, name="pixels")
         n_out = self._ints(1) if class_tokens_only else ops.parameter([1], np.int64, name="n_tokens")
-        x = self._embed(pixels)
-        for i in range(self.shape.depth):
-            x = self._block(x, f"blocks.{i}.", n_out if i == self.shape.depth - 1 else None)
-        x = self._norm(x, "norm")
-        cls = ops.squeeze(self._first(x, self._ints(1), 1), self._ints(1))
+        x, stages = self._embed(pixels), {}
+        for i in range(depth - 1):
+            x = self._block(x, f"blocks.{i}.", None)
+            stages[i] = x
+        last = self._norm(self._block(x, f"blocks.{depth - 1}.", n_out), "norm")
+        cls = self._class_token(last)
         if class_tokens_only:
             return self.ov.Model([cls], [pixels], "vit")
+        if features:
+            last = self._norm(self._block(x, f"blocks.{depth - 1}.", None), "norm")
         start, step, axis = (self._ints(k) for k in (self.prefix.shape[1], 1, 1))
-        patches = ops.slice(x, start, self._ints(ALL_TOKENS), step, axis)
-        return self.ov.Model([cls, patches], [pixels, n_out], "vit")
+        outputs = [cls, ops.slice(last, start, self._ints(ALL_TOKENS), step, axis)]
+        if features:
+            wanted = [stages.get(i) for i in evenly_spaced(depth)]
+            outputs.append(
+                ops.concat([cls if x is None else self._class_token(self._norm(x, "norm")) for x in wanted], 1)
+            )
+        return self.ov.Model(outputs, [pixels, n_out], "vit")
+
+    def _class_token(self, x: Any) -> Any:
+        return self.ops.squeeze(self._first(x, self._ints(1), 1), self._ints(1))
 
     def _embed(self, pixels: Any) -> Any:
         """Prefix and patch tokens; the patches are cut by reshaping, so that their projection is a matrix product."""
-        ops, p, h, dim = self.ops, self.shape.patch_size, self.grid, self.shape.embed_dim
+        ops, p, h, dim, c = self.ops, self.shape.patch_size, self.grid, self.shape.embed_dim, self.shape.in_chans
         if self.side % p:
             whole = self._ints(h * p, h * p)
             pixels = ops.slice(pixels, self._ints(0, 0), whole, self._ints(1, 1), self._ints(2, 3))
-        cut = ops.transpose(ops.reshape(pixels, self._ints(-1, h, p, h, p), False), self._ints(0, 1, 3, 2, 4))
-        patches = ops.reshape(cut, self._ints(-1, h * h, p * p), False)  # [n, h, w, p, p] -> [n, h*w, p*p]
-        weight = self.state["patch_embed.proj.weight"].reshape(dim, p * p)
+        cut = ops.reshape(pixels, self._ints(-1, c, h, p, h, p), False)
+        patches = ops.reshape(ops.transpose(cut, self._ints(0, 2, 4, 1, 3, 5)), self._ints(-1, h * h, c * p * p), False)
+        weight = self.state["patch_embed.proj.weight"].reshape(dim, c * p * p)
         projected = self._product(patches, weight, self.state["patch_embed.proj.bias"])
         n = ops.gather(ops.shape_of(pixels), self._ints(0), self._constant(np.array(0)))
         shape = ops.concat([n, self._ints(*self.prefix.shape[1:])], 0)

@@ -8,9 +8,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from meddinov3_stroke.backbone.architecture import ClassTokens, PatchTokens, Pixels
+from meddinov3_stroke.backbone.architecture import ClassTokens, Features, PatchTokens, Pixels, evenly_spaced
 from meddinov3_stroke.backbone.vit import Rope, VisionTransformer
+from meddinov3_stroke.errors import UsageError
 
 
 class TorchEngine:
@@ -18,16 +20,28 @@ class TorchEngine:
 
     `bf16` is torch's autocast: matrix products in bf16, norms and the residual stream in float32. The weights of the
     products are rounded once here instead of in every pass, which gives the same bits. `compiled` sends the module
-    through `torch.compile`, whose first pass takes minutes.
+    through `torch.compile`, whose first pass takes minutes. `kernel` projects three different channels where the module
+    takes one.
     """
 
-    def __init__(self, vit: VisionTransformer, device: str, precision: str, *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        device: str,
+        precision: str,
+        *,
+        compiled: bool = False,
+        kernel: np.ndarray | None = None,
+    ) -> None:
         self._vit = vit.eval().to(device)
         if precision == "bf16":
             for part in self._vit.modules():
                 if isinstance(part, nn.Linear | nn.Conv2d):
                     part.to(torch.bfloat16)
         self._device, self._precision = torch.device(device), precision
+        self._kernel = (
+            None if kernel is None else torch.tensor(kernel).to(self._vit.get_parameter("patch_embed.proj.weight"))
+        )
         self._ropes: dict[tuple[int, int], Rope] = {}
         self._normed: Callable[..., Tensor] = torch.compile(self._forward, dynamic=True) if compiled else self._forward
 
@@ -40,17 +54,41 @@ class TorchEngine:
         tokens = self._infer(pixels)
         return tokens[:, 0], tokens[:, 1 + self._vit.n_storage_tokens :]
 
+    def features(self, pixels: Pixels) -> Features:
+        """Class tokens as `class_tokens` gives them, patch tokens, and class tokens after four blocks."""
+        with torch.inference_mode(), self._arithmetic():
+            cls, patches, blocks = (np.asarray(part.float().cpu()) for part in self._features(*self._inputs(pixels)))
+        return cls, patches, blocks
+
+    def _features(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        *earlier, last = self._vit.blocks
+        tokens, norm, stages = self._embed(x), self._vit.norm, {}
+        for i, block in enumerate(earlier):
+            tokens = block(tokens, rope)
+            stages[i] = norm(tokens[:, :1])[:, 0]
+        cls = norm(last(tokens, rope, 1))[:, 0]
+        blocks = torch.cat([stages.get(i, cls) for i in evenly_spaced(len(earlier) + 1)], dim=1)
+        return cls, norm(last(tokens, rope))[:, 1 + self._vit.n_storage_tokens :], blocks
+
     def _infer(self, pixels: np.ndarray, *n_out: int) -> np.ndarray:
         with torch.inference_mode(), self._arithmetic():
             return np.asarray(self._normed(*self._inputs(pixels), *n_out).float().cpu())
 
     def _forward(self, x: Tensor, rope: Rope, n_out: int | None = None) -> Tensor:
         *earlier, last = self._vit.blocks
-        tokens = self._vit.embed(x)
+        tokens = self._embed(x)
         for block in earlier:
             tokens = block(tokens, rope)
         normed: Tensor = self._vit.norm(last(tokens, rope, n_out))
         return normed
+
+    def _embed(self, x: Tensor) -> Tensor:
+        if x.shape[1] == self._vit.in_chans:
+            return self._vit.embed(x)
+        if self._kernel is None or x.shape[1] != self._kernel.shape[1]:
+            raise UsageError(f"{x.shape[1]} different channels: these weights take fewer; use another view")
+        kernel, bias = self._kernel, self._vit.get_parameter("patch_embed.proj.bias")
+        return self._vit.embed(x, projection=lambda y: functional.conv2d(y, kernel, bias, self._vit.patch_size))
 
     def _inputs(self, pixels: np.ndarray) -> tuple[Tensor, Rope]:
         """The slices on the device, and the tables of their grid, which are made once: no pass waits for them."""
@@ -60,7 +98,7 @@ class TorchEngine:
         grid = self._vit.patch_grid(x)
         if grid not in self._ropes:
             self._ropes[grid] = self._vit.rope_embed(grid)
-        return x.expand(-1, self._vit.in_chans, -1, -1), self._ropes[grid]
+        return x if x.shape[1] > 1 else x.expand(-1, self._vit.in_chans, -1, -1), self._ropes[grid]
 
     def _arithmetic(self) -> AbstractContextManager[object]:
         if self._precision == "bf16":

@@ -7,7 +7,7 @@ Token order is CLS, storage tokens, patches (row-major). Written from the publis
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -209,9 +209,11 @@ class VisionTransformer(nn.Module):
         """(rows, columns) of the patches of an image."""
         return x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
 
-    def embed(self, x: Image, masks: Masks | None = None) -> Tokens:
-        """The tokens that enter the first block."""
-        patches = self.patch_embed(x).flatten(2).transpose(1, 2)  # [n, d, h, w] -> [n, h*w, d]
+    def embed(
+        self, x: Image, masks: Masks | None = None, projection: Callable[[Tensor], Tensor] | None = None
+    ) -> Tokens:
+        """The tokens that enter the first block; `projection` of the patches may be one of other channels."""
+        patches = (projection or self.patch_embed)(x).flatten(2).transpose(1, 2)  # [n, d, h, w] -> [n, h*w, d]
         if masks is not None:
             patches = torch.where(masks[..., None], self.mask_token, patches)
         prefix = [self.cls_token] + ([self.storage_tokens] if self.n_storage_tokens > 0 else [])

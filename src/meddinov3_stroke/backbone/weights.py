@@ -149,14 +149,15 @@ def weights_sha256(state: Mapping[str, Any], architecture: Architecture | None =
     return digest.hexdigest()
 
 
-def fold(weights: Weights) -> Weights:
+def fold(weights: Weights, *, equal_channels: bool = True) -> Weights:
     """Weights that give the same tokens with less work: one input channel, no LayerScale, no bias mask.
 
-    The three input channels are equal, so one with the summed kernel gives the same patches; LayerScale goes into the
-    projection before it; a masked q|k|v bias becomes the bias it amounts to.
+    Where the three input channels are equal, one with the summed kernel gives the same patches; LayerScale goes into
+    the projection before it; a masked q|k|v bias becomes the bias it amounts to.
     """
     state = dict(weights.state)
-    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].sum(axis=1, keepdims=True)
+    if equal_channels:
+        state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].sum(axis=1, keepdims=True)
     scaled = {"ls1.gamma": "attn.proj", "ls2.gamma": "mlp.fc2", "attn.qkv.bias_mask": "attn.qkv"}
     for name in [name for name in state if name.endswith(tuple(scaled))]:
         _, i, scale = name.split(".", 2)
@@ -165,7 +166,8 @@ def fold(weights: Weights) -> Weights:
             state[f"{layer}.weight"] = state[f"{layer}.weight"] * factor[:, None]
         if f"{layer}.bias" in state:
             state[f"{layer}.bias"] = state[f"{layer}.bias"] * factor
-    folded = replace(weights.architecture, in_chans=1, layerscale=False, mask_k_bias=False)
+    channels = state["patch_embed.proj.weight"].shape[1]
+    folded = replace(weights.architecture, in_chans=channels, layerscale=False, mask_k_bias=False)
     return weights._replace(state=state, architecture=folded)
 
 

@@ -1,12 +1,14 @@
 """From volumes to slice embeddings: the loop over inputs, the cache, pooling."""
 
-from meddinov3_stroke.features.extract import Extraction, extract, extract_one
+from meddinov3_stroke.features.extract import extract, extract_one
+from meddinov3_stroke.features.extraction import Extraction
 from meddinov3_stroke.features.extractor import (
     EVERY_SLICE,
     POOL_MODES,
     FeatureExtractor,
     PoolMode,
     naming,
+    patch_statistics,
     pool_mode_name,
     pool_slices,
     select_slices,
@@ -27,6 +29,7 @@ __all__ = [
     "extract",
     "extract_one",
     "naming",
+    "patch_statistics",
     "pool_mode_name",
     "pool_slices",
     "select_slices",
