@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "prepare-cohort": ("commands.prepare_cohort", "CQ500, PhysioNet CT-ICH or BHSD -> the same series table"),
     "extract": ("commands.extract", "series CSV -> one row of features each, unsplit, for test-head"),
     "train-rsna": ("rsna_train", "series CSV -> split, cached features, trained and tested head"),
+    "sweep": ("commands.sweep", "views and kinds of head compared by cross-validation; the best one is kept"),
     "status": ("commands.status", "how every input of a run has ended so far"),
     "store": ("commands.store", "compact a cache of embeddings into Parquet shards, verify it, or collect its garbage"),
     "split": ("rsna_split", "series CSV -> train, validation and test by patient"),

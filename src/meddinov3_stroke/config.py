@@ -93,6 +93,7 @@ OUTPUTS_DIR = Path("outputs")  # what a command writes without --output-dir is b
 HEAD_DIR = Path("checkpoints/head_train")
 METRICS_JSON = Path("outputs/head_eval/metrics.json")
 PROBS_NPY = Path("outputs/head_eval/probs.npy")
+SWEEP_DIR = Path("outputs/sweep")
 EVALUATION_DIR = Path("outputs/evaluation")  # default of `evaluate`
 RESAMPLES = 1000  # of patients, behind the intervals of an evaluation
 SPLITS_DIR = Path("outputs/rsna_splits")

@@ -87,6 +87,23 @@ def write_slice_labels(path: Path, rows: pa.Table) -> None:
         pq.write_table(rows, handle, row_group_size=8192, compression="zstd")
 
 
+def read_series_slice_labels(path: Path) -> dict[str, dict[int, tuple[Int8[np.ndarray, " 6"], float]]]:
+    """series UID -> slice index -> (the six labels, -1 where unknown; height in mm, NaN where unknown), as
+    `write_slice_labels` wrote them. Raises LabelError for another file."""
+    try:
+        with machine_errors(path):
+            table = pq.read_table(path, schema=SLICE_LABEL_SCHEMA)
+    except pa.ArrowException as error:
+        raise LabelError(f"{path} is no table of slice labels ({error}); prepare-rsna writes one") from error
+    labels = np.stack([np.asarray(pc.fill_null(table[label], -1)) for label in LABELS], axis=1).astype(np.int8)
+    heights = np.asarray(table["position_z_mm"].to_numpy(zero_copy_only=False), dtype=np.float64)
+    found: dict[str, dict[int, tuple[Int8[np.ndarray, " 6"], float]]] = {}
+    pairs = zip(table["series_uid"].to_pylist(), table["slice_index"].to_pylist(), strict=True)
+    for (uid, index), row, height in zip(pairs, labels, heights.tolist(), strict=True):
+        found.setdefault(uid, {})[index] = row, height
+    return found
+
+
 def read_slice_labels(path: Path, *, conflicts: ConflictPolicy, policy: LabelPolicy) -> SliceLabels:
     """The labels of every image in Kaggle's CSV at `path`.
 

@@ -29,9 +29,9 @@ NO_HEAD: Mapping[str, Any] = {"in_distribution": None, "reason": "no head was ap
 
 ROWS_PER_BATCH = 16384  # rows sent through the head at a time; bounds memory
 
-_ALIKE = ("labels", "pool_mode", "input_dim", "resize")
+_ALIKE = ("labels", "pool_mode", "input_dim", "resize", "view")
 
-_IDENTITY = ("sha256", "pool_mode", "labels", "input_dim", "hidden_dim", "resize", "backbone", "seed", "epoch")
+_IDENTITY = ("sha256", "arch", "pool_mode", "labels", "input_dim", "hidden_dim", "resize", "backbone", "seed", "epoch")
 
 
 def predict_logits(
@@ -255,7 +255,7 @@ def _mean_thresholds(heads: Sequence[HeadCheckpoint]) -> dict[str, Threshold]:
 
 def _about(head: HeadCheckpoint) -> dict[str, Any]:
     about = {name: getattr(head, name) for name in (*_IDENTITY, "metric_name", "best_metric")}
-    return {**about, "labels": list(head.labels)}
+    return {**about, "labels": list(head.labels), "view": head.view.name}
 
 
 def require_in_distribution(verdict: Mapping[str, Any], where: object) -> None:
@@ -289,7 +289,8 @@ def check_backbone(checkpoint: HeadCheckpoint, identity: BackboneIdentity, resiz
             f"features takes minutes: {command_of('train-rsna')} --series-csv YOUR.csv"
         )
     faults, mode = [], checkpoint.pool_mode
-    fitting = [factor * identity.embed_dim for factor in POOL_MODES[mode]]
+    *_, width = checkpoint.view.shape(1, identity.embed_dim)
+    fitting = [factor * width for factor in POOL_MODES[mode]]
     if checkpoint.input_dim not in fitting:
         found = " or ".join(map(str, fitting))
         faults.append(f"input_dim: expected {checkpoint.input_dim}, found {found} (pool mode {mode})")

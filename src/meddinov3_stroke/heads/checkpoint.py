@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from meddinov3_stroke.system.command import command_of
 from meddinov3_stroke.system.digest import sha256_of_file
 from meddinov3_stroke.system.torch_file import read_torch_file
 from meddinov3_stroke.types import BackboneIdentity, Preprocessing, Threshold
+from meddinov3_stroke.views import PatchBasis, View
 
 FORMAT = "meddinov3_stroke.head"  # value of `format` in every head checkpoint
+
+ADDED_LATER = ("distribution", "calibration", "operating_points", "seen", "view")  # None in earlier checkpoints
 
 CHECKPOINT_SCHEMA = 2
 """Raised when a field changes its meaning. Schema 1 had `hidden_dim` and `dropout` in place of `arch` and `params`."""
@@ -31,9 +34,12 @@ POOL_MODES: Mapping[str, tuple[int, ...]] = {
     "mean": (1,),
     "max": (1,),
     "mean_max": (2,),
+    "slices": (1,),
+    "patches": (1,),
     "unknown": (1, 2),
 }
-"""Pool mode -> possible input sizes of the head in units of the backbone's embedding."""
+"""Pool mode -> possible input sizes of the head in units of what its view takes of a slice. `slice`: a row is one
+slice; `slices` and `patches`: a row is the slices of a case, or their patches."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +104,7 @@ class HeadCheckpoint:
     seen: dict[str, dict[str, np.ndarray]] | None = None
     """training, validation -> kind -> digests of their rows, patients and pixels (`data.exposure`), where known; None
     in checkpoints of earlier versions."""
+    view: View = field(default_factory=View)  # what the head sees of each slice, with the basis of its patches
     sha256: str = ""  # digest of the file; empty before saving
     is_foreign: bool = False
     """Written by another implementation, on slices with another orientation and resampling; never stored."""
@@ -124,13 +131,14 @@ def load_checkpoint(path: Path) -> HeadCheckpoint:
     document = read_torch_file(path)
     is_foreign = isinstance(document, dict) and all(key in document for key in FOREIGN_KEYS)
     document = from_foreign(document, path) if is_foreign else _checked_format(document, path)
-    document = {**dict.fromkeys(("distribution", "calibration", "operating_points", "seen")), **document}  # added later
+    document = {**dict.fromkeys(ADDED_LATER), **document}
     _check_fields(document, path)
     values = {name: document[name] for name in EXPECTED}
     values["labels"] = tuple(document["labels"])
     values["thresholds"] = _thresholds(document["thresholds"])
     for name, read in _READERS.items():
         values[name] = None if document[name] is None else read(document[name])
+    values["view"] = values["view"] or View()
     checkpoint = HeadCheckpoint(**values, sha256=sha256_of_file(path), is_foreign=is_foreign)
     _check_tensors(checkpoint, path)
     return checkpoint
@@ -265,6 +273,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "distribution": _distribution_from_document,
     "calibration": lambda stored: {label: LabelCalibration.from_document(one) for label, one in stored.items()},
     "operating_points": lambda stored: {point: _thresholds(one) for point, one in stored.items()},
+    "view": lambda stored: View(**{**stored, "basis": stored["basis"] and PatchBasis(**stored["basis"])}),
 }
 """Fields that are None in some checkpoints -> what reads them otherwise."""
 
@@ -305,6 +314,7 @@ EXPECTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: v is None or _is_dict(v, lambda point: _is_dict(point, _is_threshold)),
         "a value in [0, 1] and an origin for each label of each point, or nothing",
     ),
+    "view": (lambda v: _is_readable("view", v), "a view of the slices or nothing"),
     "seen": (
         lambda v: v is None or _is_dict(v, lambda split: _is_dict(split, _are_digests)),
         "64-bit digests of each split and kind, or nothing",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int8, Int64
+from jaxtyping import Float, Float32, Float64, Int8, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,6 +26,7 @@ Score = Callable[[Int8[np.ndarray, "n label"], Float[np.ndarray, "n label"]], fl
 
 MOST_TOGETHER = 32  # heads that train together; more gain nothing and take memory
 SLICE_POS_WEIGHT_CAP = 10.0
+ROWS_MEASURED = 5000  # slices whose mean and spread standardise the inputs of heads on slices and patches
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +143,8 @@ class _Group:
     def _prepare_slices(self) -> None:
         data = self.data
         assert data.starts is not None
+        means, spreads = zip(*(_standard(taken(data, fit.train)) for fit in self.fits), strict=True)
+        self.mean, self.spread = np.stack(means), np.stack(spreads)
         n, n_labels = len(data.embeddings), data.labels.shape[1]
         unknown = np.full((n, n_labels), -1, dtype=np.int8)
         self.slice_labels = torch.from_numpy(unknown if data.slice_labels is None else data.slice_labels)
@@ -235,6 +238,8 @@ class _Group:
         values = self.embeddings[index].to(self.device).float()
         if self.scale is not None:
             values *= self.scale.to(self.device)
+        for one, mean, spread in zip(values, self.mean, self.spread, strict=True):
+            one.sub_(torch.from_numpy(mean).to(one)).div_(torch.from_numpy(spread).to(one))
         return (
             values,
             mask.to(self.device),
@@ -253,11 +258,13 @@ class _Group:
         return torch.func.vmap(one, randomness="different")(self.weights, *inputs)
 
     def _state(self, k: int) -> dict[str, np.ndarray]:
+        """The tensors of a head, for inputs as they are: standardisation goes into the first layer."""
         single = len(self.fits) == 1
-        return {
-            name: np.ascontiguousarray((one if single else one[k]).detach().cpu().numpy())
-            for name, one in self.weights.items()
-        }
+        state = {name: (one if single else one[k]).detach().cpu().numpy() for name, one in self.weights.items()}
+        for weight, bias in _first_layers(state) if self.has_slices else ():
+            state[weight] = state[weight] / self.spread[k]
+            state[bias] = state[bias] - state[weight] @ self.mean[k]
+        return {name: np.array(one, dtype=np.float32) for name, one in state.items()}
 
     def _is_last(self, fit: Fit) -> bool:
         return fit.val is None or self.score is None
@@ -272,6 +279,21 @@ class _Group:
         target = torch.from_numpy(val.labels.astype(np.float32))
         loss = functional.binary_cross_entropy_with_logits(torch.from_numpy(logits).float(), target)
         return self.score(val.labels, logits), float(loss)
+
+
+def _standard(data: HeadData) -> tuple[Float32[np.ndarray, " dim"], Float32[np.ndarray, " dim"]]:
+    """Mean and standard deviation of each column, over evenly spaced slices or patches."""
+    rows = data.values(slice(None, None, -(-len(data.embeddings) // ROWS_MEASURED)))
+    rows = rows.reshape(-1, rows.shape[-1])
+    spread = rows.std(axis=0)
+    return rows.mean(axis=0), np.where(spread > 1e-6 * max(float(spread.max()), 1e-12), spread, 1.0).astype(np.float32)
+
+
+def _first_layers(state: Mapping[str, np.ndarray]) -> list[tuple[str, str]]:
+    if "gru.weight_ih_l0" in state:
+        return [(f"gru.weight_ih_l0{end}", f"gru.bias_ih_l0{end}") for end in ("", "_reverse")]
+    name = "hidden" if "hidden.weight" in state else "output"
+    return [(f"{name}.weight", f"{name}.bias")]
 
 
 def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

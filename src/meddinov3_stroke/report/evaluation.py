@@ -49,6 +49,21 @@ def evaluation_png(document: Mapping[str, Any]) -> bytes:
     return page.png()
 
 
+def leaderboard_png(document: Mapping[str, Any]) -> bytes:
+    """PNG of a sweep: macro AUROC of every candidate with its interval, best first, and its position-matched AUROC."""
+    rows = []
+    for one in document["candidates"]:
+        matched = one.get("slices") and one["slices"]["labels"]["any"].get("model", {}).get("position_matched_auroc")
+        note = f"slices, position-matched {with_interval(matched)}" if matched else ""
+        rows.append(_Row(f"{one['view']} · {one['head']}", one["macro"]["auroc"], note))
+    width = MARGIN + _NAMES + _SCALE + 2 * _TEXTS
+    header = wrap("Heads compared", 13.0, width, style="Bold")
+    header += wrap(f"{document['ranked_by']}; 95 % intervals by patient. {document['note']}", 9.0, width)
+    page = Page(width, header, (len(rows) + 2) * _ROW, [], demo=False)
+    _forest(page, MARGIN + _NAMES, rows)
+    return page.png()
+
+
 def _rows(document: Mapping[str, Any]) -> list[_Row]:
     rows: list[_Row] = []
     for name, scorers in document.get("slices", {}).get("labels", {}).items():
