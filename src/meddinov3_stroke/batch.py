@@ -224,6 +224,7 @@ def map_cases(
             _noted(remaining, ahead),
             extractor,
             keep_volume=True,
+            keep_views=len(extractor.views) > 1,
             on_slices=on_slices,
             check=check,
             force=force,

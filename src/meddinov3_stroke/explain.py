@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.types import BackboneIdentity
 
-HeadInput = Literal["slice", "mean", "max", "mean_max"]
-"""What a row of a head's input is: a slice, or a volume pooled in one of three ways."""
+HeadInput = Literal["slice", "mean", "max", "mean_max", "slices", "patches"]
+"""What a row of a head's input is: a slice, a volume pooled in one of three ways, or its slices or their patches."""
 
 SOFT_TISSUE_HU = (0.0, 100.0)
 """Brain (20 to 45), CSF (0 to 15) and acute blood (50 to 100) lie between; bone, air and fat do not.
@@ -30,6 +30,16 @@ REFERENCE_RULE = (
     "not trained on patch tokens, so the map guides the eye and does not localise a lesion"
 )
 """How the reference patch of a suspicious slice is chosen; part of the output."""
+
+
+EVIDENCE_RULE = (
+    "Reference patch: the patch with the highest logit of the head, which was trained on patches, among patches of "
+    "soft tissue as far as there are any. The similarity map guides the eye and is no lesion map"
+)
+BRIGHT_RULE = (
+    "Reference patch: the patch of soft tissue with the highest mean HU, because the head scores no single patch. The "
+    "map guides the eye and does not localise a lesion"
+)
 
 
 def head_rows(tokens: Float32[np.ndarray, "n dim"], kind: HeadInput) -> Float32[np.ndarray, "n width"]:
@@ -85,6 +95,8 @@ def ranking_text(kind: HeadInput, labels: Sequence[str], known: bool = True) -> 
     score = "P(any)" if "any" in labels else "the highest probability over the labels (the head has no `any`)"
     if kind == "slice":
         return f"Slices ranked by {score}; the head was trained on slice embeddings"
+    if kind in ("slices", "patches"):
+        return f"Slices ranked by {score} of the head, which scores every slice of a case"
     alone = ", each slice pooled alone (its embedding twice, as mean and as maximum)"
     how = score + (alone if kind == "mean_max" else " of the head on each slice embedding")
     trained = f"the head was trained on {kind}-pooled volumes, so this is a transfer from volumes to slices"
@@ -97,6 +109,8 @@ def case_text(kind: HeadInput) -> str:
     """How the probabilities of the case were computed, in words."""
     if kind == "slice":
         return "maximum over the embedded slices, per label, of the head on slice embeddings"
+    if kind in ("slices", "patches"):
+        return f"head on the {kind} of the case"
     return f"head on the {kind}-pooled slice embeddings"
 
 

@@ -235,7 +235,7 @@ class _Training:
         for name, checkpoint in self.checkpoints.items():
             logits, names = self.val_logits[name], self.context.label_names
             if checkpoint.epoch not in found:
-                found[checkpoint.epoch] = _calibration(self.val, logits, names, self.head.seed)
+                found[checkpoint.epoch] = calibration_of(self.val, logits, names, self.head.seed)
             self._save(name, replace(checkpoint, **found[checkpoint.epoch][0]), logits)
         warnings = [text for epoch in sorted(found)[:1] for text in found[epoch][1]]
         log_warnings(warnings)
@@ -314,7 +314,7 @@ class _Training:
         }
 
 
-def _calibration(
+def calibration_of(
     val: HeadData | None, logits: np.ndarray | None, names: Sequence[str], seed: int
 ) -> tuple[dict[str, Any], list[str]]:
     """({calibration, operating_points} of a checkpoint, warnings), fitted on validation patients."""

@@ -17,6 +17,7 @@ from meddinov3_stroke.data.slice_labels import read_series_slice_labels
 from meddinov3_stroke.data.splits import stratify
 from meddinov3_stroke.errors import DatasetError, UsageError
 from meddinov3_stroke.features import EmbeddingStore, Extraction, pool_slices
+from meddinov3_stroke.head_train import calibration_of
 from meddinov3_stroke.heads import HeadCheckpoint, save_checkpoint
 from meddinov3_stroke.heads.registry import ARCHITECTURES
 from meddinov3_stroke.metrics import auroc_report, patients_of, youden_thresholds
@@ -106,7 +107,7 @@ class Series:
         entry = self.store.get(one.keys[view.name])
         if entry is None:
             raise DatasetError(f"{one.path}: the cache no longer holds view {view.name}; run again")
-        return entry.arrays["patches" if view.on_patches else "cls"]
+        return entry.values
 
     @property
     def heights(self) -> Float64[np.ndarray, " slice"]:
@@ -281,5 +282,8 @@ def refit(
         best_metric=best["macro"]["auroc"]["value"],
         view=candidate.view,
     )
+    logits = np.mean([output.logits for output in outputs], axis=0)
+    found, warnings = calibration_of(data, logits, LABELS, config.seed)
+    checkpoint = replace(checkpoint, **found)
     about = {"view": candidate.view.name, "head": candidate.head, "checkpoint": str(path)}
-    return about | {"sha256": save_checkpoint(path, checkpoint)}, []
+    return about | {"sha256": save_checkpoint(path, checkpoint)}, warnings

@@ -190,6 +190,8 @@ class SliceEmbeddings:
     warnings: tuple[str, ...] = ()
     scope: Mapping[str, Any] = field(default_factory=dict)
     """`ct.scope.Scope.document()` of the volume."""
+    others: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """View -> what it takes of the same slices, where other views were asked for; never stored."""
 
 
 def sigmoid(logits: Float[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:

@@ -90,7 +90,15 @@ def extract_one(
     force: bool = True,
 ) -> tuple[Volume, SliceEmbeddings, float]:
     """(volume, embeddings, seconds of reading) of one input; raises the error of an input that cannot be used."""
-    (found,) = extract([source], extractor, keep_volume=True, on_slices=on_slices, check=check, force=force)
+    (found,) = extract(
+        [source],
+        extractor,
+        keep_volume=True,
+        keep_views=len(extractor.views) > 1,
+        on_slices=on_slices,
+        check=check,
+        force=force,
+    )
     if found.error is not None:
         raise found.error
     assert found.volume is not None

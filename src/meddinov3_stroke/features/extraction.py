@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +75,12 @@ class Case:
     def done(self, from_cache: bool) -> Extraction:
         """The result of a case of which nothing is missing."""
         keys = {view.name: key for view, key in self.keys.items()}
+        embeddings = self.embeddings
+        if embeddings is not None and self.entries:
+            embeddings = replace(embeddings, others={name: one.values for name, one in self.entries.items()})
         return Extraction(
             self.input,
-            embeddings=self.embeddings,
+            embeddings=embeddings,
             volume=self.volume,
             from_cache=from_cache,
             read_s=self.read_s,

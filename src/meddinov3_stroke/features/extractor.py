@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -70,11 +71,18 @@ class FeatureExtractor:
 
         `scope` is its intended-use document if that is known. Raises NonFiniteEmbedding.
         """
-        chosen = self.chosen(volume)
-        cls = np.concatenate([self.backbone.class_tokens(pixels) for pixels in self.windows(volume, chosen)])
+        chosen, parts = self.chosen(volume), defaultdict[View, list[np.ndarray]](list)
+        for inputs in self.inputs(volume, chosen, self.views):
+            for name, pixels in inputs.items():
+                views = [view for view in self.views if view.input == name]
+                tokens = self.infer(pixels, views)
+                for view in views:
+                    parts[view].append(rows_of(view, tokens))
+        first, *others = (np.concatenate(parts[view]) for view in self.views)
         with naming(volume.source.path):
-            self.backbone.refuse_non_finite(cls)
-        return self.finisher(volume, chosen, judge(volume).document() if scope is None else scope)(cls)
+            self.backbone.refuse_non_finite(first)
+        found = self.finisher(volume, chosen, judge(volume).document() if scope is None else scope)(first)
+        return replace(found, others={view.name: one for view, one in zip(self.views[1:], others, strict=True)})
 
     def tokens(self, volume: Volume, slice_indices: Sequence[int] | Int64[np.ndarray, " n"]) -> SliceTokens:
         """Class and patch tokens of the given slices, whatever the selection is; errors as for `embed`."""

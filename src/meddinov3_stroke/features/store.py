@@ -94,6 +94,11 @@ class Entry:
         name = "patches" if view is not None and view.on_patches else "cls"
         return cls(arrays | {name: embeddings.cls if values is None else values}, metadata)
 
+    @property
+    def values(self) -> np.ndarray:
+        """What the view takes of the slices: [n, width], or [n, patch, k]."""
+        return self.arrays["patches" if "patches" in self.arrays else "cls"]
+
     def embeddings(self, path: Path, backbone: BackboneIdentity) -> SliceEmbeddings:
         """The embeddings this entry holds, for the file at `path`, under the name the backbone has now."""
         facts = self.metadata

@@ -123,6 +123,7 @@ class HeadEnsemble:
     pool_mode = property(attrgetter("_first.pool_mode"))
     input_dim = property(attrgetter("_first.input_dim"))
     resize = property(attrgetter("_first.resize"))
+    view = property(attrgetter("_first.view"))
 
     @property
     def _first(self) -> HeadCheckpoint:
@@ -137,6 +138,11 @@ class HeadEnsemble:
     def outputs(self, rows: Float32[np.ndarray, "n dim"]) -> list[HeadOutput]:
         """What each head computes from the rows; errors as for `predict_logits`."""
         return [predict_logits(head, rows) for head in self.members]
+
+    def of_case(self, data: HeadData) -> list[HeadOutput]:
+        """What each head on slices or patches computes from a case; with the logits of patches."""
+        pairs = [(head, (head.arch, head.params, head.state_dict)) for head in self.members]
+        return [apply_head(*parts, data, head.labels, with_patches=True) for head, parts in pairs]
 
     def probabilities(self, outputs: Sequence[HeadOutput]) -> Float64[np.ndarray, "n label"]:
         """Sigmoid of the mean of the heads' logits."""
