@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from meddinov3_stroke.errors import UsageError
 
@@ -44,8 +44,6 @@ POS_WEIGHT_CAP = 20.0  # largest weight of a positive in the loss: above about 2
 class HeadConfig:
     """How a head is built and trained; every hyper-parameter is declared here once."""
 
-    head: str = "mlp"
-    """Kind of head: mlp, probe or knn on one vector a case; slices, mil or gru on slices; evidence on patches."""
     epochs: int = 20
     """Passes over the training rows, at least 1."""
     batch_size: int = 64
@@ -58,11 +56,6 @@ class HeadConfig:
     """Width of the hidden layer; 0 or less: a single linear layer."""
     dropout: float = 0.2
     """Share of hidden units dropped in training, in [0, 1)."""
-    pool: str = "lse"
-    """How slices, mil, gru and evidence heads turn slices into a case: lse (log-sum-exp), topk (mean of the highest 3)
-    or max."""
-    position: bool = False
-    """Let slices, gru and evidence heads know the position of a slice in mm. Off: position alone scores high."""
     patience: int = 0
     """Epochs without a better validation macro AUROC before training stops; 0 trains to the end."""
     seed: int = SEED
@@ -70,14 +63,36 @@ class HeadConfig:
 
     @property
     def arch(self) -> str:
-        """Key of `heads.ARCHITECTURES`."""
+        """Key of `heads.registry.ARCHITECTURES`."""
+        return "mlp"
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Hyper-parameters that the checkpoint needs to rebuild the head."""
+        return {"hidden_dim": max(self.hidden_dim, 0), "dropout": float(self.dropout)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyHeadConfig(HeadConfig):
+    """How a head of any kind is built and trained."""
+
+    head: str = "mlp"
+    """Key of `heads.registry.ARCHITECTURES`."""
+    pool: Literal["lse", "topk", "max"] = "lse"
+    """How slices, gru and evidence heads turn slices into a case: log-sum-exp, mean of the highest 3, or maximum."""
+    position: bool = False
+    """Let slices, gru and evidence heads know the position of a slice in mm; position alone scores high."""
+
+    @property
+    def arch(self) -> str:
+        """Key of `heads.registry.ARCHITECTURES`."""
         return self.head
 
     @property
     def params(self) -> dict[str, Any]:
         """Hyper-parameters that the checkpoint needs to rebuild the head."""
         own = {} if self.head in ("mlp", "probe", "knn") else {"pool": self.pool, "position": self.position}
-        return {"hidden_dim": max(self.hidden_dim, 0), "dropout": float(self.dropout), **own}
+        return {**super().params, **own}
 
 
 EVAL_THRESHOLD = 0.5  # `--threshold` of `test_meddinov3_head.py`, `--eval-threshold` of `train_meddinov3_rsna.py`

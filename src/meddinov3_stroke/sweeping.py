@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int8, Int64
 
-from meddinov3_stroke.config import POS_WEIGHT_CAP, HeadConfig
+from meddinov3_stroke.config import POS_WEIGHT_CAP, AnyHeadConfig
 from meddinov3_stroke.data import SeriesTable
 from meddinov3_stroke.data.slice_labels import read_series_slice_labels
 from meddinov3_stroke.data.splits import stratify
@@ -59,7 +59,7 @@ class Candidate:
     def _kind(self) -> str:
         return "mlp" if self.head == LINEAR else self.head
 
-    def config(self, plain: HeadConfig, seed: int) -> HeadConfig:
+    def config(self, plain: AnyHeadConfig, seed: int) -> AnyHeadConfig:
         """How the head is fitted with a seed."""
         hidden = 0 if self.head in (LINEAR, "slices", "evidence") else plain.hidden_dim
         size = plain.batch_size if self.takes == "rows" else min(plain.batch_size, BAG_BATCH)
@@ -156,7 +156,7 @@ class Sweep:
 
     series: Series
     folds: Int64[np.ndarray, " n"]
-    plain: HeadConfig
+    plain: AnyHeadConfig
     n_seeds: int
     folder: Path  # of finished fits
     about: Mapping[str, Any]  # what else decides a fit, as JSON

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from meddinov3_stroke.config import HeadConfig
+from meddinov3_stroke.config import AnyHeadConfig, HeadConfig
 from meddinov3_stroke.errors import DatasetError
 from meddinov3_stroke.heads.applying import apply_head
 from meddinov3_stroke.heads.bags import BAG_HEADS, position_inputs
@@ -110,7 +110,7 @@ def test_every_kind_learns_and_finds_the_slice(kind: str) -> None:
 
 def test_the_map_of_the_evidence_head_points_at_the_patch() -> None:
     data, other = cases(160, 1, "patches"), cases(60, 3, "patches")
-    config = HeadConfig(head="evidence", epochs=25, lr=0.02, hidden_dim=0, dropout=0.0, batch_size=16)
+    config = AnyHeadConfig(head="evidence", epochs=25, lr=0.02, hidden_dim=0, dropout=0.0, batch_size=16)
     (head,) = fit_heads([Fit(config, np.arange(160))], replace(data, slice_labels=None))  # from labels of cases alone
     found = apply_head("evidence", head.params, head.state, other, LABELS, with_patches=True)
     positive = np.flatnonzero(other.slice_labels[:, 0])
@@ -121,7 +121,7 @@ def test_the_map_of_the_evidence_head_points_at_the_patch() -> None:
 @pytest.mark.parametrize("kind", ["mlp", "slices", "evidence", "mil"])
 def test_heads_that_train_together_are_those_that_train_alone(kind: str) -> None:
     data = data_for(kind, 60)
-    configs = [HeadConfig(head=kind, epochs=3, dropout=0.0, hidden_dim=8, batch_size=16, seed=k) for k in range(3)]
+    configs = [AnyHeadConfig(head=kind, epochs=3, dropout=0.0, hidden_dim=8, batch_size=16, seed=k) for k in range(3)]
     halves = [np.arange(0, 60, 2), np.arange(1, 60, 2), np.arange(50)]
     fits = [Fit(config, half) for config, half in zip(configs, halves, strict=True)]
     together = fit_heads(fits, data)
@@ -137,7 +137,7 @@ def test_codes_with_a_scale_are_the_values_they_stand_for() -> None:
     codes = np.clip(np.rint(data.embeddings / scale), -127, 127).astype(np.int8)
     coded = replace(data, embeddings=codes, scale=scale)
     plain = replace(data, embeddings=codes * scale)
-    fits = [Fit(HeadConfig(head="evidence", epochs=2, dropout=0.0, hidden_dim=4), np.arange(20))]
+    fits = [Fit(AnyHeadConfig(head="evidence", epochs=2, dropout=0.0, hidden_dim=4), np.arange(20))]
     heads = [fit_heads(fits, one)[0] for one in (coded, plain)]
     outputs = [head.outputs(one, LABELS).logits for head, one in zip(heads, (coded, plain), strict=True)]
     np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-6)
@@ -163,7 +163,7 @@ def test_a_probe_is_a_logistic_regression() -> None:
 
     data = rows(300)
     noisy = replace(data, labels=(data.labels ^ (np.random.default_rng(3).random((300, 2)) < 0.2)).astype(np.int8))
-    (head,) = fit_heads([Fit(HeadConfig(head="probe"), np.arange(300))], noisy)
+    (head,) = fit_heads([Fit(AnyHeadConfig(head="probe"), np.arange(300))], noisy)
     mean, spread = noisy.embeddings.mean(axis=0), noisy.embeddings.std(axis=0)
     scaled = (noisy.embeddings - mean) / spread
     fitted = []
@@ -178,7 +178,7 @@ def test_knn_is_that_of_scikit_learn() -> None:
     from sklearn.neighbors import KNeighborsClassifier
 
     data, other = rows(200), rows(50, 9)
-    (head,) = fit_heads([Fit(HeadConfig(head="knn"), np.arange(200))], data)
+    (head,) = fit_heads([Fit(AnyHeadConfig(head="knn"), np.arange(200))], data)
     model = KNeighborsClassifier(20, metric="cosine").fit(data.embeddings, data.labels[:, 0])
     shares = (model.predict_proba(other.embeddings)[:, 1] * 20 + 0.5) / 21
     logits = head.outputs(other, LABELS).logits[:, 0]
@@ -187,7 +187,7 @@ def test_knn_is_that_of_scikit_learn() -> None:
 
 def test_heads_say_what_they_take() -> None:
     with pytest.raises(DatasetError, match="head evidence takes patches; found one vector a case"):
-        fit_heads([Fit(HeadConfig(head="evidence"), np.arange(4))], rows(4))
+        fit_heads([Fit(AnyHeadConfig(head="evidence"), np.arange(4))], rows(4))
     with pytest.raises(DatasetError, match="head mlp takes rows"):
         fit_heads([Fit(HeadConfig(), np.arange(4))], cases(4))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from meddinov3_stroke import config
-from meddinov3_stroke.config import HeadConfig
+from meddinov3_stroke.config import AnyHeadConfig
 from meddinov3_stroke.options import CohortOptions, ForceOption, OutputDir
 from meddinov3_stroke.system.command import Range, log_warnings, run_command
 from meddinov3_stroke.system.provenance import ending, provenance
@@ -23,7 +23,7 @@ NOTE = "The best of many looks better than it is: quote figures of patients that
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitConfig(HeadConfig):
+class FitConfig(AnyHeadConfig):
     """The head's options; `--heads` names the kinds."""
 
     head: tyro.conf.Suppress[str] = "mlp"
