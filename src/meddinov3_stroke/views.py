@@ -65,6 +65,11 @@ class View:
         return f"{self.taken}{self.n_components or ''}{window}{'+head' if self.head_only else ''}"
 
     @property
+    def input(self) -> str:
+        """What the backbone is given; views with the same input are computed in one pass."""
+        return f"{self.window}{'+head' if self.head_only else ''}"
+
+    @property
     def on_patches(self) -> bool:
         """Whether a slice gives several rows, one a patch, instead of one."""
         return self.taken == "patches"

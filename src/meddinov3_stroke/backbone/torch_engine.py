@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,8 +39,9 @@ class TorchEngine:
                 if isinstance(part, nn.Linear | nn.Conv2d):
                     part.to(torch.bfloat16)
         self._device, self._precision = torch.device(device), precision
-        self._proj: Any = self._vit.patch_embed.proj
-        self._kernel = None if kernel is None else torch.tensor(kernel).to(self._proj.weight)
+        self._kernel = (
+            None if kernel is None else torch.tensor(kernel).to(self._vit.get_parameter("patch_embed.proj.weight"))
+        )
         self._ropes: dict[tuple[int, int], Rope] = {}
         self._normed: Callable[..., Tensor] = torch.compile(self._forward, dynamic=True) if compiled else self._forward
 
@@ -97,8 +97,8 @@ class TorchEngine:
             return self._vit.embed(x)
         if self._kernel is None or x.shape[1] != self._kernel.shape[1]:
             raise UsageError(f"{x.shape[1]} different channels: these weights take fewer; use another view")
-        proj, kernel = self._proj, self._kernel
-        return self._vit.embed(x, projection=lambda y: functional.conv2d(y, kernel, proj.bias, proj.stride))
+        kernel, bias = self._kernel, self._vit.get_parameter("patch_embed.proj.bias")
+        return self._vit.embed(x, projection=lambda y: functional.conv2d(y, kernel, bias, self._vit.patch_size))
 
     def _inputs(self, pixels: np.ndarray, kept: Kept | None) -> tuple[Tensor, Tensor | None, Rope]:
         """The slices on the device, and the tables of their grid, which are made once: no pass waits for them; those

@@ -1,6 +1,7 @@
 """From volumes to slice embeddings: the loop over inputs, the cache, pooling."""
 
-from meddinov3_stroke.features.extract import Extraction, extract, extract_one
+from meddinov3_stroke.features.extract import extract, extract_one
+from meddinov3_stroke.features.extraction import Extraction
 from meddinov3_stroke.features.extractor import (
     EVERY_SLICE,
     POOL_MODES,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,15 +14,20 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from meddinov3_stroke.backbone import Backbone
+from meddinov3_stroke.backbone.architecture import ClassTokens, PatchTokens, Pixels
 from meddinov3_stroke.ct.scope import judge, scope_warnings
 from meddinov3_stroke.errors import NonFiniteEmbedding, UsageError
 from meddinov3_stroke.types import SliceEmbeddings, SliceSelection, SliceTokens, Volume
+from meddinov3_stroke.views import WINDOWS_HU, View
 
 PoolMode = Literal["mean", "max", "mean_max"]
 """`mean` is the baseline; `max` keeps the strongest slice per dimension; `mean_max` is the two side by side (2 d)."""
 
 POOL_MODES: tuple[str, ...] = get_args(PoolMode)  # the names in `PoolMode`
 SQUARE_TOLERANCE = 0.02  # relative difference of a slice's height and width in mm that is not worth a warning
+Tokens = tuple[ClassTokens, PatchTokens | None, np.ndarray | None]
+"""Class tokens; patch tokens, and class tokens after four blocks side by side, where a view needs them."""
+TOP_SHARE = 0.05  # of a slice's patches, over which the third part of the view `stats` is the mean; 10 of 196
 EVERY_SLICE = SliceSelection()  # every slice of a volume
 
 
@@ -34,13 +39,30 @@ class FeatureExtractor:
     resize: int = 224  # side in pixels of the square the backbone sees; a multiple of its patch size
     batch: int = 8  # slices in a forward pass
     selection: SliceSelection = EVERY_SLICE  # which slices of a volume are embedded
+    views: tuple[View, ...] = (View(),)
+    """What is taken of each slice; the first gives one row a slice, which is pooled."""
 
     def __post_init__(self) -> None:
-        """Raise UsageError where `resize`, `batch` or `selection` cannot be honoured, before a volume is read."""
+        """Raise UsageError where a field cannot be honoured, before a volume is read."""
         if self.batch < 1:
             raise UsageError(f"--batch {self.batch}: expected at least 1")
         self.backbone.side(self.resize)
         select_slices(1, self.selection)
+        if not self.views or self.views[0].on_patches or len(set(self.views)) < len(self.views):
+            raise UsageError("views: expected different ones, the first with one row a slice, such as cls")
+        for view in self.views:
+            self._require_feasible(view)
+
+    def _require_feasible(self, view: View) -> None:
+        identity = self.backbone.identity
+        expected = (identity.embed_dim, view.n_components)
+        found = None if view.basis is None else view.basis.components.shape
+        if view.n_components and found != expected:
+            raise UsageError(f"view {view.name}: found a basis of shape {found}, expected {expected}; fit one")
+        if view.window == "neighbours" and identity.precision == "int8":
+            raise UsageError(f"view {view.name} in int8, which is calibrated for equal channels; use --precision bf16")
+        if view.head_only:
+            raise UsageError(f"view {view.name}: +head is not available yet; leave it out")
 
     def embed(self, volume: Volume, scope: Mapping[str, Any] | None = None) -> SliceEmbeddings:
         """Class tokens of the chosen slices of a volume in memory; `extract` is faster on files.
@@ -74,7 +96,8 @@ class FeatureExtractor:
         """What decides the embeddings of a volume, as JSON: backbone, side and slices."""
         backbone = asdict(self.backbone.identity)
         del backbone["name"]
-        return {"backbone": backbone, "resize": self.resize, "selection": asdict(self.selection)}
+        settings = {"backbone": backbone, "resize": self.resize, "selection": asdict(self.selection)}
+        return settings if self.views == (View(),) else {**settings, "views": [view.key for view in self.views]}
 
     def chosen(self, volume: Volume) -> Int64[np.ndarray, " chosen"]:
         """The slices of a volume that are embedded, in ascending order."""
@@ -84,9 +107,33 @@ class FeatureExtractor:
         self, volume: Volume, chosen: Int64[np.ndarray, " chosen"]
     ) -> Iterator[Float32[np.ndarray, "n 1 resize resize"]]:
         """The chosen slices as the backbone takes them, `batch` at a time; only those are in float at a time."""
-        starts = range(0, len(chosen), self.batch)
-        hu = (volume.hu_slices(chosen[start : start + self.batch]) for start in starts)
-        return (self.backbone.prepare(slices, self.resize) for slices in hu)
+        return (inputs["native"] for inputs in self.inputs(volume, chosen))
+
+    def inputs(
+        self, volume: Volume, chosen: Int64[np.ndarray, " chosen"], views: tuple[View, ...] = (View(),)
+    ) -> Iterator[dict[str, Pixels]]:
+        """The chosen slices as the backbone takes them for these views (`View.input`), `batch` at a time."""
+        windows = {view.input: view.window for view in views}
+        for start in range(0, len(chosen), self.batch):
+            some = chosen[start : start + self.batch]
+            yield {name: self._pixels(volume, some, window) for name, window in windows.items()}
+
+    def _pixels(self, volume: Volume, some: Int64[np.ndarray, " n"], window: str) -> Pixels:
+        prepare = self.backbone.prepare
+        if window in WINDOWS_HU:
+            return prepare(volume.hu_slices(some), self.resize, WINDOWS_HU[window])
+        if window == "native":
+            return prepare(volume.hu_slices(some), self.resize)
+        around = np.clip(some[:, None] + np.array([-1, 0, 1]), 0, volume.n_slices - 1)  # the end slices twice
+        needed, places = np.unique(around, return_inverse=True)
+        pixels: Pixels = prepare(volume.hu_slices(needed), self.resize)[places.reshape(around.shape), 0]
+        return pixels
+
+    def infer(self, pixels: Pixels, views: Collection[View]) -> Tokens:
+        """Class tokens of one input and, if one of the views needs them, patch tokens and block outputs."""
+        if all(view.taken == "cls" for view in views):
+            return self.backbone.class_tokens(pixels), None, None
+        return self.backbone.features(pixels)
 
     def finisher(
         self, volume: Volume, chosen: Int64[np.ndarray, " chosen"], scope: Mapping[str, Any]
@@ -103,6 +150,36 @@ class FeatureExtractor:
             scope=scope,
             warnings=(*volume.warnings, *distortion_warning(volume), *scope_warnings(scope)),
         )
+
+
+def rows_of(view: View, tokens: Tokens) -> np.ndarray:
+    """What a view takes of the tokens of some slices: float32 [n, width]; of patches float16 or int8 [n, patch, k].
+
+    Each slice is compressed by itself, so that no code depends on the others. Raises NonFiniteEmbedding for patch
+    tokens beyond the range of float16.
+    """
+    cls, patches, blocks = tokens
+    if view.taken == "cls":
+        return cls
+    assert patches is not None
+    assert blocks is not None
+    if view.taken == "blocks":
+        return blocks
+    if view.taken == "stats":
+        return np.stack([patch_statistics(one) for one in patches])
+    if view.basis is not None:
+        return np.stack([view.basis.codes(one) for one in patches])
+    if np.abs(patches).max() > np.finfo(np.float16).max:
+        raise NonFiniteEmbedding("patch tokens beyond the range of float16; use a view such as patches64")
+    return patches.astype(np.float16)
+
+
+def patch_statistics(patches: Float32[np.ndarray, "patch dim"]) -> Float32[np.ndarray, " three_dim"]:
+    """Mean, maximum, and mean of the highest `TOP_SHARE` of the patches, each channel by itself."""
+    n_top = max(1, round(TOP_SHARE * len(patches)))
+    top = np.partition(patches, len(patches) - n_top, axis=0)[-n_top:]
+    means = [part.mean(axis=0, dtype=np.float64).astype(np.float32) for part in (patches, top)]
+    return np.concatenate([means[0], patches.max(axis=0), means[1]])
 
 
 def distortion_warning(volume: Volume) -> tuple[str, ...]:

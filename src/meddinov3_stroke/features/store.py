@@ -27,6 +27,7 @@ from meddinov3_stroke.errors import NonFiniteEmbedding, StorageError, UsageError
 from meddinov3_stroke.system.atomic import is_url, located, read_bytes, write_bytes
 from meddinov3_stroke.system.digest import sha256_of_document
 from meddinov3_stroke.types import BackboneIdentity, SliceEmbeddings, SliceImage, SliceSelection, VolumeSource
+from meddinov3_stroke.views import View
 
 if TYPE_CHECKING:
     from meddinov3_stroke.features.compacted import Compacted
@@ -52,7 +53,7 @@ def embedding_key(
     """Hex sha256 over the input's bytes, the backbone, side, slices and view.
 
     The backbone is its weights, preprocessing, engine, precision and int8 calibration. Its display name, the file's
-    name and the batch size stay out. `view` leaves room for other things taken from the same volume, such as layers.
+    name and the batch size stay out. `view` is `View.key`.
     """
     decisive = asdict(backbone)
     del decisive["name"]
@@ -68,13 +69,17 @@ class Entry:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, embeddings: SliceEmbeddings) -> Entry:
-        """The entry that holds `embeddings`."""
+    def of(cls, embeddings: SliceEmbeddings, view: View | None = None, values: np.ndarray | None = None) -> Entry:
+        """The entry that holds `embeddings`, or the `values` that another view takes of the same slices.
+
+        Rows [n, width] float32 are the array `cls`; patches [n, patch, k] are `patches` (float16, or int8 codes in
+        steps of the array `scale`).
+        """
         source = asdict(embeddings.source)
         del source["path"]
         metadata: dict[str, Any] = {
             "schema": ENTRY_SCHEMA,
-            "view": CLS_VIEW,
+            "view": CLS_VIEW if view is None else view.name,
             "n_slices": embeddings.n_slices,
             "resize": embeddings.resize,
             "selection": asdict(embeddings.selection),
@@ -83,7 +88,11 @@ class Entry:
             "warnings": list(embeddings.warnings),
             "scope": dict(embeddings.scope),
         }
-        return cls({"cls": embeddings.cls, "slice_indices": embeddings.slice_indices}, metadata)
+        arrays = {"slice_indices": embeddings.slice_indices}
+        if view is not None and view.basis is not None:
+            metadata["basis_sha256"], arrays["scale"] = view.basis.sha256, view.basis.scale
+        name = "patches" if view is not None and view.on_patches else "cls"
+        return cls(arrays | {name: embeddings.cls if values is None else values}, metadata)
 
     def embeddings(self, path: Path, backbone: BackboneIdentity) -> SliceEmbeddings:
         """The embeddings this entry holds, for the file at `path`, under the name the backbone has now."""
