@@ -77,6 +77,10 @@ class SliceOptions(BackboneOptions):
     max_slices: Annotated[int, Range(0)] = config.MAX_SLICES
     """At most this many slices of a volume, evenly spaced; 0 is no limit."""
 
+    tokens: Literal["all", "head"] = "all"
+    """Patches of a slice that the backbone computes: all, or without those of pure air (below -900 HU), which is
+    faster and gives other embeddings, for heads trained on such; `calibrate --tokens head` compares them."""
+
     @property
     def selection(self) -> SliceSelection:
         """The slices these flags select."""
@@ -85,8 +89,10 @@ class SliceOptions(BackboneOptions):
     def extractor(self, resize: int) -> FeatureExtractor:
         """The backbone with the batch and slices these flags give."""
         from meddinov3_stroke.features import FeatureExtractor
+        from meddinov3_stroke.views import View
 
-        return FeatureExtractor(self.open_backbone(), resize=resize, batch=self.batch, selection=self.selection)
+        views = (View(head_only=self.tokens == "head"),)
+        return FeatureExtractor(self.open_backbone(), resize, self.batch, self.selection, views)
 
 
 @dataclass(frozen=True, kw_only=True)

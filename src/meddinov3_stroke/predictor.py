@@ -36,6 +36,7 @@ from meddinov3_stroke.heads import check_backbone
 from meddinov3_stroke.heads.applying import HeadEnsemble, distribution_warnings, load_heads, require_in_distribution
 from meddinov3_stroke.system.provenance import Stopwatch
 from meddinov3_stroke.types import CaseFindings, SliceEmbeddings, SliceSelection, Threshold, TopSlice, Volume
+from meddinov3_stroke.views import View
 
 __all__ = ["Case", "FailedCase", "ICHPredictor"]
 
@@ -72,6 +73,7 @@ class ICHPredictor:
         top_k: int = 5,
         resize: int | None = None,
         selection: SliceSelection = EVERY_SLICE,
+        tokens: str = "all",
         threshold: float | None = None,
         operating_point: str | None = None,
         sim_slice: int | None = None,
@@ -82,7 +84,7 @@ class ICHPredictor:
 
         `backbone` is a weights file, a registered name or an opened backbone (which has its device, engine and
         precision already). Of several checkpoints the logits are averaged, and so are, in logits, their thresholds.
-        `resize` is the head's own by default. `threshold` replaces the checkpoint's thresholds; `operating_point`
+        `resize` is the head's own by default; `tokens` head leaves patches of pure air out and needs a head trained so. `threshold` replaces the checkpoint's thresholds; `operating_point`
         (youden, sensitivity-95, sensitivity-98) takes those of one of its points, on calibrated probabilities. `force`
         computes volumes outside the intended use, with a warning.
 
@@ -104,7 +106,8 @@ class ICHPredictor:
         side = resize if resize is not None else heads.resize or config.RESIZE
         backbone.side(side)  # a size the backbone cannot take is a usage error, before the head's own size counts
         warnings = [*demo_warnings(backbone.identity), *backbone.warnings]
-        checks = [check_backbone(head, backbone.identity, side) for head in heads.members]
+        extractor = FeatureExtractor(backbone, side, batch, selection, (View(head_only=tokens == "head"),))
+        checks = [check_backbone(head, extractor.identity, side) for head in heads.members]
         warnings += dict.fromkeys(chain.from_iterable(checks))
         if heads.pool_mode == "unknown":
             kind = applied_as(heads, backbone.identity.embed_dim)
@@ -118,7 +121,6 @@ class ICHPredictor:
             warnings += heads.point_warnings()
         if sim_patch is not None:
             parse_patch(sim_patch, (backbone.side(side), backbone.side(side)))
-        extractor = FeatureExtractor(backbone, resize=side, batch=batch, selection=selection)
         return cls(extractor, heads, top_k, tuple(warnings), sim_slice, sim_patch, force)
 
     def __call__(

@@ -140,9 +140,9 @@ class Backbone:
             cls = expected
         return cls, patches, blocks
 
-    def tokens(self, pixels: Pixels) -> tuple[ClassTokens, PatchTokens]:
+    def tokens(self, pixels: Pixels, most: int | None = None) -> tuple[ClassTokens, PatchTokens]:
         """Class tokens and patch tokens (row-major) of prepared pixels; otherwise as `class_tokens`."""
-        cls, patches = self._by_length(pixels, lambda *some: self._engine.tokens(*some))
+        cls, patches = self._by_length(pixels, lambda *some: self._engine.tokens(*some), most)
         return cls, patches
 
     def _only_cls(self, pixels: Pixels, kept: Kept | None) -> tuple[ClassTokens]:
@@ -165,11 +165,13 @@ class Backbone:
                 part[rows] = of_rows
         return found
 
-    def warm_up(self, resize: int) -> None:
-        """Make the engine and its graphs for slices of `resize` pixels ahead of the first pass."""
+    def warm_up(self, resize: int, head_only: bool = False) -> None:
+        """Make the engine and its graphs for slices of `resize` pixels, or some patches of them, ahead of the first
+        pass."""
+        kept = np.zeros((1, 1), dtype=np.int64) if head_only else None
         engine, blank = self._engine, np.zeros((1, 1, resize, resize), dtype=np.float32)
-        engine.class_tokens(blank)
-        engine.tokens(blank)
+        engine.class_tokens(blank, kept)
+        engine.tokens(blank, kept)
 
     def side(self, resize: int) -> int:
         """Patches along a side of the square; raises UsageError unless `resize` is a multiple of the patch size."""
