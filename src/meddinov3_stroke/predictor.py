@@ -84,9 +84,10 @@ class ICHPredictor:
 
         `backbone` is a weights file, a registered name or an opened backbone (which has its device, engine and
         precision already). Of several checkpoints the logits are averaged, and so are, in logits, their thresholds.
-        `resize` is the head's own by default; `tokens` head leaves patches of pure air out and needs a head trained so. `threshold` replaces the checkpoint's thresholds; `operating_point`
+        `resize` is the head's own by default; `threshold` replaces the checkpoint's thresholds; `operating_point`
         (youden, sensitivity-95, sensitivity-98) takes those of one of its points, on calibrated probabilities. `force`
-        computes volumes outside the intended use, with a warning.
+        computes volumes outside the intended use, with a warning. `tokens` head leaves patches of pure air out of the
+        sequence and needs a head trained on such embeddings.
 
         Raises UsageError (`top_k` or `batch` below 1, a threshold outside [0, 1], or both threshold and operating
         point) or WeightsError (no weights or no head; a head of other weights, preprocessing or `resize`, or without

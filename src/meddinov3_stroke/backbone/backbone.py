@@ -132,21 +132,21 @@ class Backbone:
         return cls, patches, blocks
 
     def _features(self, pixels: Pixels, kept: Kept | None) -> Features:
-        cls, patches, blocks = self._engine.features(pixels, kept)
+        cls, patches, blocks = self._engine.features(*_given(pixels, kept))
         shape = (*pixels.shape, 0 if kept is None else kept.shape[1])
         if not self._shares_bits.get(shape):  # always so on CPUs in fp32 and bf16, which tests pin; checked once
-            expected = self._engine.class_tokens(pixels, kept)
+            expected = self._engine.class_tokens(*_given(pixels, kept))
             self._shares_bits.setdefault(shape, np.array_equal(cls, expected))
             cls = expected
         return cls, patches, blocks
 
     def tokens(self, pixels: Pixels, most: int | None = None) -> tuple[ClassTokens, PatchTokens]:
         """Class tokens and patch tokens (row-major) of prepared pixels; otherwise as `class_tokens`."""
-        cls, patches = self._by_length(pixels, lambda *some: self._engine.tokens(*some), most)
+        cls, patches = self._by_length(pixels, lambda *some: self._engine.tokens(*_given(*some)), most)
         return cls, patches
 
     def _only_cls(self, pixels: Pixels, kept: Kept | None) -> tuple[ClassTokens]:
-        return (self._engine.class_tokens(pixels, kept),)
+        return (self._engine.class_tokens(*_given(pixels, kept)),)
 
     def _by_length(self, pixels: Pixels, infer: Infer, most: int | None = None) -> tuple[np.ndarray, ...]:
         """What `infer` gives for the slices: those with patches `LEFT_OUT` in passes of one length, whose patch tokens
@@ -170,8 +170,8 @@ class Backbone:
         pass."""
         kept = np.zeros((1, 1), dtype=np.int64) if head_only else None
         engine, blank = self._engine, np.zeros((1, 1, resize, resize), dtype=np.float32)
-        engine.class_tokens(blank, kept)
-        engine.tokens(blank, kept)
+        engine.class_tokens(*_given(blank, kept))
+        engine.tokens(*_given(blank, kept))
 
     def side(self, resize: int) -> int:
         """Patches along a side of the square; raises UsageError unless `resize` is a multiple of the patch size."""
@@ -228,6 +228,11 @@ class Backbone:
                 release_cached_memory(self.device)
                 self._most_slices = n = len(some) // 2
                 LOGGER.warning("%s ran out of memory; continuing with %d slice(s) in a pass", self.device, n)
+
+
+def _given(pixels: Pixels, kept: Kept | None) -> tuple[Any, ...]:
+    """Arguments of an engine, of which only those that can leave patches out take `kept`."""
+    return (pixels,) if kept is None else (pixels, kept)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -37,7 +37,7 @@ def kept_patches(hu: Float32[np.ndarray, "n row col"], resize: int, patch_size: 
     step = max(1, side * side // LENGTHS)
     n_kept = np.clip(-(-is_head.sum(axis=1) // step), 1, None) * step
     order = np.argsort(~is_head, axis=1, kind="stable")  # those with head first, then air, each row-major
-    kept = np.zeros_like(is_head)
+    kept = np.zeros(is_head.shape, dtype=bool)
     np.put_along_axis(kept, order, np.arange(side * side) < n_kept[:, None], axis=1)
     return kept
 

@@ -80,7 +80,7 @@ class FeatureExtractor:
         """Class and patch tokens of the given slices, whatever the selection is; errors as for `embed`."""
         side = self.backbone.side(self.resize)
         windows = self.windows(volume, np.asarray(slice_indices, dtype=np.int64))
-        parts = [self.backbone.tokens(pixels, self.batch) for pixels in windows]
+        parts = [self.backbone.tokens(pixels, **self._most) for pixels in windows]
         cls, patches = (np.concatenate(some) for some in zip(*parts, strict=True))
         with naming(volume.source.path):
             self.backbone.refuse_non_finite(cls, patches)
@@ -88,9 +88,10 @@ class FeatureExtractor:
 
     @contextmanager
     def warming_up(self) -> Iterator[None]:
-        """Makes the engine in a background thread during the block, while the input is read."""
+        """Makes the engine in a background thread during the block, while the input is read; the first pass raises
+        what fails here."""
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(self.backbone.warm_up, self.resize, self._plain.head_only)  # the first pass raises what fails here
+            pool.submit(self.backbone.warm_up, self.resize, *([True] if self._plain.head_only else []))
             yield
 
     def settings(self) -> dict[str, Any]:
@@ -119,6 +120,11 @@ class FeatureExtractor:
     def in_window(self) -> int:
         """Slices that are prepared, and wait for the engine, together: a pass, or several to sort by length."""
         return self.batch * (PASSES_SORTED if any(view.head_only for view in self.views) else 1)
+
+    @property
+    def _most(self) -> dict[str, int]:
+        """The limit of a pass, where windows are longer."""
+        return {} if self.in_window == self.batch else {"most": self.batch}
 
     @property
     def _plain(self) -> View:
@@ -152,8 +158,8 @@ class FeatureExtractor:
     def infer(self, pixels: Pixels, views: Collection[View]) -> Tokens:
         """Class tokens of one input and, if one of the views needs them, patch tokens and block outputs."""
         if all(view.taken == "cls" for view in views):
-            return self.backbone.class_tokens(pixels, self.batch), None, None
-        return self.backbone.features(pixels, self.batch)
+            return self.backbone.class_tokens(pixels, **self._most), None, None
+        return self.backbone.features(pixels, **self._most)
 
     def finisher(
         self, volume: Volume, chosen: Int64[np.ndarray, " chosen"], scope: Mapping[str, Any]
