@@ -333,6 +333,7 @@ def write_features(cohort: Cohort, features: Mapping[str, SplitFeatures], folder
         "n_rows": {name: len(split.table) for name, split in features.items()},
         "series_csv": first.table.name,
         "series_csv_sha256": first.table.sha256,
+        **cohort.extractor.views_document(),
     }
     write_json(folder / SUMMARY_NAME, summary)
     return summary

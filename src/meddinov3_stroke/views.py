@@ -6,6 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Int8
@@ -73,6 +74,16 @@ class View:
     def on_patches(self) -> bool:
         """Whether a slice gives several rows, one a patch, instead of one."""
         return self.taken == "patches"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of its values in the store."""
+        return np.dtype(np.float32 if not self.on_patches else np.int8 if self.n_components else np.float16)
+
+    def shape(self, n_patches: int, dim: int) -> tuple[int, ...]:
+        """Shape of what it takes of a slice."""
+        widths = {"cls": dim, "stats": 3 * dim, "blocks": 4 * dim, "patches": self.n_components or dim}
+        return (n_patches, widths[self.taken]) if self.on_patches else (widths[self.taken],)
 
     @property
     def key(self) -> str:

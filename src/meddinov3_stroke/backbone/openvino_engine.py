@@ -78,14 +78,16 @@ class OpenVINOEngine:
         *n_tokens: int,
         features: bool = False,
     ) -> list[np.ndarray]:
-        asked = {"features": features, "some_patches": kept is not None}
-        kind = {name: True for name, is_asked in asked.items() if is_asked}
-        kind |= {} if pixels.shape[1] == 1 else {"equal_channels": False}
-        key, side = (pixels.shape[-1], graph_of, *kind), pixels.shape[-1]
+        side, channels = pixels.shape[-1], pixels.shape[1]
+        kind = {"features": features, "some_patches": kept is not None, "equal_channels": channels == 1}
+        kind = {name: is_on for name, is_on in kind.items() if is_on != (name == "equal_channels")}  # the unusual ones
         inputs = [np.ascontiguousarray(pixels), *(np.array([n]) for n in n_tokens), *([] if kept is None else [kept])]
         with self._lock:
-            if key not in self._requests:
-                self._requests[key] = self._compiled(graph_of(side, **kind)).create_infer_request()
+            if (key := (side, graph_of, *kind)) not in self._requests:
+                graph = graph_of(side, **kind)
+                if graph.input(0).partial_shape[1].get_length() != channels:
+                    raise UsageError(f"{channels} different channels: these weights take fewer; use another view")
+                self._requests[key] = self._compiled(graph).create_infer_request()
             found = self._requests[key].infer(inputs)
             return [np.array(found[k], dtype=np.float32) for k in range(len(found))]
 

@@ -1,8 +1,9 @@
 """Compacted entries of a store: Parquet shards, which pyarrow, DuckDB and pandas read without this package.
 
-A row is a slice: `key`, `slice_index`, `cls` (float16), and in the first row of an entry its `metadata` (JSON). A row
-group holds the entries of a study. `index.parquet` says where each entry lies, and its digest. Shards are written
-before the index, and the index before files are removed, so a killed run loses nothing.
+A row is a slice: `key`, `slice_index`, `cls` (float16; what the entry's view takes of the slice), and in the first row
+of an entry its `metadata` (JSON), which names the view. A row group holds the entries of a study. `index.parquet` says
+where each entry lies, and its digest. Shards are written before the index, and the index before files are removed, so a
+killed run loses nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import pyarrow.parquet as pq
 from jaxtyping import Float16, Int32
 
 from meddinov3_stroke.features.store import (
-    CLS_VIEW,
     COMPACTED,
     COMPACTED_INDEX,
     CORRUPT_SUFFIX,
@@ -126,9 +126,10 @@ def single_files(folder: Path) -> list[Path]:
 
 
 def compact(folder: Path, advance: Callable[[], object]) -> dict[str, Any]:
-    """Move class tokens into shards; counts, bytes before and after, and the least cosine of a token to its float32.
+    """Move views with one row a slice into shards; counts, bytes before and after, and the least cosine of a row to its
+    float32.
 
-    Damaged entries are set aside. Other kinds of entries, and tokens beyond the range of float16, stay as they are.
+    Damaged entries are set aside. Patches, and rows beyond the range of float16, stay as they are.
     """
     known, store = Compacted(folder), EmbeddingStore(folder)
     facts = {path: header_of(path) for path in single_files(folder)}
@@ -143,7 +144,7 @@ def compact(folder: Path, advance: Callable[[], object]) -> dict[str, Any]:
             if (entry := store.get(key, compacted=False)) is None:
                 summary["n_damaged"] += 1
                 continue
-            record = _Record.of(key, entry) if entry.metadata["view"] == CLS_VIEW else None
+            record = _Record.of(key, entry) if "cls" in entry.arrays else None
             if record is None or not np.isfinite(record.tokens).all():
                 summary["n_left"] += 1
                 continue
@@ -247,7 +248,7 @@ def _least_cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _dim(header: dict[str, Any] | None) -> int:
-    return 0 if header is None else int(header["cls"]["shape"][-1])
+    return 0 if header is None or "cls" not in header else int(header["cls"]["shape"][-1])
 
 
 def _study(header: dict[str, Any] | None) -> str:

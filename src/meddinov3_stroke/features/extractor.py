@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -98,8 +99,31 @@ class FeatureExtractor:
         """What decides the embeddings of a volume, as JSON: backbone, side and slices."""
         backbone = asdict(self.backbone.identity)
         del backbone["name"], backbone["tokens"]
-        settings = {"backbone": backbone, "resize": self.resize, "selection": asdict(self.selection)}
-        return settings if self.views == (View(),) else {**settings, "views": [view.key for view in self.views]}
+        return {
+            "backbone": backbone,
+            "resize": self.resize,
+            "selection": asdict(self.selection),
+            **self.views_document(),
+        }
+
+    def views_document(self) -> dict[str, Any]:
+        """JSON: `view`, that of the rows, and `views`, those in the store; empty for class tokens alone."""
+        if self.views == (View(),):
+            return {}
+        n_patches, dim = self.backbone.side(self.resize) ** 2, self.backbone.identity.embed_dim
+        shapes = {view: view.shape(n_patches, dim) for view in self.views}
+        return {
+            "view": self.views[0].name,
+            "views": [
+                {
+                    "name": view.name,
+                    "shape_of_slice": list(shape),
+                    "bytes_of_slice": math.prod(shape) * view.dtype.itemsize,
+                    "basis_sha256": None if view.basis is None else view.basis.sha256,
+                }
+                for view, shape in shapes.items()
+            ],
+        }
 
     def chosen(self, volume: Volume) -> Int64[np.ndarray, " chosen"]:
         """The slices of a volume that are embedded, in ascending order."""
