@@ -112,7 +112,7 @@ class Backbone:
             hu = shares * np.float32(recipe.hu_max - recipe.hu_min) + np.float32(recipe.hu_min)
         return prepare_channel(hu, resize, recipe)
 
-    def without_air(self, pixels: Pixels, hu: Float32[np.ndarray, "n row col"]) -> Pixels:
+    def without_air(self, pixels: Pixels, hu: Float32[np.ndarray, "n height width"]) -> Pixels:
         """The pixels of these slices with patches of pure air marked, so that `class_tokens`, `tokens` and `features`
         leave them out of the token sequence (`head_patches`)."""
         patch = self.identity.patch_size

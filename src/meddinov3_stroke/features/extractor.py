@@ -205,7 +205,8 @@ class FeatureExtractor:
 def rows_of(view: View, tokens: Tokens) -> np.ndarray:
     """What a view takes of the tokens of some slices: float32 [n, width]; of patches float16 or int8 [n, patch, k].
 
-    Each slice is compressed by itself, so that no code depends on the others. Raises NonFiniteEmbedding for patch
+    Each slice is compressed by itself, so that no code depends on the others. Patches left out of the token sequence
+    are zero in the patches, codes included, and no part of the statistics. Raises NonFiniteEmbedding for patch
     tokens beyond the range of float16.
     """
     cls, patches, blocks = tokens
@@ -216,9 +217,10 @@ def rows_of(view: View, tokens: Tokens) -> np.ndarray:
     if view.taken == "blocks":
         return blocks
     if view.taken == "stats":
-        return np.stack([patch_statistics(one) for one in patches])
+        return np.stack([patch_statistics(one[one.any(axis=1)] if view.head_only else one) for one in patches])
     if view.basis is not None:
-        return np.stack([view.basis.codes(one) for one in patches])
+        codes = np.stack([view.basis.codes(one) for one in patches])
+        return codes * patches.any(axis=2, keepdims=True) if view.head_only else codes
     if np.abs(patches).max() > np.finfo(np.float16).max:
         raise NonFiniteEmbedding("patch tokens beyond the range of float16; use a view such as patches64")
     return patches.astype(np.float16)
