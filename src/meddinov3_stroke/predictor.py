@@ -86,8 +86,7 @@ class ICHPredictor:
         precision already). Of several checkpoints the logits are averaged, and so are, in logits, their thresholds.
         `resize` is the head's own by default; `threshold` replaces the checkpoint's thresholds; `operating_point`
         (youden, sensitivity-95, sensitivity-98) takes those of one of its points, on calibrated probabilities. `force`
-        computes volumes outside the intended use, with a warning. `tokens` head leaves patches of pure air out of the
-        sequence and needs a head trained on such embeddings.
+        computes volumes outside the intended use, with a warning. `tokens` head leaves patches of pure air out.
 
         Raises UsageError (`top_k` or `batch` below 1, a threshold outside [0, 1], or both threshold and operating
         point) or WeightsError (no weights or no head; a head of other weights, preprocessing or `resize`, or without
@@ -105,11 +104,10 @@ class ICHPredictor:
         if isinstance(backbone, str | Path):
             backbone = load_backbone(backbone, engine=engine, precision=precision, device=device)
         side = resize if resize is not None else heads.resize or config.RESIZE
-        backbone.side(side)  # a size the backbone cannot take is a usage error, before the head's own size counts
-        warnings = [*demo_warnings(backbone.identity), *backbone.warnings]
-        extractor = FeatureExtractor(backbone, side, batch, selection, (View(head_only=tokens == "head"),))
-        checks = [check_backbone(head, extractor.identity, side) for head in heads.members]
-        warnings += dict.fromkeys(chain.from_iterable(checks))
+        views = (View.parse(f"cls+{tokens}".removesuffix("+all")),)
+        extractor = FeatureExtractor(backbone, side, batch, selection, views)  # refuses a size before the head does
+        found = chain.from_iterable(check_backbone(head, extractor.identity, side) for head in heads.members)
+        warnings = [*demo_warnings(backbone.identity), *backbone.warnings, *dict.fromkeys(found)]
         if heads.pool_mode == "unknown":
             kind = applied_as(heads, backbone.identity.embed_dim)
             warnings.append(f"the head is applied as if trained on {kind}-pooled volumes")

@@ -141,7 +141,7 @@ def test_calibrate_gives_the_paired_difference_of_both_ways(table, random_weight
     assert {"low", "high", "reason"} <= set(found["interval"])
     assert (document["n_volumes"], document["n_patients"]) == (12, 6)
     assert "epidural" in document["not_judged"]
-    assert "Research use only" in json.dumps(document)
+    assert "research use only" in json.dumps(document)
     assert "any: AUROC" in capsys.readouterr().out
 
 
