@@ -169,11 +169,15 @@ def test_the_comparison_needs_labels() -> None:
 
 
 def test_extract_writes_rows_of_the_head_and_says_so(table, random_weights, tmp_path) -> None:
+    from meddinov3_stroke import head_train
     from meddinov3_stroke.commands import extract as extract_features
 
     fixed = ["--series-csv", str(table), "--backbone", str(random_weights()), "--device", "cpu", "--quiet"]
-    fixed += ["--resize", str(SIDE), "--cache-dir", str(tmp_path / "cache"), "--views", "stats", "cls"]
+    fixed += ["--resize", str(SIDE), "--cache-dir", str(tmp_path / "cache"), "--views", "cls", "stats"]
     assert extract_features.main([*fixed, "--tokens", "head", "--output-dir", str(tmp_path / "out")]) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     assert summary["backbone"]["tokens"] == "head"
-    assert [view["name"] for view in summary["views"]] == ["stats+head", "cls+head"]
+    assert [view["name"] for view in summary["views"]] == ["cls+head", "stats+head"]
+    arrays = [tmp_path / "out" / f"cohort_{what}.npy" for what in ("embeddings", "labels")]
+    head_train.run(head_train.Args(train_embeddings=arrays[0], train_labels=arrays[1], output_dir=tmp_path / "head"))
+    assert load_checkpoint(tmp_path / "head" / "last.pt").backbone["tokens"] == "head"
