@@ -25,8 +25,8 @@ REAL_CT = Path(__file__).resolve().parents[2] / "shared" / "data"
 BATCH = 8
 """Slices in a pass at most."""
 
-MOST_SLICES, QUICK_SLICES = 64, 8
-"""Slices that are timed, evenly spaced over those of all volumes; a window of `--tokens head` has up to 128."""
+MOST_SLICES, QUICK_SLICES = 128, 8
+"""Slices that are timed, evenly spaced over those of all volumes; a window of `--tokens head` has as many."""
 
 ENGINES = (("openvino", "fp32"), ("openvino", "bf16"), ("torch", "fp32"))
 """Engines and precisions."""
@@ -36,7 +36,7 @@ HEAD_OVER_ALL = Bar(1.7, "x")
 
 def measure(quick: bool) -> Table:
     """Slices a second of both ways by engine, and the ratio."""
-    rounds = 2 if quick else 4
+    rounds = 2 if quick else 3
     hu, origin = head_slices(QUICK_SLICES if quick else MOST_SLICES)
     place = workspace(quick)
     auto = place.load().identity
