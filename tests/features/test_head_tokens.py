@@ -178,6 +178,7 @@ def test_extract_writes_rows_of_the_head_and_says_so(table, random_weights, tmp_
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     assert summary["backbone"]["tokens"] == "head"
     assert [view["name"] for view in summary["views"]] == ["cls+head", "stats+head"]
-    arrays = [tmp_path / "out" / f"cohort_{what}.npy" for what in ("embeddings", "labels")]
-    head_train.run(head_train.Args(train_embeddings=arrays[0], train_labels=arrays[1], output_dir=tmp_path / "head"))
+    rows, labels = (tmp_path / "out" / f"cohort_{what}.npy" for what in ("embeddings", "labels"))
+    np.save(labels, np.load(labels)[:, :1])
+    head_train.run(head_train.Args(train_embeddings=rows, train_labels=labels, output_dir=tmp_path / "head"))
     assert load_checkpoint(tmp_path / "head" / "last.pt").backbone["tokens"] == "head"
