@@ -16,6 +16,7 @@ from meddinov3_stroke.system.provenance import Stopwatch
 NAMES = (
     "engines",
     "peak",
+    "tokens",
     "pipeline",
     "memory",
     "scaling",

@@ -56,6 +56,7 @@ class Args(CaseOptions, HeadOptions, ForceOption):
             top_k=self.top_k,
             resize=self.resize,
             selection=self.selection,
+            tokens=self.tokens,
             threshold=self.threshold,
             operating_point=self.operating_point,
             sim_slice=self.sim_slice,

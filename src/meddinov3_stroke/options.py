@@ -16,6 +16,7 @@ from meddinov3_stroke.errors import MissingInput, UsageError
 from meddinov3_stroke.labels import LabelPolicy
 from meddinov3_stroke.system.command import ConsoleOptions, Range
 from meddinov3_stroke.types import SliceSelection
+from meddinov3_stroke.views import View
 
 if TYPE_CHECKING:
     from meddinov3_stroke.backbone import Backbone
@@ -76,6 +77,8 @@ class SliceOptions(BackboneOptions):
     """Embed every stride-th slice."""
     max_slices: Annotated[int, Range(0)] = config.MAX_SLICES
     """At most this many slices of a volume, evenly spaced; 0 is no limit."""
+    tokens: Literal["all", "head"] = "all"
+    """Patches to compute: all, or head, without those of pure air: faster, other embeddings, for heads of their own."""
 
     @property
     def selection(self) -> SliceSelection:
@@ -86,7 +89,8 @@ class SliceOptions(BackboneOptions):
         """The backbone with the batch and slices these flags give."""
         from meddinov3_stroke.features import FeatureExtractor
 
-        return FeatureExtractor(self.open_backbone(), resize=resize, batch=self.batch, selection=self.selection)
+        views = (View(head_only=self.tokens == "head"),)
+        return FeatureExtractor(self.open_backbone(), resize, self.batch, self.selection, views)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +159,6 @@ class WorkerOptions:
     """Cores of a worker in a Ray cluster (default: 1 beside a GPU, else all of the smallest node)."""
     ray_gpus: Annotated[float | None, Range(0)] = None
     """GPUs of a worker in a Ray cluster, such as 0.5 (default: 1 if the cluster has any)."""
-
     stage: Path | None = None
     """Folder on local disk: the next volumes are copied there before they are read, and removed (for slow storage)."""
 

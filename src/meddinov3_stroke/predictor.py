@@ -97,6 +97,7 @@ class ICHPredictor:
         top_k: int = 5,
         resize: int | None = None,
         selection: SliceSelection = EVERY_SLICE,
+        tokens: str = "all",
         threshold: float | None = None,
         operating_point: str | None = None,
         sim_slice: int | None = None,
@@ -107,9 +108,9 @@ class ICHPredictor:
 
         `backbone` is a weights file, a registered name or an opened backbone (which has its device, engine and
         precision already). Of several checkpoints the logits are averaged, and so are, in logits, their thresholds.
-        `resize` is the head's own by default. `threshold` replaces the checkpoint's thresholds; `operating_point`
+        `resize` is the head's own by default; `threshold` replaces the checkpoint's thresholds; `operating_point`
         (youden, sensitivity-95, sensitivity-98) takes those of one of its points, on calibrated probabilities. `force`
-        computes volumes outside the intended use, with a warning.
+        computes volumes outside the intended use, with a warning. `tokens` head leaves patches of pure air out.
 
         Raises UsageError (`top_k` or `batch` below 1, a threshold outside [0, 1], or both threshold and operating
         point) or WeightsError (no weights or no head; a head of other weights, preprocessing or `resize`, or without
@@ -127,10 +128,12 @@ class ICHPredictor:
         if isinstance(backbone, str | Path):
             backbone = load_backbone(backbone, engine=engine, precision=precision, device=device)
         side = resize if resize is not None else heads.resize or config.RESIZE
-        backbone.side(side)  # a size the backbone cannot take is a usage error, before the head's own size counts
-        warnings = [*demo_warnings(backbone.identity), *backbone.warnings]
-        checks = [check_backbone(head, backbone.identity, side) for head in heads.members]
-        warnings += dict.fromkeys(chain.from_iterable(checks))
+        views = (View.parse(f"cls+{tokens}".removesuffix("+all")), *((heads.view,) if heads.view != View() else ()))
+        extractor = FeatureExtractor(
+            backbone, side, batch, selection, tuple(dict.fromkeys(views))
+        )  # refuses a size before the head does
+        found = chain.from_iterable(check_backbone(head, extractor.identity, side) for head in heads.members)
+        warnings = [*demo_warnings(backbone.identity), *backbone.warnings, *dict.fromkeys(found)]
         if heads.pool_mode == "unknown":
             kind = applied_as(heads, backbone.identity.embed_dim)
             warnings.append(f"the head is applied as if trained on {kind}-pooled volumes")
@@ -143,8 +146,6 @@ class ICHPredictor:
             warnings += heads.point_warnings()
         if sim_patch is not None:
             parse_patch(sim_patch, (backbone.side(side), backbone.side(side)))
-        views = tuple(dict.fromkeys((View(), heads.view)))
-        extractor = FeatureExtractor(backbone, resize=side, batch=batch, selection=selection, views=views)
         return cls(extractor, heads, top_k, tuple(warnings), sim_slice, sim_patch, force)
 
     def __call__(
@@ -265,7 +266,7 @@ class ICHPredictor:
         )
 
     def _scored(self, volume: Volume, embeddings: SliceEmbeddings, kind: HeadInput) -> _Scored:
-        heads, is_plain = self.heads, self.heads.view == View()
+        heads, is_plain = self.heads, self.heads.view in (View(), self.extractor.views[0])
         values = embeddings.cls if is_plain else embeddings.others[heads.view.name]
         if kind not in ("slices", "patches"):
             pooled = pool_slices(values, "mean" if kind == "slice" else kind)

@@ -325,7 +325,7 @@ def write_features(cohort: Cohort, features: Mapping[str, SplitFeatures], folder
     summary = {
         **provenance(),
         "pool_mode": cohort.pool_mode,
-        "backbone": asdict(cohort.extractor.backbone.identity),
+        "backbone": asdict(cohort.extractor.identity),
         "resize": cohort.extractor.resize,
         "selection": asdict(cohort.extractor.selection),
         "embedding_dim": int(first.data.embeddings.shape[1]),

@@ -125,7 +125,7 @@ def _train(args: Args, cohort: Cohort, features: Mapping[str, SplitFeatures]) ->
     context = HeadContext(
         pool_mode=cohort.pool_mode,
         resize=args.resize,
-        backbone=asdict(cohort.extractor.backbone.identity),
+        backbone=asdict(cohort.extractor.identity),
         label_names=LABELS,
         sources={name: str(args.output_dir / "features" / f"{name}.npy") for name in arrays},
     )
@@ -152,7 +152,7 @@ def _test(args: Args, test: SplitFeatures, val: HeadData) -> dict[str, Any]:
 
 
 def _origin(args: Args, splits: Splits, cohort: Cohort) -> dict[str, Any]:
-    backbone = asdict(cohort.extractor.backbone.identity)
+    backbone = asdict(cohort.extractor.identity)
     return {
         "input": str(args.series_csv),
         "input_sha256": splits.train.sha256,

@@ -166,6 +166,7 @@ class BackboneIdentity:
     engine: str
     precision: str
     calibration_sha256: str | None = None  # digest of the quantized graph, for int8 alone
+    tokens: str = "all"  # of a slice; `head`: without those of patches of pure air (in a cache key the view says it)
 
 
 @dataclass(frozen=True)

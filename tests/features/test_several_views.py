@@ -179,7 +179,7 @@ def test_rows_are_compacted_and_patches_stay_as_they_are(with_all, head_nifti, t
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(("cls", "cls@native"), "different ones"), (("cls", "patches8"), "no basis"), (("cls+head",), r"\+head")],
+    [(("cls", "cls@native"), "different ones"), (("cls", "patches8"), "no basis")],
 )
 def test_views_that_cannot_be_had_are_refused_before_a_volume_is_read(backbone, names, message) -> None:
     with pytest.raises(UsageError, match=message):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from meddinov3_stroke.errors import WeightsMismatch
 
@@ -38,6 +38,8 @@ Pixels = Float32[np.ndarray, "n channel row col"]
 ClassTokens = Float32[np.ndarray, "n dim"]
 PatchTokens = Float32[np.ndarray, "n patch dim"]
 """Row-major."""
+Kept = Int64[np.ndarray, "n kept"]
+"""Row-major places of the patches that make up the token sequence of each slice; each keeps its own rotation."""
 Features = tuple[ClassTokens, PatchTokens, Float32[np.ndarray, "n four_dim"]]
 """Class tokens, patch tokens, and the class tokens after the blocks of `evenly_spaced`, side by side."""
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from meddinov3_stroke.backbone.architecture import ClassTokens, Features, PatchTokens, Pixels
+from meddinov3_stroke.backbone.architecture import ClassTokens, Features, Kept, PatchTokens, Pixels
+from meddinov3_stroke.backbone.head_patches import kept_patches, leave_out, passes, spread
 from meddinov3_stroke.backbone.preprocessing import prepare_channel
 from meddinov3_stroke.errors import MachineError, NonFiniteEmbedding, UsageError
 from meddinov3_stroke.system.progress import read_ahead
@@ -23,6 +24,9 @@ LOGGER = logging.getLogger("meddinov3_stroke")
 
 WINDOWS_AHEAD = 2
 """Windows of prepared slices that wait for the engine while it works."""
+
+Infer = Callable[[Pixels, Kept | None], tuple[np.ndarray, ...]]
+"""One pass: tokens of slices, or of the same number of patches of each."""
 
 
 class Backbone:
@@ -108,37 +112,66 @@ class Backbone:
             hu = shares * np.float32(recipe.hu_max - recipe.hu_min) + np.float32(recipe.hu_min)
         return prepare_channel(hu, resize, recipe)
 
-    def class_tokens(self, pixels: Pixels) -> ClassTokens:
-        """Class tokens of prepared pixels, in smaller passes if memory runs out; they may be NaN.
+    def without_air(self, pixels: Pixels, hu: Float32[np.ndarray, "n height width"]) -> Pixels:
+        """The pixels of these slices with patches of pure air marked, so that `class_tokens`, `tokens` and `features`
+        leave them out of the token sequence (`head_patches`)."""
+        patch = self.identity.patch_size
+        return leave_out(pixels, kept_patches(hu, pixels.shape[-1], patch), patch)
+
+    def class_tokens(self, pixels: Pixels, most: int | None = None) -> ClassTokens:
+        """Class tokens of prepared pixels, `most` slices in a pass, or fewer if memory runs out; they may be NaN.
 
         They differ from those of `tokens` in their last bits (3e-7), because the last block computes nothing else.
         Embeddings, cached or not, are always these. Raises MachineError if one slice alone does not fit in memory.
         """
-        return np.concatenate([cls for cls, _ in self._passes(pixels, patches=False)])
+        return self._by_length(pixels, self._only_cls, most)[0]
 
-    def features(self, pixels: Pixels) -> Features:
+    def features(self, pixels: Pixels, most: int | None = None) -> Features:
         """Class tokens to the bits of `class_tokens`, patch tokens, and class tokens after four blocks, in one pass."""
-        cls, patches, blocks = map(np.concatenate, zip(*self._split(pixels, self._features), strict=True))
+        cls, patches, blocks = self._by_length(pixels, self._features, most)
         return cls, patches, blocks
 
-    def _features(self, pixels: Pixels) -> Features:
-        cls, patches, blocks = self._engine.features(pixels)
-        if not self._shares_bits.get(pixels.shape):  # always so on CPUs in fp32 and bf16, which tests pin; checked once
-            expected = self._engine.class_tokens(pixels)
-            self._shares_bits.setdefault(pixels.shape, np.array_equal(cls, expected))
+    def _features(self, pixels: Pixels, kept: Kept | None) -> Features:
+        cls, patches, blocks = self._engine.features(*_given(pixels, kept))
+        shape = (*pixels.shape, 0 if kept is None else kept.shape[1])
+        if not self._shares_bits.get(shape):  # always so on CPUs in fp32 and bf16, which tests pin; checked once
+            expected = self._engine.class_tokens(*_given(pixels, kept))
+            self._shares_bits.setdefault(shape, np.array_equal(cls, expected))
             cls = expected
         return cls, patches, blocks
 
-    def tokens(self, pixels: Pixels) -> tuple[ClassTokens, PatchTokens]:
+    def tokens(self, pixels: Pixels, most: int | None = None) -> tuple[ClassTokens, PatchTokens]:
         """Class tokens and patch tokens (row-major) of prepared pixels; otherwise as `class_tokens`."""
-        cls, patches = map(np.concatenate, zip(*self._passes(pixels, patches=True), strict=True))
+        cls, patches = self._by_length(pixels, lambda *some: self._engine.tokens(*_given(*some)), most)
         return cls, patches
 
-    def warm_up(self, resize: int) -> None:
-        """Make the engine and its graphs for slices of `resize` pixels ahead of the first pass."""
+    def _only_cls(self, pixels: Pixels, kept: Kept | None) -> tuple[ClassTokens]:
+        return (self._engine.class_tokens(*_given(pixels, kept)),)
+
+    def _by_length(self, pixels: Pixels, infer: Infer, most: int | None = None) -> tuple[np.ndarray, ...]:
+        """What `infer` gives for the slices: those with patches `LEFT_OUT` in passes of one length, whose patch tokens
+        are spread over the grid, with zeros for the patches left out."""
+        patch = self.identity.patch_size
+        found: tuple[np.ndarray, ...] = ()
+        for rows, kept in passes(pixels, patch):
+            some = tuple(map(np.concatenate, zip(*self._split(pixels[rows], infer, kept, most), strict=True)))
+            if len(rows) == len(pixels) and kept is None:
+                return some
+            if kept is not None:
+                grid = (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
+                some = tuple(spread(part, kept, grid) if part.ndim == 3 else part for part in some)
+            found = found or tuple(np.empty((len(pixels), *part.shape[1:]), part.dtype) for part in some)
+            for part, of_rows in zip(found, some, strict=True):
+                part[rows] = of_rows
+        return found
+
+    def warm_up(self, resize: int, head_only: bool = False) -> None:
+        """Make the engine and its graphs for slices of `resize` pixels, or some patches of them, ahead of the first
+        pass."""
+        kept = np.zeros((1, 1), dtype=np.int64) if head_only else None
         engine, blank = self._engine, np.zeros((1, 1, resize, resize), dtype=np.float32)
-        engine.class_tokens(blank)
-        engine.tokens(blank)
+        engine.class_tokens(*_given(blank, kept))
+        engine.tokens(*_given(blank, kept))
 
     def side(self, resize: int) -> int:
         """Patches along a side of the square; raises UsageError unless `resize` is a multiple of the patch size."""
@@ -167,19 +200,19 @@ class Backbone:
         no_patches = np.empty(0, dtype=np.float32)
         return self._split(
             pixels,
-            lambda some: self._engine.tokens(some) if patches else (self._engine.class_tokens(some), no_patches),
+            lambda some, _: self._engine.tokens(some) if patches else (self._engine.class_tokens(some), no_patches),
         )
 
     def _split(
-        self, pixels: np.ndarray, infer: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+        self, pixels: np.ndarray, infer: Infer, kept: Kept | None = None, most: int | None = None
     ) -> Iterator[tuple[np.ndarray, ...]]:
         """What `infer` gives for the slices, in smaller passes if memory runs out."""
         start = 0
         while start < len(pixels):
-            some = pixels[start : start + (self._most_slices or len(pixels))]
+            some = pixels[start : start + min(self._most_slices or len(pixels), most or len(pixels))]
             tokens: tuple[np.ndarray, ...] | None = None
             try:
-                tokens = infer(some)
+                tokens = infer(some, None if kept is None else kept[start : start + len(some)])
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -195,6 +228,11 @@ class Backbone:
                 release_cached_memory(self.device)
                 self._most_slices = n = len(some) // 2
                 LOGGER.warning("%s ran out of memory; continuing with %d slice(s) in a pass", self.device, n)
+
+
+def _given(pixels: Pixels, kept: Kept | None) -> tuple[Any, ...]:
+    """Arguments of an engine, of which only those that can leave patches out take `kept`."""
+    return (pixels,) if kept is None else (pixels, kept)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

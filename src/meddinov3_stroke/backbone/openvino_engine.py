@@ -18,6 +18,7 @@ from meddinov3_stroke.backbone.architecture import (
     NORM_EPS,
     ClassTokens,
     Features,
+    Kept,
     PatchTokens,
     Pixels,
     evenly_spaced,
@@ -49,31 +50,38 @@ class OpenVINOEngine:
         self._requests: dict[tuple[Any, ...], Any] = {}
         self._lock = Lock()
 
-    def class_tokens(self, pixels: Pixels) -> ClassTokens:
-        """The class token of each slice; the last block computes nothing else."""
+    def class_tokens(self, pixels: Pixels, kept: Kept | None = None) -> ClassTokens:
+        """The class token of each slice; the last block computes nothing else. `kept`: the patches in the sequence."""
         if self._int8_graph_of is None:
-            return self._infer(self._graph_of, pixels, 1)[0]
+            return self._infer(self._graph_of, pixels, kept, 1)[0]
         if pixels.shape[1] != 1:
             raise UsageError(f"{pixels.shape[1]} different channels in int8, which is calibrated for one; use bf16")
-        return self._infer(self._int8_graph_of, pixels)[0]
+        if kept is not None:
+            raise UsageError("some patches of a slice in int8, which is calibrated for all; use --precision bf16")
+        return self._infer(self._int8_graph_of, pixels, None)[0]
 
-    def tokens(self, pixels: Pixels) -> tuple[ClassTokens, PatchTokens]:
-        """The class token and the patch tokens, row-major, of each slice."""
-        cls, patches = self._infer(self._graph_of, pixels, ALL_TOKENS)
+    def tokens(self, pixels: Pixels, kept: Kept | None = None) -> tuple[ClassTokens, PatchTokens]:
+        """The class token and the patch tokens, row-major (or in the order of `kept`), of each slice."""
+        cls, patches = self._infer(self._graph_of, pixels, kept, ALL_TOKENS)
         return cls, patches
 
-    def features(self, pixels: Pixels) -> Features:
+    def features(self, pixels: Pixels, kept: Kept | None = None) -> Features:
         """Class tokens as `class_tokens` gives them (but of int8), patch tokens, class tokens after four blocks."""
-        cls, patches, blocks = self._infer(self._graph_of, pixels, 1, features=True)
+        cls, patches, blocks = self._infer(self._graph_of, pixels, kept, 1, features=True)
         return cls, patches, blocks
 
     def _infer(
-        self, graph_of: Callable[..., Any], pixels: np.ndarray, *n_tokens: int, features: bool = False
+        self,
+        graph_of: Callable[..., Any],
+        pixels: np.ndarray,
+        kept: Kept | None,
+        *n_tokens: int,
+        features: bool = False,
     ) -> list[np.ndarray]:
         side, channels = pixels.shape[-1], pixels.shape[1]
-        kind = {"features": features, "equal_channels": channels == 1}
+        kind = {"features": features, "some_patches": kept is not None, "equal_channels": channels == 1}
         kind = {name: is_on for name, is_on in kind.items() if is_on != (name == "equal_channels")}  # the unusual ones
-        inputs = [np.ascontiguousarray(pixels), *(np.array([n]) for n in n_tokens)]
+        inputs = [np.ascontiguousarray(pixels), *(np.array([n]) for n in n_tokens), *([] if kept is None else [kept])]
         with self._lock:
             if (key := (side, graph_of, *kind)) not in self._requests:
                 graph = graph_of(side, **kind)
@@ -114,6 +122,7 @@ def build_graph(
     class_tokens_only: bool = False,
     features: bool = False,
     equal_channels: bool = True,
+    some_patches: bool = False,
 ) -> openvino.Model:
     """The transformer at `side` pixels: float32 [n, 1, side, side] -> class tokens [n, dim], patch tokens [n, p, dim].
 
@@ -121,8 +130,9 @@ def build_graph(
     patches. With `class_tokens_only` there is neither that input nor the second output. With `features` the class
     tokens are of that number of tokens, the patch tokens of all, and a third output holds the class tokens after the
     blocks of `evenly_spaced` [n, 4 dim]. Unless `equal_channels`, the slices have the channels of the weights.
+    With `some_patches` the last input [n, k] int64 names the patches that make up the sequence of each slice.
     """
-    return _Graph(fold(weights, equal_channels=equal_channels), side).model(class_tokens_only, features)
+    return _Graph(fold(weights, equal_channels=equal_channels), side).model(class_tokens_only, features, some_patches)
 
 
 class _Graph:
@@ -142,11 +152,12 @@ class _Graph:
             for fill, table in zip(still, tables, strict=True)
         )
 
-    def model(self, class_tokens_only: bool, features: bool) -> Any:
+    def model(self, class_tokens_only: bool, features: bool, some_patches: bool) -> Any:
         ops, depth = self.ops, self.shape.depth
         pixels = ops.parameter([-1, self.shape.in_chans, self.side, self.side], np.float32, name="pixels")
         n_out = self._ints(1) if class_tokens_only else ops.parameter([1], np.int64, name="n_tokens")
-        x, stages = self._embed(pixels), {}
+        kept = ops.parameter([-1, -1], np.int64, name="kept") if some_patches else None
+        x, stages = self._embed(pixels, kept), {}
         for i in range(depth - 1):
             x = self._block(x, f"blocks.{i}.", None)
             stages[i] = x
@@ -163,12 +174,12 @@ class _Graph:
             outputs.append(
                 ops.concat([cls if x is None else self._class_token(self._norm(x, "norm")) for x in wanted], 1)
             )
-        return self.ov.Model(outputs, [pixels, n_out], "vit")
+        return self.ov.Model(outputs, [pixels, n_out, *([kept] if some_patches else [])], "vit")
 
     def _class_token(self, x: Any) -> Any:
         return self.ops.squeeze(self._first(x, self._ints(1), 1), self._ints(1))
 
-    def _embed(self, pixels: Any) -> Any:
+    def _embed(self, pixels: Any, kept: Any | None) -> Any:
         """Prefix and patch tokens; the patches are cut by reshaping, so that their projection is a matrix product."""
         ops, p, h, dim, c = self.ops, self.shape.patch_size, self.grid, self.shape.embed_dim, self.shape.in_chans
         if self.side % p:
@@ -176,11 +187,25 @@ class _Graph:
             pixels = ops.slice(pixels, self._ints(0, 0), whole, self._ints(1, 1), self._ints(2, 3))
         cut = ops.reshape(pixels, self._ints(-1, c, h, p, h, p), False)
         patches = ops.reshape(ops.transpose(cut, self._ints(0, 2, 4, 1, 3, 5)), self._ints(-1, h * h, c * p * p), False)
+        if kept is not None:
+            patches = ops.gather(patches, kept, self._constant(np.array(1)), batch_dims=1)
         weight = self.state["patch_embed.proj.weight"].reshape(dim, c * p * p)
         projected = self._product(patches, weight, self.state["patch_embed.proj.bias"])
         n = ops.gather(ops.shape_of(pixels), self._ints(0), self._constant(np.array(0)))
+        if kept is not None:
+            self._take_positions(kept, n)
         shape = ops.concat([n, self._ints(*self.prefix.shape[1:])], 0)
         return ops.concat([ops.broadcast(self._constant(self.prefix), shape), projected], 1)
+
+    def _take_positions(self, kept: Any, n: Any) -> None:
+        """Make the tables of the rotation those of each slice's own tokens [n, 1, token, head_dim]."""
+        ops, n_prefix = self.ops, self.prefix.shape[1]
+        prefix = ops.broadcast(self._constant(np.arange(n_prefix)[None]), ops.concat([n, self._ints(n_prefix)], 0))
+        rows = ops.concat([prefix, ops.add(kept, self._ints(n_prefix))], 1)
+        first = self._constant(np.array(0))
+        self.sin, self.cos = (
+            ops.unsqueeze(ops.gather(table, rows, first), self._ints(1)) for table in (self.sin, self.cos)
+        )
 
     def _block(self, x: Any, name: str, n_out: Any | None) -> Any:
         """The next tokens, or the first `n_out` of them alone; keys and values are still needed of every token."""
@@ -193,7 +218,7 @@ class _Graph:
             parts = [(weight[rows], None if bias is None else bias[rows]) for rows in (slice(dim), slice(dim, None))]
             (q,) = self._heads(self._product(self._first(normed, n_out, 1), *parts[0]), 1)
             k, v = self._heads(self._product(normed, *parts[1]), 2)
-            sin, cos, x = self._first(sin, n_out, 0), self._first(cos, n_out, 0), self._first(x, n_out, 1)
+            sin, cos, x = self._first(sin, n_out, -2), self._first(cos, n_out, -2), self._first(x, n_out, 1)
         q, k = self._rotated(q, sin, cos), self._rotated(k, self.sin, self.cos)
         attended = self.ops.transpose(self.ops.scaled_dot_product_attention(q, k, v), self._ints(0, 2, 1, 3))
         attended = self.ops.reshape(attended, self._ints(0, 0, dim), True)  # [n, t, heads, d] -> [n, t, heads*d]

@@ -22,8 +22,9 @@ Image = Float[Tensor, "n channel row col"]
 Tokens = Float[Tensor, "n token dim"]
 Heads = Float[Tensor, "n head token head_dim"]
 Masks = Bool[Tensor, "n patch"]
-Rope = tuple[Float[Tensor, "patch head_dim"], Float[Tensor, "patch head_dim"]]
-"""Sines and cosines of the patch grid."""
+Angles = Float[Tensor, "*n patch head_dim"]
+Rope = tuple[Angles, Angles]
+"""Sines and cosines of the patch grid, or [n, 1, patch, head_dim] of some patches of each slice."""
 
 TORCH_ROPE_DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """Arithmetic of the rotation by its published name."""
@@ -32,7 +33,7 @@ INIT_STD = 0.02
 """Standard deviation of fresh tokens and linear weights (truncated normal, as in ViT and DINOv2)."""
 
 
-def rotate_patches(x: Heads, sin: Float[Tensor, "patch head_dim"], cos: Float[Tensor, "patch head_dim"]) -> Heads:
+def rotate_patches(x: Heads, sin: Angles, cos: Angles) -> Heads:
     """Queries or keys with the patches rotated and the prefix tokens as they are, in the dtype of `x`.
 
     All tokens, prefix included, pass through the dtype of `sin`; there every product and the sum is rounded by itself.

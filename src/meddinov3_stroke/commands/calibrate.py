@@ -1,17 +1,17 @@
-"""Stage `calibrate`: an int8 backbone made on some of the user's volumes and measured on others."""
+"""Stage `calibrate`: on the user's volumes, an int8 backbone made and measured, or tokens without air judged."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from jaxtyping import Float32, Float64, Int8
+from jaxtyping import Float32, Float64, Int8, Int64
 
 from meddinov3_stroke import config
 from meddinov3_stroke.backbone import Backbone, load_backbone
@@ -19,20 +19,26 @@ from meddinov3_stroke.backbone.int8 import quantize_graph, quantizer_settings, r
 from meddinov3_stroke.backbone.loading import WeightsFile, cosines
 from meddinov3_stroke.backbone.openvino_engine import OpenVINOEngine, build_graph
 from meddinov3_stroke.backbone.records import LEAST_INT8_COSINE, Calibration, calibration_folder, write_calibration
+from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.ct import read_volume
 from meddinov3_stroke.ct.scope import judge, require_in_scope
 from meddinov3_stroke.errors import CheckpointError, DatasetError, MissingInput, SplitError, UsageError
 from meddinov3_stroke.features import FeatureExtractor, extract, pool_slices, select_slices
 from meddinov3_stroke.heads import HeadCheckpoint, check_backbone, load_checkpoint, predict_logits
-from meddinov3_stroke.metrics import auroc_report
+from meddinov3_stroke.metrics import Patients, auroc_report, compare
 from meddinov3_stroke.options import ForceOption
-from meddinov3_stroke.system.atomic import require_writable
+from meddinov3_stroke.system.atomic import require_writable, write_json
 from meddinov3_stroke.system.command import ConsoleOptions, Range, run_command
 from meddinov3_stroke.system.progress import progress_bar
-from meddinov3_stroke.system.provenance import ending
-from meddinov3_stroke.types import SliceSelection, VolumeInput, VolumeSource
+from meddinov3_stroke.system.provenance import ending, provenance
+from meddinov3_stroke.types import LABELS, HeadData, SliceSelection, VolumeInput, VolumeSource, sigmoid
+from meddinov3_stroke.views import View
 
 LOGGER = logging.getLogger("meddinov3_stroke")
+
+N_FOLDS = 5
+LINEAR_HEAD = HeadConfig(hidden_dim=0, dropout=0.0, epochs=100, lr=1e-2, weight_decay=1e-1)
+"""What judges `--tokens head`."""
 
 Tokens = Float32[np.ndarray, "_ dim"]
 InputPaths = Annotated[tuple[Path, ...], tyro.conf.arg(aliases=["-i"])]
@@ -40,7 +46,11 @@ InputPaths = Annotated[tuple[Path, ...], tyro.conf.arg(aliases=["-i"])]
 
 @dataclass(frozen=True, kw_only=True)
 class Args(ForceOption, ConsoleOptions):
-    """Quantize the backbone to int8 on some of your volumes and measure its fidelity on others."""
+    """Quantize the backbone to int8 on some of your volumes and measure its fidelity on others; or, with --tokens head,
+    measure on your labelled volumes what heads lose without the patches of air."""
+
+    tokens: Literal["all", "head"] = "all"
+    """head: no int8; the AUROC of cross-validated linear heads on embeddings by --tokens head and by all tokens."""
 
     series_csv: Path | None = None
     """Series CSV whose volumes are used; patients are never on both sides."""
@@ -67,10 +77,16 @@ class Args(ForceOption, ConsoleOptions):
     """Seed of the choice of volumes."""
 
 
-def run(args: Args) -> Calibration:
-    """The record of the calibration, saved beside the int8 graph in the user's cache folder."""
+def run(args: Args) -> Calibration | dict[str, Any]:
+    """The record of the calibration, saved beside the int8 graph in the user's cache folder; with `tokens` head the
+    document of the comparison, saved there too."""
     _check_flags(args)
     require_writable(config.engine_cache())
+    return compare_tokens(args) if args.tokens == "head" else calibrate_int8(args)
+
+
+def calibrate_int8(args: Args) -> Calibration:
+    """Make the int8 graph, measure it, and save both."""
     inputs, groups, labels = _volumes(args)
     to_calibrate, to_check = hold_out(groups, args.check_share, args.seed)
     to_check = to_check[: args.check_volumes]
@@ -119,6 +135,8 @@ def _check_flags(args: Args) -> None:
         raise UsageError("name the volumes by --series-csv or by --input, one of the two")
     if args.checkpoint is not None and args.series_csv is None:
         raise UsageError("--checkpoint: AUROC needs labels, which only --series-csv brings")
+    if args.tokens == "head" and (args.series_csv is None or args.checkpoint is not None):
+        raise UsageError("--tokens head: heads are fitted to the labels of --series-csv; pass it, and no --checkpoint")
     if args.exclude_ids is not None and args.series_csv is None:
         raise UsageError("--exclude-ids: IDs of patients belong to --series-csv")
     if not 0 < args.check_share < 1:
@@ -211,6 +229,94 @@ def _probabilities(head: HeadCheckpoint, tokens: Sequence[Tokens]) -> Float64[np
     if mode not in ("mean", "max", "mean_max"):
         raise CheckpointError(f"the head states pool mode {mode!r}; expected slice, mean, max or mean_max; retrain it")
     return predict_logits(head, np.stack([pool_slices(cls, mode) for cls in tokens])).probabilities
+
+
+def compare_tokens(args: Args) -> dict[str, Any]:
+    """AUROC of linear heads on mean-pooled class tokens, those of the head against those of all patches.
+
+    The heads are fitted by cross-validation that keeps patients together, on the same folds; the interval of the
+    difference resamples patients.
+    """
+    inputs, groups, labels = _volumes(args)
+    assert labels is not None  # they come with the series CSV
+    source = args.backbone or config.load_settings().meddinov3_ckpt_path
+    views = (View(), View(head_only=True))
+    extractor = FeatureExtractor(load_backbone(source), args.resize, args.batch, views=views)
+    rows: dict[str, list[Tokens]] = {view.name: [] for view in views}
+    with progress_bar("measuring", len(inputs), "volumes", args.show_progress) as advance:
+        for found in extract(inputs, extractor, keep_views=True, force=args.force):
+            if found.error is not None:
+                raise found.error
+            for name, entry in found.entries.items():
+                rows[name].append(pool_slices(entry.arrays["cls"], "mean"))
+            advance()
+    folds = _folds(groups, args.seed)
+    usable = [k for k in range(labels.shape[1]) if _has_both(labels[:, k], folds)]
+    if not usable:
+        raise DatasetError(
+            f"--tokens head needs, for a label, positive and negative volumes in every fold of patients; none of "
+            f"{len(labels)} volumes of {len(set(groups))} patients has them; name more volumes"
+        )
+    of_all, of_head = (_held_out_scores(np.stack(one), labels[:, usable], folds, args.seed) for one in rows.values())
+    names = [LABELS[k] for k in usable]
+    patients = Patients.of(groups, len(labels), seed=args.seed)
+    document = {
+        **provenance(),
+        "backbone": asdict(extractor.backbone.identity),
+        "resize": args.resize,
+        "n_volumes": len(labels),
+        "n_patients": patients.n,
+        "head": f"linear, on the mean of class tokens, {int(folds.max()) + 1} folds of patients, seed {args.seed}",
+        "first": "head tokens",
+        "second": "all tokens",
+        "labels": compare(labels[:, usable], of_head, of_all, names, patients),
+        "not_judged": [label for label in LABELS if label not in names],
+    }
+    folder = calibration_folder(config.engine_cache(), extractor.backbone.identity.weights_sha256)
+    write_json(folder / f"tokens_{args.resize}.json", document)
+    lines = [_difference(name, found["auroc"]) for name, found in document["labels"].items()]
+    if document["not_judged"]:
+        lines.append(f"not judged, for too few positive or negative patients: {', '.join(document['not_judged'])}")
+    print("\n".join([*lines, ending(f"head tokens against all tokens on {len(labels)} volumes", folder)]))
+    return document
+
+
+def _folds(groups: Sequence[str], seed: int) -> Int64[np.ndarray, " volume"]:
+    """The fold of each volume, by patient."""
+    names, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    return np.asarray(np.random.default_rng(seed).permutation(len(names))[index] % min(N_FOLDS, len(names)))
+
+
+def _has_both(truth: Int8[np.ndarray, " volume"], folds: Int64[np.ndarray, " volume"]) -> bool:
+    """Whether every fold leaves positives and negatives to fit on."""
+    return all(0 < truth[folds != fold].sum() < (folds != fold).sum() for fold in np.unique(folds))
+
+
+def _held_out_scores(
+    rows: Tokens, labels: Int8[np.ndarray, "volume label"], folds: Int64[np.ndarray, " volume"], seed: int
+) -> Float64[np.ndarray, "volume label"]:
+    from meddinov3_stroke.heads.training import positive_weights, train_epochs
+
+    setting = replace(LINEAR_HEAD, seed=seed)
+    scores = np.empty(labels.shape)
+    for fold in np.unique(folds):
+        held = folds == fold
+        mean, spread = rows[~held].mean(axis=0), rows[~held].std(axis=0) + 1e-6
+        train, val = (HeadData((rows[some] - mean) / spread, labels[some]) for some in (~held, held))
+        *_, last = train_epochs(train, val, setting, positive_weights(train.labels, config.POS_WEIGHT_CAP))
+        assert last.val_logits is not None
+        scores[held] = sigmoid(last.val_logits)
+    return scores
+
+
+def _difference(label: str, found: Mapping[str, Any]) -> str:
+    interval = found["interval"]
+    text = f"{label}: AUROC {found['first']:.4f} of head tokens, {found['second']:.4f} of all; difference "
+    if interval["low"] is None:
+        return f"{text}{found['difference']:+.4f}, without an interval: {interval['reason']}"
+    low, high = interval["low"], interval["high"]
+    verdict = "head tokens are worse" if high < 0 else "head tokens are better" if low > 0 else "none shown"
+    return f"{text}{found['difference']:+.4f} [{low:+.4f}, {high:+.4f}]: {verdict}"
 
 
 def _summary(found: Calibration) -> list[str]:

@@ -39,10 +39,17 @@ class Args(CohortOptions):
     extraction_summary.json."""
     views: Annotated[tuple[str, ...], tyro.conf.arg(metavar="VIEW", help_behavior_hint="")] = ("cls",)
     """What is taken of each slice, in one reading of a file: cls, stats, blocks, patches or patchesK such as patches64,
-    each also as VIEW@brain, @subdural, @bone or @neighbours. Rows are pooled of the first; all are in the cache."""
+    each also as VIEW@brain, @subdural, @bone or @neighbours, and VIEW+head (see --tokens). Rows are pooled of the
+    first; all are in the cache."""
     basis: Annotated[tuple[str, ...], tyro.conf.arg(metavar="fit|fit-all|FILE", help_behavior_hint="")] = ()
     """Compression of patchesK: files of an earlier fit; or fit on the rows whose column split says train; or fit-all on
     every row, of a table that holds training series only (default: none)."""
+
+    @property
+    def view_names(self) -> list[str]:
+        """The views, each without the patches of air if `tokens` is head."""
+        ending = "+head" if self.tokens == "head" else ""
+        return list(dict.fromkeys(name.removesuffix(ending) + ending for name in self.views))
 
     def extractor(self, resize: int) -> FeatureExtractor:
         """The backbone with the views these flags give; of `--basis`, files are read."""
@@ -53,7 +60,7 @@ class Args(CohortOptions):
         bases = [FittedBasis.read(path) for path in files]
         for basis, path in zip(bases, files, strict=True):
             basis.require_origin(plain, path)
-        return with_views(plain, self.views, bases)
+        return with_views(plain, self.view_names, bases)
 
     def basis_facts(self) -> dict[str, Any]:
         """What each basis was fitted on and loses, for the summary; empty without one."""
@@ -70,7 +77,7 @@ class Args(CohortOptions):
         from meddinov3_stroke.features.basis import fit_bases
         from meddinov3_stroke.views import View
 
-        views = [view for view in map(View.parse, self.views) if view.n_components]
+        views = [view for view in map(View.parse, self.view_names) if view.n_components]
         if (FIT not in self.basis and FIT_ALL not in self.basis) or not views:
             return self
         if len(self.basis) > 1 or self.shard is not None or self.slurm:

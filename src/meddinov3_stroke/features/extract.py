@@ -254,7 +254,7 @@ class _Run:
                 continue
             case.missing.remove(view)
             if view == self.extractor.views[0]:
-                case.embeddings = entry.embeddings(source_path(source), self.extractor.backbone.identity)
+                case.embeddings = entry.embeddings(source_path(source), self.extractor.identity)
             self._keep(case, view, entry)
         if case.missing or case.embeddings is None:
             return None
@@ -284,7 +284,7 @@ class _Run:
         A pass crosses from one volume into the next unless that would change bits: on a CPU whose engine lets a
         slice's last bits depend on its neighbours, each window is a pass.
         """
-        backbone, batch = self.extractor.backbone, self.extractor.batch
+        backbone, batch = self.extractor.backbone, self.extractor.in_window
         to_the_end = to_the_end or (backbone.device == "cpu" and not backbone.independent_rows)
         while len(self.waiting) >= (1 if to_the_end else batch):
             rows = [self.waiting.popleft() for _ in range(min(batch, len(self.waiting)))]

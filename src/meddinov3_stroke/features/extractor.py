@@ -19,7 +19,7 @@ from meddinov3_stroke.backbone import Backbone
 from meddinov3_stroke.backbone.architecture import ClassTokens, PatchTokens, Pixels
 from meddinov3_stroke.ct.scope import judge, scope_warnings
 from meddinov3_stroke.errors import NonFiniteEmbedding, UsageError
-from meddinov3_stroke.types import SliceEmbeddings, SliceSelection, SliceTokens, Volume
+from meddinov3_stroke.types import BackboneIdentity, SliceEmbeddings, SliceSelection, SliceTokens, Volume
 from meddinov3_stroke.views import WINDOWS_HU, View
 
 PoolMode = Literal["mean", "max", "mean_max"]
@@ -30,6 +30,7 @@ SQUARE_TOLERANCE = 0.02  # relative difference of a slice's height and width in 
 Tokens = tuple[ClassTokens, PatchTokens | None, np.ndarray | None]
 """Class tokens; patch tokens, and class tokens after four blocks side by side, where a view needs them."""
 TOP_SHARE = 0.05  # of a slice's patches, over which the third part of the view `stats` is the mean; 10 of 196
+PASSES_SORTED = 16  # passes' worth of slices that are sorted by length where patches of air are left out
 EVERY_SLICE = SliceSelection()  # every slice of a volume
 
 
@@ -63,8 +64,8 @@ class FeatureExtractor:
             raise UsageError(f"view {view.name}: found a basis of shape {found}, expected {expected}; fit one")
         if view.window == "neighbours" and identity.precision == "int8":
             raise UsageError(f"view {view.name} in int8, which is calibrated for equal channels; use --precision bf16")
-        if view.head_only:
-            raise UsageError(f"view {view.name}: +head is not available yet; leave it out")
+        if view.head_only and identity.precision == "int8":
+            raise UsageError(f"view {view.name} in int8, which is calibrated for all tokens; use --precision bf16")
 
     def embed(self, volume: Volume, scope: Mapping[str, Any] | None = None) -> SliceEmbeddings:
         """Class tokens of the chosen slices of a volume in memory; `extract` is faster on files.
@@ -88,7 +89,7 @@ class FeatureExtractor:
         """Class and patch tokens of the given slices, whatever the selection is; errors as for `embed`."""
         side = self.backbone.side(self.resize)
         windows = self.windows(volume, np.asarray(slice_indices, dtype=np.int64))
-        parts = [self.backbone.tokens(pixels) for pixels in windows]
+        parts = [self.backbone.tokens(pixels, **self._most) for pixels in windows]
         cls, patches = (np.concatenate(some) for some in zip(*parts, strict=True))
         with naming(volume.source.path):
             self.backbone.refuse_non_finite(cls, patches)
@@ -96,15 +97,16 @@ class FeatureExtractor:
 
     @contextmanager
     def warming_up(self) -> Iterator[None]:
-        """Makes the engine in a background thread during the block, while the input is read."""
+        """Makes the engine in a background thread during the block, while the input is read; the first pass raises
+        what fails here."""
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(self.backbone.warm_up, self.resize)  # the first pass raises what fails here
+            pool.submit(self.backbone.warm_up, self.resize, *([True] if self._plain.head_only else []))
             yield
 
     def settings(self) -> dict[str, Any]:
         """What decides the embeddings of a volume, as JSON: backbone, side and slices."""
         backbone = asdict(self.backbone.identity)
-        del backbone["name"]
+        del backbone["name"], backbone["tokens"]
         return {
             "backbone": backbone,
             "resize": self.resize,
@@ -138,19 +140,43 @@ class FeatureExtractor:
     def windows(
         self, volume: Volume, chosen: Int64[np.ndarray, " chosen"]
     ) -> Iterator[Float32[np.ndarray, "n 1 resize resize"]]:
-        """The chosen slices as the backbone takes them, `batch` at a time; only those are in float at a time."""
-        return (inputs["native"] for inputs in self.inputs(volume, chosen))
+        """The chosen slices as the backbone takes them, `in_window` at a time; only those are in float at a time."""
+        return (inputs[self._plain.input] for inputs in self.inputs(volume, chosen, (self._plain,)))
+
+    @property
+    def identity(self) -> BackboneIdentity:
+        """The backbone's, with the tokens that its rows were computed from."""
+        return replace(self.backbone.identity, tokens="head" if self.views[0].head_only else "all")
+
+    @property
+    def in_window(self) -> int:
+        """Slices that are prepared, and wait for the engine, together: a pass, or several to sort by length."""
+        return self.batch * (PASSES_SORTED if any(view.head_only for view in self.views) else 1)
+
+    @property
+    def _most(self) -> dict[str, int]:
+        """The limit of a pass, where windows are longer."""
+        return {} if self.in_window == self.batch else {"most": self.batch}
+
+    @property
+    def _plain(self) -> View:
+        """The class tokens of the input of the first view."""
+        return View(window=self.views[0].window, head_only=self.views[0].head_only)
 
     def inputs(
         self, volume: Volume, chosen: Int64[np.ndarray, " chosen"], views: tuple[View, ...] = (View(),)
     ) -> Iterator[dict[str, Pixels]]:
-        """The chosen slices as the backbone takes them for these views (`View.input`), `batch` at a time."""
-        windows = {view.input: view.window for view in views}
-        for start in range(0, len(chosen), self.batch):
-            some = chosen[start : start + self.batch]
-            yield {name: self._pixels(volume, some, window) for name, window in windows.items()}
+        """The chosen slices as the backbone takes them for these views (`View.input`), `in_window` at a time."""
+        different = {view.input: view for view in views}
+        for start in range(0, len(chosen), self.in_window):
+            some = chosen[start : start + self.in_window]
+            yield {name: self._pixels(volume, some, view) for name, view in different.items()}
 
-    def _pixels(self, volume: Volume, some: Int64[np.ndarray, " n"], window: str) -> Pixels:
+    def _pixels(self, volume: Volume, some: Int64[np.ndarray, " n"], view: View) -> Pixels:
+        pixels = self._full_pixels(volume, some, view.window)
+        return self.backbone.without_air(pixels, volume.hu_slices(some)) if view.head_only else pixels
+
+    def _full_pixels(self, volume: Volume, some: Int64[np.ndarray, " n"], window: str) -> Pixels:
         prepare = self.backbone.prepare
         if window in WINDOWS_HU:
             return prepare(volume.hu_slices(some), self.resize, WINDOWS_HU[window])
@@ -164,8 +190,8 @@ class FeatureExtractor:
     def infer(self, pixels: Pixels, views: Collection[View]) -> Tokens:
         """Class tokens of one input and, if one of the views needs them, patch tokens and block outputs."""
         if all(view.taken == "cls" for view in views):
-            return self.backbone.class_tokens(pixels), None, None
-        return self.backbone.features(pixels)
+            return self.backbone.class_tokens(pixels, **self._most), None, None
+        return self.backbone.features(pixels, **self._most)
 
     def finisher(
         self, volume: Volume, chosen: Int64[np.ndarray, " chosen"], scope: Mapping[str, Any]
@@ -177,7 +203,7 @@ class FeatureExtractor:
             n_slices=volume.n_slices,
             resize=self.resize,
             selection=self.selection,
-            backbone=self.backbone.identity,
+            backbone=self.identity,
             source=volume.source,
             scope=scope,
             warnings=(*volume.warnings, *distortion_warning(volume), *scope_warnings(scope)),
@@ -187,7 +213,8 @@ class FeatureExtractor:
 def rows_of(view: View, tokens: Tokens) -> np.ndarray:
     """What a view takes of the tokens of some slices: float32 [n, width]; of patches float16 or int8 [n, patch, k].
 
-    Each slice is compressed by itself, so that no code depends on the others. Raises NonFiniteEmbedding for patch
+    Each slice is compressed by itself, so that no code depends on the others. Patches left out of the token sequence
+    are zero in the patches, codes included, and no part of the statistics. Raises NonFiniteEmbedding for patch
     tokens beyond the range of float16.
     """
     cls, patches, blocks = tokens
@@ -198,9 +225,10 @@ def rows_of(view: View, tokens: Tokens) -> np.ndarray:
     if view.taken == "blocks":
         return blocks
     if view.taken == "stats":
-        return np.stack([patch_statistics(one) for one in patches])
+        return np.stack([patch_statistics(one[one.any(axis=1)] if view.head_only else one) for one in patches])
     if view.basis is not None:
-        return np.stack([view.basis.codes(one) for one in patches])
+        codes = np.stack([view.basis.codes(one) for one in patches])
+        return codes * patches.any(axis=2, keepdims=True) if view.head_only else codes
     if np.abs(patches).max() > np.finfo(np.float16).max:
         raise NonFiniteEmbedding("patch tokens beyond the range of float16; use a view such as patches64")
     return patches.astype(np.float16)

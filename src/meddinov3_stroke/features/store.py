@@ -56,7 +56,7 @@ def embedding_key(
     name and the batch size stay out. `view` is `View.key`.
     """
     decisive = asdict(backbone)
-    del decisive["name"]
+    del decisive["name"], decisive["tokens"]
     document = {"schema": KEY_SCHEMA, "source_sha256": source_sha256, "backbone": decisive, "resize": resize}
     return sha256_of_document(document | {"selection": asdict(selection), "view": view})
 

@@ -326,14 +326,16 @@ def _flags_of_training(checkpoint: HeadCheckpoint) -> str:
     if (trained := checkpoint.backbone) is None:
         return f"the --backbone and {resize}"
     name, digest = trained["name"], trained["weights_sha256"][:12]
-    return f"--backbone {name if name == 'demo' else f'PATH/{name}'} (weights {digest}) and {resize}"
+    tokens = ", --tokens head" if trained.get("tokens") == "head" else ""
+    return f"--backbone {name if name == 'demo' else f'PATH/{name}'} (weights {digest}){tokens} and {resize}"
 
 
 def backbone_differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Differences between two backbone identities: those that make embeddings incomparable, and slight ones."""
+    expected, found = ({"tokens": "all", **one} for one in (expected, found))  # not stated by earlier versions
     both_int8 = expected["precision"] == found["precision"] == "int8"
     groups = (
-        ("weights_sha256", "preprocessing", "patch_size", "rope_dtype"),
+        ("weights_sha256", "preprocessing", "patch_size", "rope_dtype", "tokens"),
         ("engine", "precision", "calibration_sha256") if both_int8 else ("engine", "precision"),
     )
     unusable, slight = (

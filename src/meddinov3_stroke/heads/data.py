@@ -147,7 +147,7 @@ def _origin_of(document: Any) -> tuple[EmbeddingOrigin, int | None]:
     backbone = document.get("backbone") if isinstance(document, dict) else None
     if not isinstance(backbone, dict):
         raise ValueError("it has no backbone")
-    if (view := document.get("view", "cls")) != "cls":
+    if (view := document.get("view", "cls")) not in ("cls", "cls+head"):  # which of them, the identity says
         raise DatasetError(f"the embeddings are of the view {view}; expected class tokens: extract with --views cls")
     mode, resize = document.get("pool_mode", "unknown"), document.get("resize")
     if mode not in POOL_MODES:
