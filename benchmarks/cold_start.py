@@ -121,7 +121,8 @@ def made_up_head(identity: BackboneIdentity, folder: Path) -> Path:
     from benchmarks.workspace import RESIZE
     from meddinov3_stroke.config import HeadConfig
     from meddinov3_stroke.head_train import train_head
-    from meddinov3_stroke.types import LABELS, HeadContext, HeadData
+    from meddinov3_stroke.heads import HeadContext
+    from meddinov3_stroke.types import LABELS, HeadData
 
     sides = [made_up(200, seed) for seed in (1, 2)]
     train, val = (HeadData(side.embeddings[:, : identity.embed_dim], side.labels) for side in sides)

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "meddinov3_stroke"
 MODULES = sorted(SOURCE.rglob("*.py"))
-MAX_LINES = 26_605
+MAX_LINES = 28_170
 """Lines under src/. The plan was 14,000 and has not been reached; lower this figure when the code shrinks. A later
 capability may raise it by at most 1,800, with the reason here. Raised by 60 for
 training curves without matplotlib; by 1,780 for the intended-use gate, the distance to the training set, and NIfTI,
@@ -21,11 +21,13 @@ tables and DICOM met in the field; and by the rest for many cases in one run: le
 checks before the work, one console. Ray workers, and predict and embed in workers and shards: 560. Calibration
 in checkpoint and results, the exposure record, confident errors: 880. Object stores, staging and
 submission to Slurm: 640. Views of
-a slice and compressed patches: 720. Tokens of the head: 316."""
-MAX_FILES = 148
+a slice and compressed patches: 720. Tokens of the head: 316. Heads on slices and patches,
+many fitted at once, sweep: 1,470."""
+MAX_FILES = 156
 """Modules under src/. A later capability may raise this by at most 15, with the reason here. Raised by 10:
 charts, leases, codestreams, tars, grouping, ledger, cases, batch, status, doctor; ray_workers; foreign, saving,
-exposure, errors; staged, slurm, remote; views, extraction, basis; head_patches."""
+exposure, errors; staged, slurm, remote; views, extraction, basis; head_patches; bags,
+modules, shallow, registry, fitting, sweeping, sweep, scoring."""
 MAX_LINES_BESIDE = {"script": 42, "tools": 387, "benchmarks": 2240}
 LONGEST_MODULE = 350
 LONGEST_FUNCTION = 60

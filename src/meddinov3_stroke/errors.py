@@ -149,7 +149,7 @@ class StorageError(MachineError, code="E-STORAGE"):
     """Disk full, read-only folder or I/O error; nothing torn is left behind."""
 
 
-class StorageUnavailable(StorageError):
+class StorageUnavailable(StorageError, code="E-STORAGE-UNAVAILABLE"):
     """A storage service or the disk for copies of inputs, without which no further input can be read."""
 
 

@@ -15,6 +15,7 @@ from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.errors import NonFiniteLoss, SplitError, UsageError
 from meddinov3_stroke.heads import (
     HeadCheckpoint,
+    HeadContext,
     LabelCalibration,
     check_head_data,
     check_train_and_val,
@@ -42,7 +43,7 @@ from meddinov3_stroke.system.command import ConsoleOptions, log_warnings, run_co
 from meddinov3_stroke.system.devices import require_torch, resolve_device, use_available_cpus
 from meddinov3_stroke.system.progress import finish_on_interrupt, progress_bar
 from meddinov3_stroke.system.provenance import Stopwatch, memory_statistics, provenance
-from meddinov3_stroke.types import HeadContext, HeadData, HeadOutput, Threshold
+from meddinov3_stroke.types import HeadData, HeadOutput, Threshold
 
 if TYPE_CHECKING:  # `heads.training` needs torch, and is imported where a head is trained
     from meddinov3_stroke.heads.training import EpochResult

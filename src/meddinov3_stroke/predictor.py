@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
@@ -18,14 +18,9 @@ from meddinov3_stroke.ct import Source
 from meddinov3_stroke.ct.scope import judge, require_in_scope, scope_warnings
 from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.explain import (
-    BRIGHT_RULE,
-    EVIDENCE_RULE,
-    REFERENCE_RULE,
     HeadInput,
     demo_warnings,
-    head_rows,
     parse_patch,
-    patch_means,
     patch_similarity,
     rank,
     ranking_text,
@@ -33,15 +28,14 @@ from meddinov3_stroke.explain import (
     sim_slice_index,
     suspicion,
 )
-from meddinov3_stroke.features import EVERY_SLICE, FeatureExtractor, extract_one, naming, pool_slices
+from meddinov3_stroke.features import EVERY_SLICE, FeatureExtractor, extract_one, naming
 from meddinov3_stroke.features.extract import OnSlices
 from meddinov3_stroke.heads import check_backbone
 from meddinov3_stroke.heads.applying import HeadEnsemble, distribution_warnings, load_heads, require_in_distribution
+from meddinov3_stroke.scoring import Scored, scored
 from meddinov3_stroke.system.provenance import Stopwatch
 from meddinov3_stroke.types import (
     CaseFindings,
-    HeadData,
-    HeadOutput,
     SliceEmbeddings,
     SliceSelection,
     Threshold,
@@ -51,18 +45,6 @@ from meddinov3_stroke.types import (
 from meddinov3_stroke.views import View
 
 __all__ = ["Case", "FailedCase", "ICHPredictor"]
-
-
-class _Scored(NamedTuple):
-    """What the heads make of the slices of a case."""
-
-    kind: HeadInput
-    of_case: list[HeadOutput]
-    rows: Float64[np.ndarray, "n label"]  # probabilities of the slices
-    pooled: Float32[np.ndarray, " width"]
-    inputs: Float32[np.ndarray, "row width"]  # what is compared with the training set
-    rule: str  # by which the reference patch is chosen, in words
-    evidence: Mapping[int, Float64[np.ndarray, " patch"]] = {}  # of a slice, where the head scores patches
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,22 +98,13 @@ class ICHPredictor:
         point) or WeightsError (no weights or no head; a head of other weights, preprocessing or `resize`, or without
         operating points).
         """
-        for flag, value in (("--top-k", top_k), ("--batch", batch)):
-            if value < 1:
-                raise UsageError(f"{flag} {value}: expected at least 1")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise UsageError(f"--threshold {threshold:g}: expected a probability from 0 to 1")
-        if threshold is not None and operating_point is not None:
-            raise UsageError("--threshold beside --operating-point; pass one of them")
+        _check_options(top_k, batch, threshold, operating_point)
         paths = [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint
         heads = load_heads([Path(path) for path in paths])
         if isinstance(backbone, str | Path):
             backbone = load_backbone(backbone, engine=engine, precision=precision, device=device)
         side = resize if resize is not None else heads.resize or config.RESIZE
-        views = (View.parse(f"cls+{tokens}".removesuffix("+all")), *((heads.view,) if heads.view != View() else ()))
-        extractor = FeatureExtractor(
-            backbone, side, batch, selection, tuple(dict.fromkeys(views))
-        )  # refuses a size before the head does
+        extractor = FeatureExtractor(backbone, side, batch, selection, views_of(heads, tokens))  # may refuse the size
         found = chain.from_iterable(check_backbone(head, extractor.identity, side) for head in heads.members)
         warnings = [*demo_warnings(backbone.identity), *backbone.warnings, *dict.fromkeys(found)]
         if heads.pool_mode == "unknown":
@@ -220,25 +193,26 @@ class ICHPredictor:
 
     def _findings(self, volume: Volume, embeddings: SliceEmbeddings) -> CaseFindings:
         heads, kind = self.heads, applied_as(self.heads, self.extractor.backbone.identity.embed_dim)
-        scored = self._scored(volume, embeddings, kind)
-        rows, of_case = scored.rows, scored.of_case
-        distribution = heads.judge_distance(scored.inputs)
+        is_plain = heads.view in (View(), self.extractor.views[0])
+        found = scored(heads, kind, volume, embeddings, is_plain=is_plain)
+        rows, of_case = found.rows, found.of_case
+        distribution = heads.judge_distance(found.inputs)
         if not self.force:
             require_in_distribution(distribution, volume.source.path)
         unlike = distribution_warnings(distribution)
         case, *each = (
-            dict(zip(heads.labels, found.max(axis=0).tolist(), strict=True))
-            for found in (heads.probabilities(of_case), *(output.probabilities for output in of_case))
+            dict(zip(heads.labels, one.max(axis=0).tolist(), strict=True))
+            for one in (heads.probabilities(of_case), *(output.probabilities for output in of_case))
         )
         calibrated = heads.calibrated(of_case)
         decisions, indeterminate = heads.decide(case, calibrated)
         order = rank(suspicion(rows, heads.labels), self.top_k)
-        top_slices, similarity = self._look_at(volume, embeddings.slice_indices[order], scored, rows[order])
+        top_slices, similarity = self._look_at(volume, embeddings.slice_indices[order], found, rows[order])
         map_slices = top_slices
         if self.sim_slice is not None:
             index = np.array([sim_slice_index(self.sim_slice, volume.n_slices)])
             known = rows[embeddings.slice_indices == index]  # one probability per slice, whatever graph gives the map
-            map_slices, similarity = self._look_at(volume, index, scored, known if len(known) else None)
+            map_slices, similarity = self._look_at(volume, index, found, known if len(known) else None)
         return CaseFindings(
             probabilities=case,
             probabilities_of_heads=tuple(each) if len(each) > 1 else (),
@@ -249,14 +223,14 @@ class ICHPredictor:
             indeterminate=indeterminate,
             top_slices=top_slices,
             embeddings=embeddings,
-            volume_embedding=scored.pooled,
+            volume_embedding=found.pooled,
             slice_probabilities=None if kind == "mean_max" else rows,
             map_slices=map_slices,
             similarity=similarity,
             map_hu=volume.hu_slices([one.slice_index for one in map_slices]),
             spacing_mm=volume.spacing_mm,
             ranking=ranking_text(kind, heads.labels, known=heads.pool_mode != "unknown"),
-            reference_rule=scored.rule if self.sim_patch is None else f"given by --sim-patch {self.sim_patch}",
+            reference_rule=found.rule if self.sim_patch is None else f"given by --sim-patch {self.sim_patch}",
             head={**heads.document(), "applied_as": kind},
             device=self.extractor.backbone.device,
             elapsed_s=0.0,
@@ -265,72 +239,25 @@ class ICHPredictor:
             warnings=(*embeddings.warnings, *unlike, *self.warnings, *contradictions(decisions)),
         )
 
-    def _scored(self, volume: Volume, embeddings: SliceEmbeddings, kind: HeadInput) -> _Scored:
-        heads, is_plain = self.heads, self.heads.view in (View(), self.extractor.views[0])
-        values = embeddings.cls if is_plain else embeddings.others[heads.view.name]
-        if kind not in ("slices", "patches"):
-            pooled = pool_slices(values, "mean" if kind == "slice" else kind)
-            outputs = heads.outputs(head_rows(values, kind))
-            # RSNA's label of a series is the maximum over its slices
-            of_case = outputs if kind == "slice" else heads.outputs(pooled[None])
-            inputs, rule = values if kind == "slice" else pooled[None], REFERENCE_RULE if is_plain else BRIGHT_RULE
-            return _Scored(kind, of_case, heads.probabilities(outputs), pooled, inputs, rule)
-        pooled, n_labels = pool_slices(embeddings.cls, "mean"), len(heads.labels)
-        heights = volume.slice_positions_mm[embeddings.slice_indices, 2]
-        data = HeadData(
-            values,
-            np.zeros((1, n_labels), dtype=np.int8),
-            starts=np.array([0, len(values)]),
-            positions_mm=(heights - heights.mean()).astype(np.float32),
-            scale=None if heads.view.basis is None else heads.view.basis.scale,
-        )
-        of_case = heads.of_case(data)
-        rows = heads.probabilities(
-            [HeadOutput(one.slice_logits, one.labels) for one in of_case if one.slice_logits is not None]
-        )
-        if kind == "slices":
-            return _Scored(kind, of_case, rows, pooled, pooled[None], BRIGHT_RULE)
-        of_patches = [one.patch_logits for one in of_case if one.patch_logits is not None]
-        flat = heads.probabilities([HeadOutput(one.reshape(-1, n_labels), heads.labels) for one in of_patches])
-        evidence = suspicion(flat, heads.labels).reshape(len(values), -1)
-        known = dict(zip(embeddings.slice_indices.tolist(), evidence, strict=True))
-        return _Scored(kind, of_case, rows, pooled, pooled[None], EVIDENCE_RULE, known)
-
-    def _patch_scores(
-        self,
-        scored: _Scored,
-        index: int,
-        patches: Float32[np.ndarray, "patch dim"],
-        volume: Volume,
-        grid: tuple[int, int],
-    ) -> Float64[np.ndarray, " patch"]:
-        """What the reference patch of a slice is chosen by."""
-        if index in scored.evidence:
-            return scored.evidence[index]
-        if scored.rule == REFERENCE_RULE:
-            return suspicion(self._probabilities(head_rows(patches, scored.kind)), self.heads.labels)
-        return patch_means(np.clip(volume.hu_slices([index])[0], 0, 100), grid).ravel()
-
     def _look_at(
         self,
         volume: Volume,
         slice_indices: Int64[np.ndarray, " shown"],
-        scored: _Scored,
+        found: Scored,
         rows: Float64[np.ndarray, "shown label"] | None = None,
     ) -> tuple[tuple[TopSlice, ...], Float32[np.ndarray, "shown h w"]]:
         # the slices with score and reference patch, and the similarity map of each; `rows` are their probabilities
         tokens, labels = self.extractor.tokens(volume, slice_indices), self.heads.labels
         assert tokens.patches is not None  # asked for
         if rows is None:
-            if scored.rule != REFERENCE_RULE:
-                raise UsageError(
-                    f"--sim-slice {self.sim_slice}: this head needs the slice embedded; omit --stride, --max-slices"
-                )
-            rows = self._probabilities(head_rows(tokens.cls, scored.kind))
+            if not found.scores_tokens:
+                advice = "this head needs the slice embedded; omit --stride and --max-slices"
+                raise UsageError(f"--sim-slice {self.sim_slice}: {advice}")
+            rows = found.of_tokens(tokens.cls)
         slices, maps = [], []
         for index, row, patches in zip(slice_indices.tolist(), rows, tokens.patches, strict=True):
             if self.sim_patch is None:
-                scores = self._patch_scores(scored, index, patches, volume, tokens.grid)
+                scores = found.patch_scores(volume, index, patches, tokens.grid)
                 patch = reference_patch(scores, volume.hu_slices([index])[0], tokens.grid)
             else:
                 patch = parse_patch(self.sim_patch, tokens.grid)
@@ -341,8 +268,21 @@ class ICHPredictor:
             maps.append(patch_similarity(patches, tokens.grid, patch))
         return tuple(slices), np.stack(maps)
 
-    def _probabilities(self, rows: Float32[np.ndarray, "n width"]) -> Float64[np.ndarray, "n label"]:
-        return self.heads.probabilities(self.heads.outputs(rows))
+
+def _check_options(top_k: int, batch: int, threshold: float | None, operating_point: str | None) -> None:
+    for flag, value in (("--top-k", top_k), ("--batch", batch)):
+        if value < 1:
+            raise UsageError(f"{flag} {value}: expected at least 1")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UsageError(f"--threshold {threshold:g}: expected a probability from 0 to 1")
+    if threshold is not None and operating_point is not None:
+        raise UsageError("--threshold beside --operating-point; pass one of them")
+
+
+def views_of(heads: HeadEnsemble, tokens: str) -> tuple[View, ...]:
+    """What is taken of each slice: its class token, of all tokens or those of the head, and what the heads see."""
+    plain = View.parse("cls+head" if tokens == "head" else "cls")
+    return (plain,) if heads.view in (View(), plain) else (plain, heads.view)
 
 
 def applied_as(head: HeadEnsemble, embed_dim: int) -> HeadInput:

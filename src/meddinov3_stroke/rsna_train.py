@@ -16,7 +16,7 @@ from meddinov3_stroke.options import CohortOptions, ForceOption, OutputDir
 from meddinov3_stroke.rsna_split import SplitOptions, print_table
 from meddinov3_stroke.system.command import Range, log_warnings, run_command
 from meddinov3_stroke.system.provenance import ending, provenance
-from meddinov3_stroke.types import LABELS, HeadContext, HeadData
+from meddinov3_stroke.types import LABELS, HeadData
 
 if TYPE_CHECKING:
     from meddinov3_stroke.rsna_pipeline import Cohort, SplitFeatures, Splits
@@ -118,6 +118,7 @@ def _split(args: Args) -> Splits:
 
 def _train(args: Args, cohort: Cohort, features: Mapping[str, SplitFeatures]) -> dict[str, Any]:
     from meddinov3_stroke.head_train import train_head
+    from meddinov3_stroke.heads import HeadContext
     from meddinov3_stroke.system.devices import use_available_cpus
 
     use_available_cpus()

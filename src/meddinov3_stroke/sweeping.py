@@ -18,12 +18,12 @@ from meddinov3_stroke.data.splits import stratify
 from meddinov3_stroke.errors import DatasetError, UsageError
 from meddinov3_stroke.features import EmbeddingStore, Extraction, pool_slices
 from meddinov3_stroke.head_train import calibration_of
-from meddinov3_stroke.heads import HeadCheckpoint, save_checkpoint
+from meddinov3_stroke.heads import HeadCheckpoint, read_array, save_checkpoint
 from meddinov3_stroke.heads.registry import ARCHITECTURES
 from meddinov3_stroke.metrics import auroc_report, patients_of, youden_thresholds
 from meddinov3_stroke.metrics.comparison import compare
 from meddinov3_stroke.metrics.evaluation import discrimination, evaluate_slices
-from meddinov3_stroke.system.atomic import atomic_file
+from meddinov3_stroke.system.atomic import write_npy
 from meddinov3_stroke.system.digest import sha256_of_document
 from meddinov3_stroke.types import LABELS, HeadData, HeadOutput
 from meddinov3_stroke.views import View
@@ -180,11 +180,11 @@ class Sweep:
 
     def _path(self, candidate: Candidate, seed: int) -> Path:
         document = {**self.about, "config": asdict(candidate.config(self.plain, seed)), "view": candidate.view.key}
-        return self.folder / f"{sha256_of_document({**document, 'folds': self.folds.tolist()})[:24]}.npz"
+        return self.folder / f"{sha256_of_document({**document, 'folds': self.folds.tolist()})[:24]}.npy"
 
     def _read(self, candidate: Candidate, seed: int) -> HeadOutput:
-        with np.load(self._path(candidate, seed), allow_pickle=False) as found:
-            return HeadOutput(found["logits"], LABELS, found.get("slice_logits"))
+        logits, slices = np.split(read_array(self._path(candidate, seed)), [len(self.folds)])
+        return HeadOutput(logits, LABELS, slices if len(slices) else None)
 
     def _fit(self, candidate: Candidate, seeds: Sequence[int], data: HeadData) -> None:
         from meddinov3_stroke.heads.fitting import Fit, fit_heads, taken
@@ -203,10 +203,8 @@ class Sweep:
                 if of_slices is not None and data.starts is not None:
                     slices = np.concatenate([np.arange(data.starts[row], data.starts[row + 1]) for row in held])
                     of_slices[slices] = found.slice_logits
-            arrays: dict[str, Any] = {"logits": logits}
-            arrays |= {} if of_slices is None else {"slice_logits": of_slices}
-            with atomic_file(self._path(candidate, seed)) as handle:
-                np.savez(handle, **arrays)
+            both = [logits] if of_slices is None else [logits, of_slices]
+            write_npy(self._path(candidate, seed), np.concatenate(both))
 
 
 def leaderboard(sweep: Sweep, candidates: Sequence[Candidate], n_resamples: int, seed: int) -> list[dict[str, Any]]:

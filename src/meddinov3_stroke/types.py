@@ -191,8 +191,7 @@ class SliceEmbeddings:
     warnings: tuple[str, ...] = ()
     scope: Mapping[str, Any] = field(default_factory=dict)
     """`ct.scope.Scope.document()` of the volume."""
-    others: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """View -> what it takes of the same slices, where other views were asked for; never stored."""
+    others: Mapping[str, np.ndarray] = field(default_factory=dict)  # by view, where others were asked for; not stored
 
 
 def sigmoid(logits: Float[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
@@ -264,11 +263,8 @@ class Threshold:
 
 @dataclass(frozen=True, eq=False)
 class HeadData:
-    """Rows of embeddings and their labels, for training or testing a head; or the slices of each row, in order.
-
-    With `starts`, row i is made of `embeddings[starts[i] : starts[i + 1]]`: vectors [slice, dim], or patches [slice,
-    patch, dim], which may be int8 multiples of `scale`.
-    """
+    """What a head is trained or tested on: with `starts`, row i is `embeddings[starts[i] : starts[i + 1]]`, which are
+    vectors of slices, or patches [slice, patch, dim] that may be int8 multiples of `scale`."""
 
     embeddings: Real[np.ndarray, "row ..."]
     labels: Int8[np.ndarray, "n label"]  # 0 or 1
@@ -282,19 +278,7 @@ class HeadData:
     def values(self, slices: Any) -> Float32[np.ndarray, "n ..."]:
         """Some of the embeddings in float32, scaled."""
         found = self.embeddings[slices].astype(np.float32)
-        return np.asarray(found if self.scale is None else found * self.scale)
-
-
-@dataclass(frozen=True)
-class HeadContext:
-    """Where a head's embeddings came from; goes into its checkpoint."""
-
-    pool_mode: str  # slice, mean, max, mean_max or unknown
-    resize: int | None  # side in pixels of the square that the backbone saw; None is unknown
-    backbone: Mapping[str, Any] | None  # `dataclasses.asdict` of a `BackboneIdentity`; None is unknown
-    label_names: tuple[str, ...]
-    sources: Mapping[str, str] = field(default_factory=dict)  # files the arrays were read from
-    warnings: tuple[str, ...] = ()
+        return found if self.scale is None else np.asarray(found * self.scale)
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from meddinov3_stroke.errors import CheckpointError, OutOfScope
 from meddinov3_stroke.features import FeatureExtractor
 from meddinov3_stroke.head_eval import evaluate_head
 from meddinov3_stroke.head_train import train_head
-from meddinov3_stroke.heads import HeadCheckpoint, TrainingDistribution, load_checkpoint, save_checkpoint
+from meddinov3_stroke.heads import HeadCheckpoint, HeadContext, TrainingDistribution, load_checkpoint, save_checkpoint
 from meddinov3_stroke.heads.training import fit_distribution
 from meddinov3_stroke.ich_infer import main as predict
 from meddinov3_stroke.predictor import ICHPredictor
-from meddinov3_stroke.types import HeadContext, HeadData
+from meddinov3_stroke.types import HeadData
 
 
 def correlated(n: int, seed: int, width: int = 40, rank: int = 6) -> np.ndarray:

@@ -15,10 +15,10 @@ from scipy.special import expit, logit
 
 from meddinov3_stroke import head_eval, head_train, load_backbone
 from meddinov3_stroke.config import HeadConfig
-from meddinov3_stroke.heads import LabelCalibration, load_checkpoint, save_checkpoint
+from meddinov3_stroke.heads import HeadContext, LabelCalibration, load_checkpoint, save_checkpoint
 from meddinov3_stroke.heads.applying import load_heads
 from meddinov3_stroke.ich_infer import main as predict
-from meddinov3_stroke.types import LABELS, Calibrator, HeadContext, HeadData, Threshold
+from meddinov3_stroke.types import LABELS, Calibrator, HeadData, Threshold
 
 CONTEXT = HeadContext("mean", 224, None, ("a", "b"))
 

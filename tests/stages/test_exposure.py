@@ -15,8 +15,8 @@ from meddinov3_stroke.cli import main
 from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.data.exposure import digests_of, record_exposure
 from meddinov3_stroke.errors import DatasetError
-from meddinov3_stroke.heads import load_checkpoint
-from meddinov3_stroke.types import HeadContext, HeadData
+from meddinov3_stroke.heads import HeadContext, load_checkpoint
+from meddinov3_stroke.types import HeadData
 
 CONTEXT = HeadContext("mean", 224, None, ("class_0", "class_1"))
 CONFIG = HeadConfig(epochs=1, batch_size=32, lr=1e-2, hidden_dim=0, dropout=0.0, seed=0, patience=0)

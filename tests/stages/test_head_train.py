@@ -19,9 +19,9 @@ from meddinov3_stroke import head_train
 from meddinov3_stroke.config import HeadConfig
 from meddinov3_stroke.errors import DatasetError, LabelError, NonFiniteLoss, UsageError
 from meddinov3_stroke.head_train import UNKNOWN_PATIENTS
-from meddinov3_stroke.heads import load_checkpoint, predict_logits
+from meddinov3_stroke.heads import HeadContext, load_checkpoint, predict_logits
 from meddinov3_stroke.heads.training import BestEpoch
-from meddinov3_stroke.types import LABELS, BackboneIdentity, HeadContext, HeadData, Preprocessing
+from meddinov3_stroke.types import LABELS, BackboneIdentity, HeadData, Preprocessing
 
 IDENTITY = BackboneIdentity(
     "tiny", "ab" * 32, 8, 16, "bf16", Preprocessing(-1000.0, 1000.0, 65.0, 178.0, "made-up-1"), "torch", "fp32"

@@ -23,14 +23,14 @@ from meddinov3_stroke.errors import DatasetError
 from meddinov3_stroke.explain import is_demo
 from meddinov3_stroke.head_eval import evaluate_head
 from meddinov3_stroke.head_train import train_head
-from meddinov3_stroke.heads import load_checkpoint, load_head_data
+from meddinov3_stroke.heads import HeadContext, load_checkpoint, load_head_data
 from meddinov3_stroke.options import DeviceName, OutputDir
 from meddinov3_stroke.system.atomic import write_json
 from meddinov3_stroke.system.command import ConsoleOptions, Range, run_command
 from meddinov3_stroke.system.devices import require_torch
 from meddinov3_stroke.system.progress import console
 from meddinov3_stroke.system.provenance import Stopwatch, ending, provenance
-from meddinov3_stroke.types import LABELS, HeadContext, HeadData
+from meddinov3_stroke.types import LABELS, HeadData
 
 LEAST_HELD_OUT_PATIENTS = 60  # least number of held-out patients; with fewer, the demo's AUROC would be too uncertain
 SMALL_LESION_ML = 2.0  # haemorrhages below this volume are counted as small

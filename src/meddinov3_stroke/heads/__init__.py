@@ -10,6 +10,7 @@ from meddinov3_stroke.heads.checkpoint import (
 )
 from meddinov3_stroke.heads.data import (
     EmbeddingOrigin,
+    HeadContext,
     check_head_data,
     check_train_and_val,
     embedding_matrix,
@@ -25,6 +26,7 @@ __all__ = [
     "ARCHITECTURES",
     "EmbeddingOrigin",
     "HeadCheckpoint",
+    "HeadContext",
     "LabelCalibration",
     "TrainingDistribution",
     "build_head",

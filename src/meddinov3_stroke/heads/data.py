@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,18 @@ from meddinov3_stroke.heads.checkpoint import POOL_MODES, identity_from_document
 from meddinov3_stroke.labels import LabelPolicy, apply_label_policy, label_matrix, label_names, name_rows
 from meddinov3_stroke.system.provenance import SUMMARY_NAME
 from meddinov3_stroke.types import BackboneIdentity, HeadData
+
+
+@dataclass(frozen=True)
+class HeadContext:
+    """Where a head's embeddings came from; goes into its checkpoint."""
+
+    pool_mode: str  # slice, mean, max, mean_max or unknown
+    resize: int | None  # side in pixels of the square that the backbone saw; None is unknown
+    backbone: Mapping[str, Any] | None  # `dataclasses.asdict` of a `BackboneIdentity`; None is unknown
+    label_names: tuple[str, ...]
+    sources: Mapping[str, str] = field(default_factory=dict)  # files the arrays were read from
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
