@@ -1,4 +1,4 @@
-"""Work for worker processes: squares of numbers, and inputs that end, hang or break their worker."""
+"""Work for worker processes: squares, and inputs that end, hang or break their worker, or wait for another."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ def squares(
         for one in inputs:
             with Path(folder, "begun").open("a") as handle:
                 handle.write(f"{one} {os.getpid()} {device} {len(os.sched_getaffinity(0))}\n")
+            if one == "meet":  # until another worker has begun one too
+                while len({line.split()[1] for line in Path(folder, "begun").read_text().splitlines()}) < 2:
+                    sign()
+                    time.sleep(0.05)
             yield result(one, sign)
 
     return work
@@ -38,7 +42,7 @@ def result(one: Any, sign: Callable[..., None]) -> Any:
     if one == "break":
         raise ValueError("no square")
     time.sleep(0.01)
-    return one**2
+    return one if one == "meet" else one**2
 
 
 def broken(device: str, sign: Callable[..., None]) -> Any:

@@ -15,7 +15,15 @@ from typing import Any, TypeVar
 
 from meddinov3_stroke.cases import EndedCase, FailedCase, case_id
 from meddinov3_stroke.ct import Source, open_input, source_path
-from meddinov3_stroke.errors import MachineError, MedDINOError, Outcome, PartialFailure, UsageError, WorkerLost
+from meddinov3_stroke.errors import (
+    MachineError,
+    MedDINOError,
+    Outcome,
+    PartialFailure,
+    StorageUnavailable,
+    UsageError,
+    WorkerLost,
+)
 from meddinov3_stroke.features import FeatureExtractor, extract_one
 from meddinov3_stroke.features.extract import OnSlices, extract
 from meddinov3_stroke.features.ledger import PENDING, Ledger, input_name, settled_state
@@ -232,6 +240,8 @@ def map_cases(
                     ahead.popleft()
                     yield ended
             return
+        except StorageUnavailable:
+            raise
         except Exception as error:  # the engine's; the cases it has begun are tried one by one
             LOGGER.debug("%s: %s; the cases in work are tried one by one", type(error).__name__, error)
             while ahead:

@@ -229,7 +229,7 @@ def _matching_objects(path: Path) -> list[Path]:
 def _holds_many(path: Path) -> bool:
     """Whether a path is a table, or a folder that holds a NIfTI file, an archive, or too many files for one study."""
     if not path.is_dir():
-        return path.suffix.lower() == ".csv"
+        return path.suffix.lower() == ".csv" or bool(is_url(path) and _objects_below(path))
     from meddinov3_stroke.ct.dicom.files import MAX_FILES  # pydicom is loaded for DICOM alone
 
     n_files = 0
@@ -240,9 +240,31 @@ def _holds_many(path: Path) -> bool:
     return False
 
 
+def _objects_below(url: Path) -> list[Path]:
+    """The NIfTI objects and archives below a URL, and the uppermost prefixes of others where there are any of these.
+
+    None for an object, and for a prefix of other objects alone, which is one DICOM input.
+    """
+    from meddinov3_stroke.ct.staged import MOST_OBJECTS
+    from meddinov3_stroke.system.remote import listed
+
+    urls = [one.url for one in listed(url, MOST_OBJECTS)]
+    volumes = [one for one in urls if is_nifti_name(one) or _is_archive(one.name)]
+    if urls == [url] or not volumes:
+        return []
+    if len(urls) > MOST_OBJECTS:
+        raise UsageError(f"--input {url} holds more than {MOST_OBJECTS} objects; name prefixes below it, or a table")
+    places: list[Path] = []
+    for place in sorted({one.parent for one in urls if one.suffix.lower() in ("", ".dcm")}):
+        places += [] if set(places) & {place, *place.parents} else [place]
+    return [*volumes, *places]
+
+
 def _cases_at(path: Path, join_series: bool) -> Iterator[VolumeInput]:
     if path.suffix.lower() == ".csv":
         yield from _rows_of(path)
+    elif is_url(path) and (found := _objects_below(path)):
+        yield from (VolumeInput(one, join_series=join_series and not is_nifti_name(one)) for one in found)
     elif not path.is_dir():
         yield VolumeInput(path, join_series=join_series)
     else:

@@ -149,6 +149,10 @@ class StorageError(MachineError, code="E-STORAGE"):
     """Disk full, read-only folder or I/O error; nothing torn is left behind."""
 
 
+class StorageUnavailable(StorageError):
+    """A storage service or the disk for copies of inputs, without which no further input can be read."""
+
+
 class LockTimeout(MachineError, code="E-LOCK"):
     """Another process held a lock for too long."""
 

@@ -353,3 +353,74 @@ def test_staged_volumes_are_removed_and_named_by_their_origin(heads, capsys, mon
     most.clear()
     assert main([*words, "--cache-dir", "a", "--stage", "stage"]) == 0
     assert len(most) <= 1  # of the damaged one, which has no embeddings
+
+
+def test_a_prefix_of_volumes_is_a_batch_as_a_folder_is(s3, urls, capsys) -> None:
+    assert main([*EMBED, "--input", "data", "-o", "local"]) == 0
+    assert main([*EMBED, "--input", "s3://heads/data", "-o", "remote"]) == 0
+    ids = [{path.name for path in Path(name).iterdir() if path.is_dir()} for name in ("local", "remote")]
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == N
+
+
+def test_what_is_printed_names_the_url_of_the_output(s3, urls, capsys) -> None:
+    s3.put_object(Bucket="heads", Key="data/bad.nii.gz", Body=b"no volume at all")
+    assert main(["embed", "--backbone", "demo", "--input", "s3://heads/data", "-o", "s3://heads/out"]) == 8
+    printed = capsys.readouterr()
+    assert "s3://heads/out/results.csv" in printed.out
+    assert "s3://heads/out/results.csv says why" in printed.err
+    assert "meddinov3-" not in printed.out + printed.err.replace("meddinov3-stroke", "")
+
+
+def test_a_run_again_on_s3_fetches_documents_alone(s3, urls, monkeypatch) -> None:
+    from meddinov3_stroke.system import remote
+
+    words = [*EMBED, "--input", "s3://heads/data", "-o", "s3://heads/out"]
+    assert main(words) == 0
+    before, fetched = keys(s3, "out"), []
+    real = remote.fetch
+    monkeypatch.setattr(remote, "fetch", lambda one, path: (fetched.append(one.url.name), real(one, path)))
+    assert main(words) == 0
+    assert fetched
+    assert not [name for name in fetched if name.endswith((".npy", ".png"))]
+    assert {key: tag for key, tag in keys(s3, "out").items() if key.endswith(".npy")} == {
+        key: tag for key, tag in before.items() if key.endswith(".npy")
+    }
+
+
+def test_a_storage_service_that_fails_ends_the_run_and_is_no_fault_of_a_row(s3, urls, monkeypatch, capsys) -> None:
+    import s3fs
+
+    async def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("the network is down")
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_get_file", fail)
+    words = [*WORDS, "--skip-invalid-nifti", "--max-invalid", "1", "--series-csv", "remote.csv", "--cache-dir", "cache"]
+    assert main([*words, "-o", "out"]) == 7
+    errors = capsys.readouterr().err
+    assert "E-STORAGE" in errors
+    assert "check the network" in errors
+    assert not Path("out/cohort_embeddings.npy").exists()
+
+
+def test_a_full_disk_for_copies_ends_the_run(s3, urls, monkeypatch, capsys) -> None:
+    import errno
+
+    from meddinov3_stroke.ct import staged
+
+    def fetch(one: Any, path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(staged, "fetch", fetch)
+    assert main([*EMBED, "--input", *urls, "-o", "out"]) == 7
+    assert "cannot be copied to" in capsys.readouterr().err
+
+
+def test_a_prefix_of_too_many_objects_is_not_listed_to_its_end(s3, urls, monkeypatch, capsys) -> None:
+    from meddinov3_stroke.ct import staged
+
+    for k in range(5):
+        s3.put_object(Bucket="heads", Key=f"many/{k}/a.dcm", Body=b"x")
+    monkeypatch.setattr(staged, "MOST_OBJECTS", 2)
+    assert main([*EMBED, "--input", "s3://heads/many", "-o", "out"]) == 3
+    assert "more than 2 objects" in capsys.readouterr().err

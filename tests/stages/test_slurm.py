@@ -91,6 +91,13 @@ def test_slurm_submits_waits_resumes_and_puts_together(table: Path, node: None, 
     assert files_of("parts") == files_of("one")
     assert main([*parts, "no-such-option=1"]) == 0  # nothing is left to submit
     assert "nothing was submitted" in capsys.readouterr().err
+    later = [*WORDS[:-1], *places("later"), "--slurm", "shards=1", "wait=no", "mem=2G"]
+    assert main([*later, "begin=now+1hour"]) == 0
+    assert main(later) == 0  # its job waits, so nothing more is submitted
+    assert "has not ended; nothing more is submitted" in capsys.readouterr().err
+    queued = subprocess.run(["squeue", "-h", "-r", "-o", "%A"], capture_output=True, text=True, check=False).stdout
+    assert len(queued.split()) == 1
+    subprocess.run(["scancel", queued.strip()], check=True)
     assert main([*parts, "shards=2"]) == 2
     assert main([*WORDS, *places("other"), "--slurm", "no-such-option=1"]) == 7
     assert "sbatch refused the job" in capsys.readouterr().err

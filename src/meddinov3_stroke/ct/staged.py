@@ -5,6 +5,7 @@ The next inputs are copied while one is read, bounded by number and bytes, and e
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 from collections import deque
@@ -19,7 +20,7 @@ from typing import TypeVar
 from weakref import finalize
 
 from meddinov3_stroke.ct.contents import OpenedInput, is_nifti_name, machine_errors
-from meddinov3_stroke.errors import CorruptInput, MedDINOError, MissingInput, UnsupportedInput
+from meddinov3_stroke.errors import CorruptInput, MedDINOError, MissingInput, StorageUnavailable, UnsupportedInput
 from meddinov3_stroke.system.atomic import is_url, located
 from meddinov3_stroke.system.digest import sha256_of_document
 from meddinov3_stroke.system.names import know
@@ -98,11 +99,13 @@ class StagedInput(OpenedInput):
         self.__dict__.pop("_copy", None)
 
     def _objects(self) -> list[Stored]:
-        found = listed(self.path)
+        found = listed(self.path, MOST_OBJECTS)
         if not found:
             raise MissingInput(f"{self.path}: no such object, and none below it; check the URL")
         if len(found) > MOST_OBJECTS:
-            raise UnsupportedInput(f"{self.path} holds {len(found)} objects; expected one volume; name its own prefix")
+            raise UnsupportedInput(
+                f"{self.path} holds more than {MOST_OBJECTS} objects; expected one volume; name its own prefix"
+            )
         return found
 
     @property
@@ -117,7 +120,7 @@ class StagedInput(OpenedInput):
 
     @cached_property
     def _copy(self) -> OpenedInput:
-        with machine_errors(self.path):
+        with machine_errors(self.path), self._full_disk():
             self.__dict__.pop("_place", None)
             self._remove = finalize(self, shutil.rmtree, self._place, ignore_errors=True)
             state = self.state()
@@ -132,6 +135,18 @@ class StagedInput(OpenedInput):
                 raise CorruptInput(f"{self.path} changed while it was copied; run again")
             self._state_copied = state
         return self._open_local(replace(self._source, path=self._local))
+
+    @contextmanager
+    def _full_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise StorageUnavailable(
+                f"{self.path} cannot be copied to {self._folder or tempfile.gettempdir()}: {error.strerror}; free "
+                "space, or name another folder with --stage"
+            ) from error
 
     @contextmanager
     def _named(self) -> Iterator[None]:

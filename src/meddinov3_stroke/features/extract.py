@@ -30,6 +30,7 @@ from meddinov3_stroke.errors import (
     Outcome,
     OutOfScope,
     StorageError,
+    StorageUnavailable,
     UnsupportedInput,
     UsageError,
 )
@@ -151,6 +152,8 @@ class _UnusableInputError(Exception):
 def _ends_one_input() -> Iterator[None]:
     try:
         yield
+    except StorageUnavailable:  # every further input would meet it
+        raise
     except (InputError, OutOfScope, MachineError, UsageError) as error:
         raise _UnusableInputError(error) from error
 

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class Ledger:
         self.records: dict[str, dict[str, Any]] = {}  # input -> last record under those settings
         self.shards: dict[str, Shard] = {}  # input -> shard, where the last run has shards
         self.command = ""  # what computes a shard, without its number
+        self.latest = ""  # time of the last line
         for line in self._lines():
             self._take(line)
         if shard is None and (self.folder / SHARDS_NAME).exists():
@@ -59,10 +61,9 @@ class Ledger:
     def _read_shards(self) -> None:
         """Take over the records of the shards, unless this file is of another run and newer."""
         plan = json.loads((self.folder / SHARDS_NAME).read_text(encoding="utf-8"))
-        files = [(re.fullmatch(SHARD_LEDGER, path.name), path) for path in self.folder.iterdir()]
-        named = [(Shard(int(match[1]), int(match[2])), path) for match, path in files if match]
-        newest = max([(self.folder / SHARDS_NAME).stat().st_mtime, *(path.stat().st_mtime for _, path in named)])
-        is_newer = self.settings is not None and self.path.stat().st_mtime > newest
+        files = [re.fullmatch(SHARD_LEDGER, path.name) for path in self.folder.iterdir()]
+        ledgers = [Ledger(self.folder, Shard(int(match[1]), int(match[2]))) for match in files if match]
+        is_newer = self.settings is not None and self.latest > max((one.latest for one in ledgers), default="")
         if plan["settings"] != self.settings:
             if is_newer:
                 return
@@ -71,7 +72,7 @@ class Ledger:
             self.inputs = plan["inputs"]
         self.shards = {name: Shard(rank, plan["of"]) for name, rank in zip(plan["inputs"], plan["ranks"], strict=True)}
         self.command = plan["command"]
-        for ledger in (Ledger(self.folder, shard) for shard, _ in named):
+        for ledger in ledgers:
             for name, record in ledger.records.items() if ledger.settings == self.settings else ():
                 if name not in self.records or record["time"] > self.records[name]["time"]:
                     self.records[name] = record
@@ -90,6 +91,7 @@ class Ledger:
         return lines
 
     def _take(self, line: dict[str, Any]) -> None:
+        self.latest = max(self.latest, str(line.get("time", "")))
         if "inputs" in line:
             self.is_hidden = self.is_hidden and "hidden" in line
             if line["settings"] != self.settings:
@@ -207,4 +209,4 @@ def read_ledger(folder: Path) -> Ledger:
 
 
 def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"

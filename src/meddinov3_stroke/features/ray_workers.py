@@ -43,7 +43,10 @@ def connect(address: str) -> tuple[Any, bool]:
         raise MachineError("--ray needs Ray, which is not installed: pip install 'meddinov3-stroke[ray]'") from None
     if ray.is_initialized():
         return ray, True
-    own = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES} if address == LOCAL else {}
+    own: dict[str, Any] = {}
+    if address == LOCAL:  # Ray gives workers a niceness of 15, which starves them beside anything else
+        own = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        own["_system_config"] = {"worker_niceness": 0}
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -130,8 +130,26 @@ def _output_at_url(args: ArgsT) -> Iterator[ArgsT]:
     if elsewhere := [f"--{name}" for name in ("slurm", "ray") if getattr(args, name, None)]:
         advice = "name a folder that all nodes see; --cache-dir may be a URL"
         raise UsageError(f"{elsewhere[0]} with --output-dir {output}: {advice}")
-    with local_folder_of(output) as folder:
+    with local_folder_of(output) as folder, _printed_as(folder, output):
         yield replace(args, output_dir=folder)  # type: ignore[call-arg]
+
+
+@contextmanager
+def _printed_as(folder: Path, url: Path) -> Iterator[None]:
+    """What is printed or raised names the URL in the place of the folder."""
+
+    def rewrite(text: str) -> str:
+        return text.replace(str(folder), str(url))
+
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (names.Rewritten(stream, rewrite) for stream in streams)
+    try:
+        yield
+    except MedDINOError as error:
+        error.args = (rewrite(str(error)),)
+        raise
+    finally:
+        sys.stdout, sys.stderr = streams
 
 
 def _report(code: str, message: str, exit_code: int, args: ConsoleOptions) -> int:

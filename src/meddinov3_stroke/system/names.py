@@ -105,7 +105,7 @@ def begin(*, is_hidden: bool, in_logs: bool) -> None:
     if is_hidden or in_logs:
         _names = _Names(_users_key() if is_hidden else secrets.token_bytes(), is_hidden)
     if is_hidden:
-        _stdout, sys.stdout = sys.stdout, _WithoutNames(sys.stdout)
+        _stdout, sys.stdout = sys.stdout, Rewritten(sys.stdout, public)
         LOGGER.info("names of inputs are hidden; %s tells you what each digest stands for", user_config() / LIST_NAME)
 
 
@@ -117,17 +117,17 @@ def end() -> None:
     _names = _stdout = None
 
 
-class _WithoutNames:
-    """A stream that writes `public` of every text."""
+class Rewritten:
+    """A stream that writes every text as `rewrite` gives it."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self, stream: Any, rewrite: Callable[[str], str]) -> None:
+        self._stream, self._rewrite = stream, rewrite
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        return int(self._stream.write(public(text)))
+        return int(self._stream.write(self._rewrite(text)))
 
 
 def know(*paths: Path | str) -> None:

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from meddinov3_stroke.errors import MachineError, MissingInput, StorageError, UnsupportedInput
+from meddinov3_stroke.errors import MachineError, MissingInput, StorageError, StorageUnavailable, UnsupportedInput
 from meddinov3_stroke.system.atomic import UrlPath
 
 LOGGER = logging.getLogger("meddinov3_stroke")
@@ -50,26 +50,40 @@ def filesystem(url: Path) -> Any:
 
 @contextmanager
 def remote_errors(url: Path) -> Iterator[None]:
-    """What a storage service raises, as FileNotFoundError (no such object) or StorageError."""
+    """What a storage service raises, as FileNotFoundError (no such object), StorageError (an object that may not be
+    read or written) or StorageUnavailable (whatever else, which other objects would meet too)."""
     try:
         yield
     except (FileNotFoundError, MachineError):
         raise
     except Exception as error:
         kind, advice = type(error).__name__, "check the network and run again"
-        if isinstance(error, PermissionError) or "Credential" in kind or "Anonymous" in str(error):
+        is_denied = isinstance(error, PermissionError)
+        if is_denied or "Credential" in kind or "Anonymous" in str(error):
             advice = CREDENTIALS[url.parts[0]]
-        raise StorageError(f"{url} cannot be used ({' '.join(str(error).split()) or kind}); {advice}") from error
+        told = f"{url} cannot be used ({' '.join(str(error).split()) or kind}); {advice}"
+        raise (StorageError if is_denied else StorageUnavailable)(told) from error
 
 
-def listed(url: Path) -> list[Stored]:
-    """The object at a URL, or those below it, by name; none if there is nothing."""
+def listed(url: Path, most: int | None = None) -> list[Stored]:
+    """The object at a URL, or those below it, by name; none if there is nothing. Stops early above `most`."""
     found: dict[str, Any] = {}
     with remote_errors(url), suppress(FileNotFoundError):  # of a bucket that does not exist
-        found = filesystem(url).find(_name(url), detail=True)
+        found = {} if most is None else _first_above(filesystem(url), _name(url), most)
+        found = found or filesystem(url).find(_name(url), detail=True)
     names = [name for name in sorted(found) if not name.endswith("/")]
     about = [(name, found[name], found[name].get("ETag") or found[name].get("etag") or "") for name in names]
     return [Stored(_located(url, name), str(etag), int(one["size"])) for name, one, etag in about]
+
+
+def _first_above(system: Any, name: str, most: int) -> dict[str, Any]:
+    # folder by folder, so that a bucket named by mistake is not listed to its end; none if they are at most `most`
+    found: dict[str, Any] = {}
+    for _, _, files in system.walk(name, detail=True):
+        found |= {one["name"]: one for one in files.values()}
+        if len(found) > most:
+            return found
+    return {}
 
 
 def _located(url: Path, name: str) -> Path:
@@ -130,6 +144,7 @@ def _name(url: Path) -> str:
 def local_folder_of(url: Path) -> Iterator[Path]:
     """A local folder with what lies below a URL; what the block changes in it is uploaded, however the block ends.
 
+    Documents are fetched; other objects are empty files until the block writes them.
     Documents that sum up are uploaded last, and name the URL in the place of the folder.
     """
     require_bucket(url)
@@ -137,18 +152,24 @@ def local_folder_of(url: Path) -> Iterator[Path]:
     folder = Path(name)
     try:
         for one in listed(url):
-            fetch(one, folder / one.url.relative_to(url))
-        before = _contents(folder)
+            path = folder / one.url.relative_to(url)
+            if path.suffix in _DOCUMENTS:
+                fetch(one, path)
+            else:  # that it is there is all that a run needs to know of it
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+        before = _states(folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     try:
         yield folder
     finally:
-        changed = [one for one in _contents(folder).items() if before.get(one[0]) != one[1]]
+        changed = [path for path, state in _states(folder).items() if before.get(path) != state]
         try:
-            for path, content in sorted(changed, key=lambda one: one[0].name.endswith("summary.json")):
-                if path.suffix in (".json", ".jsonl", ".csv"):
+            for path in sorted(changed, key=lambda one: one.name.endswith("summary.json")):
+                content = path.read_bytes()
+                if path.suffix in _DOCUMENTS:
                     content = content.replace(name.encode(), str(url).encode())
                 write_object(url / path.relative_to(folder), content)
         except BaseException:
@@ -158,5 +179,9 @@ def local_folder_of(url: Path) -> Iterator[Path]:
         LOGGER.info("uploaded %d files to %s", len(changed), url)
 
 
-def _contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+_DOCUMENTS = (".json", ".jsonl", ".csv")  # ledgers, summaries, tables: what an earlier run is known by
+
+
+def _states(folder: Path) -> dict[Path, tuple[int, int, int]]:
+    stats = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path: (s.st_ino, s.st_size, s.st_mtime_ns) for path, s in stats}
