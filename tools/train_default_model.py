@@ -205,10 +205,14 @@ def losses(model: Model, pixels: Tensor, shares: Tensor, places: Tensor | None) 
         taken = shares
     target = (taken > POSITIVE_SHARE).float()
     weight = torch.where(target > 0, 4.0, 1.0) * ((taken <= IGNORED_SHARE) | (target > 0)).float()
-    patch_loss = functional.binary_cross_entropy_with_logits(patches, target, weight=weight, reduction="none").mean(dim=(0, 1))
+    patch_loss = functional.binary_cross_entropy_with_logits(patches, target, weight=weight, reduction="none").mean(
+        dim=(0, 1)
+    )
     positive = (shares > POSITIVE_SHARE).any(dim=1).float()
     sure = ((shares.amax(dim=1) <= IGNORED_SHARE) | (positive > 0)).float()
-    slice_loss = functional.binary_cross_entropy_with_logits(slices, positive, weight=sure, reduction="none").mean(dim=0)
+    slice_loss = functional.binary_cross_entropy_with_logits(slices, positive, weight=sure, reduction="none").mean(
+        dim=0
+    )
     heavy = torch.ones(len(LABELS))
     heavy[0] = 3.0
     return (patch_loss * heavy).sum(), (slice_loss * heavy).sum() / heavy.sum()
@@ -271,7 +275,11 @@ def train(args: Args, pool: Pool, held_out: Pool) -> Model:
     start_from_block_means(model.trunk)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.03}, {"params": others, "weight_decay": 0.0}], lr=args.lr, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.03}, {"params": others, "weight_decay": 0.0}],
+        lr=args.lr,
+        betas=(0.9, 0.98),
+    )
     averaged = {name: value.detach().clone() for name, value in model.state_dict().items()}
     random, spent, step = np.random.default_rng(args.seed), 0.0, 0
     state_path = args.work_dir / "training.pt"
@@ -301,16 +309,30 @@ def train(args: Args, pool: Pool, held_out: Pool) -> Model:
         keep = min(0.999, 1 - 1 / (step / 10 + 1))
         with torch.no_grad():
             for name, value in model.state_dict().items():
-                averaged[name].lerp_(value, 1 - keep) if value.is_floating_point() and value.dtype == torch.float32 else averaged[name].copy_(value)
+                averaged[name].lerp_(
+                    value, 1 - keep
+                ) if value.is_floating_point() and value.dtype == torch.float32 else averaged[name].copy_(value)
         now = time.monotonic()
         spent, last = spent + now - last, now
         running += (float(patch_loss.detach()) / 100, float(slice_loss.detach()) / 100)
         if step % 100 == 0:
-            print(f"step {step}, {spent:.0f} s, {args.batch * step / spent:.1f} slices/s: patch {running[0]:.4f} slice {running[1]:.4f}", flush=True)
+            print(
+                f"step {step}, {spent:.0f} s, {args.batch * step / spent:.1f} slices/s: patch {running[0]:.4f} slice {running[1]:.4f}",
+                flush=True,
+            )
             running[:] = 0
         if spent - saved > 240:
             saved = spent
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "averaged": averaged, "spent": spent, "step": step}, state_path)
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "averaged": averaged,
+                    "spent": spent,
+                    "step": step,
+                },
+                state_path,
+            )
             best = Model()
             best.load_state_dict(averaged)
             print("held out:", json.dumps(measure(best, held_out)), flush=True)
@@ -337,7 +359,11 @@ def measure(model: Model, pool: Pool) -> dict[str, float]:
     p, s = np.concatenate(patches), np.concatenate(slices)
     shares = pool.shares.astype(np.float32) / 255
     positive = (shares > POSITIVE_SHARE).any(axis=1)
-    found = {label: round(float(roc_auc_score(positive[:, k], s[:, k])), 4) for k, label in enumerate(LABELS) if 0 < positive[:, k].sum()}
+    found = {
+        label: round(float(roc_auc_score(positive[:, k], s[:, k])), 4)
+        for k, label in enumerate(LABELS)
+        if positive[:, k].sum() > 0
+    }
     bounds = list(zip(pool.starts[:-1], pool.starts[1:], strict=True))
     truth = np.array([positive[a:b, 0].any() for a, b in bounds])
     found["case"] = round(float(roc_auc_score(truth, [s[a:b, 0].max() for a, b in bounds])), 4)

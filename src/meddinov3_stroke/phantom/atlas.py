@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int16
+from jaxtyping import Bool, Float32
 from scipy import ndimage
 
 from meddinov3_stroke.errors import UnsupportedInput
 from meddinov3_stroke.phantom import anatomy
 from meddinov3_stroke.phantom.anatomy import Brain, Points
-from meddinov3_stroke.phantom.head import Phantom, make_phantom
-from meddinov3_stroke.phantom.spec import HeadSpec, PhantomSpec, draw_spec
+from meddinov3_stroke.phantom.head import make_phantom
+from meddinov3_stroke.phantom.spec import HeadSpec, draw_spec
 from meddinov3_stroke.types import Volume
 
 STANDARD_MM = (67.0, 83.0, 70.0)
@@ -26,7 +27,7 @@ BONE_HU, CSF_BELOW_HU, TISSUE_HU = 180.0, 19.0, (-25.0, 110.0)
 CLOSING_MM, OPENING_MM = 6.0, 5.0  # gaps of the skull that are closed; necks at which orbits and neck are cut off
 LEAST_CAVITY_ML = 500.0
 VENTRICLE_DEPTH_MM = 20.0  # below the skull; fluid above it belongs to sulci and cisterns
-MOST_VOXELS = 4_000_000
+TEMPLATE = Path(__file__).with_name("template.npz")
 
 Grid = Float32[np.ndarray, "z y x"]
 
@@ -113,31 +114,34 @@ class Atlas:
             return np.full(mask.shape, anatomy.FAR_MM, dtype=np.float32)
         inside = ndimage.distance_transform_edt(mask, self.spacing_mm)
         outside = ndimage.distance_transform_edt(~mask, self.spacing_mm)
-        return np.clip(inside - outside, anatomy.FAR_MM, -anatomy.FAR_MM).astype(np.float32)
+        return np.asarray(np.clip(inside - outside, anatomy.FAR_MM, -anatomy.FAR_MM), dtype=np.float32)
 
 
-def atlas_of_volume(volume: Volume, name: str, noise_hu: float, in_plane_mm: float = 1.0, between_mm: float = 2.5) -> Atlas:
+def atlas_of_volume(volume: Volume, name: str, in_plane_mm: float = 1.0, between_mm: float = 2.5) -> Atlas:
     """The atlas of a head CT of any geometry; raises UnsupportedInput where no cavity of a head is found."""
     spacing_mm = (between_mm, in_plane_mm, in_plane_mm)
-    return atlas_of_grid(_resampled(volume, spacing_mm), spacing_mm, name, noise_hu)
+    return atlas_of_grid(_resampled(volume, spacing_mm), spacing_mm, name)
 
 
 def atlas_of_phantom(seed: int) -> Atlas:
     """The atlas of an invented head without haemorrhage."""
-    size = {"shape": (64, 176, 176), "spacing_mm": (2.4, 1.25, 1.25), "centre_mm": (0.0, 1.0, 2.0)}
-    still = {"tilt_degrees": 0.0, "rotation_degrees": 0.0, "roll_degrees": 0.0, "noise_hu": 0.0, "head_holder": False}
-    phantom = make_phantom(replace(draw_spec(seed, []), **size, **still))
-    return atlas_of_grid(phantom.hu[:, ::-1, ::-1].astype(np.float32), size["spacing_mm"], f"phantom {seed}", 0.0)
+    spacing = (2.4, 1.25, 1.25)
+    spec = replace(draw_spec(seed, [], shape=(64, 176, 176), tilt_degrees=0), spacing_mm=spacing)
+    spec = replace(spec, rotation_degrees=0.0, roll_degrees=0.0, centre_mm=(0.0, 1.0, 2.0))
+    phantom = make_phantom(replace(spec, noise_hu=0.0, head_holder=False))
+    return atlas_of_grid(phantom.hu[:, ::-1, ::-1].astype(np.float32), spacing, f"phantom {seed}")
 
 
-def atlas_of_grid(hu: Grid, spacing: tuple[float, float, float], name: str, noise_hu: float) -> Atlas:
+def atlas_of_grid(hu: Grid, spacing: tuple[float, float, float], name: str) -> Atlas:
     """The atlas of a CT on an even grid (RAS: z, y, x ascending); errors as for `atlas_of_volume`."""
     cavity = find_cavity(hu, spacing)
     if cavity.sum() * float(np.prod(spacing)) / 1000 < LEAST_CAVITY_ML:
         raise UnsupportedInput(f"{name}: no cavity of a head found; expected a non-contrast CT of a whole head in HU")
     z, y, x = (np.nonzero(cavity.any(axis=tuple(k for k in range(3) if k != axis)))[0] for axis in range(3))
     middle = [float(np.mean([where[0], where[-1]])) for where in (x, y)]
-    found = Atlas(name, hu, spacing, (-middle[0] * spacing[2], -middle[1] * spacing[1], 0.0), cavity, noise_hu)
+    found = Atlas(
+        name, hu, spacing, (-middle[0] * spacing[2], -middle[1] * spacing[1], 0.0), cavity, _noise_hu(hu, cavity)
+    )
     top = float(z[-1]) * spacing[0]
     return replace(found, origin_mm=(*found.origin_mm[:2], STANDARD_MM[2] * found.scale[2] - top))
 
@@ -161,7 +165,7 @@ def _resampled(volume: Volume, spacing_mm: tuple[float, float, float]) -> Grid:
     k = np.interp(zs, heights, np.arange(len(heights)))
     ys = (np.arange(ny) - (ny - 1) / 2) * spacing_mm[1]  # anterior of the middle
     xs = (np.arange(nx) - (nx - 1) / 2) * spacing_mm[2]  # right of the middle
-    sharp = [max(mm / size - 1, 0) / 2 for mm, size in ((spacing_mm[1], down_mm), (spacing_mm[2], across_mm))]
+    sharp = [max(mm / float(size) - 1, 0.0) / 2 for mm, size in zip(spacing_mm[1:], (down_mm, across_mm), strict=True)]
     smooth = np.stack([ndimage.gaussian_filter(one, sharp) for one in stored])
     out = np.empty((nz, ny, nx), dtype=np.float32)
     for index, at in enumerate(k):
@@ -173,6 +177,13 @@ def _resampled(volume: Volume, spacing_mm: tuple[float, float, float]) -> Grid:
         grid = np.meshgrid(rows, columns, indexing="ij")
         out[index] = ndimage.map_coordinates(plane, grid, order=1, mode="constant", cval=anatomy.AIR_HU)
     return out
+
+
+def _noise_hu(hu: Grid, cavity: Bool[np.ndarray, "z y x"]) -> float:
+    # robust, so that edges hardly count
+    both = cavity[:, :, 1:] & cavity[:, :, :-1]
+    steps = np.diff(hu, axis=2)[both]
+    return float(1.4826 * np.median(np.abs(steps - np.median(steps))) / np.sqrt(2))
 
 
 def find_cavity(hu: Grid, spacing_mm: tuple[float, float, float]) -> Bool[np.ndarray, "z y x"]:
@@ -192,20 +203,16 @@ def find_cavity(hu: Grid, spacing_mm: tuple[float, float, float]) -> Bool[np.nda
     opened = ndimage.binary_opening(cavity, structure=disc, iterations=n_opening)
     labelled, n = ndimage.label(opened)
     if n == 0:
-        return opened
+        return np.asarray(opened)
     largest = labelled == 1 + int(np.argmax(np.bincount(labelled.ravel())[1:]))
     # what lies wholly inside is calcification and belongs to the brain
-    return np.asarray(ndimage.binary_fill_holes(ndimage.binary_dilation(largest, structure=disc, iterations=2) & cavity))
-
-
-TEMPLATE_HU = ((-1000, -200, -60, 36, 48.5, 58, 75, 110, 200, 800), (-1000, -300, -60, 6, 28, 38, 50, 95, 350, 1500))
-"""HU of the template, whose grey values were turned back from Cormack units and averaged, and what they stand for."""
+    return np.asarray(
+        ndimage.binary_fill_holes(ndimage.binary_dilation(largest, structure=disc, iterations=2) & cavity)
+    )
 
 
 def template_atlas() -> Atlas:
-    """The mean head CT of the Clinical Toolbox, which the package brings."""
-    import os
-    from meddinov3_stroke.ct import read_volume
-
-    hu = read_volume(os.environ["SCCT"]).hu[:, ::-1, ::-1]
-    return atlas_of_grid(np.interp(hu, *TEMPLATE_HU).astype(np.float32), (2.0, 2.0, 2.0), "template", 0.0)
+    """The mean head CT of the Clinical Toolbox (Rorden et al. 2012; NOTICE), as the package brings it."""
+    with np.load(TEMPLATE, allow_pickle=False) as found:
+        hu = found["hu"].astype(np.float32)
+    return atlas_of_grid(hu, (2.0, 2.0, 2.0), "template")

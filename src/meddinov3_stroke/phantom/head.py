@@ -159,7 +159,7 @@ def _footprint(lesion: LesionSpec, head: HeadSpec) -> tuple[Float32[np.ndarray, 
 def push_tissue(
     points: Points, vault_mm: Field, head: HeadSpec, lesions: tuple[LesionSpec, ...]
 ) -> tuple[Points, Field, Field]:
-    """The part of the undisturbed brain now at each point: (place, depth below the inner table, squeeze: 1 closes sulci)."""
+    """(place, depth below the inner table, squeeze: 1 closes sulci) of the undisturbed brain now at each point."""
     squeeze = np.zeros_like(points.x)
     origin, depth = Points(*[axis.copy() for axis in points]), vault_mm.copy()
     for lesion in lesions:
