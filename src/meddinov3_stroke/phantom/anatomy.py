@@ -240,8 +240,13 @@ def build_brain(
     # the film of fluid over the convexity is uneven, and thin where the brain is pressed outwards
     film = head.csf_rim_mm * (0.55 + 0.4 * plane_waves(origin, random, 60.0, 4)) * (1 - squeeze)
     csf = _union(sulcal, film - moved_vault_mm, 0.4 - depth_mm)
-    ventricles, falx = _ventricles(side, head.ventricle_scale), _median_sheet(median, 0.7, 0.72, 36, 14)
-    return Brain(points, side, surface, depth_mm, vault_mm, csf, sulcal, ventricles, falx, midline, tentorium)
+    ventricles = _ventricles(side, head.ventricle_scale)
+    return Brain(points, side, surface, depth_mm, vault_mm, csf, sulcal, ventricles, falx(median), midline, tentorium)
+
+
+def falx(median: Points) -> Field:
+    """Distance into the falx; `median` is points whose x is their distance from the midline."""
+    return _median_sheet(median, 0.7, 0.72, 36, 14)
 
 
 def _median_sheet(median: Points, half_width_mm: float, flat: float, radius_mm: int, below_mm: int) -> Field:

@@ -89,11 +89,11 @@ def _voxel_ml(spec: PhantomSpec) -> float:
 def _grid(spec: PhantomSpec) -> tuple[Float64[np.ndarray, "4 4"], Points]:
     # the affine, rounded to what a NIfTI header can hold, and the head coordinates of every voxel centre
     affine: Float64[np.ndarray, "4 4"] = np.eye(4)
-    affine[:3, :3] = _rotation(0, spec.tilt_degrees) @ CANONICAL_TO_RAS @ np.diag(spec.spacing_mm)
+    affine[:3, :3] = rotation(0, spec.tilt_degrees) @ CANONICAL_TO_RAS @ np.diag(spec.spacing_mm)
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(spec.shape) - 1) / 2)  # the scanner's origin is the middle
     affine = affine.astype(np.float32).astype(np.float64)
     pose = np.eye(4)
-    pose[:3, :3] = _rotation(2, spec.rotation_degrees) @ _rotation(1, spec.roll_degrees)
+    pose[:3, :3] = rotation(2, spec.rotation_degrees) @ rotation(1, spec.roll_degrees)
     pose[:3, 3] = spec.centre_mm
     to_head = (pose @ affine).astype(np.float32)
     k, i, j = (np.arange(n, dtype=np.float32) for n in spec.shape)
@@ -101,7 +101,8 @@ def _grid(spec: PhantomSpec) -> tuple[Float64[np.ndarray, "4 4"], Points]:
     return affine, Points(x, y, z)
 
 
-def _rotation(axis: int, degrees: float) -> Float64[np.ndarray, "3 3"]:
+def rotation(axis: int, degrees: float) -> Float64[np.ndarray, "3 3"]:
+    """The matrix that turns head coordinates about an axis (0: x, 1: y, 2: z)."""
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     first, second = [(1, 2), (2, 0), (0, 1)][axis]
     matrix = np.eye(3)
@@ -119,11 +120,11 @@ def _head(spec: PhantomSpec, points: Points, gauge: Field, vault_mm: Field) -> t
     inside, depth_mm, vault_mm = points.at(cavity), depth_mm[cavity], vault_mm[cavity]
     to_table = 1 / gauge[cavity]
     surface = Points(inside.x * to_table, inside.y * to_table, inside.z * np.where(inside.z > 0, to_table, 1))
-    moved = _displace(inside, vault_mm, head, spec.lesions)
+    moved = push_tissue(inside, vault_mm, head, spec.lesions)
     brain = anatomy.build_brain(inside, surface, depth_mm, vault_mm, moved, head)
     tissue = anatomy.paint_brain(brain, head)
     mask = np.zeros(len(hu), dtype=np.uint8)
-    mask[cavity] = _paint_lesions(tissue, brain, spec)
+    mask[cavity] = paint_lesions(tissue, brain, head, spec.lesions, _voxel_ml(spec), head.seed)
     hu[cavity] += np.clip(depth_mm + 0.5, 0, 1) * (tissue - hu[cavity])
     return hu, mask
 
@@ -155,10 +156,10 @@ def _footprint(lesion: LesionSpec, head: HeadSpec) -> tuple[Float32[np.ndarray, 
     return middle, thickness, half_length, half_height
 
 
-def _displace(
+def push_tissue(
     points: Points, vault_mm: Field, head: HeadSpec, lesions: tuple[LesionSpec, ...]
 ) -> tuple[Points, Field, Field]:
-    # the part of the undisturbed brain now at each point: (place, depth below the inner table, squeeze: 1 closes sulci)
+    """(place, depth below the inner table, squeeze: 1 closes sulci) of the undisturbed brain now at each point."""
     squeeze = np.zeros_like(points.x)
     origin, depth = Points(*[axis.copy() for axis in points]), vault_mm.copy()
     for lesion in lesions:
@@ -202,17 +203,19 @@ def _push_apart(origin: Points, squeeze: Field, points: Points, vault_mm: Field,
     squeeze += np.abs(radius - before) * (0.7 / FULL_SQUEEZE_MM)
 
 
-def _paint_lesions(hu: Field, brain: Brain, spec: PhantomSpec) -> UInt8[np.ndarray, " n"]:
-    # the mask of the haemorrhages, which are painted into `hu`, in place
+def paint_lesions(
+    hu: Field, brain: Brain, head: HeadSpec, lesions: tuple[LesionSpec, ...], voxel_ml: float, seed: int
+) -> UInt8[np.ndarray, " n"]:
+    """The mask of the haemorrhages, which are painted into `hu`, in place."""
     mask = np.zeros(len(hu), dtype=np.uint8)
-    for index, lesion in enumerate(spec.lesions):
-        random = np.random.default_rng([spec.head.seed, 6, index])
-        rank, allowed = _rank(lesion, brain, spec.head, random)
+    for index, lesion in enumerate(lesions):
+        random = np.random.default_rng([seed, 6, index])
+        rank, allowed = _rank(lesion, brain, head, random)
         allowed &= (mask == 0) & (brain.depth_mm > CLEAR_OF_BONE_MM) & (hu < lesion.hu - MIN_RISE_HU)
         candidates = rank[allowed]
         if candidates.size == 0:
             continue
-        last = min(max(1, round(lesion.volume_ml / _voxel_ml(spec))), candidates.size) - 1
+        last = min(max(1, round(lesion.volume_ml / voxel_ml)), candidates.size) - 1
         limit = float(np.partition(candidates, last)[last])
         near = allowed & (rank < limit + 8 + lesion.oedema_mm)
         inside_mm, before = limit - rank[near], hu[near]

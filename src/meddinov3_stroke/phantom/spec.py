@@ -212,10 +212,11 @@ def _draw_lesions(
     if len(volumes_ml) != len(labels) or not all(volume > 0 for volume in volumes_ml):
         raise UsageError(f"phantom volumes_ml {list(volumes_ml)}: expected one positive volume for each of {labels}")
     streams = random.spawn(len(labels))
-    return tuple(_draw_lesion(*lesion) for lesion in zip(streams, labels, volumes_ml, strict=True))
+    return tuple(draw_lesion(*lesion) for lesion in zip(streams, labels, volumes_ml, strict=True))
 
 
-def _draw_lesion(random: np.random.Generator, label: str, volume_ml: Number) -> LesionSpec:
+def draw_lesion(random: np.random.Generator, label: str, volume_ml: Number) -> LesionSpec:
+    """A haemorrhage of one type and volume at one of the sites of that type."""
     sites = [site for site in SITES if site.label == label and site.max_ml >= min(volume_ml, MOST_DRAWN_ML[label])]
     weights = np.array([site.weight for site in sites])
     site = sites[int(random.choice(len(sites), p=weights / weights.sum()))]
