@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "meddinov3_stroke"
 MODULES = sorted(SOURCE.rglob("*.py"))
-MAX_LINES = 28_170
+MAX_LINES = 28_900
 """Lines under src/. The plan was 14,000 and has not been reached; lower this figure when the code shrinks. A later
 capability may raise it by at most 1,800, with the reason here. Raised by 60 for
 training curves without matplotlib; by 1,780 for the intended-use gate, the distance to the training set, and NIfTI,
@@ -22,12 +22,13 @@ checks before the work, one console. Ray workers, and predict and embed in worke
 in checkpoint and results, the exposure record, confident errors: 880. Object stores, staging and
 submission to Slurm: 640. Views of
 a slice and compressed patches: 720. Tokens of the head: 316. Heads on slices and patches,
-many fitted at once, sweep: 1,470."""
-MAX_FILES = 156
+many fitted at once, sweep: 1,470. The generator of scans: 560."""
+MAX_FILES = 159
 """Modules under src/. A later capability may raise this by at most 15, with the reason here. Raised by 10:
 charts, leases, codestreams, tars, grouping, ledger, cases, batch, status, doctor; ray_workers; foreign, saving,
 exposure, errors; staged, slurm, remote; views, extraction, basis; head_patches; bags,
-modules, shallow, registry, fitting, sweeping, sweep, scoring."""
+modules, shallow, registry, fitting, sweeping, sweep, scoring; atlas, generator,
+scanner."""
 MAX_LINES_BESIDE = {"script": 42, "tools": 387, "benchmarks": 2240}
 LONGEST_MODULE = 350
 LONGEST_FUNCTION = 60
