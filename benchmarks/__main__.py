@@ -27,6 +27,7 @@ NAMES = (
     "reading",
     "dicom_reading",
     "head_training",
+    "fits",
     "coverage",
 )
 """The modules of the suite, in the order they are measured."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,22 @@ class Series:
         pairs = zip(self.table.groups, self.extractions, strict=True)
         return [group for group, one in pairs if one.embeddings for _ in one.embeddings.slice_indices]
 
+    @cached_property
+    def _known_slices(self) -> dict[str, Any]:
+        return {} if self.slice_labels is None else read_series_slice_labels(self.slice_labels)
+
+    def warnings(self) -> list[str]:
+        """What is to be said of labels of slices."""
+        n = sum(str(uid) in self._known_slices for uid in self.table.frame["series_uid"])
+        if self.slice_labels is None or n == len(self.table):
+            return []
+        return [f"{self.slice_labels} has labels of slices for {n} of {len(self.table)} series, by series_uid"]
+
     def of_slices(self) -> tuple[Int8[np.ndarray, "slice label"] | None, Any]:
+        """(labels, positions in mm) of every slice, as far as the table of slice labels has them."""
         if self.slice_labels is None:
             return None, None
-        known = read_series_slice_labels(self.slice_labels)
-        labels, positions = [], []
+        known, labels, positions = self._known_slices, [], []
         for uid, one in zip(self.table.frame["series_uid"], self.extractions, strict=True):
             assert one.embeddings is not None
             found = known.get(str(uid), {})

@@ -151,6 +151,7 @@ def test_slice_labels_beside_the_table_are_learned_and_judged(table: Path, head_
     [
         (["--heads", "forest"], "--heads forest: expected some of mlp"),
         (["--heads", "evidence"], "none of the views is for it"),
+        (["--position"], "--position needs the heights of slices"),
         (["--folds", "9"], "expected 2 to 6, the number of patients"),
         (["--views", "patches4", "--heads", "evidence"], "no basis for view patches4"),
     ],

@@ -11,6 +11,7 @@ import tyro
 
 from meddinov3_stroke import config
 from meddinov3_stroke.config import AnyHeadConfig
+from meddinov3_stroke.errors import UsageError
 from meddinov3_stroke.options import CohortOptions, ForceOption, OutputDir
 from meddinov3_stroke.system.command import Range, log_warnings, run_command
 from meddinov3_stroke.system.provenance import ending, provenance
@@ -87,6 +88,7 @@ def run(args: Args) -> dict[str, Any]:
     found = [*cohort.extractor.backbone.warnings, *table.warnings]
     found += [*rsna.require_within_cap(cohort.invalid_report(), args.max_invalid), *cohort.audit()]
     sweep = _sweep(args, cohort)
+    found += sweep.series.warnings()
     rows = leaderboard(sweep, candidates, args.resamples, args.head.seed)
     best, warnings = refit(sweep, candidates, rows[0], args.output_dir / "best.pt")
     document = {
@@ -117,9 +119,12 @@ def _sweep(args: Args, cohort: Any) -> Any:
     from meddinov3_stroke.data.slice_labels import SLICE_LABELS
     from meddinov3_stroke.features import EmbeddingStore
     from meddinov3_stroke.sweeping import Series, Sweep, folds_of
+    from meddinov3_stroke.system.digest import sha256_of_file
 
     beside = args.series_csv.parent / SLICE_LABELS
     labels = args.slice_labels or (beside if beside.exists() else None)
+    if args.head.position and labels is None:
+        raise UsageError("--position needs the heights of slices; name their table with --slice-labels")
     kept = [k for k, one in enumerate(cohort.extractions[NAME]) if one.embeddings is not None]
     table = cohort.tables[NAME].take(kept)
     found = tuple(cohort.extractions[NAME][k] for k in kept)
@@ -130,7 +135,7 @@ def _sweep(args: Args, cohort: Any) -> Any:
         "series_csv": table.sha256,
         "rows": list(table.rows),
         "pool_mode": cohort.pool_mode,
-        "slice_labels": None if labels is None else labels.stat().st_mtime_ns,
+        "slice_labels": None if labels is None else sha256_of_file(labels),
     }
     about.pop("views", None)
     return Sweep(series, folds, args.head, args.seeds, args.output_dir / "fits", about)
