@@ -131,6 +131,24 @@ def test_heads_that_train_together_are_those_that_train_alone(kind: str) -> None
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
+def test_a_head_depends_on_its_training_rows_alone(kind: str) -> None:
+    data = data_for(kind, 24)
+    train = np.arange(16)
+    held = slice(16, None) if data.starts is None else slice(int(data.starts[16]), None)
+    values, labels = data.embeddings.copy(), data.labels.copy()
+    values[held] += 5.0
+    labels[16:] = 1 - labels[16:]
+    of_slices = None if data.slice_labels is None else data.slice_labels.copy()
+    if of_slices is not None:
+        of_slices[held] = 1
+    other = replace(data, embeddings=values, labels=labels, slice_labels=of_slices)
+    config = AnyHeadConfig(head=kind, epochs=2, dropout=0.0, hidden_dim=8, batch_size=8)
+    heads = [fit_heads([Fit(config, train)], one)[0] for one in (data, other)]
+    for name, tensor in heads[0].state.items():
+        assert np.array_equal(tensor, heads[1].state[name]), name
+
+
 def test_codes_with_a_scale_are_the_values_they_stand_for() -> None:
     data = cases(20, 1, "patches")
     scale = np.linspace(0.1, 0.6, DIM).astype(np.float32)

@@ -115,6 +115,11 @@ def _weights(labels: np.ndarray, cap: float = POS_WEIGHT_CAP) -> Float64[np.ndar
     return np.where(has_positive, positive_weights(np.where(has_positive, labels, 1), cap), 1.0)
 
 
+def _slice_weights(labels: Int8[np.ndarray, "slice label"]) -> Float64[np.ndarray, " label"]:
+    positive, negative = (labels == 1).sum(axis=0), (labels == 0).sum(axis=0)
+    return np.asarray(np.clip(negative / np.maximum(positive, 1), 1, SLICE_POS_WEIGHT_CAP))
+
+
 class _Group:
     """Heads of one shape: their weights are stacked, their batches differ."""
 
@@ -150,10 +155,9 @@ class _Group:
         self.slice_labels = torch.from_numpy(unknown if data.slice_labels is None else data.slice_labels)
         positions = np.zeros(n, dtype=np.float32) if data.positions_mm is None else data.positions_mm
         self.positions = torch.from_numpy(position_inputs(positions))
-        known = unknown if data.slice_labels is None else data.slice_labels
-        positive, negative = (known == 1).sum(axis=0), (known == 0).sum(axis=0)
-        ratio = np.clip(negative / np.maximum(positive, 1), 1, SLICE_POS_WEIGHT_CAP)
-        self.slice_weight = torch.tensor(ratio, dtype=torch.float32, device=self.device)
+        of_training = [taken(data, fit.train).slice_labels for fit in self.fits]
+        ratios = np.stack([np.ones(n_labels) if one is None else _slice_weights(one) for one in of_training])
+        self.slice_weight = torch.tensor(ratios, dtype=torch.float32, device=self.device)[:, None, None]
 
     def train(self) -> list[FittedHead]:
         """The heads, each at its best epoch by validation, or the last."""
