@@ -14,6 +14,7 @@ from jaxtyping import Float64, Int8, Int64
 
 from meddinov3_stroke.config import POS_WEIGHT_CAP, AnyHeadConfig
 from meddinov3_stroke.data import SeriesTable
+from meddinov3_stroke.data.exposure import digests_of
 from meddinov3_stroke.data.slice_labels import read_series_slice_labels
 from meddinov3_stroke.data.splits import stratify
 from meddinov3_stroke.errors import DatasetError, UsageError
@@ -263,14 +264,13 @@ def refit(
 ) -> tuple[dict[str, Any], list[str]]:
     """The best candidate fitted on every row, written as a checkpoint with thresholds from the held-out predictions."""
     from meddinov3_stroke.heads.fitting import Fit, fit_heads
-    from meddinov3_stroke.heads.training import positive_weights
+    from meddinov3_stroke.heads.training import fit_distribution, positive_weights
 
     (candidate,) = [one for one in candidates if (one.view.name, one.head) == (best["view"], best["head"])]
     data = sweep.series.data(candidate.view, candidate.takes)
     config = candidate.config(sweep.plain, sweep.seeds[0])
     (head,) = fit_heads([Fit(config, np.arange(len(data.labels)))], data)
-    ((_, outputs),) = sweep.predictions([candidate])
-    mean = np.mean([output.probabilities for output in outputs], axis=0)
+    ((_, (held_out, *_)),) = sweep.predictions([candidate])  # of the seed that is fitted
     extractor = sweep.series.extractions[0].embeddings
     assert extractor is not None
     has_both = data.labels.any(axis=0)
@@ -284,16 +284,17 @@ def refit(
         pool_mode=sweep.series.pool_mode if candidate.takes == "rows" else candidate.takes,
         resize=extractor.resize,
         backbone=asdict(extractor.backbone),
-        thresholds=youden_thresholds(data.labels, mean, LABELS),
+        thresholds=youden_thresholds(data.labels, held_out.probabilities, LABELS),
         pos_weight=dict(zip(LABELS, weights.tolist(), strict=True)),
         seed=config.seed,
         epoch=head.epoch,
         metric_name=RANKED_BY,
         best_metric=best["macro"]["auroc"]["value"],
         view=candidate.view,
+        distribution=fit_distribution(data.embeddings) if candidate.takes == "rows" else None,
+        seen={"training": digests_of(data.groups, data.pixels, data.embeddings if candidate.takes == "rows" else None)},
     )
-    logits = np.mean([output.logits for output in outputs], axis=0)
-    found, warnings = calibration_of(data, logits, LABELS, config.seed)
+    found, warnings = calibration_of(data, held_out.logits, LABELS, config.seed)
     checkpoint = replace(checkpoint, **found)
     about = {"view": candidate.view.name, "head": candidate.head, "checkpoint": str(path)}
     return about | {"sha256": save_checkpoint(path, checkpoint)}, warnings

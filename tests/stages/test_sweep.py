@@ -118,6 +118,7 @@ def test_predict_gives_what_the_head_gives(table: Path, head: str, monkeypatch: 
     assert main([*WORDS, *words, "--heads", head, *(() if head == "evidence" else ("evidence",)), "-o", "out"]) == 0
     checkpoint = load_checkpoint(Path("out/best.pt"))
     assert checkpoint.arch == head
+    assert len((checkpoint.seen or {})["training"]["patients"]) == N // 2
     predictor = ICHPredictor.load(
         "out/best.pt", backbone="demo", engine="openvino", precision="fp32", device="cpu", force=True
     )
