@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "src" / "meddinov3_stroke").rglob("*.py"))
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "README.zh-CN.md"]
 FLAG = r"(?<![\w-])--[a-z][\w-]*"
-OF_OTHERS = {"--array", "--dereference", "--hard-dereference", "--force-reinstall"}
+OF_OTHERS = {"--array", "--dereference", "--hard-dereference", "--force-reinstall", "--me", "--name"}
 """Flags of sbatch, tar and pip that messages name."""
 
 

@@ -117,11 +117,12 @@ def test_a_run_that_is_killed_before_files_are_removed_loses_and_repeats_nothing
     assert {path.name: path.read_bytes() for path in (cache / COMPACTED).iterdir()} == shards
 
 
-def test_what_float16_cannot_hold_and_other_views_stay(cache: Path, capsys) -> None:
+def test_what_float16_cannot_hold_and_patches_stay(cache: Path, capsys) -> None:
     large, other = entry(30), entry(31)
     large.arrays["cls"][0, 0] = 1e6
     EmbeddingStore(cache).put(key(30), large)
-    EmbeddingStore(cache).put(key(31), Entry(other.arrays, {**other.metadata, "view": "another"}))
+    patches = {"patches": np.zeros((2, 4, 3), dtype=np.float16), "slice_indices": np.arange(2)}
+    EmbeddingStore(cache).put(key(31), Entry(patches, {**other.metadata, "view": "patches"}))
     run("compact", cache, "--json")
     assert json.loads(capsys.readouterr().out)["n_left"] == 2
     assert {path.name.removesuffix(".emb") for path in single_files(cache)} == {key(30), key(31)}

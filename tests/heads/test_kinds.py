@@ -98,7 +98,7 @@ def test_numpy_gives_what_the_torch_module_gives(kind: str, pool: str, hidden: i
 @pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
 def test_every_kind_learns_and_finds_the_slice(kind: str) -> None:
     data, other = data_for(kind, 160, 1), data_for(kind, 80, 2)
-    config = HeadConfig(
+    config = AnyHeadConfig(
         head=kind, epochs=25, lr=0.02, hidden_dim=16 if kind == "mil" else 0, dropout=0.0, batch_size=16
     )
     (head,) = fit_heads([Fit(config, np.arange(160))], data)

@@ -25,6 +25,10 @@ WRITES = {
         "--series-csv absent.csv --output-dir OUT --cache-dir fine",
         "--series-csv absent.csv --output-dir fine --cache-dir OUT",
     ],
+    "sweep": [
+        "--series-csv absent.csv --backbone demo --output-dir OUT --cache-dir cache",
+        "--series-csv absent.csv --backbone demo --output-dir out --cache-dir OUT",
+    ],
     "train-rsna": [
         "--series-csv absent.csv --output-dir OUT --cache-dir fine --checkpoints-dir fine",
         "--series-csv absent.csv --output-dir fine --cache-dir OUT --checkpoints-dir fine",

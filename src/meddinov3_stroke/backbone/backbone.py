@@ -124,7 +124,7 @@ class Backbone:
         They differ from those of `tokens` in their last bits (3e-7), because the last block computes nothing else.
         Embeddings, cached or not, are always these. Raises MachineError if one slice alone does not fit in memory.
         """
-        return self._by_length(pixels, self._only_cls, most)[0]
+        return self._by_length(pixels, lambda some, kept: (self._engine.class_tokens(*_given(some, kept)),), most)[0]
 
     def features(self, pixels: Pixels, most: int | None = None) -> Features:
         """Class tokens to the bits of `class_tokens`, patch tokens, and class tokens after four blocks, in one pass."""
@@ -144,9 +144,6 @@ class Backbone:
         """Class tokens and patch tokens (row-major) of prepared pixels; otherwise as `class_tokens`."""
         cls, patches = self._by_length(pixels, lambda *some: self._engine.tokens(*_given(*some)), most)
         return cls, patches
-
-    def _only_cls(self, pixels: Pixels, kept: Kept | None) -> tuple[ClassTokens]:
-        return (self._engine.class_tokens(*_given(pixels, kept)),)
 
     def _by_length(self, pixels: Pixels, infer: Infer, most: int | None = None) -> tuple[np.ndarray, ...]:
         """What `infer` gives for the slices: those with patches `LEFT_OUT` in passes of one length, whose patch tokens

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from meddinov3_stroke.backbone.architecture import Pixels
 from meddinov3_stroke.ct import OpenedInput, Reader, Source, open_input, source_path
 from meddinov3_stroke.ct.scope import judge, require_in_scope
 from meddinov3_stroke.errors import MissingInput, StorageError
-from meddinov3_stroke.features.extraction import Case, Extraction, UnusableInputError, ends_one_input
+from meddinov3_stroke.features.extraction import Case, Extraction, UnusableInputError, ends_one_input, of_cases
 from meddinov3_stroke.features.extractor import FeatureExtractor, Tokens, naming, rows_of
 from meddinov3_stroke.features.leases import Leases
 from meddinov3_stroke.features.memory import InputMemory
@@ -128,6 +129,7 @@ class _Run:
     check: Callable[[Volume], object]
     force: bool
     reader: Reader
+    lock: Lock = field(default_factory=Lock)
     postponed: list[Case] = field(default_factory=list)  # cases that other runs are computing, in order
     begun: set[str] = field(default_factory=set)  # keys of the inputs being embedded or stored in this run
     rows: deque[Case] = field(default_factory=deque)  # cases not yet yielded, in order
@@ -249,13 +251,14 @@ class _Run:
 
     def _cached(self, case: Case, source: Source) -> Extraction | None:
         """The extraction of a case if the store has all its views; those it has are no longer missing."""
-        for view in list(case.missing):
-            if self.store is None or (entry := self.store.get(case.keys[view])) is None:
-                continue
-            case.missing.remove(view)
-            if view == self.extractor.views[0]:
-                case.embeddings = entry.embeddings(source_path(source), self.extractor.identity)
-            self._keep(case, view, entry)
+        with self.lock:  # the thread that reads looks too, while another run computes the case
+            for view in list(case.missing):
+                if self.store is None or (entry := self.store.get(case.keys[view])) is None:
+                    continue
+                case.missing.remove(view)
+                if view == self.extractor.views[0]:
+                    case.embeddings = entry.embeddings(source_path(source), self.extractor.identity)
+                self._keep(case, view, entry)
         if case.missing or case.embeddings is None:
             return None
         with ends_one_input():
@@ -290,19 +293,13 @@ class _Run:
             rows = [self.waiting.popleft() for _ in range(min(batch, len(self.waiting)))]
             tokens: dict[Case, dict[str, Tokens]] = {case: {} for case, _ in rows}
             for name in dict.fromkeys(name for _, inputs in rows for name in inputs):
-                for case, own in self._infer(name, [(case, inputs[name]) for case, inputs in rows if name in inputs]):
+                given = [(case, inputs[name]) for case, inputs in rows if name in inputs]
+                views = {view for case, _ in given for view in case.missing if view.input == name}
+                found = self.extractor.infer(np.stack([pixels for _, pixels in given]), views)
+                for case, own in of_cases(found, [case for case, _ in given]):
                     tokens[case][name] = own
             for case, n in Counter(case for case, _ in rows).items():
                 self._take_tokens(case, n, tokens[case])
-
-    def _infer(self, name: str, rows: list[tuple[Case, np.ndarray]]) -> Iterator[tuple[Case, Tokens]]:
-        """The tokens of each case's slices that are given to the engine in one way."""
-        views = {view for case, _ in rows for view in case.missing if view.input == name}
-        cls, patches, blocks = self.extractor.infer(np.stack([pixels for _, pixels in rows]), views)
-        start = 0
-        for case, n in Counter(case for case, _ in rows).items():
-            own = slice(start, start := start + n)
-            yield case, (cls[own], None if patches is None else patches[own], None if blocks is None else blocks[own])
 
     def _take_tokens(self, case: Case, n_slices: int, tokens: Mapping[str, Tokens]) -> None:
         assert case.input is not None

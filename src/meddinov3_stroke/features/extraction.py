@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from meddinov3_stroke.errors import (
     UnsupportedInput,
     UsageError,
 )
+from meddinov3_stroke.features.extractor import Tokens
 from meddinov3_stroke.features.store import Entry
 from meddinov3_stroke.types import SliceEmbeddings, Volume
 from meddinov3_stroke.views import View
@@ -107,3 +109,13 @@ def ends_one_input() -> Iterator[None]:
         raise
     except (InputError, OutOfScope, MachineError, UsageError) as error:
         raise UnusableInputError(error) from error
+
+
+def of_cases(tokens: Tokens, cases: list[Case]) -> Iterator[tuple[Case, Tokens]]:
+    """The tokens of each case's slices."""
+    start = 0
+    for case, n in Counter(cases).items():
+        own = slice(start, start := start + n)
+        cls, patches, blocks = (None if one is None else one[own] for one in tokens)
+        assert cls is not None
+        yield case, (cls, patches, blocks)

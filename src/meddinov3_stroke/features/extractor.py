@@ -173,19 +173,15 @@ class FeatureExtractor:
             yield {name: self._pixels(volume, some, view) for name, view in different.items()}
 
     def _pixels(self, volume: Volume, some: Int64[np.ndarray, " n"], view: View) -> Pixels:
-        pixels = self._full_pixels(volume, some, view.window)
-        return self.backbone.without_air(pixels, volume.hu_slices(some)) if view.head_only else pixels
-
-    def _full_pixels(self, volume: Volume, some: Int64[np.ndarray, " n"], window: str) -> Pixels:
-        prepare = self.backbone.prepare
-        if window in WINDOWS_HU:
-            return prepare(volume.hu_slices(some), self.resize, WINDOWS_HU[window])
-        if window == "native":
-            return prepare(volume.hu_slices(some), self.resize)
-        around = np.clip(some[:, None] + np.array([-1, 0, 1]), 0, volume.n_slices - 1)  # the end slices twice
-        needed, places = np.unique(around, return_inverse=True)
-        pixels: Pixels = prepare(volume.hu_slices(needed), self.resize)[places.reshape(around.shape), 0]
-        return pixels
+        prepare, hu = self.backbone.prepare, volume.hu_slices(some)
+        if view.window == "neighbours":
+            around = np.clip(some[:, None] + np.array([-1, 0, 1]), 0, volume.n_slices - 1)  # the end slices twice
+            needed, places = np.unique(around, return_inverse=True)
+            pixels: Pixels = prepare(volume.hu_slices(needed), self.resize)[places.reshape(around.shape), 0]
+        else:
+            window = WINDOWS_HU.get(view.window)
+            pixels = prepare(hu, self.resize) if window is None else prepare(hu, self.resize, window)
+        return self.backbone.without_air(pixels, hu) if view.head_only else pixels
 
     def infer(self, pixels: Pixels, views: Collection[View]) -> Tokens:
         """Class tokens of one input and, if one of the views needs them, patch tokens and block outputs."""

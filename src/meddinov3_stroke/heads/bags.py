@@ -5,8 +5,9 @@ A slice gives a logit a label, and the slices of a case are pooled. `heads.modul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -144,23 +145,20 @@ def _has_valid(params: Params) -> bool:
     return is_built and params.get("pool") in POOLS and type(params.get("position")) is bool
 
 
-def bag_head(kind: str, takes: Literal["slices", "patches"], case: Callable[..., Case]) -> Architecture:
-    """The registry's entry of one of these heads."""
+def _module(kind: str, params: Params, input_dim: int, n_labels: int) -> Any:
+    from meddinov3_stroke.heads.modules import BagHead
 
-    def module(params: Params, input_dim: int, n_labels: int) -> Any:
-        from meddinov3_stroke.heads.modules import BagHead
-
-        return BagHead(kind, params, shapes(params, input_dim, n_labels))
-
-    def shapes(params: Params, input_dim: int, n_labels: int) -> dict[str, tuple[int, ...]]:
-        return _shapes(kind, params, input_dim, n_labels)
-
-    return Architecture(shapes, None, module, _has_valid, takes=takes, case=case)
+    return BagHead(kind, params, _shapes(kind, params, input_dim, n_labels))
 
 
 BAG_HEADS: Mapping[str, Architecture] = {
-    "slices": bag_head("slices", "slices", slices_case),
-    "mil": bag_head("mil", "slices", mil_case),
-    "gru": bag_head("gru", "slices", gru_case),
-    "evidence": bag_head("evidence", "patches", evidence_case),
+    kind: Architecture(
+        partial(_shapes, kind),
+        None,
+        partial(_module, kind),
+        _has_valid,
+        "patches" if kind == "evidence" else "slices",
+        case,
+    )
+    for kind, case in (("slices", slices_case), ("mil", mil_case), ("gru", gru_case), ("evidence", evidence_case))
 }

@@ -1,4 +1,4 @@
-"""The kinds of head, by the name that `--head` and checkpoints give them. A new kind is one file and one line here."""
+"""The kinds of head, by the name that checkpoints give them. A new kind is one file, and one line here."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def train_epochs(
     dim, n_labels = train.embeddings.shape[1], train.labels.shape[1]
     make = ARCHITECTURES[config.arch].module
     if make is None or ARCHITECTURES[config.arch].takes != "rows":
-        raise UsageError(f"--head {config.arch}: this command trains mlp heads; use sweep")
+        raise UsageError(f"head {config.arch}: this command trains mlp heads; use sweep")
     head = make(config.params, dim, n_labels).to(device)
     loss_function = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(pos_weight, dtype=torch.float32, device=device))
     order = torch.Generator().manual_seed(config.seed)
