@@ -70,6 +70,15 @@ def test_a_code_is_within_half_a_step_of_its_coordinate_unless_it_is_at_the_limi
     assert (np.sign(codes) == np.sign(exact))[~inside].all()
 
 
+def test_codes_are_rounded_exactly_so_that_they_do_not_depend_on_threads() -> None:
+    patches = correlated(20_000, dim=256)
+    basis = principal_components(patches, 64)
+    exact = np.einsum(
+        "nd,dk->nk", *(one.astype(np.longdouble) for one in (patches - basis.mean.astype(np.float64), basis.components))
+    )
+    np.testing.assert_array_equal(basis.codes(patches), (exact / basis.scale).round().clip(-127, 127))
+
+
 def test_more_components_lose_less() -> None:
     patches = correlated()
     kept = [compression_loss(principal_components(patches, k), patches)["explained_variance"] for k in (2, 4, 8, 16)]

@@ -107,8 +107,11 @@ class PatchBasis:
         return hashlib.sha256(content).hexdigest()
 
     def codes(self, patches: Float[np.ndarray, "*n patch dim"]) -> Int8[np.ndarray, "*n patch k"]:
-        """Patch tokens as multiples of `scale` along the components, within -127 and 127."""
-        steps = ((patches.astype(np.float32) - self.mean) @ self.components) / self.scale
+        """Patch tokens as multiples of `scale` along the components, within -127 and 127.
+
+        In float64: the float32 product depends on the number of BLAS threads, which would flip a code in a million.
+        """
+        steps = ((patches.astype(np.float64) - self.mean) @ self.components.astype(np.float64)) / self.scale
         return np.asarray(np.clip(np.rint(steps), -LIMIT, LIMIT).astype(np.int8))
 
     def values(self, codes: Int8[np.ndarray, "*n patch k"]) -> Float32[np.ndarray, "*n patch k"]:
